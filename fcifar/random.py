@@ -1,0 +1,280 @@
+"""Keys and draws, bit for bit those of ``jax.random``.
+
+A key is a value, not a generator: the same key gives the same draw, for ever and everywhere.
+``split`` and ``fold_in`` make new keys out of old ones; nothing here has a state.
+
+The cipher is threefry2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", 2011), and the counters are laid out as in JAX's partitionable mode:
+element ``i`` of a draw, in row-major order, is the cipher's output at counter ``i``. Hence it does
+not depend on how many elements are drawn. Everything up to ``uniform`` on [0, 1) is integer
+arithmetic, exact on any device and in any version, in eager mode, compiled, or under ``vmap``.
+
+``bits``, ``uniform``, ``bernoulli``, ``randint``, ``permutation``, ``split`` and ``fold_in`` equal
+``jax.random`` exactly. ``normal`` and ``truncated_normal`` agree to 4 units in the last place, for
+the logarithm inside is not the same code. The draws are float32 or int64 tensors on the key's
+device.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Key = Tensor  # int64 [2], each word in [0, 2**32)
+
+_WORD = 0xFFFF_FFFF
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD1_1BDA
+
+
+def key(seed: int, *, device: torch.device | str | None = None) -> Key:
+    """The key of an integer seed: int64 [2], holding ``[0, seed mod 2**32]`` as JAX does.
+
+    Raises:
+        ValueError: ``seed`` lies outside [-2**31, 2**32), where distinct seeds would collide.
+    """
+    if not -(2**31) <= seed < 2**32:
+        raise ValueError(f"seed {seed} is outside [-2**31, 2**32); choose one inside")
+    return torch.tensor([0, seed & _WORD], dtype=torch.int64, device=device)
+
+
+def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
+    """``num`` independent keys: int64 [num, 2], or [*num, 2] for a shape. Row i is fold_in(key, i).
+
+    ``a, b = split(key)`` is the usual way to write it.
+    """
+    shape = (num,) if isinstance(num, int) else tuple(num)
+    return _to_words(torch.stack(_cipher(key, _counters(key, shape)), dim=-1))
+
+
+def fold_in(key: Key, data: int | Tensor) -> Key:
+    """The key for ``data`` under ``key``: int64 [2].
+
+    ``data`` is an integer or a 0-d integer tensor, taken modulo 2**32. ``fold_in(key, step)`` is
+    how a training step gets a key that depends on where it is and not on how it came there.
+    """
+    if not isinstance(data, Tensor):
+        data = torch.tensor(data & _WORD, device=key.device)
+    return _to_words(torch.stack(_cipher(key, data.to(torch.int32)), dim=-1))
+
+
+def bits(key: Key, shape: Sequence[int] = ()) -> Tensor:
+    """Uniform 32-bit words: int64 tensor of ``shape`` with values in [0, 2**32)."""
+    return _to_words(_bits(key, shape))
+
+
+def uniform(
+    key: Key, shape: Sequence[int] = (), minval: float = 0.0, maxval: float = 1.0
+) -> Tensor:
+    """Uniform float32 in [minval, maxval): multiples of 2**-23, scaled and shifted.
+
+    Raises:
+        ValueError: not ``minval < maxval``.
+    """
+    if not minval < maxval:
+        raise ValueError(f"uniform needs minval < maxval, not {minval} and {maxval}")
+    unit = _unit(key, shape)
+    if minval == 0.0 and maxval == 1.0:
+        return unit
+    low, high = (
+        torch.full((), v, dtype=torch.float32, device=key.device) for v in (minval, maxval)
+    )
+    return torch.maximum(low, unit * (high - low) + low)
+
+
+def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] | None = None) -> Tensor:
+    """Boolean draws that are true with probability ``p``.
+
+    ``p`` is a number in [0, 1] or a tensor that broadcasts to ``shape``; ``shape`` defaults to its
+    shape.
+    """
+    p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
+    return _unit(key, p.shape if shape is None else shape) < p
+
+
+def randint(key: Key, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
+    """Uniform integers in [minval, maxval): int64 of ``shape``.
+
+    Two words make each draw, so the bias of the remainder is below 2**-32 of the span.
+
+    Raises:
+        ValueError: not ``minval < maxval``, or the bounds do not fit in 32 bits.
+    """
+    if not minval < maxval:
+        raise ValueError(f"randint needs minval < maxval, not {minval} and {maxval}")
+    if minval < -(2**31) or maxval > 2**31:
+        raise ValueError(f"randint needs bounds in [-2**31, 2**31], not {minval} and {maxval}")
+    span = maxval - minval
+    multiplier = ((2**16 % span) ** 2 & _WORD) % span
+    high, low = (bits(k, shape) % span for k in split(key))
+    # Modulo 2**32 as in JAX; the int64 product may wrap, its low word is right all the same.
+    return ((high * multiplier + low) & _WORD) % span + minval
+
+
+def permutation(key: Key, x: int | Tensor) -> Tensor:
+    """A uniformly random order.
+
+    An integer n gives int64 [n], the numbers below n in a random order. A tensor gives its rows
+    (first axis) in a random order.
+    """
+    values = torch.arange(x, device=key.device) if isinstance(x, int) else x
+    n = values.shape[0]
+    # Sorting by random words: enough rounds that ties do not matter (as many as JAX makes).
+    rounds = math.ceil(3 * math.log(max(n, 1)) / math.log(_WORD))
+    order = torch.arange(n, device=key.device)
+    for _ in range(rounds):
+        key, subkey = split(key)
+        order = order[torch.argsort(bits(subkey, (n,)), stable=True)]
+    return values[order]
+
+
+def normal(key: Key, shape: Sequence[int] = ()) -> Tensor:
+    """Standard normal float32 draws, by the inverse of the error function."""
+    open_below = -1.0 + 2.0**-24  # the float32 that follows -1
+    return _SQRT2 * _erfinv(uniform(key, shape, open_below, 1.0))
+
+
+def truncated_normal(key: Key, lower: float, upper: float, shape: Sequence[int] = ()) -> Tensor:
+    """Standard normal float32 draws conditioned on lying in (lower, upper).
+
+    Raises:
+        ValueError: not ``lower < upper``.
+    """
+    if not lower < upper:
+        raise ValueError(f"truncated_normal needs lower < upper, not {lower} and {upper}")
+    a, b = math.erf(lower / math.sqrt(2)), math.erf(upper / math.sqrt(2))
+    draws = _SQRT2 * _erfinv(uniform(key, shape, a, b))
+    low, high = torch.tensor([lower, upper], dtype=torch.float32)
+    return draws.clamp(
+        float(torch.nextafter(low, high)),
+        float(torch.nextafter(high, low)),
+    )
+
+
+def gumbel(key: Key, shape: Sequence[int] = ()) -> Tensor:
+    """Standard Gumbel float32 draws, ``-log(-log(u))``."""
+    smallest = torch.finfo(torch.float32).tiny
+    return -torch.log(-torch.log(uniform(key, shape, smallest, 1.0)))
+
+
+def categorical(
+    key: Key, logits: Tensor, axis: int = -1, shape: Sequence[int] | None = None
+) -> Tensor:
+    """Draws from the categorical distributions of ``logits`` along ``axis``: int64.
+
+    ``shape`` defaults to the shape of ``logits`` without ``axis`` and must end in it; leading axes
+    are independent draws. The method is the Gumbel-max trick.
+    """
+    axis = axis % logits.ndim - logits.ndim  # counted from the end, for leading axes may come
+    batch = list(logits.shape)
+    batch.pop(axis)
+    full = list(batch if shape is None else shape)
+    if len(batch) and full[-len(batch) :] != batch:
+        raise ValueError(f"categorical needs a shape that ends in {batch}, not {full}")
+    full.insert(len(full) + axis + 1, logits.shape[axis])
+    return torch.argmax(gumbel(key, full) + logits, dim=axis)
+
+
+# The cipher --------------------------------------------------------------------------------------
+# Words are int32 in here: additions wrap, which is the arithmetic modulo 2**32 that threefry wants,
+# and half the memory traffic of int64.
+
+
+def _threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0, x1 = x0 + k0, x1 + k1
+    for i in range(5):
+        for r in _ROTATIONS[i % 2]:
+            x0 = x0 + x1
+            x1 = _rotate_left(x1, r) ^ x0
+        x0 = x0 + schedule[(i + 1) % 3]
+        x1 = x1 + schedule[(i + 2) % 3] + (i + 1)
+    return x0, x1
+
+
+def _rotate_left(x: Tensor, r: int) -> Tensor:
+    return (x << r) | _shift_right(x, 32 - r)
+
+
+def _shift_right(x: Tensor, r: int) -> Tensor:
+    return (x >> r) & ((1 << (32 - r)) - 1)  # >> copies the sign; the mask takes the copies away
+
+
+def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
+    if key.shape != (2,) or key.dtype != torch.int64:
+        raise ValueError(
+            f"a key is an int64 tensor of shape [2], not {key.dtype} {list(key.shape)}; "
+            "use torch.vmap to draw for several keys"
+        )
+    k0, k1 = key.to(torch.int32).unbind()
+    return _threefry2x32(k0, k1, torch.zeros_like(counters), counters)
+
+
+def _counters(key: Key, shape: Sequence[int]) -> Tensor:
+    size = math.prod(shape)
+    if size >= 2**31:
+        raise ValueError(f"one draw has fewer than 2**31 elements, not {size}; split the key")
+    return torch.arange(size, dtype=torch.int32, device=key.device).reshape(tuple(shape))
+
+
+def _bits(key: Key, shape: Sequence[int]) -> Tensor:
+    y0, y1 = _cipher(key, _counters(key, shape))
+    return y0 ^ y1
+
+
+def _to_words(x: Tensor) -> Tensor:
+    return x.to(torch.int64) & _WORD
+
+
+def _unit(key: Key, shape: Sequence[int]) -> Tensor:
+    return _shift_right(_bits(key, shape), 9).to(torch.float32) * 2.0**-23
+
+
+def _scalar(value: float, like: Tensor) -> Tensor:
+    return torch.full((), value, dtype=torch.float32, device=like.device)
+
+
+# The inverse error function ----------------------------------------------------------------------
+# Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single precision; it is
+# what XLA computes. torch.erfinv is more exact and up to 90 units in the last place away from it.
+
+_SQRT2 = 1.4142135381698608  # the square root of two, rounded to float32
+_CENTRE = (
+    2.81022636e-08,
+    3.43273939e-07,
+    -3.5233877e-06,
+    -4.39150654e-06,
+    0.00021858087,
+    -0.00125372503,
+    -0.00417768164,
+    0.246640727,
+    1.50140941,
+)
+_TAIL = (
+    -0.000200214257,
+    0.000100950558,
+    0.00134934322,
+    -0.00367342844,
+    0.00573950773,
+    -0.0076224613,
+    0.00943887047,
+    1.00167406,
+    2.83297682,
+)
+
+
+def _erfinv(x: Tensor) -> Tensor:
+    w = -torch.log1p(-x * x)
+    return x * torch.where(
+        w < 5.0,
+        _horner(_CENTRE, w - 2.5),
+        _horner(_TAIL, torch.sqrt(w) - 3.0),
+    )
+
+
+def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    value = torch.full_like(x, coefficients[0])
+    for c in coefficients[1:]:
+        value = value * x + c
+    return value

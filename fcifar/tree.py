@@ -1,0 +1,113 @@
+"""Pytrees: the one place that knows optree.
+
+A tree is made of ``NamedTuple`` s, tuples, lists and dicts with tensors at the leaves. ``None`` is
+not a leaf. Dicts are visited in the sorted order of their keys, so that two dicts that hold the
+same things are the same tree.
+
+The containers are kept to these few because optree, ``torch.vmap`` and ``torch.compile`` all treat
+them alike.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+Tree = Any  # a nested structure of tensors; Python's type system cannot say more
+
+
+def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply ``function`` to corresponding leaves; the result has the structure of ``tree``."""
+    return optree.tree_map(function, tree, *rest)
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """The leaves in traversal order."""
+    return optree.tree_leaves(tree)
+
+
+def flatten(tree: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
+    """The leaves, and the function that puts leaves back into the same structure."""
+    flat, structure = optree.tree_flatten(tree)
+    return flat, structure.unflatten
+
+
+def structure(tree: Tree) -> Any:
+    """A hashable, comparable description of the containers alone."""
+    return optree.tree_structure(tree)
+
+
+def named_leaves(tree: Tree) -> dict[str, Tensor]:
+    """Leaves by dotted path, in traversal order: ``{"params.conv1.weight": ...}``.
+
+    Fields of a NamedTuple appear by name, entries of a dict by key, items of a tuple or list by
+    number. A tree that is a single leaf has the empty path.
+    """
+    accessors, flat, _ = optree.tree_flatten_with_accessor(tree)
+    return {
+        ".".join(_part(entry) for entry in accessor): leaf
+        for accessor, leaf in zip(accessors, flat, strict=True)
+    }
+
+
+def _part(entry: Any) -> str:
+    if isinstance(entry, optree.NamedTupleEntry):
+        return entry.field
+    return str(entry.entry)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """The same tree with every leaf zero."""
+    return map(torch.zeros_like, tree)
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """Leafwise sum."""
+    return map(torch.add, a, b)
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm of all leaves taken as one vector, a 0-d tensor.
+
+    Raises:
+        ValueError: the tree has no leaves, hence no dtype and no device for an answer.
+    """
+    flat = leaves(tree)
+    if not flat:
+        raise ValueError("tree.norm needs a tree with at least one leaf; this one has none")
+    return torch.stack([torch.sum(torch.square(leaf)) for leaf in flat]).sum().sqrt()
+
+
+def equal(a: Tree, b: Tree) -> bool:
+    """Same structure, dtypes, shapes and bits. NaN equals the same NaN; 0.0 is not -0.0."""
+    if structure(a) != structure(b):
+        return False
+    return all(
+        x.dtype == y.dtype and x.shape == y.shape and leaf_bytes(x) == leaf_bytes(y)
+        for x, y in zip(leaves(a), leaves(b), strict=True)
+    )
+
+
+def leaf_bytes(leaf: Tensor) -> bytes:
+    """A tensor's elements in row-major order, as bytes."""
+    return memoryview(_raw(leaf)).tobytes()
+
+
+def _raw(leaf: Tensor) -> Any:
+    return leaf.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def digest(tree: Tree) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the leaves in sorted order of names.
+
+    Equal digests mean equal trees, bit for bit, on whatever device they lie.
+    """
+    sha = hashlib.sha256()
+    for name, leaf in sorted(named_leaves(tree).items()):
+        dtype = str(leaf.dtype).removeprefix("torch.")
+        sha.update(f"{name} {dtype} {list(leaf.shape)}\n".encode())
+        sha.update(memoryview(_raw(leaf)))
+    return sha.hexdigest()
