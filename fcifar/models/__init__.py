@@ -1,0 +1,23 @@
+"""Networks, one family a file, each a ``Model(init, apply)``.
+
+``MODELS`` maps a name to the function that makes the model; recipes and the command line choose
+from it, and the contract tests cover every entry.
+"""
+
+from collections.abc import Callable
+
+from fcifar.models.base import Apply, Buffers, Model, Params, Variables, feed_forward
+from fcifar.models.lenet import lenet
+
+MODELS: dict[str, Callable[..., Model]] = {"lenet": lenet}
+
+__all__ = [
+    "MODELS",
+    "Apply",
+    "Buffers",
+    "Model",
+    "Params",
+    "Variables",
+    "feed_forward",
+    "lenet",
+]

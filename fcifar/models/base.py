@@ -1,0 +1,61 @@
+"""What a model is: two functions, and how a skeleton of layers becomes them."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fcifar.layers import default_init
+from fcifar.random import Key
+
+Params = dict[str, Tensor]  # by the names of the module's state_dict: "conv1.weight", ...
+Buffers = dict[str, Tensor]  # statistics that the forward pass updates; {} for most networks
+
+
+class Variables(NamedTuple):
+    """Everything a model's value is made of."""
+
+    params: Params
+    buffers: Buffers
+
+
+class Apply(Protocol):
+    """The forward pass, a pure function."""
+
+    def __call__(
+        self, variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
+    ) -> tuple[Tensor, Buffers]:
+        """Logits [B, C] of normalised images [B, 3, 32, 32], and the buffers after them.
+
+        ``key`` is for networks that draw at random in training, such as those with dropout.
+        """
+        ...
+
+
+class Model(NamedTuple):
+    """An architecture as two pure functions. It holds no values."""
+
+    init: Callable[[Key], Variables]
+    apply: Apply
+
+
+def feed_forward(make_skeleton: Callable[[], nn.Module]) -> Model:
+    """The ``Model`` of a module without buffers and without randomness.
+
+    ``make_skeleton`` is called once, on the meta device: the module lends its shape and its
+    ``forward`` and never holds a value. Parameters start as PyTorch's default initialisation.
+    """
+    with torch.device("meta"):
+        skeleton = make_skeleton()
+
+    def init(key: Key) -> Variables:
+        return Variables(params=default_init(skeleton, key), buffers={})
+
+    def apply(
+        variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
+    ) -> tuple[Tensor, Buffers]:
+        return functional_call(skeleton, variables.params, (images,)), {}
+
+    return Model(init, apply)

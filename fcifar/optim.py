@@ -1,0 +1,265 @@
+"""Optimizers as pairs of pure functions, in optax's vocabulary.
+
+An ``Optimizer`` turns gradients into updates; ``apply_updates`` adds them to the parameters::
+
+    optimizer = chain(clip_by_global_norm(1.0), sgd(0.1, momentum=0.9))
+    opt_state = optimizer.init(params)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = apply_updates(params, updates)
+
+Everything is built with ``chain`` out of a few transformations. States are NamedTuples and tuples
+of tensors; counts are tensors too, so that no step ever recompiles.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcifar import tree
+from fcifar.schedules import Schedule
+from fcifar.tree import Tree
+
+
+class Optimizer(NamedTuple):
+    """``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``."""
+
+    init: Callable[[Tree], Any]
+    update: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    """``params + updates``, leaf by leaf, in the dtype of the parameters."""
+    return tree.map(lambda p, u: p + u.to(p.dtype), params, updates)
+
+
+def chain(*optimizers: Optimizer) -> Optimizer:
+    """One after the other: the updates of each are the gradients of the next."""
+
+    def init(params: Tree) -> tuple[Any, ...]:
+        return tuple(optimizer.init(params) for optimizer in optimizers)
+
+    def update(grads: Tree, states: tuple[Any, ...], params: Tree) -> tuple[Tree, tuple[Any, ...]]:
+        new_states = []
+        for optimizer, state in zip(optimizers, states, strict=True):
+            grads, state = optimizer.update(grads, state, params)
+            new_states.append(state)
+        return grads, tuple(new_states)
+
+    return Optimizer(init, update)
+
+
+# Transformations ---------------------------------------------------------------------------------
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that has none."""
+
+
+class CountState(NamedTuple):
+    """How many updates have been made."""
+
+    count: Tensor  # int64 []
+
+
+class TraceState(NamedTuple):
+    """The running sum of gradients."""
+
+    trace: Tree  # like params
+
+
+class AdamState(NamedTuple):
+    """Adam's moments."""
+
+    count: Tensor  # int64 []
+    mu: Tree  # first moment, like params
+    nu: Tree  # second moment, like params
+
+
+def stateless(function: Callable[[Tree, Tree], Tree]) -> Optimizer:
+    """The transformation ``updates = function(grads, params)``."""
+    return Optimizer(
+        init=lambda params: EmptyState(),
+        update=lambda grads, state, params: (function(grads, params), state),
+    )
+
+
+def scale(factor: float | Tensor) -> Optimizer:
+    """Multiply by ``factor``."""
+    return stateless(lambda grads, params: tree.map(lambda g: g * factor, grads))
+
+
+def scale_by_schedule(schedule: Schedule) -> Optimizer:
+    """Multiply by ``schedule(count)``, where the count of updates starts at 0.
+
+    The schedule is computed in the dtype of each gradient, float32 at the least.
+    """
+
+    def update(grads: Tree, state: CountState, params: Tree) -> tuple[Tree, CountState]:
+        values = {
+            dtype: schedule(state.count.to(torch.promote_types(dtype, torch.float32)))
+            for dtype in {g.dtype for g in tree.leaves(grads)}
+        }
+        updates = tree.map(lambda g: (g * values[g.dtype]).to(g.dtype), grads)
+        return updates, CountState(state.count + 1)
+
+    return Optimizer(lambda params: CountState(_count(params)), update)
+
+
+def scale_by_learning_rate(learning_rate: float | Tensor | Schedule) -> Optimizer:
+    """Multiply by minus the learning rate: downhill."""
+    if isinstance(learning_rate, float | int | Tensor):
+        return scale(-learning_rate)
+    return scale_by_schedule(lambda count: -learning_rate(count))
+
+
+def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
+    """Momentum: the exponentially discounted sum of the gradients so far.
+
+    With ``nesterov``, Sutskever et al.'s form of Nesterov's acceleration ("On the importance of
+    initialization and momentum in deep learning", 2013).
+    """
+
+    def accumulate(g: Tensor, t: Tensor) -> Tensor:
+        return g + decay * t
+
+    def update(grads: Tree, state: TraceState, params: Tree) -> tuple[Tree, TraceState]:
+        new_trace = tree.map(accumulate, grads, state.trace)
+        updates = tree.map(accumulate, grads, new_trace) if nesterov else new_trace
+        return updates, TraceState(new_trace)
+
+    return Optimizer(lambda params: TraceState(tree.zeros_like(params)), update)
+
+
+def scale_by_adam(
+    b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float = 1e-8
+) -> Optimizer:
+    """Kingma and Ba, "Adam", https://arxiv.org/abs/1412.6980, with bias correction."""
+
+    def update(grads: Tree, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
+        count = state.count + 1
+        mu = tree.map(lambda g, m: b1 * m + (1 - b1) * g, grads, state.mu)
+        nu = tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, grads, state.nu)
+
+        def direction(m: Tensor, v: Tensor) -> Tensor:
+            c1, c2 = _one_minus_power(b1, count, m.dtype), _one_minus_power(b2, count, v.dtype)
+            return (m / c1) / (torch.sqrt(v / c2) + eps)
+
+        return tree.map(direction, mu, nu), AdamState(count, mu, nu)
+
+    def init(params: Tree) -> AdamState:
+        return AdamState(_count(params), tree.zeros_like(params), tree.zeros_like(params))
+
+    return Optimizer(init, update)
+
+
+def add_decayed_weights(weight_decay: float | Tensor) -> Optimizer:
+    """Add ``weight_decay * params``.
+
+    Before an optimizer in a chain this is the L2 penalty that ``torch.optim.SGD`` and ``Adam`` call
+    ``weight_decay``; between the preconditioner and the learning rate, as in ``adamw``, it is
+    decoupled (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
+    """
+    return stateless(
+        lambda grads, params: tree.map(lambda g, p: g + weight_decay * p, grads, params)
+    )
+
+
+def clip_by_global_norm(max_norm: float) -> Optimizer:
+    """Shrink the gradients to a common Euclidean norm of at most ``max_norm`` (> 0).
+
+    Pascanu, Mikolov and Bengio, https://arxiv.org/abs/1211.5063.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_by_global_norm needs a norm above 0, not {max_norm}")
+
+    def clip(grads: Tree, params: Tree) -> Tree:
+        norm = tree.norm(grads)
+        # Not min(1, max_norm / norm): where the norm is 0 that divides by it.
+        factor = max_norm / torch.clamp(norm, min=max_norm)
+        return tree.map(lambda g: g * factor.to(g.dtype), grads)
+
+    return stateless(clip)
+
+
+def clip(max_delta: float) -> Optimizer:
+    """Clamp each element to [-max_delta, max_delta]."""
+    if not max_delta > 0:
+        raise ValueError(f"clip needs a bound above 0, not {max_delta}")
+    return stateless(
+        lambda grads, params: tree.map(lambda g: g.clamp(-max_delta, max_delta), grads)
+    )
+
+
+# Optimizers --------------------------------------------------------------------------------------
+
+
+def sgd(
+    learning_rate: float | Tensor | Schedule,
+    momentum: float | Tensor | None = None,
+    *,
+    nesterov: bool = False,
+) -> Optimizer:
+    """Stochastic gradient descent; the updates of ``torch.optim.SGD`` without dampening.
+
+    Raises:
+        ValueError: ``nesterov`` without ``momentum``.
+    """
+    if momentum is None:
+        if nesterov:
+            raise ValueError("sgd needs momentum for nesterov=True; give momentum, such as 0.9")
+        return chain(scale_by_learning_rate(learning_rate))
+    return chain(trace(momentum, nesterov=nesterov), scale_by_learning_rate(learning_rate))
+
+
+def adam(
+    learning_rate: float | Tensor | Schedule,
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float = 1e-8,
+) -> Optimizer:
+    """Adam; the updates of ``torch.optim.Adam``."""
+    return chain(scale_by_adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
+
+
+def adamw(
+    learning_rate: float | Tensor | Schedule,
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float | Tensor = 1e-4,
+) -> Optimizer:
+    """Adam with decoupled weight decay.
+
+    The updates of ``torch.optim.AdamW`` with the same ``weight_decay``; the default is optax's
+    (PyTorch's is 1e-2).
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": sgd,
+    "momentum": functools.partial(sgd, momentum=0.9),
+    "nesterov": functools.partial(sgd, momentum=0.9, nesterov=True),
+    "adam": adam,
+    "adamw": adamw,
+}
+"""By name, each callable with a learning rate alone; the contract tests cover every entry."""
+
+
+def _count(params: Tree) -> Tensor:
+    first = tree.leaves(params)[0]
+    return torch.zeros((), dtype=torch.int64, device=first.device)
+
+
+def _one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    # 1 - base**count loses every digit but a few when base is near 1; expm1 keeps them all.
+    log = torch.log(base.to(dtype)) if isinstance(base, Tensor) else math.log(base)
+    return -torch.expm1(count.to(dtype) * log)

@@ -1,0 +1,33 @@
+"""Which dtype where: parameters, arithmetic, results."""
+
+from typing import NamedTuple
+
+import torch
+
+from fcifar import tree
+from fcifar.tree import Tree
+
+
+class Policy(NamedTuple):
+    """Dtypes of a step.
+
+    param: parameters, optimizer state and batch-norm statistics.
+    compute: images and parameters as the model sees them.
+    output: logits as the loss sees them.
+    """
+
+    param: torch.dtype = torch.float32
+    compute: torch.dtype = torch.float32
+    output: torch.dtype = torch.float32
+
+
+FP32 = Policy()
+BF16 = Policy(compute=torch.bfloat16)
+FP64 = Policy(torch.float64, torch.float64, torch.float64)
+
+POLICIES = {"fp32": FP32, "bf16": BF16}
+
+
+def cast(values: Tree, dtype: torch.dtype) -> Tree:
+    """Floating-point leaves in ``dtype``; integers and booleans as they are."""
+    return tree.map(lambda x: x.to(dtype) if x.is_floating_point() else x, values)

@@ -1,0 +1,71 @@
+"""Trees of tensors in safetensors files: no pickle, no code, one name a leaf."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fcifar import tree
+from fcifar.errors import WorldError
+from fcifar.runs.files import replacing
+from fcifar.tree import Tree
+
+
+def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
+    """Write the leaves of ``values`` under their dotted names, and ``metadata`` beside them."""
+    leaves = tree.named_leaves(on_device(values, "cpu"))
+    tensors = {name: leaf.detach().contiguous() for name, leaf in leaves.items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, dict(metadata))
+
+
+def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
+    """The tree that was saved, in the structure and on the devices of ``like``, and its metadata.
+
+    Raises:
+        WorldError: the file is missing, damaged, or holds other names, shapes or dtypes than
+            ``like``; the message names the first leaf that differs.
+    """
+    tensors, metadata = read(path)
+    wanted = tree.named_leaves(like)
+    if missing := sorted(set(wanted) ^ set(tensors)):
+        where = "is missing" if missing[0] in wanted else "is not expected"
+        raise WorldError(f"{path} is not a checkpoint of this run: {missing[0]} {where}")
+    for name, leaf in wanted.items():
+        found = tensors[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise WorldError(
+                f"{path} is not a checkpoint of this run: {name} is {_describe(found)}, "
+                f"not {_describe(leaf)}"
+            )
+    _, unflatten = tree.flatten(like)
+    return unflatten([tensors[name].to(leaf.device) for name, leaf in wanted.items()]), metadata
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file by name, on the CPU, and its metadata.
+
+    Raises:
+        WorldError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            # Cloned, for otherwise they would be views of a file that may be replaced.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except FileNotFoundError as error:
+        raise WorldError(f"there is no file {path}") from error
+    except (SafetensorError, OSError) as error:
+        raise WorldError(f"{path} cannot be read as a safetensors file: {error}") from error
+
+
+def _describe(leaf: Tensor) -> str:
+    return f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+
+
+def on_device(values: Tree, device: str | torch.device) -> Tree:
+    """The tree with every leaf on ``device``."""
+    return tree.map(lambda leaf: leaf.to(device), values)

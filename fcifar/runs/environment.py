@@ -1,0 +1,106 @@
+"""What a result depends on besides the recipe: versions, machine, compilers."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fcifar
+from fcifar.errors import UserError
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything whose change may change a result."""
+    packages = ("torch", "torchvision", "numpy", "optree", "safetensors")
+    return {
+        "fcifar": fcifar.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def describe() -> dict[str, Any]:
+    """The environment, as values that JSON holds."""
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "devices": _devices(),
+        "compiler": _compiler_version(),
+        "variables": {
+            name: os.environ[name]
+            for name in sorted(os.environ)
+            if name.startswith(("OMP_", "MKL_", "KMP_", "CUBLAS_", "CUDA_", "TORCH", "FCIFAR_"))
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that fcifar is imported from; None for an installed package."""
+    package = Path(fcifar.__file__).resolve().parent
+    if not (package.parent / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None
+
+
+def check_compiler(device: str) -> None:
+    """Make sure that ``torch.compile`` has the compiler it will call.
+
+    Raises:
+        UserError: there is none; the message says what to install.
+    """
+    if device == "mps" or shutil.which(_compiler()):
+        return
+    raise UserError(
+        f"--compile needs a C++ compiler, and {_compiler()!r} is not on this machine; install one "
+        "(Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: "
+        "xcode-select --install) or leave --compile out"
+    )
+
+
+def _compiler() -> str:
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    return os.environ.get("CXX") or default
+
+
+def _compiler_version() -> str | None:
+    if not shutil.which(_compiler()):
+        return None
+    result = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=False)
+    return (result.stdout.splitlines() or [_compiler()])[0]
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> list[str]:
+    devices = ["cpu"]
+    devices += [
+        f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
+    ]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices

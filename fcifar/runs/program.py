@@ -1,0 +1,95 @@
+"""The program of a run: recipe, runtime and data set put together into functions of a step.
+
+Everything that a run computes is determined here, and by nothing else.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcifar import metrics, random, recipes
+from fcifar.data import Dataset
+from fcifar.errors import UserError
+from fcifar.metrics import Metrics
+from fcifar.models import Model
+from fcifar.recipes import Recipe
+from fcifar.runs.checkpoint import on_device
+from fcifar.runs.runtime import Runtime
+from fcifar.step import (
+    Batch,
+    EvalStep,
+    TrainState,
+    accumulate,
+    compile_step,
+    init_train_state,
+    make_eval_step,
+    make_train_step,
+    on_indices,
+)
+
+Carry = tuple[TrainState, Metrics]  # the state, and the metrics since the last log point
+
+
+class Program(NamedTuple):
+    """A run as functions."""
+
+    model: Model
+    init: Callable[[], Carry]
+    train_step: Callable[[Carry, Tensor], tuple[Carry, tuple[()]]]  # (carry, row numbers [B])
+    eval_step: EvalStep
+    epoch_rows: Callable[[int], list[Tensor]]  # the row numbers of every batch of an epoch
+    steps_per_epoch: int
+    total_steps: int
+    test: Batch  # on the device
+
+
+def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Program:
+    """Put a run together. Enter ``activate(runtime)`` first.
+
+    The seed gives one key, and that splits into two: one for the initial parameters and the draws
+    inside a step, one for the order of the training images.
+
+    Raises:
+        UserError: the recipe does not fit the data set.
+    """
+    device = torch.device(runtime.device)
+    train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
+    test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
+    size, batch_size = len(train.labels), recipe.batch_size
+    if batch_size > size:
+        raise UserError(
+            f"batch_size is {batch_size}, but {dataset.name} has {size} training images"
+        )
+    steps_per_epoch = size // batch_size if recipe.drop_last else -(-size // batch_size)
+    total_steps = steps_per_epoch * recipe.epochs
+
+    model = recipes.make_model(recipe, len(dataset.classes))
+    optimizer = recipes.make_optimizer(recipe, total_steps)
+    preprocess = recipes.make_preprocess(recipe)
+    policy = runtime.policy
+    state_key, order_key = random.split(random.key(runtime.seed))
+
+    def init() -> Carry:
+        # Drawn on the CPU, so that a run starts from the same bits on every device.
+        state = init_train_state(model, optimizer, key=state_key, policy=policy)
+        return on_device((state, metrics.zeros()), device)
+
+    def epoch_rows(epoch: int) -> list[Tensor]:
+        order = random.permutation(random.fold_in(order_key.to(device), epoch), size)
+        return list(order[: steps_per_epoch * batch_size].split(batch_size))
+
+    step = accumulate(
+        on_indices(make_train_step(model, optimizer, preprocess=preprocess, policy=policy), train)
+    )
+    return Program(
+        model=model,
+        init=init,
+        train_step=compile_step(step) if compiled else step,
+        eval_step=make_eval_step(model, preprocess=preprocess, policy=policy),
+        epoch_rows=epoch_rows,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        test=test,
+    )

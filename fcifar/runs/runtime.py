@@ -1,0 +1,147 @@
+"""The runtime: where and how exactly a program computes, as one explicit value.
+
+Nothing else in fcifar touches a switch of torch. Pure code never sees a ``Runtime``; it gets a
+device through its tensors and a seed through its key.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fcifar.errors import UserError
+from fcifar.precision import POLICIES, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """device: such as ``cpu``, ``cuda:0`` or ``mps``.
+    seed: the one number that every random draw of a run comes from.
+    threads: of torch's CPU kernels; results depend on it in the last bits.
+    precision: ``fp32`` or ``bf16`` arithmetic; parameters are float32 in both.
+    deterministic: run only kernels that give the same bits each time.
+    """
+
+    device: str = "cpu"
+    seed: int = 0
+    threads: int = 1
+    precision: str = "fp32"
+    deterministic: bool = True
+
+    def __post_init__(self) -> None:
+        _check_device(self.device)
+        if not -(2**31) <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}; it must lie in [-2**31, 2**32)")
+        if not 1 <= self.threads <= 1024:
+            raise UserError(f"--threads is {self.threads}; it must lie between 1 and 1024")
+        if self.precision not in POLICIES:
+            raise UserError(f"--precision is {self.precision!r}; it must be fp32 or bf16")
+
+    @property
+    def policy(self) -> Policy:
+        """The dtypes of ``precision``."""
+        return POLICIES[self.precision]
+
+
+def make_runtime(
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    threads: int | None = None,
+    precision: str = "fp32",
+    deterministic: bool | None = None,
+) -> Runtime:
+    """A ``Runtime`` with the open questions answered for this machine.
+
+    ``auto`` is the first of CUDA, MPS and CPU that is there. ``threads`` defaults to what torch
+    takes, one a physical core; ``deterministic`` to true on the CPU.
+    """
+    if device == "auto":
+        device = next((d for d in ("cuda", "mps") if _available(d)), "cpu")
+    if device == "cuda":
+        device = "cuda:0"
+    return Runtime(
+        device=device,
+        seed=seed,
+        threads=torch.get_num_threads() if threads is None else threads,
+        precision=precision,
+        deterministic=device == "cpu" if deterministic is None else deterministic,
+    )
+
+
+@contextlib.contextmanager
+def activate(runtime: Runtime) -> Iterator[None]:
+    """Set torch's switches to what ``runtime`` says, and put them back at the end."""
+    before = _read_switches()
+    try:
+        if runtime.deterministic:
+            # cuBLAS reads it when CUDA starts; only these settings make it repeatable.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_num_threads(runtime.threads)
+        torch.use_deterministic_algorithms(runtime.deterministic)
+        # Filling fresh memory would hide reads of it, at a price; no operation here reads any.
+        _DETERMINISTIC.fill_uninitialized_memory = False
+        torch.backends.cudnn.deterministic = runtime.deterministic
+        torch.backends.cudnn.benchmark = not runtime.deterministic
+        torch.backends.cudnn.allow_tf32 = not runtime.deterministic
+        torch.set_float32_matmul_precision("highest" if runtime.deterministic else "high")
+        yield
+    finally:
+        _write_switches(before)
+
+
+# A module whose attributes are properties, which a type checker cannot see.
+_DETERMINISTIC: Any = torch.utils.deterministic
+
+
+def _read_switches() -> dict[str, Any]:
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill": _DETERMINISTIC.fill_uninitialized_memory,
+        "cudnn": {
+            name: getattr(torch.backends.cudnn, name)
+            for name in ("deterministic", "benchmark", "allow_tf32")
+        },
+        "matmul": torch.get_float32_matmul_precision(),
+        "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+def _write_switches(values: dict[str, Any]) -> None:
+    torch.set_num_threads(values["threads"])
+    torch.use_deterministic_algorithms(values["deterministic"], warn_only=values["warn_only"])
+    _DETERMINISTIC.fill_uninitialized_memory = values["fill"]
+    for name, value in values["cudnn"].items():
+        setattr(torch.backends.cudnn, name, value)
+    torch.set_float32_matmul_precision(values["matmul"])
+    if values["cublas"] is None:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def _available(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    if kind == "mps":
+        return torch.backends.mps.is_available()
+    return kind == "cpu"
+
+
+def _check_device(name: str) -> None:
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UserError(f"--device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps")
+    if not _available(kind):
+        raise UserError(
+            f"--device {name} was asked for, but torch {torch.__version__} finds no "
+            f"{kind.upper()} device here; use --device cpu or --device auto"
+        )
+    if index and int(index) >= torch.cuda.device_count():
+        raise UserError(
+            f"--device {name} was asked for, but there are {torch.cuda.device_count()} "
+            "CUDA devices, counted from 0; use one of them"
+        )

@@ -1,0 +1,78 @@
+"""Schedules: pure functions from a step count to a value, in optax's vocabulary.
+
+A schedule takes a 0-d tensor and gives a 0-d tensor, computed in the tensor's own dtype when that
+is floating and in the default dtype when it is an integer. As functions of a tensor they never
+cause a recompilation.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Schedule = Callable[[Tensor], Tensor]
+
+
+def constant_schedule(value: float) -> Schedule:
+    """``value`` at every step."""
+    return lambda count: torch.full_like(_real(count), value)
+
+
+def linear_schedule(init_value: float, end_value: float, transition_steps: int) -> Schedule:
+    """A straight line from ``init_value`` at step 0 to ``end_value``, constant after."""
+    _check_steps(transition_steps)
+    return lambda count: init_value + (end_value - init_value) * _progress(count, transition_steps)
+
+
+def cosine_decay_schedule(init_value: float, decay_steps: int, alpha: float = 0.0) -> Schedule:
+    """Half a cosine from ``init_value`` at step 0 down to ``alpha * init_value``, constant after.
+
+    Loshchilov and Hutter, "SGDR", https://arxiv.org/abs/1608.03983.
+    """
+    _check_steps(decay_steps)
+
+    def schedule(count: Tensor) -> Tensor:
+        cosine = 0.5 * (1 + torch.cos(math.pi * _progress(count, decay_steps)))
+        return init_value * ((1 - alpha) * cosine + alpha)
+
+    return schedule
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
+    """One schedule after the other, each counting from its own start at its boundary.
+
+    Raises:
+        ValueError: there is not one boundary between any two schedules, or they do not increase.
+    """
+    if len(boundaries) != len(schedules) - 1 or list(boundaries) != sorted(set(boundaries)):
+        raise ValueError(
+            f"join_schedules needs one increasing boundary between schedules, "
+            f"not {len(schedules)} schedules and boundaries {list(boundaries)}"
+        )
+
+    def schedule(count: Tensor) -> Tensor:
+        value = schedules[0](count)
+        for start, following in zip(boundaries, schedules[1:], strict=True):
+            value = torch.where(count < start, value, following(count - start))
+        return value
+
+    return schedule
+
+
+def warmup(schedule: Schedule, init_value: float, peak_value: float, steps: int) -> Schedule:
+    """A straight line from ``init_value`` to ``peak_value`` over ``steps``, then ``schedule``."""
+    return join_schedules([linear_schedule(init_value, peak_value, steps), schedule], [steps])
+
+
+def _progress(count: Tensor, steps: int) -> Tensor:
+    return (_real(count) / steps).clamp(0.0, 1.0)
+
+
+def _real(count: Tensor) -> Tensor:
+    return count if count.is_floating_point() else count.to(torch.get_default_dtype())
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least 1 step, not {steps}")
