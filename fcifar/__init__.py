@@ -1,3 +1,112 @@
-"""fcifar: CIFAR-10 image classification as pure functions in PyTorch."""
+"""fcifar: CIFAR-10 image classification as pure functions in PyTorch.
+
+    import fcifar
+
+    model = fcifar.models.lenet()
+    optimizer = fcifar.optim.sgd(1e-3, momentum=0.9)
+    state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
+    train_step = fcifar.make_train_step(model, optimizer)
+    state, metrics = train_step(state, fcifar.Batch(images, labels))
+
+Importing this package has no side effect, and loads torch only when a name is first used: the
+command line stays quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fcifar import (
+        layers,
+        losses,
+        metrics,
+        models,
+        optim,
+        precision,
+        random,
+        recipes,
+        schedules,
+        step,
+        tree,
+    )
+    from fcifar.errors import UserError, WorldError
+    from fcifar.metrics import Metrics
+    from fcifar.models import Model, Variables
+    from fcifar.optim import Optimizer, apply_updates
+    from fcifar.precision import Policy
+    from fcifar.step import (
+        Batch,
+        Examples,
+        TrainState,
+        compile_step,
+        init_train_state,
+        make_eval_step,
+        make_train_step,
+        normalize,
+        on_indices,
+    )
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Examples",
+    "Metrics",
+    "Model",
+    "Optimizer",
+    "Policy",
+    "TrainState",
+    "UserError",
+    "Variables",
+    "WorldError",
+    "apply_updates",
+    "compile_step",
+    "init_train_state",
+    "layers",
+    "losses",
+    "make_eval_step",
+    "make_train_step",
+    "metrics",
+    "models",
+    "normalize",
+    "on_indices",
+    "optim",
+    "precision",
+    "random",
+    "recipes",
+    "schedules",
+    "step",
+    "tree",
+]
+
+_HOMES = {
+    "errors": ("UserError", "WorldError"),
+    "metrics": ("Metrics",),
+    "models": ("Model", "Variables"),
+    "optim": ("Optimizer", "apply_updates"),
+    "precision": ("Policy",),
+    "step": (
+        "Batch",
+        "Examples",
+        "TrainState",
+        "compile_step",
+        "init_train_state",
+        "make_eval_step",
+        "make_train_step",
+        "normalize",
+        "on_indices",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"fcifar.{_HOME_OF[name]}"), name)
+    if name in __all__:
+        return importlib.import_module(f"fcifar.{name}")
+    raise AttributeError(f"module 'fcifar' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -185,12 +185,25 @@ def _threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tenso
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x0, x1 = x0 + k0, x1 + k1
     for i in range(5):
-        for r in _ROTATIONS[i % 2]:
+        for r, seam in zip(_ROTATIONS[i % 2], (False, True, False, True), strict=True):
             x0 = x0 + x1
             x1 = _rotate_left(x1, r) ^ x0
+            if seam:
+                x0, x1 = _seam(x0), _seam(x1)
         x0 = x0 + schedule[(i + 1) % 3]
         x1 = x1 + schedule[(i + 2) % 3] + (i + 1)
     return x0, x1
+
+
+def _seam(x: Tensor) -> Tensor:
+    """``x`` itself, and a place where the compiler stops to name an intermediate result.
+
+    Inductor inlines a chain of elementwise operations by expanding every use of a value anew. Each
+    round uses its input three times, so that rounds left to it grow as 3**n and a draw takes half a
+    minute to compile. A view with explicit strides makes it begin a new expression; the machine
+    code stays one fused loop.
+    """
+    return torch.as_strided(x, x.shape, x.stride())
 
 
 def _rotate_left(x: Tensor, r: int) -> Tensor:

@@ -1,18 +1,36 @@
-"""Images in: prepared data sets, and every way of preparing one."""
+"""Images in: prepared data sets, and every way of preparing one.
 
-from typing import NamedTuple
+A data set is prepared once, by importing or fetching it, and is one file in the data root from
+then on. ``load`` maps that file into memory.
+"""
 
-from torch import Tensor
+from fcifar.data.dataset import Dataset, Split, content_digest, make_dataset
+from fcifar.data.fetching import fetch
+from fcifar.data.importing import import_source
+from fcifar.data.store import (
+    Info,
+    Summary,
+    data_root,
+    info,
+    list_prepared,
+    load,
+    save,
+    verify,
+)
 
-
-class Dataset(NamedTuple):
-    """A prepared data set, in memory or memory-mapped."""
-
-    name: str
-    train_images: Tensor  # uint8 [N, 3, 32, 32]
-    train_labels: Tensor  # int64 [N]
-    test_images: Tensor  # uint8 [M, 3, 32, 32]
-    test_labels: Tensor  # int64 [M]
-    classes: tuple[str, ...]
-    source: str  # where the images came from, for a person
-    digest: str  # SHA-256 of content: see store.content_digest
+__all__ = [
+    "Dataset",
+    "Info",
+    "Split",
+    "Summary",
+    "content_digest",
+    "data_root",
+    "fetch",
+    "import_source",
+    "info",
+    "list_prepared",
+    "load",
+    "make_dataset",
+    "save",
+    "verify",
+]

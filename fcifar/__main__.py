@@ -1,0 +1,5 @@
+"""``python -m fcifar`` is ``fcifar``."""
+
+from fcifar.cli import main
+
+main()

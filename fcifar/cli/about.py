@@ -1,0 +1,86 @@
+"""fcifar recipes, fcifar env, fcifar --version."""
+
+from typing import Annotated, Any
+
+import typer
+
+from fcifar.cli import options, output
+
+recipes_app = typer.Typer(
+    help="List the recipes, or show one.",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def version(
+    show: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    """CIFAR-10 image classification as pure functions in PyTorch."""
+    if show:
+        import fcifar
+
+        print(f"fcifar {fcifar.__version__}")
+        raise typer.Exit
+
+
+@recipes_app.callback()
+def list_recipes(
+    context: typer.Context, json: options.Json = False, debug: options.Debug = False
+) -> None:
+    """List the recipes."""
+    if context.invoked_subcommand is not None:
+        return
+    from fcifar.recipes import RECIPES, to_dict
+
+    if json:
+        output.document([to_dict(recipe) for recipe in RECIPES.values()])
+        return
+    output.table(
+        ("recipe", "what", "batch", "epochs", "expected"),
+        [
+            (r.name, r.summary, str(r.batch_size), str(r.epochs), r.expected or "-")
+            for r in RECIPES.values()
+        ],
+    )
+
+
+@recipes_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="The recipe.")],
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show every setting of a recipe."""
+    from fcifar import recipes
+
+    values = recipes.to_dict(recipes.get(name))
+    if json:
+        output.document(values)
+    else:
+        output.facts(values.items())
+
+
+def env(json: options.Json = False, debug: options.Debug = False) -> None:
+    """Show what a result depends on besides the recipe: versions, machine, compilers."""
+    from fcifar.runs import environment
+
+    values = environment.describe()
+    if json:
+        output.document(values)
+    else:
+        output.facts(_flatten(values))
+
+
+def _flatten(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            pairs += list(value.items())
+        elif isinstance(value, list):
+            pairs.append((name, ", ".join(value)))
+        else:
+            pairs.append((name, "none" if value is None else value))
+    return pairs

@@ -1,0 +1,68 @@
+"""fcifar eval."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fcifar.cli import options, output
+
+
+def evaluate(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run directory, or a final.safetensors.")
+    ],
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="See fcifar data list.", show_default="the run's"),
+    ] = None,
+    split: Annotated[
+        str, typer.Option("--split", metavar="test|train", help="Which images.")
+    ] = "test",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> int:
+    """Measure a trained network: loss, accuracy with its interval, and accuracy by class."""
+    from fcifar.cli.data import open_dataset
+    from fcifar.runs import trained
+    from fcifar.runs.runtime import make_runtime
+
+    network = trained.load(run)
+    runtime = make_runtime(
+        device=device or "auto",
+        threads=threads,
+        precision=precision or "fp32",
+        deterministic=deterministic,
+    )
+    data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
+    result: dict[str, Any] = {
+        "run": str(run),
+        "recipe": network.recipe.name,
+        "dataset": data.name,
+        "split": split,
+        **trained.evaluate(network, runtime, data, split),
+    }
+    if json:
+        output.document(result)
+        return 0
+    low, high = result["interval95"]
+    output.class_table(result["per_class"])
+    output.stdout.print()
+    output.facts(
+        [
+            (
+                "accuracy",
+                f"{output.percent(result['accuracy'], 2)} of {result['n']:,} {split} images "
+                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
+            ),
+            ("loss", f"{result['loss']:.4f}"),
+            ("digest", result["params_digest"]),
+        ]
+    )
+    return 0

@@ -1,0 +1,75 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_RUNTIME = "Where and how to compute"
+_OUTPUT = "Data and output"
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda[:N]|mps",
+        help="Where to compute; auto takes the first accelerator there is.",
+        show_default="auto",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        help="The number that every random draw comes from.",
+        show_default="0",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        help="CPU threads; results depend on it in the last bits.",
+        show_default="one a core",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|bf16",
+        help="Arithmetic; parameters stay float32.",
+        show_default="fp32",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--fast",
+        help="Only kernels that give the same bits each time, or the fastest ones.",
+        show_default="deterministic on CPU, fast elsewhere",
+        rich_help_panel=_RUNTIME,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="The folder of prepared data sets.",
+        show_default="$FCIFAR_DATA, else the user's cache folder",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=_OUTPUT),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUTPUT)]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", help="With an error, show where it arose.", rich_help_panel=_OUTPUT),
+]

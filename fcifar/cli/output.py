@@ -1,0 +1,67 @@
+"""What a person sees: results on stdout, everything else on stderr."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+stderr = Console(stderr=True, highlight=False)
+stdout = Console(highlight=False)
+
+
+def error(message: str) -> None:
+    """One line, however long, on stderr."""
+    stderr.print("[bold red]error:[/] ", end="", soft_wrap=True)
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """A message on stderr."""
+    stderr.print(message, markup=False, soft_wrap=True)
+
+
+def document(values: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(values, indent=2, default=str))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """A table on stdout; numbers, which start with a digit or a sign, go to the right."""
+    rows = [list(row) for row in rows]
+    result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        numeric = bool(rows) and all(row[i][:1].isdigit() or row[i][:1] in "-+" for row in rows)
+        result.add_column(
+            column, justify="right" if numeric else "left", header_style="dim", overflow="fold"
+        )
+    for row in rows:
+        result.add_row(*row)
+    stdout.print(result)
+
+
+def facts(pairs: Iterable[tuple[str, Any]]) -> None:
+    """Names and values on stdout, a pair a line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        grid.add_row(name, str(value))
+    stdout.print(grid)
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """``0.564`` as ``56.4 %``."""
+    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def class_table(per_class: dict[str, dict[str, Any]]) -> None:
+    """Accuracy class by class, with counts."""
+    table(
+        ("class", "accuracy", "correct", "of"),
+        [
+            (name, percent(c["accuracy"]), f"{c['correct']:,}", f"{c['total']:,}")
+            for name, c in per_class.items()
+        ],
+    )

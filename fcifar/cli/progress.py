@@ -1,0 +1,80 @@
+"""Progress on stderr: bars in a terminal, plain lines anywhere else."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fcifar.cli import output
+from fcifar.runs.loop import Advanced, Event, Logged, Preparing
+
+
+@contextlib.contextmanager
+def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that follows calls of ``progress(description, done, total)``."""
+    with _bar("{task.completed:,.0f}/{task.total:,.0f}", quiet=quiet) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(description: str, done: int, total: int) -> None:
+            if description not in tasks:
+                tasks[description] = bar.add_task(description)
+                if not bar.console.is_terminal and not quiet:
+                    output.note(description)
+            bar.update(tasks[description], completed=done, total=total or None)
+
+        yield progress
+
+
+@contextlib.contextmanager
+def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
+    """A bar that follows the events of a training run, and a line for each log point."""
+    fields = "loss {task.fields[loss]} acc {task.fields[acc]} {task.fields[rate]} img/s"
+    with _bar(fields, quiet=quiet) as bar:
+        task = bar.add_task("starting", total=None, loss="-", acc="-", rate="-")
+
+        def observe(event: Event) -> None:
+            match event:
+                case Preparing(what):
+                    bar.update(task, description=what)
+                    if not bar.console.is_terminal and not quiet:
+                        output.note(what)
+                case Advanced():
+                    bar.update(
+                        task,
+                        description=f"epoch {event.epoch}/{event.epochs}",
+                        completed=event.step,
+                        total=event.total_steps,
+                        **_running(event),
+                    )
+                case Logged(record) if not quiet and record["kind"] == "train":
+                    output.note(
+                        f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "
+                        f"loss {record['loss']:.3f}  accuracy {output.percent(record['accuracy'])}"
+                    )
+
+        yield observe
+
+
+def _running(event: Advanced) -> dict[str, Any]:
+    if event.loss != event.loss:  # NaN: no step since the last log point
+        return {"rate": f"{event.images_per_second:,.0f}"}
+    return {
+        "loss": f"{event.loss:.3f}",
+        "acc": output.percent(event.accuracy),
+        "rate": f"{event.images_per_second:,.0f}",
+    }
+
+
+def _bar(fields: str, *, quiet: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        TextColumn(fields),
+        TimeRemainingColumn(compact=True),
+        console=output.stderr,
+        transient=True,
+        expand=True,
+        disable=quiet or not output.stderr.is_terminal,
+        refresh_per_second=5,
+    )

@@ -1,0 +1,219 @@
+"""fcifar train."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fcifar.cli import options, output
+from fcifar.errors import UserError
+
+_RECIPE = "Instead of what the recipe says"
+
+
+def _override(name: str, help: str) -> Any:
+    return typer.Option(name, help=help, show_default=False, rich_help_panel=_RECIPE)
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="See fcifar recipes.", show_default="blitz"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="See fcifar data list.", show_default="cifar10"),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Train through torch.compile: seconds to start, then fast.",
+            show_default="no-compile",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The run directory.", show_default="a new one in runs/"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option("--resume", help="Continue the interrupted run in this directory."),
+    ] = None,
+    epochs: Annotated[int | None, _override("--epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, _override("--batch-size", "Images a step.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--lr", "--learning-rate", help="Peak learning rate.", rich_help_panel=_RECIPE
+        ),
+    ] = None,
+    optimizer: Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")] = None,
+    momentum: Annotated[float | None, _override("--momentum", "Of sgd, in [0, 1).")] = None,
+    nesterov: Annotated[
+        bool | None, _override("--nesterov/--no-nesterov", "Nesterov's form of momentum.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, _override("--weight-decay", "L2 penalty; decoupled for adamw.")
+    ] = None,
+    clip_norm: Annotated[
+        float | None, _override("--clip-norm", "Largest gradient norm; 0 for any.")
+    ] = None,
+    schedule: Annotated[
+        str | None, _override("--schedule", "Learning rate: constant, linear or cosine.")
+    ] = None,
+    warmup_steps: Annotated[
+        int | None, _override("--warmup-steps", "Steps from 0 to the learning rate.")
+    ] = None,
+    drop_last: Annotated[
+        bool | None, _override("--drop-last/--keep-last", "Leave out a last short batch.")
+    ] = None,
+    log_every: Annotated[int | None, _override("--log-every", "Steps between log points.")] = None,
+    device: options.Device = None,
+    seed: options.Seed = None,
+    threads: options.Threads = None,
+    precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> int:
+    """Train a recipe on a data set, evaluate it, and leave a run directory behind.
+
+    [dim]fcifar train --dataset shapes10 --compile
+    fcifar train blitz --epochs 4 --seed 1 --device cuda --compile[/]
+    """
+    import logging
+
+    from fcifar import recipes
+    from fcifar.cli import progress
+    from fcifar.cli.data import open_dataset
+    from fcifar.runs import directory, loop
+    from fcifar.runs.interrupt import catching_signals
+    from fcifar.runs.runtime import make_runtime
+
+    overrides = _given(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        drop_last=drop_last,
+        log_every=log_every,
+    )
+    where = _given(
+        device=device,
+        seed=seed,
+        threads=threads,
+        precision=precision,
+        deterministic=deterministic,
+    )
+    if resume is not None:
+        _refuse_changes(
+            overrides
+            | where
+            | _given(recipe=recipe, dataset=dataset, out=out)
+            | _given(compile=compile)
+        )
+        run = resume
+        the_recipe, runtime, facts, compiled = loop.read_settings(run)
+        if (run / directory.REPORT).exists():
+            raise UserError(f"{run} is complete; see it with fcifar eval {run}")
+        data = open_dataset(facts["name"], data_dir, quiet=quiet)
+        if data.digest != facts["digest"]:
+            raise UserError(
+                f"the data set {data.name} is not the one that {run} began with "
+                f"(digest {data.digest[:12]}, then {facts['digest'][:12]}); prepare that one again"
+            )
+    else:
+        the_recipe = recipes.get(recipe or "blitz").replace(**overrides)
+        runtime = make_runtime(**where)
+        compiled = bool(compile)
+        run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
+        directory.check_free(run)
+        data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
+
+    # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with progress.training(quiet=quiet) as observe, catching_signals() as stop:
+        result = loop.train(
+            run,
+            the_recipe,
+            runtime,
+            data,
+            compiled=compiled,
+            resume=resume is not None,
+            observe=observe,
+            stop=stop,
+        )
+    if isinstance(result, loop.Interrupted):
+        output.note(f"stopped after step {result.step:,}; go on with: fcifar train --resume {run}")
+        if json:
+            output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
+        return 128 + result.signum
+    _draw(run)
+    if json:
+        output.document(result)
+    else:
+        _show(result)
+    return 0
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _refuse_changes(changes: dict[str, Any]) -> None:
+    if changes:
+        names = ", ".join(changes)
+        raise UserError(
+            f"--resume continues a run with the settings it began with, and {names} would change "
+            "them; leave that out, or begin a new run"
+        )
+
+
+def _new_run(recipe: str, dataset: str, seed: int) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{recipe}-{dataset}-seed{seed}-{stamp}"
+
+
+def _draw(run: Path) -> None:
+    from fcifar.report import plots
+    from fcifar.runs import directory
+
+    report = directory.read_json(run / directory.REPORT)
+    title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
+    folder = run / directory.PLOTS
+    plots.learning_curve(directory.read_records(run), folder / "learning_curve.png", title=title)
+    plots.per_class_bars(report["per_class"], folder / "per_class.png", title=title)
+
+
+def _show(report: dict[str, Any]) -> None:
+    low, high = report["interval95"]
+    output.class_table(report["per_class"])
+    output.stdout.print()
+    output.facts(
+        [
+            (
+                "test accuracy",
+                f"{output.percent(report['test_accuracy'], 2)} of {report['test_n']:,} "
+                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
+            ),
+            ("test loss", f"{report['test_loss']:.4f}"),
+            (
+                "training",
+                f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, "
+                f"{report['images_per_second']:,.0f} images/s",
+            ),
+            ("compiling", f"{report['compile_seconds']:.1f} s"),
+            ("run", report["run_dir"]),
+            ("digest", report["params_digest"]),
+        ]
+    )

@@ -1,0 +1,267 @@
+"""Folders, zips and tars, read alike and without writing anything to the disk.
+
+Archives come from strangers. A member that points outside, that is no plain file, or that is
+larger than any image or batch of images, is refused before it is read.
+"""
+
+import gzip
+import io
+import lzma
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO, NamedTuple
+
+from fcifar.data.progress import Progress
+from fcifar.data.store import reason
+from fcifar.errors import UserError, WorldError
+
+MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch, the largest file we read, has 31 million
+ARRAY_LIMIT = 2**30  # bytes of one .npy member
+TOTAL_LIMIT = 2**31  # bytes of all members, those included that are not read
+COUNT_LIMIT = 2_000_000  # members
+DEPTH_LIMIT = 8  # folders within folders; a link to a parent would never end
+
+ACCEPTED = (
+    "an official CIFAR-10 archive or its unpacked folder (Python or binary version), a folder with "
+    "train/<class>/ and test/<class>/ holding .png or .jpg files, such a folder as .zip, .tar or "
+    ".tar.gz, or an .npz"
+)
+
+# What the libraries raise for bytes that are not what they should be.
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OverflowError,
+    RuntimeError,  # from zipfile: encrypted, or a compression it does not know
+    ValueError,
+)
+
+
+class Member(NamedTuple):
+    """An entry of a folder or archive, not read yet."""
+
+    name: str
+    kind: str  # "file", "folder", or words for something we refuse
+    size: int
+    read: Callable[[], bytes]
+
+
+def read(source: Path, wanted: Callable[[str], bool], progress: Progress) -> dict[str, bytes]:
+    """The wanted files of a folder or archive by path, in sorted order, whatever theirs was.
+
+    Paths are relative and use "/". Folders that the source mentions are there as well: their path
+    ends in "/" and their content is empty. One folder that holds everything else is left out of
+    the paths, unless it is called train or test. Hidden files are passed over.
+
+    Raises:
+        UserError: the source does not exist, is nothing we can read, is damaged, or has a member
+            that is refused.
+        WorldError: the operating system cannot read it.
+    """
+    try:
+        return _without_top(_gather(_members(source, progress), wanted, source))
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        raise UserError(
+            f"{source} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
+        ) from error
+    except OSError as error:
+        raise WorldError(
+            f"cannot read {source}: {reason(error)}; check the file and its permissions"
+        ) from error
+
+
+def unknown(source: Path) -> UserError:
+    """The error for a source that is not in any form we read."""
+    return UserError(f"{source} holds no images that fcifar can import; it accepts {ACCEPTED}")
+
+
+def _gather(
+    members: Iterable[Member], wanted: Callable[[str], bool], source: Path
+) -> dict[str, bytes]:
+    files: dict[str, bytes] = {}
+    total = 0
+    for count, member in enumerate(members, 1):
+        name = _inside(member.name, source)
+        if member.kind not in ("file", "folder"):
+            raise UserError(
+                f"{source} has {member.kind} at {member.name!r}; only plain files and folders "
+                "are accepted"
+            )
+        if member.size < 0:
+            raise ValueError("a member has a negative size")
+        total += member.size
+        if total > TOTAL_LIMIT or count > COUNT_LIMIT:
+            raise UserError(
+                f"{source} has more than {TOTAL_LIMIT} bytes or {COUNT_LIMIT} files in it; "
+                "that is no set of 32x32 images"
+            )
+        if not name or any(part[0] == "." or part == "__MACOSX" for part in name.split("/")):
+            continue
+        if member.kind == "folder":
+            files[name + "/"] = b""
+        elif wanted(name):
+            if name in files:
+                raise UserError(f"{source} holds {name!r} twice; it is not clear which one counts")
+            limit = ARRAY_LIMIT if name.endswith(".npy") else MEMBER_LIMIT
+            if member.size > limit:
+                raise UserError(
+                    f"{name!r} in {source} has {member.size} bytes; at most {limit} are accepted"
+                )
+            files[name] = member.read()
+    return dict(sorted(files.items()))
+
+
+def _inside(name: str, source: Path) -> str:
+    """The path without "." parts; refused if it could lead out of a folder on any system."""
+    path = PureWindowsPath(name)  # this flavour knows both kinds of slash, and drives
+    if path.anchor or ".." in path.parts or "\0" in name:
+        raise UserError(f"{source} has a member {name!r} that points outside; it is not read")
+    return "/".join(path.parts)
+
+
+def _without_top(files: dict[str, bytes]) -> dict[str, bytes]:
+    tops = {name.split("/")[0] for name in files if "/" in name}
+    if len(tops) != 1 or tops & {"train", "test"} or any("/" not in name for name in files):
+        return files
+    cut = len(tops.pop()) + 1
+    return {name[cut:]: data for name, data in files.items() if name[cut:]}
+
+
+# The three kinds of source ------------------------------------------------------------------------
+
+
+def _members(source: Path, progress: Progress) -> Iterator[Member]:
+    if source.is_dir():
+        return _folder_members(source, progress)
+    if not source.exists():
+        raise UserError(f"{source} does not exist; give the path of {ACCEPTED}")
+    if not source.is_file():
+        raise UserError(f"{source} is neither a file nor a folder; give the path of {ACCEPTED}")
+    if not source.stat().st_size:
+        raise UserError(f"{source} is empty; give the path of {ACCEPTED}")
+    with source.open("rb") as file:
+        magic = file.read(2)
+    if magic == b"PK":
+        return _zip_members(source, progress)
+    return _tar_members(source, magic == b"\x1f\x8b", progress)
+
+
+def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
+    for count, path in enumerate(_walk(source)):
+        progress(f"reading {source.name}", count, 0)
+        name, size = path.relative_to(source).as_posix(), 0
+        if path.is_dir():
+            kind = "folder"
+        elif path.is_file():
+            kind, size = "file", path.stat().st_size
+        else:
+            kind = "a dangling link or a device"
+        yield Member(name, kind, size, path.read_bytes)
+
+
+def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """Everything below a folder. Links are followed here: the folder is the user's own."""
+    if depth > DEPTH_LIMIT:
+        raise UserError(f"{folder} lies more than {DEPTH_LIMIT} folders deep; is it a circle?")
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir():
+            yield from _walk(path, depth + 1)
+
+
+def _zip_members(source: Path, progress: Progress) -> Iterator[Member]:
+    with zipfile.ZipFile(source) as archive:
+        entries = archive.infolist()
+        for count, entry in enumerate(entries, 1):
+            mode = stat.S_IFMT(entry.external_attr >> 16)
+            if entry.is_dir():
+                kind = "folder"
+            else:
+                kind = "file" if mode in (0, stat.S_IFREG) else "a link or a device"
+            # zipfile yields no more than the stated size, and checks it against a CRC.
+            yield Member(
+                entry.filename, kind, entry.file_size, lambda entry=entry: archive.read(entry)
+            )
+            progress(f"reading {source.name}", count, len(entries))
+
+
+def _tar_members(source: Path, compressed: bool, progress: Progress) -> Iterator[Member]:
+    size = source.stat().st_size
+    with (
+        source.open("rb", buffering=0) as file,
+        _Stream(gzip.GzipFile(fileobj=file) if compressed else file) as stream,
+        _open_tar(stream, source) as archive,
+    ):
+        for entry in archive:
+            yield Member(
+                entry.name,
+                _tar_kind(entry),
+                entry.size,
+                lambda entry=entry: stream.read_at(entry.offset_data, entry.size),
+            )
+            progress(f"reading {source.name}", file.tell(), size)
+        # tarfile takes a header that is cut short for the end. The real end is a zero block.
+        if stream.last != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("the archive ends early")
+        _drain(stream)
+
+
+def _open_tar(stream: BinaryIO, source: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=stream, mode="r:")
+    except tarfile.ReadError as error:
+        raise unknown(source) from error
+
+
+def _tar_kind(entry: tarfile.TarInfo) -> str:
+    if entry.isdir():
+        return "folder"
+    if entry.issym() or entry.islnk():
+        return "a link"
+    return "file" if entry.isreg() and not entry.issparse() else "a device or sparse file"
+
+
+class _Stream(io.BufferedReader):
+    """A tar's bytes, uncompressed. Refuses to read much at once, and remembers what it read last.
+
+    A few bytes of gzip can hold a name of many gigabytes, and tarfile would read it.
+    """
+
+    last = b""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _CHUNK:
+            raise EOFError(f"it claims to have {size} bytes in one piece")
+        self.last = super().read(size)
+        return self.last
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """A member's content, whose size has been checked."""
+        self.seek(offset)
+        data = super().read(size)
+        if len(data) < size:
+            raise EOFError("the archive ends early")
+        return data
+
+
+_CHUNK = 2**20  # bytes
+
+
+def _drain(stream: _Stream) -> None:
+    """Read to the end, for gzip keeps its checksum there."""
+    for _ in range(TOTAL_LIMIT // _CHUNK):
+        if not stream.read(_CHUNK):
+            return
+    raise EOFError("there is no end to it")

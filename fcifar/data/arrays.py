@@ -1,0 +1,108 @@
+"""Arrays in an ``.npz``: ``train_images``, ``train_labels``, ``test_images``, ``test_labels``.
+
+``classes`` may be there too; without it, classes are called "0", "1", ...
+"""
+
+import io
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from fcifar.data.dataset import SIDE, Content, Split
+from fcifar.data.store import reason
+from fcifar.errors import UserError
+
+REQUIRED = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
+CLASSES = "classes.npy"
+_MOST_CLASSES = 100_000  # a larger label is a mistake, and would make that many names
+
+
+def is_layout(files: Mapping[str, bytes]) -> bool:
+    """Whether there is any array."""
+    return any(path.endswith(".npy") for path in files)
+
+
+def read(files: Mapping[str, bytes]) -> Content:
+    """Images are uint8, channels first or last; labels are whole numbers, [N] or [N, 1].
+
+    Raises:
+        UserError: an array is missing, damaged, or of another type or shape.
+    """
+    if missing := [name for name in REQUIRED if name not in files]:
+        raise UserError(
+            f"{', '.join(missing)} missing; an .npz needs the arrays "
+            f"{', '.join(name.removesuffix('.npy') for name in REQUIRED)}"
+        )
+    arrays = {name: load_array(name, files[name]) for name in (*REQUIRED, CLASSES) if name in files}
+    train_images, train_labels, test_images, test_labels = (arrays[name] for name in REQUIRED)
+    train = Split(_images(train_images), _labels("train", train_labels))
+    test = Split(_images(test_images), _labels("test", test_labels))
+    return Content(train, test, _classes(arrays.get(CLASSES), train.labels, test.labels))
+
+
+def load_array(name: str, data: bytes) -> np.ndarray:
+    """A read-only array over the bytes of an ``.npy`` file. Arrays of objects are refused.
+
+    Raises:
+        UserError: it is damaged, or needs pickle.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which could run code")
+        # numpy's own reader would allocate what the header claims before it looks.
+        if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
+            raise ValueError("its size is not what its header says")
+        flat = np.frombuffer(data, dtype, offset=stream.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
+        raise UserError(
+            f"{name} cannot be read ({reason(error)}); save plain arrays with numpy.savez"
+        ) from error
+
+
+def _images(array: np.ndarray) -> torch.Tensor:
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"the images are {array.dtype} {list(array.shape)}; they must be uint8, 0 to 255"
+        )
+    channels_last = array.ndim == 4 and array.shape[1:] == (SIDE, SIDE, 3)
+    # A copy, for the bytes below are read-only, and in one order of memory.
+    return torch.from_numpy(
+        np.array(array.transpose(0, 3, 1, 2) if channels_last else array, order="C")
+    )
+
+
+def _labels(split: str, array: np.ndarray) -> torch.Tensor:
+    if array.dtype.kind not in "iu":
+        raise UserError(f"the {split} labels are {array.dtype}; they must be whole numbers")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _classes(
+    names: np.ndarray | None, train_labels: torch.Tensor, test_labels: torch.Tensor
+) -> tuple[str, ...]:
+    if names is not None:
+        if names.dtype.kind not in "US" or names.ndim != 1:
+            raise UserError(
+                f"classes is {names.dtype} {list(names.shape)}; it must be a list of text"
+            )
+        return tuple(
+            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+            for name in names.tolist()
+        )
+    count = 1 + max(
+        int(labels.max()) if labels.numel() else 0 for labels in (train_labels, test_labels)
+    )
+    if count > _MOST_CLASSES:
+        raise UserError(f"there is a label {count - 1}; labels number the classes from 0")
+    return tuple(str(i) for i in range(count))

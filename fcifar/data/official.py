@@ -1,0 +1,112 @@
+"""The two official forms of CIFAR-10: Python pickles, and binary records."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fcifar.data.dataset import SIDE, Content, Split
+from fcifar.data.pickles import load_pickle
+from fcifar.errors import UserError
+
+PIXELS = 3 * SIDE * SIDE
+TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+TEST = "test_batch"
+META = "batches.meta"
+
+_PART = re.compile(r"(?:.*/)?(data_batch_\d+|test_batch|batches\.meta)(\.bin|\.txt)?")
+
+
+def is_part(path: str) -> bool:
+    """Whether a file of this path may be part of an official set, in either form."""
+    return _PART.fullmatch(path) is not None
+
+
+def is_layout(files: Mapping[str, bytes]) -> bool:
+    """Whether there is any file of the Python version."""
+    return any(name in files for name in (*TRAIN, TEST, META))
+
+
+def is_binary_layout(files: Mapping[str, bytes]) -> bool:
+    """Whether there is any file of the binary version."""
+    return any(f"{name}.bin" in files for name in (*TRAIN, TEST))
+
+
+def read(files: Mapping[str, bytes]) -> Content:
+    """The official Python version: batches with the keys ``data`` and ``labels``, and a meta file.
+
+    Raises:
+        UserError: a file is missing, holds something else, or is no harmless pickle.
+    """
+    _require(files, (META, *TRAIN, TEST))
+    names = load_pickle(META, files[META]).get("label_names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{META} has no list of label_names; it needs the class names in order")
+    train = _join([_batch(name, files[name]) for name in TRAIN])
+    return Content(train, _batch(TEST, files[TEST]), tuple(names))
+
+
+def read_binary(files: Mapping[str, bytes]) -> Content:
+    """The official binary version: records of a label byte and 3072 pixel bytes.
+
+    Raises:
+        UserError: a file is missing or does not consist of whole records.
+    """
+    meta, test = f"{META}.txt", f"{TEST}.bin"
+    train = [f"{name}.bin" for name in TRAIN]
+    _require(files, (meta, *train, test))
+    classes = tuple(files[meta].decode("utf-8", "replace").split())
+    rows = _join([_records(name, files[name]) for name in train])
+    return Content(rows, _records(test, files[test]), classes)
+
+
+def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
+    if missing := [name for name in names if name not in files]:
+        raise UserError(
+            f"{', '.join(missing)} missing beside {next(iter(files))}; "
+            f"the official form needs {', '.join(names)}"
+        )
+
+
+def _join(splits: list[Split]) -> Split:
+    images, labels = zip(*splits, strict=True)
+    return Split(torch.cat(images), torch.cat(labels))
+
+
+def _records(name: str, data: bytes) -> Split:
+    if not data or len(data) % (1 + PIXELS):
+        raise UserError(
+            f"{name} has {len(data)} bytes; it needs records of {1 + PIXELS}, a label and 3x32x32"
+        )
+    rows = torch.from_numpy(np.frombuffer(data, np.uint8).reshape(-1, 1 + PIXELS).copy())
+    return Split(rows[:, 1:].reshape(-1, 3, SIDE, SIDE), rows[:, 0].long())
+
+
+def _batch(name: str, data: bytes) -> Split:
+    batch = load_pickle(name, data)
+    pixels, labels = batch.get("data"), batch.get("labels")
+    if not isinstance(pixels, np.ndarray):
+        raise UserError(f"{name} has no array as its data; it needs uint8 [N, {PIXELS}]")
+    if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
+        raise UserError(
+            f"{name} has {pixels.dtype} {list(pixels.shape)} as its data; "
+            f"it needs uint8 [N, {PIXELS}]"
+        )
+    if isinstance(labels, np.ndarray):
+        labels = labels.tolist()
+    # Labels outside this range are refused later, but first they have to fit in a tensor.
+    if not isinstance(labels, list) or any(
+        type(label) is not int or abs(label) >= 2**31 for label in labels
+    ):
+        raise UserError(
+            f"{name} has no list of whole numbers as its labels; it needs one for a row"
+        )
+    if len(labels) != len(pixels):
+        raise UserError(
+            f"{name} has {len(pixels)} rows of data and {len(labels)} labels; they must agree"
+        )
+    return Split(
+        torch.from_numpy(pixels.copy()).reshape(-1, 3, SIDE, SIDE),
+        torch.tensor(labels, dtype=torch.int64),
+    )

@@ -1,0 +1,196 @@
+"""Pickles of plain values and numpy arrays, and of nothing else.
+
+A pickle is a program: loading it can call any function there is. Here it finds no functions, only
+stand-ins that keep what numpy would have been given. Arrays are made of that afterwards, once it
+has been seen to be numbers.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+from typing import Any
+
+import numpy as np
+
+from fcifar.data.store import reason
+from fcifar.errors import UserError
+
+# What unpickling malformed bytes raises.
+_MALFORMED = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+def load_pickle(name: str, data: bytes) -> dict[str, Any]:
+    """The dict in a pickle of any protocol, written by Python 2 or 3. No code is run.
+
+    Keys are text. A value that is an array is a numpy array of whole numbers; bytes in a list are
+    text. ``name`` is for messages.
+
+    Raises:
+        UserError: it asks for a function, is damaged, or holds no dict.
+    """
+    try:
+        _check_opcodes(data)
+        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        if not isinstance(value, dict):
+            raise _RefusedError("holds no dict")
+        return {_text(key): _plain(item) for key, item in value.items()}
+    except _RefusedError as error:
+        raise UserError(f"{name} {error}; it is not an official CIFAR-10 file") from error
+    except _MALFORMED as error:
+        raise UserError(
+            f"{name} is no readable pickle ({reason(error)}); get a fresh copy of it"
+        ) from error
+
+
+class _RefusedError(Exception):
+    """The pickle is well formed, and asks for what it shall not have."""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, _Array):
+        return value.to_numpy()
+    if isinstance(value, list):
+        return [_text(item) if isinstance(item, bytes) else item for item in value]
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        return value
+    raise TypeError("there is something else where text should be")
+
+
+# What may be loaded -------------------------------------------------------------------------------
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _RefusedError(f"tries to load {f'{module}.{name}'!r}") from None
+
+
+class _Dtype:
+    """``dtype("u1", align, copy)``, then a state (version, byte order, ...)."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def to_numpy(self) -> np.dtype:
+        code, order = _text(self.arguments[0]), _text(self.state[1])
+        if code not in _WHOLE_NUMBERS or order not in ("<", ">", "|"):
+            raise ValueError("its array is not of whole numbers")
+        return np.dtype(order + code)
+
+
+class _Array:
+    """``_reconstruct(ndarray, shape, code)``, then a state (1, shape, dtype, order, bytes)."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = ()
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def to_numpy(self) -> np.ndarray:
+        _, shape, dtype, fortran, raw = self.state
+        return _array(raw, dtype, shape, "F" if fortran else "C")
+
+
+class _Buffer(_Array):
+    """``_frombuffer(bytes, dtype, shape, order)``: what numpy writes in pickle protocol 5."""
+
+    def to_numpy(self) -> np.ndarray:
+        raw, dtype, shape, order = self.arguments
+        return _array(raw, dtype, shape, "F" if order == "F" else "C")
+
+
+def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    if not isinstance(raw, bytes | bytearray) or not isinstance(dtype, _Dtype):
+        raise TypeError("its array has no bytes or no type")
+    if not isinstance(shape, tuple) or len(shape) > 4 or any(type(n) is not int for n in shape):
+        raise TypeError("its array has no shape")
+    kind = dtype.to_numpy()
+    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(raw):
+        raise ValueError("its array has more or fewer bytes than its shape says")
+    return np.frombuffer(raw, kind).reshape(shape, order=order)
+
+
+class _Encoded(bytes):
+    """``_codecs.encode(text, "latin1")``: how Python 3 writes bytes in pickle protocol 2."""
+
+    def __new__(cls, text: str, encoding: str) -> "_Encoded":
+        if encoding != "latin1":
+            raise _RefusedError("encodes text otherwise than as latin1")
+        return super().__new__(cls, text, encoding)
+
+    def __setstate__(self, state: Any) -> None:
+        raise _RefusedError("sets the state of bytes")
+
+
+_WHOLE_NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
+
+# Classes all, and each with a __setstate__: a pickle can set the attributes of anything else.
+_ALLOWED: dict[tuple[str, str], type] = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _Encoded,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy.core.numeric", "_frombuffer"): _Buffer,
+    ("numpy._core.numeric", "_frombuffer"): _Buffer,
+}
+
+
+# Exhaustion without a call ------------------------------------------------------------------------
+
+_TUPLES = 64  # an array brings six
+_STORES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_FETCHES = {"GET", "BINGET", "LONG_BINGET"}
+_CONTAINERS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "EMPTY_LIST", "EMPTY_DICT", "LIST", "DICT"}
+
+
+def _check_opcodes(data: bytes) -> None:
+    """Refuse what costs very much memory or time though no function is called.
+
+    Storing at a high memo index makes a table of that length. A tuple that holds a tuple twice,
+    which holds a tuple twice, and so on, takes for ever to hash as the key of a dict; one that is
+    deep exhausts the stack. So tuples are few, and only what is no tuple can be used again.
+    """
+    stored: dict[int, bool] = {}  # memo index: may be used again
+    tuples, maker = 0, ""  # maker: what made the value on top of the stack
+    for opcode, operand, _ in pickletools.genops(data):
+        name, argument = opcode.name, operand if isinstance(operand, int) else -1
+        if name in _STORES:
+            index = len(stored) if name == "MEMOIZE" else argument
+            if not 0 <= index <= len(data):
+                raise _RefusedError("has a memo larger than itself")
+            stored[index] = maker in _CONTAINERS or any(
+                kind in maker for kind in ("STRING", "UNICODE", "BYTE")
+            )
+        elif name == "DUP" or (name in _FETCHES and stored.get(argument) is False):
+            raise _RefusedError("uses one tuple twice")
+        elif name not in ("PROTO", "FRAME"):
+            tuples += name.startswith("TUPLE")
+            maker = name
+    if tuples > _TUPLES:
+        raise _RefusedError(f"has {tuples} tuples, more than {_TUPLES}")

@@ -1,0 +1,288 @@
+"""The store: a folder with one safetensors file for each prepared data set.
+
+A file appears whole or not at all: it is written beside its place, forced to the disk, and then
+renamed. Whatever goes wrong before the renaming leaves the store as it was.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fcifar.data import shapes10
+from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
+from fcifar.errors import UserError, WorldError
+
+FORMAT = "fcifar-dataset-1"
+_TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+class Summary(NamedTuple):
+    """What the head of a prepared file tells without reading the images."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_size: int
+    test_size: int
+    source: str
+    digest: str
+    path: Path
+    bytes: int  # size of the file; 0 for a built-in set that has not been used yet
+    built_in: bool
+    problem: str = ""  # why the file cannot be used; the fields above are empty then
+
+
+class Info(NamedTuple):
+    """A prepared data set in numbers. Counts are by class, in label order."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    test_counts: tuple[int, ...]
+    mean: tuple[float, ...]  # of the training pixels by channel, in [0, 1]
+    std: tuple[float, ...]
+    source: str
+    digest: str
+    path: Path
+    bytes: int
+
+
+# Where things lie ---------------------------------------------------------------------------------
+
+
+def data_root(data_dir: Path | None = None) -> Path:
+    """The folder of prepared data sets; it need not exist yet.
+
+    ``data_dir`` if given, else ``$FCIFAR_DATA``, else "fcifar" in the user's cache folder.
+    """
+    if data_dir is not None:
+        return data_dir
+    if chosen := os.environ.get("FCIFAR_DATA"):
+        return Path(chosen)
+    return _user_cache() / "fcifar"
+
+
+def _user_cache() -> Path:
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return Path(local) if local else Path.home() / "AppData" / "Local"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches"
+    # The XDG specification says that a relative path is to be ignored.
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return cache if cache.is_absolute() else Path.home() / ".cache"
+
+
+def path_of(name: str, root: Path) -> Path:
+    """The file of data set ``name``, whether it exists or not.
+
+    Raises:
+        UserError: ``name`` is not made of lower-case letters, digits, "-" and "_".
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot name a data set; use up to 64 lower-case letters, digits, '-' "
+            "and '_', beginning with a letter or digit"
+        )
+    return root / f"{name}.safetensors"
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def save(dataset: Dataset, root: Path) -> Path:
+    """Write a data set to the store, replacing one of that name. Returns the file.
+
+    Raises:
+        UserError: the name is not allowed.
+        WorldError: the file cannot be written. The store is then as it was.
+    """
+    path = path_of(dataset.name, root)
+    tensors = {name: getattr(dataset, name).contiguous() for name in _TENSORS}
+    metadata = {
+        "format": FORMAT,
+        "classes": json.dumps(dataset.classes),
+        "source": dataset.source,
+        "digest": dataset.digest,
+    }
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as partial:
+            save_file(tensors, partial, metadata)
+    except (OSError, SafetensorError) as error:
+        raise WorldError(
+            f"cannot write {path}: {reason(error)}; "
+            "make room there or choose another folder with --data-dir"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of ``path`` if the block ends well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)  # safetensors lets nobody else read its files; a store may be shared
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, as one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def load(name: str, root: Path) -> Dataset:
+    """The data set ``name``, memory-mapped. ``shapes10`` is drawn on first use, then stored.
+
+    Raises:
+        UserError: there is no such data set; the message says what there is.
+        WorldError: its file is damaged, or is not one of ours.
+    """
+    path = path_of(name, root)
+    if name == shapes10.NAME and not path.exists():
+        save(_draw_shapes10(), root)
+    if not path.exists():
+        raise UserError(_missing(name, root))
+    return _read(path)
+
+
+def verify(name: str, root: Path) -> str:
+    """Read every byte of a data set and return its digest.
+
+    Raises:
+        UserError: there is no such data set.
+        WorldError: its content is not what was stored.
+    """
+    dataset = load(name, root)
+    found = content_digest(*dataset[1:5], dataset.classes)
+    if found != dataset.digest:
+        raise WorldError(
+            f"{path_of(name, root)} is damaged: its content has digest {found}, not "
+            f"{dataset.digest} as recorded; {_remedy(name)}"
+        )
+    return found
+
+
+def list_prepared(root: Path) -> list[Summary]:
+    """What can be loaded from ``root``, by name, built-in sets included.
+
+    A damaged file is listed with its ``problem``, so that it hides none of the others.
+    """
+    paths = {path.stem: path for path in root.glob("*.safetensors") if _NAME.fullmatch(path.stem)}
+    paths.setdefault(shapes10.NAME, path_of(shapes10.NAME, root))
+    return [_summary(name, path) for name, path in sorted(paths.items())]
+
+
+def info(name: str, root: Path) -> Info:
+    """Count and measure a data set. Raises as ``load`` does."""
+    dataset = load(name, root)
+    path = path_of(name, root)
+    classes = len(dataset.classes)
+    mean, std = _channel_statistics(dataset.train_images)
+    return Info(
+        name=name,
+        classes=dataset.classes,
+        train_counts=tuple(torch.bincount(dataset.train_labels, minlength=classes).tolist()),
+        test_counts=tuple(torch.bincount(dataset.test_labels, minlength=classes).tolist()),
+        mean=mean,
+        std=std,
+        source=dataset.source,
+        digest=dataset.digest,
+        path=path,
+        bytes=path.stat().st_size,
+    )
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        with safe_open(path, framework="pt") as file:
+            classes, source, digest = _head(file.metadata())
+            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+        train = Split(tensors["train_images"], tensors["train_labels"])
+        test = Split(tensors["test_images"], tensors["test_labels"])
+        check(train, test, classes)
+    except (OSError, SafetensorError, ValueError, LookupError) as error:
+        raise WorldError(
+            f"{path} is damaged or not a prepared data set ({reason(error)}); {_remedy(path.stem)}"
+        ) from error
+    return Dataset(path.stem, *train, *test, classes, source, digest)
+
+
+def _summary(name: str, path: Path) -> Summary:
+    built_in = name == shapes10.NAME
+    if built_in and not path.exists():
+        classes, source = tuple(shapes10.CLASSES), shapes10.SOURCE
+        return Summary(name, classes, 0, 0, source, "", path, 0, built_in)
+    try:
+        with safe_open(path, framework="pt") as file:
+            classes, source, digest = _head(file.metadata())
+            train, test = (
+                file.get_slice(f"{split}_images").get_shape()[0] for split in ("train", "test")
+            )
+        return Summary(
+            name, classes, train, test, source, digest, path, path.stat().st_size, built_in
+        )
+    except (OSError, SafetensorError, ValueError, LookupError) as error:
+        return Summary(name, (), 0, 0, "", "", path, 0, built_in, problem=reason(error))
+
+
+def _head(metadata: dict[str, str] | None) -> tuple[tuple[str, ...], str, str]:
+    """Class names, source and digest."""
+    if not metadata or metadata.get("format") != FORMAT:
+        raise ValueError(f"it is not in the format {FORMAT}")
+    return tuple(json.loads(metadata["classes"])), metadata["source"], metadata["digest"]
+
+
+def _draw_shapes10() -> Dataset:
+    drawn = shapes10.generate()
+    train = Split(drawn.train_images, drawn.train_labels)
+    test = Split(drawn.test_images, drawn.test_labels)
+    return make_dataset(shapes10.NAME, train, test, shapes10.CLASSES, shapes10.SOURCE)
+
+
+def _missing(name: str, root: Path) -> str:
+    there = ", ".join(summary.name for summary in list_prepared(root))
+    fetch = ", fetch it with `fcifar data fetch`" if name == "cifar10" else ""
+    return (
+        f"there is no data set {name!r} in {root}, which offers: {there}; prepare it with "
+        f"`fcifar data import`{fetch}, or use the built-in one with `--dataset {shapes10.NAME}`"
+    )
+
+
+def _remedy(name: str) -> str:
+    if name == shapes10.NAME:
+        return "delete the file, and it will be drawn again"
+    return "delete the file, or import its source again with --force"
+
+
+def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel. Exact sums, by counting the 256 values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    counts = torch.stack(
+        [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    )
+    weights = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
+    mean = weights @ values
+    variance = (weights * torch.square(values - mean[:, None])).sum(1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())

@@ -1,0 +1,102 @@
+"""Trained networks, read back from a run directory or from the one file that holds them."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fcifar import recipes, tree
+from fcifar.data import Dataset
+from fcifar.errors import UserError
+from fcifar.models import Model, Variables
+from fcifar.recipes import Recipe
+from fcifar.runs import checkpoint, directory
+from fcifar.runs import evaluate as evaluation
+from fcifar.runs.runtime import Runtime, activate
+from fcifar.step import Batch, make_eval_step
+
+
+class Trained(NamedTuple):
+    """A network with its values, and what they were trained on."""
+
+    recipe: Recipe
+    model: Model
+    variables: Variables  # on the CPU
+    classes: tuple[str, ...]
+    dataset: str
+
+
+def load(path: Path) -> Trained:
+    """The network that a run ended with.
+
+    Args:
+        path: a run directory, or a ``final.safetensors`` from one.
+
+    Raises:
+        UserError: there is no such thing at ``path``.
+        WorldError: the file is damaged.
+    """
+    if path.is_dir():
+        directory.read_manifest(path)
+        file = path / directory.FINAL
+        if not file.exists():
+            raise UserError(
+                f"{path} has not come to its end; continue it with fcifar train --resume {path}"
+            )
+    elif path.is_file():
+        file = path
+    else:
+        raise UserError(f"there is no {path}; give a run directory or a {directory.FINAL}")
+    tensors, metadata = checkpoint.read(file)
+    if "recipe" not in metadata or "classes" not in metadata:
+        raise UserError(f"{file} does not say which network it holds; give a {directory.FINAL}")
+    recipe = recipes.from_dict(json.loads(metadata["recipe"]))
+    classes = tuple(json.loads(metadata["classes"]))
+    model = recipes.make_model(recipe, len(classes))
+    like = model.init(torch.zeros(2, dtype=torch.int64))
+    names = {*like.params, *like.buffers}
+    if names != set(tensors):
+        raise UserError(
+            f"{file} does not fit the model {recipe.model}: "
+            f"{', '.join(sorted(names ^ set(tensors)))} are in one and not in the other"
+        )
+    variables = Variables(
+        {name: tensors[name] for name in like.params},
+        {name: tensors[name] for name in like.buffers},
+    )
+    return Trained(recipe, model, variables, classes, metadata.get("dataset", "cifar10"))
+
+
+def evaluate(network: Trained, runtime: Runtime, dataset: Dataset, split: str) -> dict[str, Any]:
+    """Figures of a network on a split of a data set, as values that JSON holds.
+
+    Raises:
+        UserError: there is no such split, or the data set has other classes than the network.
+    """
+    if split not in ("train", "test"):
+        raise UserError(f"--split is {split!r}; it must be test or train")
+    if dataset.classes != network.classes:
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.classes)}, but the network knows "
+            f"{', '.join(network.classes)}; choose a data set with the same classes"
+        )
+    images, labels = (
+        (dataset.test_images, dataset.test_labels)
+        if split == "test"
+        else (dataset.train_images, dataset.train_labels)
+    )
+    with activate(runtime):
+        step = make_eval_step(
+            network.model,
+            preprocess=recipes.make_preprocess(network.recipe),
+            policy=runtime.policy,
+        )
+        variables, data = checkpoint.on_device(
+            (network.variables, Batch(images, labels)), runtime.device
+        )
+        examples = evaluation.evaluate(step, variables, data)
+        return {
+            **evaluation.summarize(examples, labels, dataset.classes),
+            "params_digest": tree.digest(network.variables.params),
+        }

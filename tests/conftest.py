@@ -1,0 +1,53 @@
+"""Shared by all tests: the long mode, the devices, tiny data."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcifar import random
+from fcifar.step import Batch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked slow as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; run with --long"))
+        if "cuda" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+@pytest.fixture(autouse=True)
+def _no_compiled_leftovers():
+    """Each test counts its own compilations."""
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real CIFAR-10 archives that $FCIFAR_TEST_DATA names."""
+    folder = os.environ.get("FCIFAR_TEST_DATA")
+    if not folder or not Path(folder, "cifar10-jpeg.tar.gz").exists():
+        pytest.skip("needs real images: set FCIFAR_TEST_DATA to a folder with cifar10-jpeg.tar.gz")
+    return Path(folder)
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """Keyed random images, with labels that can be learned from them."""
+
+    def make(size: int = 8, seed: int = 0, classes: int = 10) -> Batch:
+        image_key, label_key = random.split(random.key(seed))
+        labels = random.randint(label_key, (size,), 0, classes)
+        noise = random.randint(image_key, (size, 3, 32, 32), 0, 156)
+        images = noise + (labels * 10)[:, None, None, None]
+        return Batch(images.to(torch.uint8), labels)
+
+    return make

@@ -1,0 +1,199 @@
+"""Optimizers and schedules: equal to torch.optim in float64, and true to their definitions."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcifar import models, optim, random, schedules, tree
+from fcifar.models.base import Variables
+from fcifar.models.lenet import _LeNet
+from fcifar.optim import Optimizer
+from fcifar.precision import FP64
+from fcifar.step import Batch, init_train_state, make_train_step
+
+TwinOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+L2 = 0.01
+
+TWINS: dict[str, tuple[Optimizer, TwinOptimizer]] = {
+    "sgd": (optim.sgd(0.05), lambda p: torch.optim.SGD(p, 0.05)),
+    "momentum": (
+        optim.sgd(0.05, momentum=0.9),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.9),
+    ),
+    "nesterov": (
+        optim.sgd(0.05, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
+    ),
+    "momentum and L2": (
+        optim.chain(optim.add_decayed_weights(L2), optim.sgd(0.05, momentum=0.9)),
+        lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=L2),
+    ),
+    "adam": (optim.adam(1e-3), lambda p: torch.optim.Adam(p, 1e-3)),
+    "adam and L2": (
+        optim.chain(optim.add_decayed_weights(L2), optim.adam(1e-3)),
+        lambda p: torch.optim.Adam(p, 1e-3, weight_decay=L2),
+    ),
+    "adamw": (
+        optim.adamw(1e-3, weight_decay=L2),
+        lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=L2),
+    ),
+}
+
+
+def test_every_registered_optimizer_has_a_twin() -> None:
+    assert set(optim.OPTIMIZERS) <= set(TWINS)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", TWINS)
+def test_fifty_float64_steps_equal_the_torch_twin(name: str, seed: int, make_batch) -> None:
+    """The functional step against nn.Module, loss.backward() and torch.optim."""
+    optimizer, make_twin_optimizer = TWINS[name]
+    state = init_train_state(models.lenet(), optimizer, key=random.key(seed), policy=FP64)
+    step = make_train_step(models.lenet(), optimizer, policy=FP64)
+
+    twin = _LeNet(84, 10).double()
+    twin.load_state_dict(state.variables.params)
+    twin_optimizer = make_twin_optimizer(list(twin.parameters()))
+
+    for i in range(50):
+        batch = make_batch(4, seed=100 * seed + i)
+        state, metrics = step(state, batch)
+
+        twin_optimizer.zero_grad()
+        # In float32 as far as the step's own preprocessing is: division by 255 comes first.
+        images = (batch.images.float() / 255 - 0.5) / 0.5
+        logits = twin(images.double())
+        loss = F.cross_entropy(logits, batch.labels)
+        loss.backward()
+        twin_optimizer.step()
+
+        assert abs(metrics.loss / 4 - loss.detach()) < 1e-10
+        assert metrics.correct == (logits.argmax(-1) == batch.labels).sum()
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(state.variables.params[key], value, rtol=0, atol=1e-10)
+
+
+def steps(optimizer: Optimizer, grads: list[Tensor], params: Tensor) -> list[Tensor]:
+    """Parameters after each of the gradients."""
+    state, path = optimizer.init(params), []
+    for g in grads:
+        updates, state = optimizer.update(g, state, params)
+        params = optim.apply_updates(params, updates)
+        path.append(params)
+    return path
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1.0, 100.0])
+def test_clip_by_global_norm_equals_torch(max_norm: float) -> None:
+    grads = {"a": random.normal(random.key(0), (3, 4)), "b": random.normal(random.key(1), (5,))}
+    clipper = optim.clip_by_global_norm(max_norm)
+    clipped, _ = clipper.update(grads, clipper.init(grads), grads)
+    twins = [nn.Parameter(torch.zeros_like(g)) for g in grads.values()]
+    for twin, g in zip(twins, grads.values(), strict=True):
+        twin.grad = g.clone()
+    nn.utils.clip_grad_norm_(twins, max_norm)
+    for twin, c in zip(twins, clipped.values(), strict=True):
+        torch.testing.assert_close(c, twin.grad, rtol=1e-5, atol=1e-7)
+    assert tree.norm(clipped) <= max_norm * (1 + 1e-6)
+
+
+def test_clip_by_global_norm_leaves_zero_gradients_alone() -> None:
+    zero = torch.zeros(3)
+    clipped, _ = optim.clip_by_global_norm(1.0).update(zero, optim.EmptyState(), zero)
+    assert torch.equal(clipped, zero)
+
+
+def test_clip_clamps_each_element() -> None:
+    g = torch.tensor([-3.0, 0.5, 2.0])
+    assert optim.clip(1.0).update(g, optim.EmptyState(), g)[0].tolist() == [-1.0, 0.5, 1.0]
+
+
+def test_chain_feeds_each_the_updates_before_it() -> None:
+    path = steps(
+        optim.chain(optim.scale(2.0), optim.clip(1.0), optim.scale(-1.0)),
+        [torch.tensor(3.0)],
+        torch.tensor(0.0),
+    )
+    assert path[0] == -1
+
+
+def test_learning_rate_may_be_a_tensor_and_has_a_gradient() -> None:
+    def after(learning_rate: Tensor) -> Tensor:
+        return steps(optim.sgd(learning_rate, 0.5), [torch.tensor(1.0)] * 2, torch.tensor(0.0))[-1]
+
+    rate = torch.tensor(0.1)
+    assert after(rate) == -(rate + rate * 1.5)
+    assert torch.func.grad(after)(rate) == -2.5
+
+
+def test_a_schedule_is_counted_from_zero_and_in_the_precision_of_the_updates() -> None:
+    schedule = schedules.linear_schedule(1.0, 0.0, 10)
+    ones = torch.ones((), dtype=torch.float64)
+    path = torch.stack(steps(optim.sgd(schedule), [ones] * 12, 0 * ones))
+    rates = -torch.diff(path, prepend=torch.zeros(1, dtype=torch.float64))
+    expected = [max(0.0, 1 - i / 10) for i in range(12)]
+    torch.testing.assert_close(
+        rates, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        (schedules.constant_schedule(0.3), {0: 0.3, 99: 0.3}),
+        (schedules.linear_schedule(1.0, 3.0, 4), {0: 1.0, 1: 1.5, 4: 3.0, 9: 3.0}),
+        (schedules.cosine_decay_schedule(2.0, 8), {0: 2.0, 4: 1.0, 8: 0.0, 20: 0.0}),
+        (schedules.cosine_decay_schedule(2.0, 8, 0.5), {0: 2.0, 4: 1.5, 8: 1.0}),
+        (
+            schedules.warmup(schedules.linear_schedule(1.0, 0.0, 4), 0.0, 1.0, 2),
+            {0: 0.0, 1: 0.5, 2: 1.0, 4: 0.5, 6: 0.0},
+        ),
+    ],
+)
+def test_schedules_pass_through_their_points(schedule, values: dict[int, float]) -> None:
+    for step, value in values.items():
+        found = schedule(torch.tensor(step))
+        assert found.shape == ()
+        assert math.isclose(found, value, abs_tol=1e-6), step
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 1000, 10**6])
+@pytest.mark.parametrize("base", [0.9, 0.999, 0.999999])
+def test_bias_correction_keeps_its_digits(base: float, count: int) -> None:
+    """1 - base**count in float32, against exact arithmetic on integers."""
+    from fractions import Fraction
+
+    exact = (
+        -math.expm1(count * math.log(base)) if count > 1000 else float(1 - Fraction(base) ** count)
+    )
+    for b in (base, torch.tensor(base, dtype=torch.float64)):
+        found = optim._one_minus_power(b, torch.tensor(count), torch.float32)
+        assert math.isclose(found, exact, rel_tol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: optim.sgd(0.1, nesterov=True), "give momentum"),
+        (lambda: optim.clip_by_global_norm(0.0), "above 0"),
+        (lambda: optim.clip(-1.0), "above 0"),
+        (lambda: schedules.linear_schedule(1, 0, 0), "at least 1 step"),
+        (lambda: schedules.join_schedules([schedules.constant_schedule(1)], [3]), "one increasing"),
+    ],
+)
+def test_misuse_is_named(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_variables_and_batch_are_what_the_twin_reads(make_batch) -> None:
+    """The parameter names are those of the tutorial's state_dict, in its order."""
+    variables = models.lenet().init(random.key(0))
+    assert isinstance(variables, Variables)
+    assert isinstance(make_batch(), Batch)
+    assert list(variables.params) == list(_LeNet(84, 10).state_dict())
