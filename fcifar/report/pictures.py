@@ -178,18 +178,17 @@ def _write(sheet: Tensor, labels: Sequence[_Label], path: Path) -> Path:
 
 def _set_type(figure: "Figure", label: _Label) -> None:
     """Put ``label`` on the sheet: smaller where it is too wide, cut short where that is no help."""
+    several = "\n" in label.text  # lines hang from where a single one would begin
     text = figure.text(
         label.x / figure.bbox.width,
-        1 - label.y / figure.bbox.height,
+        1 - (label.y - LINE / 2 * several) / figure.bbox.height,
         label.text,
         size=label.size,
         color=label.color,
         ha=label.align,
-        va="center" if "\n" not in label.text else "top",
+        va="top" if several else "center",
         parse_math=False,
     )
-    if "\n" in label.text:  # several lines hang from where a single one would begin
-        text.set_y(1 - (label.y - LINE / 2) / figure.bbox.height)
 
     def too_wide() -> float:
         return text.get_window_extent().width / label.width

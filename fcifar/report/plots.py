@@ -78,9 +78,11 @@ def per_class_bars(per_class: Mapping[str, Mapping[str, float]], path: Path, *, 
     percent = [100 * _finite_or(row["accuracy"], 0.0) for _, row in ranked]
     axes.barh(range(n), percent, height=0.72, color=COLORS["training"])
     for place, (_, row) in enumerate(ranked):
-        value = f"{percent[place]:.1f} %" if row["total"] else "–"
-        counts = f"{int(row['correct']):,} of {int(row['total']):,}"
-        for right, text in ((112, value), (141, counts)):
+        value, counts = "", "no examples"
+        if row["total"]:
+            value = f"{percent[place]:.1f} %"
+            counts = f"{int(row['correct']):,} of {int(row['total']):,}"
+        for right, text in ((114, value), (138, counts)):
             axes.text(right, place, text, ha="right", va="center", size=9, color=INK)
     _tidy(axes)
     axes.set_xlim(0, 100)
