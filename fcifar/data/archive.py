@@ -42,6 +42,7 @@ _DAMAGED = (
     struct.error,
     EOFError,
     OverflowError,
+    LookupError,  # from zipfile: a member without a name
     RuntimeError,  # from zipfile: encrypted, or a compression it does not know
     ValueError,
 )

@@ -5,6 +5,7 @@
 
 import io
 import math
+import tokenize
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,20 @@ from fcifar.errors import UserError
 REQUIRED = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 CLASSES = "classes.npy"
 _MOST_CLASSES = 100_000  # a larger label is a mistake, and would make that many names
+
+
+# What numpy raises for a header that is not one: it is parsed as a Python literal.
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    SyntaxError,
+    tokenize.TokenError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def is_layout(files: Mapping[str, bytes]) -> bool:
@@ -62,7 +77,7 @@ def load_array(name: str, data: bytes) -> np.ndarray:
             raise ValueError("its size is not what its header says")
         flat = np.frombuffer(data, dtype, offset=stream.tell())
         return flat.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError) as error:
+    except _MALFORMED as error:
         raise UserError(
             f"{name} cannot be read ({reason(error)}); save plain arrays with numpy.savez"
         ) from error

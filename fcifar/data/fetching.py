@@ -6,6 +6,7 @@ import io
 import socket
 import tempfile
 import threading
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def fetch(
         ) from error
     # torchvision reports a wrong md5 as a RuntimeError.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise WorldError(
             f"cannot download {url}: {store.reason(error)}; use --dataset shapes10, which needs no "
             "network, or `fcifar data import` with a copy of the archive"

@@ -269,7 +269,7 @@ BAD_FILES = {
 
 
 def expect_user_error(source: Path, root: Path, message: str) -> None:
-    """The import fails with one line, and neither a fresh store nor a used one is touched."""
+    """The import fails with one line, and not even the folder of the store is made."""
     with pytest.raises(UserError, match=message) as caught:
         data.import_source(source, "set", root)
     assert "\n" not in str(caught.value)

@@ -114,11 +114,12 @@ def test_any_bytes_end_well(data: bytes) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.sampled_from(SEEDS),
+    st.integers(0, len(SEEDS) - 1),
     st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=4)), min_size=1, max_size=6),
 )
-def test_mutated_batches_end_well(data: bytes, changes: list[tuple[int, bytes]]) -> None:
+def test_mutated_batches_end_well(seed: int, changes: list[tuple[int, bytes]]) -> None:
     # The pixels are most of a batch and any of them is fine, so change the two ends of it.
+    data = SEEDS[seed]
     mutable = bytearray(data)
     for place, change in changes:
         place = place % 300
