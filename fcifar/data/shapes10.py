@@ -26,7 +26,7 @@ SIDE = 32  # pixels
 PIXEL = 16  # units of length in a pixel
 ONE = 1024  # the fixed-point 1 of cosines, and the radius of a shape in its own coordinates
 TURN = 256  # angles are counted in 1/256 of a turn
-CHUNK = 100  # images drawn together: enough to be fast, few enough to stay in the cache
+CHUNK = 500  # images drawn together: enough to be fast, few enough to be modest in memory
 
 COSINES = tuple(round(ONE * math.cos(2 * math.pi * i / TURN)) for i in range(TURN))
 

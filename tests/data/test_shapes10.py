@@ -8,6 +8,7 @@ from fcifar import random, tree
 from fcifar.data import shapes10
 
 DIGEST = "be783eb4b15779a39901f10b6eda75db850ac445b559d94889071735295f571a"
+DIGEST_OF_TWO_CHUNKS = "f5a20cda499de6813cd692166252f459e82ec6f0b28849f336637cf76fba933b"
 
 
 def _small() -> shapes10.Images:
@@ -16,6 +17,12 @@ def _small() -> shapes10.Images:
 
 def test_the_published_set_has_not_changed():
     assert tree.digest(_small()) == DIGEST
+
+
+def test_a_class_drawn_in_two_chunks_has_not_changed():
+    images = shapes10.generate(train_size=5200, test_size=0)
+    assert 5200 // 10 > shapes10.CHUNK
+    assert tree.digest(images) == DIGEST_OF_TWO_CHUNKS
 
 
 def test_the_number_of_threads_does_not_matter():
