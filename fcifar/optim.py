@@ -261,5 +261,5 @@ def _count(params: Tree) -> Tensor:
 
 def _one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
     # 1 - base**count loses every digit but a few when base is near 1; expm1 keeps them all.
-    log = torch.log(base.to(dtype)) if isinstance(base, Tensor) else math.log(base)
+    log = torch.log(base).to(dtype) if isinstance(base, Tensor) else math.log(base)
     return -torch.expm1(count.to(dtype) * log)

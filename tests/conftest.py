@@ -23,6 +23,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """The tests' tensors are small: a second thread costs more than it does."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _no_compiled_leftovers():
     """Each test counts its own compilations."""

@@ -4,12 +4,10 @@ A file appears whole or not at all: it is written beside its place, forced to th
 renamed. Whatever goes wrong before the renaming leaves the store as it was.
 """
 
-import contextlib
 import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from fcifar.data import shapes10
 from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
+from fcifar.data.files import replacing
 from fcifar.errors import UserError, WorldError
 
 FORMAT = "fcifar-dataset-1"
@@ -115,32 +114,9 @@ def save(dataset: Dataset, root: Path) -> Path:
         "source": dataset.source,
         "digest": dataset.digest,
     }
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as partial:
-            save_file(tensors, partial, metadata)
-    except (OSError, SafetensorError) as error:
-        raise WorldError(
-            f"cannot write {path}: {reason(error)}; "
-            "make room there or choose another folder with --data-dir"
-        ) from error
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
     return path
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` if the block ends well."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # safetensors lets nobody else read its files; a store may be shared
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def reason(error: BaseException) -> str:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.data.dataset import Dataset
+from fcifar.data.files import replacing
 from fcifar.errors import UserError
 from fcifar.random import Key
-from fcifar.runs.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fcifar.runs.files import replacing
+from fcifar.data.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fcifar import tree
+from fcifar.data.files import replacing
 from fcifar.errors import WorldError
-from fcifar.runs.files import replacing
 from fcifar.tree import Tree
 
 

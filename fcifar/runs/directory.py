@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fcifar.data.files import cannot_write, write_text
 from fcifar.errors import UserError, WorldError
-from fcifar.runs.files import cannot_write, write_text
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
