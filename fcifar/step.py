@@ -183,21 +183,25 @@ def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any,
     return step_on_indices
 
 
+class Running(NamedTuple):
+    """A state, and the metrics of the steps since somebody last looked."""
+
+    state: TrainState
+    totals: Metrics
+
+
 def accumulate(
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
-) -> Callable[[tuple[TrainState, Metrics], Any], tuple[tuple[TrainState, Metrics], tuple[()]]]:
-    """The same step, with running totals of its metrics in the state.
+) -> Callable[[Running, Any], tuple[Running, tuple[()]]]:
+    """The same step, adding up its metrics: ``(running, batch) -> (running, ())``.
 
-    ``((state, totals), batch) -> ((state, totals), ())``: nothing to look at, nothing to wait for,
-    until somebody reads the totals.
+    There is nothing to look at after a step, hence nothing to wait for, until somebody reads the
+    totals.
     """
 
-    def accumulating(
-        carry: tuple[TrainState, Metrics], batch: Any
-    ) -> tuple[tuple[TrainState, Metrics], tuple[()]]:
-        state, totals = carry
-        state, latest = step(state, batch)
-        return (state, tree.add(totals, latest)), ()
+    def accumulating(running: Running, batch: Any) -> tuple[Running, tuple[()]]:
+        state, latest = step(running.state, batch)
+        return Running(state, tree.add(running.totals, latest)), ()
 
     return accumulating
 

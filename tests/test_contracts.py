@@ -18,6 +18,7 @@ from fcifar.runs import checkpoint
 from fcifar.runs.evaluate import evaluate, padded_rows
 from fcifar.step import (
     Batch,
+    Running,
     TrainState,
     TrainStep,
     accumulate,
@@ -239,7 +240,7 @@ def test_donation_gives_the_same_bits_in_the_same_memory(model: models.Model, ma
     optimizer = optim.sgd(0.01, momentum=0.9)
     data = make_batch(32)
     step = accumulate(on_indices(make_train_step(model, optimizer), data))
-    start = (init_train_state(model, optimizer, key=random.key(0)), metrics.zeros())
+    start = Running(init_train_state(model, optimizer, key=random.key(0)), metrics.zeros())
     pure, donating = compile_step(step, donate=False), compile_step(step)
 
     a, b = clone(start), clone(start)
@@ -250,7 +251,7 @@ def test_donation_gives_the_same_bits_in_the_same_memory(model: models.Model, ma
         b, _ = donating(b, rows)
     assert tree.equal(a, b)
     assert [leaf.data_ptr() for leaf in tree.leaves(b)] == places
-    assert a[1].count == 32
+    assert a.totals.count == 32
 
 
 # 5. Same as PyTorch: tests/test_optim.py ---------------------------------------------------------

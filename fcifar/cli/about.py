@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+import fcifar
 from fcifar.cli import options, output
 
 recipes_app = typer.Typer(
@@ -13,17 +14,21 @@ recipes_app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"fcifar {fcifar.__version__}")
+        raise typer.Exit
+
+
 def version(
     show: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
     """CIFAR-10 image classification as pure functions in PyTorch."""
-    if show:
-        import fcifar
-
-        print(f"fcifar {fcifar.__version__}")
-        raise typer.Exit
 
 
 @recipes_app.callback()

@@ -107,7 +107,8 @@ def save(dataset: Dataset, root: Path) -> Path:
         WorldError: the file cannot be written. The store is then as it was.
     """
     path = path_of(dataset.name, root)
-    tensors = {name: getattr(dataset, name).contiguous() for name in _TENSORS}
+    # Cloned, for safetensors refuses tensors that share memory.
+    tensors = {name: getattr(dataset, name).contiguous().clone() for name in _TENSORS}
     metadata = {
         "format": FORMAT,
         "classes": json.dumps(dataset.classes),

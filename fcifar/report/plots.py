@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fcifar.data.files import replacing
 
@@ -58,7 +58,7 @@ def learning_curve(records: Sequence[Mapping[str, object]], path: Path, *, title
     return _save(figure, path)
 
 
-def per_class_bars(per_class: Mapping[str, Mapping[str, float]], path: Path, *, title: str) -> Path:
+def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> Path:
     """Plot the accuracy of each class as a bar, best first, its value and counts at the right.
 
     Args:
@@ -94,7 +94,7 @@ def per_class_bars(per_class: Mapping[str, Mapping[str, float]], path: Path, *, 
     return _save(figure, path)
 
 
-def _mark_overall(axes: "Axes", per_class: Mapping[str, Mapping[str, float]]) -> None:
+def _mark_overall(axes: "Axes", per_class: Mapping[str, Mapping[str, Any]]) -> None:
     total = sum(row["total"] for row in per_class.values())
     if not total:
         return
@@ -253,5 +253,5 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def _finite_or(value: float, otherwise: float) -> float:
-    return value if math.isfinite(value) else otherwise
+def _finite_or(value: float | None, otherwise: float) -> float:
+    return value if value is not None and math.isfinite(value) else otherwise

@@ -17,7 +17,8 @@ from fcifar.tree import Tree
 def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
     """Write the leaves of ``values`` under their dotted names, and ``metadata`` beside them."""
     leaves = tree.named_leaves(on_device(values, "cpu"))
-    tensors = {name: leaf.detach().contiguous() for name, leaf in leaves.items()}
+    # Cloned, for safetensors refuses tensors that share memory.
+    tensors = {name: leaf.detach().contiguous().clone() for name, leaf in leaves.items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, dict(metadata))
 

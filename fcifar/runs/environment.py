@@ -17,10 +17,11 @@ from fcifar.errors import UserError
 
 def versions() -> dict[str, str]:
     """Versions of everything whose change may change a result."""
-    packages = ("torch", "torchvision", "numpy", "optree", "safetensors")
+    packages = ("torchvision", "numpy", "optree", "safetensors")
     return {
         "fcifar": fcifar.__version__,
         "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, which the package's version leaves out
         **{name: importlib.metadata.version(name) for name in packages},
     }
 

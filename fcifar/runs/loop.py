@@ -14,8 +14,9 @@ from fcifar.errors import UserError
 from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, directory, environment
 from fcifar.runs.evaluate import evaluate, summarize
-from fcifar.runs.program import Carry, Program, build
+from fcifar.runs.program import Program, build
 from fcifar.runs.runtime import Runtime, activate
+from fcifar.step import Running
 
 
 class Preparing(NamedTuple):
@@ -85,24 +86,24 @@ def train(
         environment.check_compiler(runtime.device)
     with activate(runtime):
         program = build(recipe, runtime, dataset, compiled=compiled)
-        carry, clock = program.init(), Clock()
+        running, clock = program.init(), Clock()
         if resume:
-            carry, clock = _restore(run, carry)
+            running, clock = _restore(run, running)
         else:
             directory.check_free(run)
         if compiled:
             observe(Preparing("compiling"))
-            clock = clock._replace(compile=clock.compile + _warm_up(program, carry))
+            clock = clock._replace(compile=clock.compile + _warm_up(program, running))
         if not resume:
             directory.create(run, _manifest(recipe, runtime, dataset, compiled))
 
-        carry, clock = _run_steps(run, program, recipe, carry, clock, observe, stop)
-        step, signum = int(carry[0].step), stop()
+        running, clock = _run_steps(run, program, recipe, running, clock, observe, stop)
+        step, signum = int(running.state.step), stop()
         if step < program.total_steps and signum is not None:
             return Interrupted(signum, step)
 
         observe(Preparing("evaluating"))
-        report = _finish(run, program, recipe, runtime, dataset, carry, clock)
+        report = _finish(run, program, recipe, runtime, dataset, running, clock)
         observe(Logged(directory.read_records(run)[-1]))
         return report
 
@@ -111,82 +112,78 @@ def _run_steps(
     run: Path,
     program: Program,
     recipe: Recipe,
-    carry: Carry,
+    running: Running,
     clock: Clock,
     observe: Callable[[Event], None],
     stop: Callable[[], int | None],
-) -> tuple[Carry, Clock]:
-    step = int(carry[0].step)
-    started, at_start = time.perf_counter(), clock.train
-    next_tick = 0.0
+) -> tuple[Running, Clock]:
+    step = int(running.state.step)
+    started, next_tick = time.perf_counter(), 0.0
 
-    def elapsed() -> float:
-        return at_start + time.perf_counter() - started
+    def now() -> Clock:
+        return clock._replace(train=clock.train + time.perf_counter() - started)
 
-    def save() -> None:
-        _save(run, carry, step, Clock(elapsed(), clock.compile))
-
-    while step < program.total_steps and stop() is None:
-        epoch, done = divmod(step, program.steps_per_epoch)
-        for rows in program.epoch_rows(epoch)[done:]:
-            carry, _ = program.train_step(carry, rows)
-            step += 1
-            if step % recipe.log_every == 0 or step == program.total_steps:
-                carry = _log(run, program, carry, step, elapsed(), observe)
-            if stop() is not None:
-                break
-            if time.perf_counter() >= next_tick:
-                observe(_progress(program, recipe, carry, step, elapsed()))
-                next_tick = time.perf_counter() + 0.25
-        save()
-    observe(_progress(program, recipe, carry, step, elapsed()))
-    return carry, Clock(elapsed(), clock.compile)
+    for rows in program.rows_from(step):
+        if stop() is not None:
+            _save(run, running, step, now())
+            break
+        running, _ = program.train_step(running, rows)
+        step += 1
+        if step % recipe.log_every == 0 or step == program.total_steps:
+            running = _log(run, program, running, step, now(), observe)
+        if step % program.steps_per_epoch == 0:
+            _save(run, running, step, now())
+        if time.perf_counter() >= next_tick:
+            observe(_progress(program, recipe, running, step, now()))
+            next_tick = time.perf_counter() + 0.25
+    observe(_progress(program, recipe, running, step, now()))
+    return running, now()
 
 
 def _log(
     run: Path,
     program: Program,
-    carry: Carry,
+    running: Running,
     step: int,
-    seconds: float,
+    clock: Clock,
     observe: Callable[[Event], None],
-) -> Carry:
+) -> Running:
     """Write the running metrics down and start them afresh."""
-    state, totals = carry
     record = {
         "kind": "train",
         "step": step,
         "epoch": step / program.steps_per_epoch,
-        **metrics.summarize(totals),
-        "seconds": seconds,
+        **metrics.summarize(running.totals),
+        "seconds": clock.train,
     }
     directory.append_record(run, record)
     observe(Logged(record))
-    return state, tree.zeros_like(totals)
+    return running._replace(totals=tree.zeros_like(running.totals))
 
 
 def _progress(
-    program: Program, recipe: Recipe, carry: Carry, step: int, seconds: float
+    program: Program, recipe: Recipe, running: Running, step: int, clock: Clock
 ) -> Advanced:
-    running = metrics.summarize(carry[1])
+    recent = metrics.summarize(running.totals)
     return Advanced(
         step=step,
         total_steps=program.total_steps,
         epoch=min(step // program.steps_per_epoch + 1, recipe.epochs),
         epochs=recipe.epochs,
-        loss=running["loss"],
-        accuracy=running["accuracy"],
-        images_per_second=step * recipe.batch_size / seconds,
+        loss=recent["loss"],
+        accuracy=recent["accuracy"],
+        images_per_second=step * recipe.batch_size / clock.train,
     )
 
 
-def _warm_up(program: Program, carry: Carry) -> float:
+def _warm_up(program: Program, running: Running) -> float:
     """Compile the step for each shape of batch, on a copy of the state; the seconds it took."""
     started = time.perf_counter()
-    for rows in {len(rows): rows for rows in program.epoch_rows(0)}.values():
+    last_epoch = program.rows_from(program.total_steps - program.steps_per_epoch)
+    for rows in {len(rows): rows for rows in last_epoch}.values():
         # A donated state is overwritten: the copy is what gets lost.
-        (state, _), _ = program.train_step(tree.map(lambda x: x.clone(), carry), rows)
-        int(state.step)  # wait for the device
+        copy, _ = program.train_step(tree.map(lambda x: x.clone(), running), rows)
+        int(copy.state.step)  # wait for the device
     return time.perf_counter() - started
 
 
@@ -196,15 +193,15 @@ def _finish(
     recipe: Recipe,
     runtime: Runtime,
     dataset: Dataset,
-    carry: Carry,
+    running: Running,
     clock: Clock,
 ) -> dict[str, Any]:
-    variables = carry[0].variables
+    variables = running.state.variables
     started = time.perf_counter()
     examples = evaluate(program.eval_step, variables, program.test)
     summary = summarize(examples, program.test.labels, dataset.classes)
     eval_seconds = time.perf_counter() - started
-    step = int(carry[0].step)
+    step = int(running.state.step)
     directory.append_record(
         run,
         {
@@ -254,22 +251,22 @@ def _finish(
     return report
 
 
-def _save(run: Path, carry: Carry, step: int, clock: Clock) -> None:
+def _save(run: Path, running: Running, step: int, clock: Clock) -> None:
     checkpoint.save(
         run / directory.CHECKPOINT,
-        carry,
+        running,
         {"step": str(step), "clock": json.dumps(clock._asdict())},
     )
 
 
-def _restore(run: Path, like: Carry) -> tuple[Carry, Clock]:
+def _restore(run: Path, like: Running) -> tuple[Running, Clock]:
     path = run / directory.CHECKPOINT
     if not path.exists():
         directory.rewind_records(run, 0)
         return like, Clock()  # stopped before the first checkpoint: begin at the beginning
-    carry, metadata = checkpoint.load(path, like)
+    running, metadata = checkpoint.load(path, like)
     directory.rewind_records(run, int(metadata["step"]))
-    return carry, Clock(**json.loads(metadata["clock"]))
+    return running, Clock(**json.loads(metadata["clock"]))
 
 
 def _manifest(recipe: Recipe, runtime: Runtime, dataset: Dataset, compiled: bool) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 Everything that a run computes is determined here, and by nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 from fcifar import metrics, random, recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError
-from fcifar.metrics import Metrics
 from fcifar.models import Model
 from fcifar.recipes import Recipe
 from fcifar.runs.checkpoint import on_device
@@ -20,7 +19,7 @@ from fcifar.runs.runtime import Runtime
 from fcifar.step import (
     Batch,
     EvalStep,
-    TrainState,
+    Running,
     accumulate,
     compile_step,
     init_train_state,
@@ -29,17 +28,15 @@ from fcifar.step import (
     on_indices,
 )
 
-Carry = tuple[TrainState, Metrics]  # the state, and the metrics since the last log point
-
 
 class Program(NamedTuple):
     """A run as functions."""
 
     model: Model
-    init: Callable[[], Carry]
-    train_step: Callable[[Carry, Tensor], tuple[Carry, tuple[()]]]  # (carry, row numbers [B])
+    init: Callable[[], Running]
+    train_step: Callable[[Running, Tensor], tuple[Running, tuple[()]]]  # row numbers [B]
     eval_step: EvalStep
-    epoch_rows: Callable[[int], list[Tensor]]  # the row numbers of every batch of an epoch
+    rows_from: Callable[[int], Iterator[Tensor]]  # those of each step from a given one to the last
     steps_per_epoch: int
     total_steps: int
     test: Batch  # on the device
@@ -71,14 +68,17 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
     policy = runtime.policy
     state_key, order_key = random.split(random.key(runtime.seed))
 
-    def init() -> Carry:
+    def init() -> Running:
         # Drawn on the CPU, so that a run starts from the same bits on every device.
         state = init_train_state(model, optimizer, key=state_key, policy=policy)
-        return on_device((state, metrics.zeros()), device)
+        return on_device(Running(state, metrics.zeros()), device)
 
-    def epoch_rows(epoch: int) -> list[Tensor]:
-        order = random.permutation(random.fold_in(order_key.to(device), epoch), size)
-        return list(order[: steps_per_epoch * batch_size].split(batch_size))
+    def rows_from(start: int) -> Iterator[Tensor]:
+        first, done = divmod(start, steps_per_epoch)
+        for epoch in range(first, recipe.epochs):
+            order = random.permutation(random.fold_in(order_key.to(device), epoch), size)
+            batches = order[: steps_per_epoch * batch_size].split(batch_size)
+            yield from batches[done if epoch == first else 0 :]
 
     step = accumulate(
         on_indices(make_train_step(model, optimizer, preprocess=preprocess, policy=policy), train)
@@ -88,7 +88,7 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
         init=init,
         train_step=compile_step(step) if compiled else step,
         eval_step=make_eval_step(model, preprocess=preprocess, policy=policy),
-        epoch_rows=epoch_rows,
+        rows_from=rows_from,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         test=test,

@@ -1,0 +1,328 @@
+"""The command line: one JSON document, one line for an error, exit codes, signals."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from rich.console import Console
+
+from fcifar import cli, data
+from fcifar.cli import output
+from fcifar.data import Split, make_dataset
+
+
+class Outcome(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def root(tmp_path: Path, make_batch) -> Path:
+    """A data root with a small set in it."""
+    root = tmp_path / "data"
+    classes = tuple("abcdefghij")
+    tiny = make_dataset(
+        "tiny", Split(*make_batch(42, seed=1)), Split(*make_batch(23, seed=2)), classes, "tests"
+    )
+    data.save(tiny, root)
+    return root
+
+
+@pytest.fixture
+def fcifar(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., Outcome]:
+    """``fcifar("train", "--seed", "1")`` in a folder of its own, 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(root))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
+
+
+def test_train_then_eval(fcifar, tmp_path: Path) -> None:
+    done = fcifar(*TRAIN, "--out", "run", "--json", "--device", "cpu")
+    assert done.status == 0
+    report = json.loads(done.out)
+    assert report["run_dir"] == "run"
+    assert report["recipe"] == "blitz"
+    assert report["steps"] == 18
+    for plot in ("learning_curve", "per_class"):
+        assert (tmp_path / f"run/plots/{plot}.png").read_bytes().startswith(b"\x89PNG")
+    measured = json.loads(fcifar("eval", "run", "--json", "--threads", 1, "--device", "cpu").out)
+    assert measured["accuracy"] == report["test_accuracy"]
+    assert measured["loss"] == report["test_loss"]
+    assert measured["params_digest"] == report["params_digest"]
+    assert set(measured) >= {"accuracy", "loss", "n", "per_class", "interval95", "params_digest"}
+    assert set(measured["per_class"]["a"]) == {"correct", "total", "accuracy"}
+    assert json.loads(fcifar("eval", "run", "--split", "train", "--json").out)["n"] == 42
+    again = json.loads(fcifar(*TRAIN, "--out", "again", "--json", "--device", "cpu").out)
+    assert again["params_digest"] == report["params_digest"]
+
+
+def test_people_read_results_on_stdout_and_progress_on_stderr(fcifar) -> None:
+    done = fcifar(*TRAIN, "--out", "run", "--log-every", 9)
+    assert re.search(r"test accuracy +\d+\.\d\d % of 23 \(95 % interval", done.out)
+    assert "epoch   1.00  step        9  loss" in done.err
+    assert "\x1b" not in done.out + done.err, "no colours into a pipe"
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    assert fcifar(*TRAIN, "--out", "quiet", "--quiet").err == ""
+    table = fcifar("eval", "run").out
+    assert "accuracy" in table
+    assert all(len(line) <= 80 for line in table.splitlines())
+
+
+def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
+    words = {
+        "--lr": 0.01,
+        "--momentum": 0.5,
+        "--nesterov": None,
+        "--weight-decay": 0.1,
+        "--clip-norm": 2.0,
+        "--schedule": "cosine",
+        "--warmup-steps": 3,
+        "--drop-last": None,
+        "--log-every": 7,
+        "--optimizer": "sgd",
+        "--seed": 9,
+        "--precision": "bf16",
+        "--fast": None,
+    }
+    flat = [w for pair in words.items() for w in pair if w is not None]
+    assert fcifar(*TRAIN, *flat, "--out", "run").status == 0
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    expected = {
+        "learning_rate": 0.01,
+        "momentum": 0.5,
+        "nesterov": True,
+        "weight_decay": 0.1,
+        "clip_norm": 2.0,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "drop_last": True,
+        "log_every": 7,
+        "batch_size": 5,
+        "epochs": 2,
+    }
+    assert {name: manifest["recipe"][name] for name in expected} == expected
+    runtime = manifest["runtime"]
+    assert (runtime["seed"], runtime["precision"], runtime["deterministic"]) == (9, "bf16", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("train", "blits"), "no recipe 'blits'; there is blitz"),
+        (("train", "--dataset", "nope"), "there is no data set 'nope'"),
+        (("train", "--dataset", "../x"), "cannot name a data set"),
+        ((*TRAIN, "--epochs", "0"), "epochs is 0; it must be a whole number from 1 up"),
+        ((*TRAIN, "--lr", "nan"), "learning_rate is nan"),
+        ((*TRAIN, "--momentum", "1"), "must lie in [0, 1)"),
+        ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
+        ((*TRAIN, "--optimizer", "adam"), "belong to the optimizer sgd"),
+        ((*TRAIN, "--seed", "-3000000000"), "--seed is -3000000000"),
+        ((*TRAIN, "--batch-size", "100"), "has 42 training images"),
+        ((*TRAIN, "--device", "tpu"), "must be auto, cpu"),
+        ((*TRAIN, "--precision", "fp16"), "fp32 or bf16"),
+        ((*TRAIN, "--batch-size", "many"), "Invalid value for '--batch-size'"),
+        (("train", "--frobnicate"), "No such option"),
+        (("train", "--resume", "nowhere"), "nowhere is not a run directory"),
+        (("eval", "nowhere"), "there is no nowhere"),
+        (("recipes", "show", "blits"), "no recipe 'blits'"),
+        (("data", "import", "nowhere.zip"), "nowhere.zip"),
+        (("data", "info", "nope"), "there is no data set 'nope'"),
+        (("frobnicate",), "No such command"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path, words, message) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = fcifar(*words)
+    assert done.status == 2
+    assert done.out == ""
+    assert message in done.err
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_without_a_gpu(fcifar) -> None:
+    done = fcifar("train", "--compile", "--device", "cuda")
+    assert done.status == 2
+    assert "finds no CUDA device here; use --device cpu" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_compile_without_a_compiler(fcifar, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    done = fcifar(*TRAIN, "--compile", "--device", "cpu")
+    assert done.status == 2
+    assert "'no-such-compiler' is not on this machine; install one" in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_no_network_names_the_ways_on(fcifar, tmp_path: Path, monkeypatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    done = fcifar("train")
+    assert done.status == 1
+    assert done.err.count("error: ") == 1
+    assert "--dataset shapes10" in done.err.splitlines()[-1]
+    assert "fcifar data import" in done.err.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_data_set_is_exit_code_1(fcifar, root: Path) -> None:
+    file = root / "tiny.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-40] ^= 1
+    file.write_bytes(content)
+    done = fcifar(*TRAIN)
+    assert done.status == 1
+    assert "is damaged: its content has digest" in done.err
+    assert fcifar("data", "verify", "tiny").status == 1
+    file.write_bytes(content[:1000])
+    assert fcifar(*TRAIN).status == 1
+
+
+def test_debug_adds_the_traceback(fcifar) -> None:
+    assert "Traceback" in fcifar("train", "blits", "--debug").err
+    assert "Traceback" not in fcifar("train", "blits").err
+
+
+def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
+    fcifar(*TRAIN, "--out", "run", "--device", "cpu")
+    assert "run is complete" in fcifar("train", "--resume", "run").err
+    (tmp_path / "run/report.json").unlink()
+    done = fcifar("train", "--resume", "run", "--epochs", "9", "--seed", "3", "blitz")
+    assert done.status == 2
+    assert "epochs, seed, recipe would change them" in done.err
+    assert fcifar("train", "--resume", "run", "--json").status == 0
+
+
+def test_resume_refuses_other_data(fcifar, root: Path, tmp_path: Path, make_batch) -> None:
+    fcifar(*TRAIN, "--out", "run")
+    (tmp_path / "run/report.json").unlink()
+    other = Split(*make_batch(42, seed=3))
+    data.save(make_dataset("tiny", other, other, tuple("abcdefghij"), "others"), root)
+    done = fcifar("train", "--resume", "run")
+    assert done.status == 2
+    assert "is not the one that run began with" in done.err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_run_that_can_go_on(
+    signum: signal.Signals, root: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: interrupted, it says how to resume, and resumed it ends the same."""
+    command = [sys.executable, "-m", "fcifar", *map(str, TRAIN), "--device", "cpu", "--json"]
+    command += ["--epochs", "400", "--log-every", "9"]
+    environment = {**os.environ, "FCIFAR_DATA": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "--out", "run"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum, err
+    assert "go on with: fcifar train --resume run" in err.splitlines()[-1]
+    assert json.loads(out)["interrupted"] is True
+
+    def finish(*words: str) -> dict:
+        result = subprocess.run(
+            [sys.executable, "-m", "fcifar", "train", *words, "--json", "--quiet"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(result.stdout)
+
+    resumed = finish("--resume", "run")
+    whole = finish(*command[4:-1], "9", "--out", "whole")
+    assert resumed["params_digest"] == whole["params_digest"]
+
+
+def test_data_commands(fcifar, root: Path, tmp_path: Path) -> None:
+    listed = json.loads(fcifar("data", "list", "--json").out)
+    assert [entry["name"] for entry in listed] == ["shapes10", "tiny"]
+    assert "built in" in fcifar("data", "list").out
+    info = json.loads(fcifar("data", "info", "tiny", "--json").out)
+    assert sum(info["train_counts"]) == 42
+    assert "42 + 23" in fcifar("data", "info", "tiny").out
+    assert json.loads(fcifar("data", "verify", "tiny", "--json").out)["intact"] is True
+    assert fcifar("data", "preview", "tiny", "--out", "grid.png").status == 0
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+    tiny = data.load("tiny", root)
+    import numpy as np
+
+    np.savez(tmp_path / "x.npz", **{k: v.numpy() for k, v in tiny._asdict().items() if "_" in k})
+    imported = json.loads(fcifar("data", "import", "x.npz", "--name", "copy", "--json").out)
+    assert (imported["train"], imported["test"]) == (42, 23)
+    refused = fcifar("data", "import", "x.npz", "--name", "copy")
+    assert refused.status == 2
+    assert "--force" in refused.err
+    assert fcifar("data", "import", "x.npz", "--name", "copy", "--force").status == 0
+
+
+def test_about(fcifar) -> None:
+    from fcifar import __version__
+
+    assert fcifar("--version").out == f"fcifar {__version__}\n"
+    assert "blitz" in fcifar("recipes").out
+    assert json.loads(fcifar("recipes", "--json").out)[0]["name"] == "blitz"
+    assert json.loads(fcifar("recipes", "show", "blitz", "--json").out)["batch_size"] == 4
+    environment = json.loads(fcifar("env", "--json").out)
+    assert environment["versions"]["fcifar"] == __version__
+    assert "torch" in fcifar("env").out
+    for words in ((), ("train",), ("eval",), ("data",), ("recipes",)):
+        shown = fcifar(*words, "--help")
+        assert shown.status == 0
+        assert all(len(line) <= 80 for line in shown.out.splitlines())
+
+
+def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch) -> None:
+    from fcifar.cli import progress
+    from fcifar.runs.loop import Advanced, Preparing
+
+    console = Console(force_terminal=True, width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(output, "stderr", console)
+    with progress.training(quiet=False) as observe:
+        observe(Preparing("compiling"))
+        observe(Advanced(123_456, 1_000_000, 100, 100, 2.345, 0.1234, 12_345.0))
+        observe(Advanced(123_456, 1_000_000, 100, 100, float("nan"), float("nan"), 12_345.0))
+        time.sleep(0.5)  # the bar is drawn a few times a second
+        frames = console.export_text(clear=False)
+    frame = frames[frames.rindex("epoch 100/100") :].rstrip()
+    assert len(frame) <= 80
+    assert "loss 2.345 acc 12.3 % 12,345 img/s" in frame

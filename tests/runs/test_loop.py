@@ -1,0 +1,270 @@
+"""A run: repeatable, resumable anywhere, and readable afterwards."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fcifar import tree
+from fcifar.data import Dataset, Split, make_dataset
+from fcifar.errors import UserError, WorldError
+from fcifar.metrics import wilson_interval
+from fcifar.models.lenet import _LeNet
+from fcifar.recipes import Recipe
+from fcifar.runs import directory, loop, trained
+from fcifar.runs.runtime import Runtime
+
+
+def after(steps: int) -> Callable[[], int | None]:
+    """The question that interrupts a run after so many steps."""
+    asked = iter(range(steps))  # the loop asks before each step
+    return lambda: None if next(asked, None) is not None else 2
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in directory.read_records(run)]
+
+
+def test_a_run_leaves_what_the_design_says(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    run = tmp_path / "run"
+    report = loop.train(run, recipe, runtime, dataset)
+    assert isinstance(report, dict)
+    assert {f.name for f in run.iterdir()} == {
+        "manifest.json",
+        "metrics.jsonl",
+        "checkpoint.safetensors",
+        "final.safetensors",
+        "report.json",
+    }
+    assert report == json.loads((run / "report.json").read_text())
+    assert set(report) >= {
+        *("run_dir", "recipe", "dataset", "seed", "steps", "epochs", "test_accuracy", "test_loss"),
+        *("train_seconds", "compile_seconds", "images_per_second", "params_digest"),
+    }
+    assert report["steps"] == 27
+    assert sum(c["total"] for c in report["per_class"].values()) == 23
+    correct = sum(c["correct"] for c in report["per_class"].values())
+    assert report["test_accuracy"] == correct / 23
+    assert report["interval95"] == list(wilson_interval(correct, 23))
+
+    manifest = directory.read_manifest(run)
+    assert manifest["dataset"]["digest"] == dataset.digest
+    assert manifest["environment"]["versions"]["torch"] == torch.__version__
+    assert loop.read_settings(run)[:2] == (recipe, runtime)
+
+    train = [r for r in records(run) if r["kind"] == "train"]
+    assert [r["step"] for r in train] == [4, 8, 12, 16, 20, 24, 27]
+    assert sum(r["count"] for r in train) == 3 * 42, "every image once an epoch"
+    assert records(run)[-1]["split"] == "test"
+    assert train[-1]["loss"] < train[0]["loss"]
+
+
+def test_final_parameters_are_the_tutorials_state_dict(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    report = loop.train(tmp_path / "run", recipe, runtime, dataset)
+    assert isinstance(report, dict)
+    params = load_file(tmp_path / "run/final.safetensors")
+    assert str(_LeNet(84, 10).load_state_dict(params)) == "<All keys matched successfully>"
+    assert report["params_digest"] == tree.digest(params)
+
+
+def test_the_seed_decides_everything(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    torch.manual_seed(1)
+    a = loop.train(tmp_path / "a", recipe, runtime, dataset)
+    torch.manual_seed(2)
+    b = loop.train(tmp_path / "b", recipe, runtime, dataset)
+    c = loop.train(tmp_path / "c", recipe, Runtime(threads=1, seed=6), dataset)
+    assert isinstance(a, dict)
+    assert isinstance(b, dict)
+    assert isinstance(c, dict)
+    assert a["params_digest"] == b["params_digest"] != c["params_digest"]
+    assert records(tmp_path / "a") == records(tmp_path / "b") != records(tmp_path / "c")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 8, 9, 10, 17, 26])
+def test_interrupted_anywhere_and_resumed_it_is_the_same_run(
+    steps: int, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    run = tmp_path / "run"
+    stopped = loop.train(run, recipe, runtime, dataset, stop=after(steps))
+    assert stopped == loop.Interrupted(2, steps)
+    assert not (run / directory.REPORT).exists()
+    resumed = loop.train(run, *loop.read_settings(run)[:2], dataset, resume=True)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    assert resumed["test_loss"] == whole["test_loss"]
+    assert records(run) == records(tmp_path / "whole")
+
+
+def test_log_points_after_the_checkpoint_are_made_again(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """As after a crash: the log is ahead of the checkpoint, and its last line is torn."""
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    run = tmp_path / "run"
+    loop.train(run, recipe, runtime, dataset, stop=after(6))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "step": 8, "loss": 9.9}\n{"kind": "tr')
+    resumed = loop.train(run, recipe, runtime, dataset, resume=True)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert records(run) == records(tmp_path / "whole")
+    assert resumed["params_digest"] == whole["params_digest"]
+
+
+def test_drop_last_leaves_the_short_batch_out(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    report = loop.train(tmp_path / "run", recipe.replace(drop_last=True), runtime, dataset)
+    assert isinstance(report, dict)
+    assert report["steps"] == 24
+    assert sum(r["count"] for r in records(tmp_path / "run") if r["kind"] == "train") == 120
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 5},
+        {"nesterov": True, "weight_decay": 0.01, "clip_norm": 1.0, "schedule": "linear"},
+    ],
+)
+def test_settings_change_the_run(
+    changes: dict, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    plain = loop.train(tmp_path / "plain", recipe, runtime, dataset)
+    changes = {"momentum": 0.0} | changes if "adam" in str(changes) else changes
+    changed = loop.train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
+    assert isinstance(plain, dict)
+    assert isinstance(changed, dict)
+    assert changed["params_digest"] != plain["params_digest"]
+
+
+def test_compiled_runs_repeat_and_resume_too(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset, compiled=True)
+    run = tmp_path / "run"
+    loop.train(run, recipe, runtime, dataset, compiled=True, stop=after(10))
+    assert loop.read_settings(run)[3] is True
+    resumed = loop.train(run, recipe, runtime, dataset, compiled=True, resume=True)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    assert whole["compile_seconds"] > 0
+    assert records(run) == records(tmp_path / "whole")
+
+
+def test_evaluating_a_finished_run_gives_its_report(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    run = tmp_path / "run"
+    report = loop.train(run, recipe, runtime, dataset)
+    assert isinstance(report, dict)
+    for path in (run, run / "final.safetensors"):
+        network = trained.load(path)
+        found = trained.evaluate(network, runtime, dataset, "test")
+        assert found["accuracy"] == report["test_accuracy"]
+        assert found["loss"] == report["test_loss"]
+        assert found["params_digest"] == report["params_digest"]
+    assert trained.evaluate(trained.load(run), runtime, dataset, "train")["n"] == 42
+
+
+def test_a_taken_directory_is_refused(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not an empty folder"):
+        loop.train(tmp_path, recipe, runtime, dataset)
+    assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
+    loop.train(tmp_path / "run", recipe, runtime, dataset, stop=after(2))
+    with pytest.raises(UserError, match="--resume"):
+        loop.train(tmp_path / "run", recipe, runtime, dataset)
+
+
+def test_bad_requests_leave_nothing_behind(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    for changes, message in (
+        ({"batch_size": 43}, "has 42 training images"),
+        ({"warmup_steps": 27}, "only 27 steps"),
+        ({"model_options": {"depth": 3}}, "do not fit the model lenet"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loop.train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damage_is_named(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    run = tmp_path / "run"
+    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    with pytest.raises(UserError, match="fcifar train --resume"):
+        trained.load(run)
+    with pytest.raises(WorldError, match=r"not a checkpoint of this run: .* is missing"):
+        loop.train(
+            run, recipe.replace(optimizer="adam", momentum=0.0), runtime, dataset, resume=True
+        )
+    with pytest.raises(WorldError, match=r"fc2\.bias is float32 \[84\], not float32 \[60\]"):
+        loop.train(run, recipe.replace(model_options={"hidden": 60}), runtime, dataset, resume=True)
+    checkpoint = run / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(WorldError, match="cannot be read as a safetensors file"):
+        loop.train(run, recipe, runtime, dataset, resume=True)
+    (run / "manifest.json").write_text("{")
+    with pytest.raises(WorldError, match="cannot be read as JSON"):
+        loop.read_settings(run)
+    with pytest.raises(UserError, match="not a run directory"):
+        loop.read_settings(tmp_path)
+
+
+def test_other_classes_are_refused(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    loop.train(tmp_path / "run", recipe, runtime, dataset)
+    network = trained.load(tmp_path / "run")
+    other = make_dataset(
+        "other",
+        Split(dataset.train_images, dataset.train_labels),
+        Split(dataset.test_images, dataset.test_labels),
+        tuple("jihgfedcba"),
+        "",
+    )
+    with pytest.raises(UserError, match="with the same classes"):
+        trained.evaluate(network, runtime, other, "test")
+    with pytest.raises(UserError, match="must be test or train"):
+        trained.evaluate(network, runtime, dataset, "holdout")
+
+
+def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
+    directory.append_record(tmp_path, {"step": 1, "loss": float("nan"), "more": [float("inf")]})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "more": [null]}\n'
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset, monkeypatch
+) -> None:
+    run = tmp_path / "run"
+    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    before = (run / "checkpoint.safetensors").read_bytes()
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(WorldError, match="No space left on device; free some space"):
+        loop.train(run, recipe, runtime, dataset, resume=True)
+    assert (run / "checkpoint.safetensors").read_bytes() == before
+    assert not [f for f in run.iterdir() if f.name.startswith(".")]

@@ -1,0 +1,83 @@
+"""The runtime: switches set and put back, devices and signals."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from fcifar.errors import UserError
+from fcifar.precision import BF16, FP32
+from fcifar.runs.interrupt import catching_signals
+from fcifar.runs.runtime import Runtime, activate, make_runtime
+
+
+def switches() -> dict[str, object]:
+    cudnn = torch.backends.cudnn
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "fill": torch.utils.deterministic.fill_uninitialized_memory,
+        "cudnn": (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32),
+        "matmul": torch.get_float32_matmul_precision(),
+        "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+    }
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_switches_are_set_and_put_back(deterministic: bool) -> None:
+    before = switches()
+    with activate(Runtime(threads=2, deterministic=deterministic)):
+        inside = switches()
+        assert inside["threads"] == 2
+        assert inside["deterministic"] is deterministic
+        assert inside["cudnn"] == (deterministic, not deterministic, not deterministic)
+        assert inside["matmul"] == ("highest" if deterministic else "high")
+    assert switches() == before
+    with pytest.raises(RuntimeError, match="boom"), activate(Runtime(deterministic=True)):
+        raise RuntimeError("boom")
+    assert switches() == before
+
+
+def test_defaults_are_answered_for_this_machine() -> None:
+    runtime = make_runtime(device="cpu")
+    assert runtime == Runtime(device="cpu", threads=torch.get_num_threads(), deterministic=True)
+    assert make_runtime(device="auto").device in ("cpu", "cuda:0", "mps")
+    assert make_runtime(device="cpu", deterministic=False).deterministic is False
+    assert (runtime.policy, Runtime(precision="bf16").policy) == (FP32, BF16)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"device": "tpu"}, "must be auto, cpu, cuda, cuda:N or mps"),
+        ({"device": "cpu:0"}, "must be auto"),
+        ({"device": "cuda:x"}, "must be auto"),
+        ({"threads": 0}, "between 1 and 1024"),
+        ({"seed": 2**32}, "--seed is 4294967296"),
+        ({"precision": "fp8"}, "fp32 or bf16"),
+    ],
+)
+def test_wrong_values_are_named(values: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_runtime(**values)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_missing_gpu_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"--device cuda:0 was asked for.*use --device cpu"):
+        make_runtime(device="cuda")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_question_and_the_second_acts(signum: signal.Signals) -> None:
+    before = signal.getsignal(signum)
+    with catching_signals() as stop:
+        assert stop() is None
+        signal.raise_signal(signum)
+        assert stop() == signum
+        if signum == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signum)
+    assert signal.getsignal(signum) is before
