@@ -21,8 +21,8 @@ def _draw(confidence: list[float], correct: list[bool], path: Path, bins: int = 
 
 
 def _height(path: Path, color: str) -> int:
-    """The most pixels of ``color`` in any column at the right, which is clear of the legend."""
-    rgb = torch.from_numpy(imread(path))[:, 700:, :3]
+    """The most pixels of ``color`` in any column below the legend."""
+    rgb = torch.from_numpy(imread(path))[170:, :, :3]
     return int(((rgb - torch.tensor(to_rgb(color))).abs() < 2e-3).all(-1).sum(0).max())
 
 
@@ -48,7 +48,7 @@ def test_bars_and_gaps_are_as_high_as_they_should_be(tmp_path, right):
 @pytest.mark.parametrize("bins", [1, 15, 100])
 def test_a_diagram_of_whatever_came_out(tmp_path, confidence, correct, bins):
     path = _draw(confidence, correct, tmp_path / "r.png", bins)
-    assert imread(path).shape[:2] == (1344, 1024)
+    assert imread(path).shape[:2] == (1368, 1024)
     assert list(tmp_path.iterdir()) == [path]
 
 
