@@ -15,6 +15,10 @@ import fcifar
 from fcifar.errors import UserError
 
 
+# Those that change how kernels are chosen or how sums are cut into threads.
+_VARIABLES = ("OMP_", "MKL_", "KMP_", "CUBLAS_", "CUDA_VISIBLE", "CUDA_LAUNCH", "NVIDIA_TF32")
+
+
 def versions() -> dict[str, str]:
     """Versions of everything whose change may change a result."""
     packages = ("torchvision", "numpy", "optree", "safetensors")
@@ -40,9 +44,7 @@ def describe() -> dict[str, Any]:
         "devices": _devices(),
         "compiler": _compiler_version(),
         "variables": {
-            name: os.environ[name]
-            for name in sorted(os.environ)
-            if name.startswith(("OMP_", "MKL_", "KMP_", "CUBLAS_", "CUDA_", "TORCH", "FCIFAR_"))
+            name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)
         },
     }
 

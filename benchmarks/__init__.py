@@ -1,0 +1,1 @@
+"""Benchmarks: interleaved, warm, medians. Records go to bench_results/."""

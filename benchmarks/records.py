@@ -1,0 +1,33 @@
+"""Records of measurements: what was run, where, and every single figure."""
+
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fcifar.runs import environment
+from fcifar.runs.directory import write_json
+
+RESULTS = Path(__file__).parent.parent / "bench_results"
+
+
+def median(values: list[float]) -> float:
+    """The median, for the machine has moods."""
+    return statistics.median(values)
+
+
+def write(name: str, config: dict[str, Any], results: dict[str, Any]) -> Path:
+    """Write ``bench_results/NAME.json`` with the environment beside the figures."""
+    path = RESULTS / f"{name}.json"
+    write_json(
+        path,
+        {
+            "name": name,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": environment.git_commit(),
+            "environment": environment.describe(),
+            "config": config,
+            "results": results,
+        },
+    )
+    return path
