@@ -17,7 +17,7 @@ LEVELS = [
     {"errors"},
     {"random", "tree"},
     {"layers", "schedules", "precision"},
-    {"models", "optim", "augment", "geometry", "losses", "metrics", "calibration"},
+    {"models", "optim", "augment", "geometry", "losses", "metrics", "calibration", "comparison"},
     {"step", "replicas", "parallel"},
     {"data", "recipes"},
     {"runs"},

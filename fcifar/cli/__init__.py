@@ -9,7 +9,7 @@ import traceback
 
 import typer
 
-from fcifar.cli import about, data, evaluate, output, train
+from fcifar.cli import about, compare, data, evaluate, output, predict, train
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 app.command(name="train")(train.train)
 app.command(name="eval")(evaluate.evaluate)
+app.command(name="predict")(predict.predict)
+app.command(name="compare")(compare.compare)
 app.add_typer(data.app, name="data")
 app.add_typer(about.recipes_app, name="recipes")
 app.command(name="env")(about.env)

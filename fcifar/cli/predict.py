@@ -1,0 +1,123 @@
+"""fcifar predict."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fcifar.cli import options, output
+from fcifar.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fcifar.runs.predict import Guess
+
+GRID_LIMIT = 400  # pictures; the sheet is then 2000 by 16000 pixels
+RANKS = ("first", "second", "third", "fourth", "fifth")
+
+
+def predict(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory, or a final.safetensors.")
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them."),
+    ],
+    grid: Annotated[
+        Path | None,
+        typer.Option("--grid", help="Draw the pictures with their classes into this PNG file."),
+    ] = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    precision: options.Precision = None,
+    deterministic: options.Deterministic = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> int:
+    """Classify pictures of any size with a trained network.
+
+    The shorter side is resized to 32 pixels and the middle of the longer one cut
+    out; a picture of 32x32 pixels is taken as it is. What is transparent is seen
+    on white. Folders are searched, with those in them.
+    """
+    from fcifar.cli.progress import counting
+    from fcifar.data import pictures
+    from fcifar.runs import predict as prediction
+    from fcifar.runs import trained
+    from fcifar.runs.runtime import make_runtime
+
+    network = trained.load(run)
+    runtime = make_runtime(
+        device=device or "auto",
+        threads=threads,
+        precision=precision or "fp32",
+        deterministic=deterministic,
+    )
+    paths = pictures.find(images)
+    if grid is not None and len(paths) > GRID_LIMIT:
+        raise UserError(
+            f"--grid holds up to {GRID_LIMIT} pictures, not {len(paths):,}; give fewer, "
+            "or leave it out"
+        )
+    with counting(quiet=quiet) as progress:
+        pixels = pictures.read_all(paths, progress)
+    logits = prediction.predict(network, runtime, pixels)
+    guesses = prediction.best_guesses(logits, network.classes, len(RANKS))
+    if grid is not None:
+        _draw(pixels, guesses, grid)
+    if json:
+        output.document(
+            [
+                {
+                    "path": str(path),
+                    "predictions": [
+                        {"class": g.name, "probability": _finite(g.probability)} for g in row
+                    ],
+                }
+                for path, row in zip(paths, guesses, strict=True)
+            ]
+        )
+        return 0
+    _show(paths, guesses)
+    if grid is not None:
+        output.stdout.print()
+        output.facts([("drawn", _printable(str(grid)))])
+    return 0
+
+
+def _draw(pixels: "Tensor", guesses: Sequence[Sequence["Guess"]], path: Path) -> None:
+    from fcifar.report import pictures
+
+    titles = [f"{row[0].name}\n{_percent(row[0])}" for row in guesses]
+    pictures.labelled_grid(pixels, titles, path)
+
+
+def _show(paths: Sequence[Path], guesses: Sequence[Sequence["Guess"]]) -> None:
+    ranks = RANKS[: len(guesses[0])]
+    output.table(
+        ("picture", *ranks),
+        [
+            (_printable(str(path)), *(f"{_printable(g.name)}\n{_percent(g)}" for g in row))
+            for path, row in zip(paths, guesses, strict=True)
+        ],
+    )
+
+
+def _percent(guess: "Guess") -> str:
+    return output.percent(_finite(guess.probability))
+
+
+def _finite(probability: float) -> float | None:
+    return probability if math.isfinite(probability) else None
+
+
+def _printable(text: str) -> str:
+    """A name as a table can show it: it may hold control characters, or what looks like markup."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

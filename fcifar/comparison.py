@@ -1,0 +1,140 @@
+"""Are two classifiers different? Paired statistics of their answers to the same examples.
+
+The examples that both get right, or both get wrong, say nothing about the difference. What follows
+is about these two classifiers on examples like these; that another seed or another training set
+would give the same order is a further question (Dietterich, "Approximate statistical tests for
+comparing supervised classification learning algorithms", Neural Computation 10, 1998).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+
+
+class PairedDifference(NamedTuple):
+    """How much more accurate the second classifier is than the first."""
+
+    difference: float  # accuracy of the second minus that of the first, in [-1, 1]
+    interval95: tuple[float, float]  # see paired_interval
+    only_first: int  # examples that only the first gets right
+    only_second: int  # examples that only the second gets right
+    p_value: float  # see mcnemar
+
+
+def paired_difference(correct_a: Tensor, correct_b: Tensor) -> PairedDifference:
+    """Compare two classifiers by which examples each got right.
+
+    Args:
+        correct_a: bool [N], N at least 1; the first classifier's.
+        correct_b: bool [N], the second's, of the same examples in the same order.
+    """
+    if correct_a.dtype != torch.bool or correct_b.dtype != torch.bool:
+        raise ValueError(f"correct must be bool, not {correct_a.dtype} and {correct_b.dtype}")
+    if correct_a.ndim != 1 or correct_a.shape != correct_b.shape or not len(correct_a):
+        raise ValueError(
+            f"correct must be [N] both, N at least 1, not {[*correct_a.shape]} and "
+            f"{[*correct_b.shape]}"
+        )
+    count = len(correct_a)
+    only_first = int((correct_a & ~correct_b).sum())
+    only_second = int((correct_b & ~correct_a).sum())
+    return PairedDifference(
+        difference=(only_second - only_first) / count,
+        interval95=paired_interval(only_first, only_second, count),
+        only_first=only_first,
+        only_second=only_second,
+        p_value=mcnemar(only_first, only_second),
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """The exact two-sided p-value of McNemar's test, in [0, 1].
+
+    If neither classifier is better, an example that one of them alone gets right is as likely to
+    be the one's as the other's: the p-value is twice the smaller tail of a binomial distribution
+    with probability 1/2, at most 1. McNemar, "Note on the sampling error of the difference between
+    correlated proportions or percentages", Psychometrika 12, 1947.
+
+    Args:
+        only_first: how many examples only the first classifier gets right, at least 0.
+        only_second: likewise the second.
+
+    Returns:
+        The p-value, to about 9 digits; below the smallest float it is 0.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"mcnemar needs counts of 0 or more, not {only_first}, {only_second}")
+    low, count = min(only_first, only_second), only_first + only_second
+    log_largest = (
+        math.lgamma(count + 1)
+        - math.lgamma(low + 1)
+        - math.lgamma(count - low + 1)
+        - count * math.log(2)
+    )
+    # The tail in units of its largest term; each term is less than the one before it.
+    total = term = 1.0
+    for successes in range(low, 0, -1):
+        term *= successes / (count - successes + 1)
+        if term < total * 1e-17:
+            break
+        total += term
+    return min(1.0, math.exp(min(0.0, math.log(2) + log_largest + math.log(total))))
+
+
+def paired_interval(
+    only_first: int, only_second: int, count: int, z: float = Z95
+) -> tuple[float, float]:
+    """Interval for the difference of two paired proportions, second minus first; 95 % by default.
+
+    Tango's score interval (Tango, "Equivalence test and confidence interval for the difference in
+    proportions for the paired-sample design", Statistics in Medicine 17, 1998): the differences
+    that a score test does not reject. Against a difference of 0 that test is McNemar's without a
+    continuity correction, and the interval of classifiers that never differ is Wilson's.
+
+    Args:
+        only_first: how many examples only the first gets right, at least 0.
+        only_second: likewise the second.
+        count: of all examples, at least 1.
+        z: the standard normal quantile.
+
+    Returns:
+        Lower and upper end, in [-1, 1].
+    """
+    if min(only_first, only_second) < 0 or only_first + only_second > count or count == 0:
+        raise ValueError(
+            "paired_interval needs 0 <= only_first + only_second <= count > 0, not "
+            f"{only_first}, {only_second}, {count}"
+        )
+    upper = _upper_end(only_first, only_second, count, z)
+    return -_upper_end(only_second, only_first, count, z), upper
+
+
+def _upper_end(only_first: int, only_second: int, count: int, z: float) -> float:
+    """Bisection: the score falls from 0 or more at the estimate to minus infinity at 1."""
+    low, high = (only_second - only_first) / count, 1.0
+    for _ in range(60):  # halves the bracket, of length 2 at most, to the last bit of a float
+        middle = (low + high) / 2
+        if _score(middle, only_first, only_second, count) >= -z:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _score(difference: float, only_first: int, only_second: int, count: int) -> float:
+    """Standardised distance of the counts from what ``difference`` makes likely."""
+    distance = only_second - only_first - count * difference
+    # The likeliest probability that only the first is right, given the difference, is the larger
+    # root of a x^2 + b x + c.
+    a = 2 * count
+    b = (2 * count + only_first - only_second) * difference - only_first - only_second
+    c = -only_first * difference * (1 - difference)
+    root = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = count * (2 * root + difference * (1 - difference))
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)

@@ -1,0 +1,193 @@
+"""Picture files of every kind become 32x32 RGB images, or one line that names them."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, features
+
+from fcifar.data import pictures
+from fcifar.errors import UserError, WorldError
+
+RNG = np.random.default_rng(3)
+NOISE = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+
+
+def as_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff"])
+def test_a_picture_of_32_by_32_is_taken_bit_for_bit(tmp_path: Path, suffix: str) -> None:
+    path = save(Image.fromarray(NOISE), tmp_path / f"a.{suffix}")
+    found = pictures.read(path)
+    assert torch.equal(found, torch.from_numpy(NOISE).permute(2, 0, 1))
+    assert found.dtype == torch.uint8
+    assert found.is_contiguous()
+
+
+def test_an_opaque_alpha_changes_no_bit(tmp_path: Path) -> None:
+    path = save(Image.fromarray(NOISE).convert("RGBA"), tmp_path / "a.png")
+    assert torch.equal(pictures.read(path), torch.from_numpy(NOISE).permute(2, 0, 1))
+
+
+def test_lossy_kinds_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
+    kinds = [k for k in ("jpg", "gif", "webp", "avif") if k in ("jpg", "gif") or features.check(k)]
+    for kind in kinds:
+        path = save(Image.fromarray(NOISE), tmp_path / f"a.{kind}")
+        with Image.open(path) as image:
+            assert torch.equal(pictures.read(path), as_tensor(image.convert("RGB"))), kind
+
+
+def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
+    rgb = Image.fromarray(NOISE)
+    for mode, kind in (("L", "png"), ("1", "png"), ("P", "png"), ("CMYK", "tiff")):
+        image = rgb.convert(mode)
+        path = save(image, tmp_path / f"{mode}.{kind}")
+        assert torch.equal(pictures.read(path), as_tensor(image.convert("RGB"))), mode
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64)])
+def test_what_is_transparent_is_white(tmp_path: Path, size: tuple[int, int]) -> None:
+    see_through = Image.new("RGBA", size, (200, 0, 0, 0))
+    assert pictures.read(save(see_through, tmp_path / "a.png")).unique().tolist() == [255]
+    half = Image.new("RGBA", size, (200, 0, 0, 128))
+    found = pictures.read(save(half, tmp_path / "b.png"))
+    assert found[:, 5, 5].tolist() == pytest.approx([227, 127, 127], abs=1)
+    grey = Image.new("LA", size, (0, 0))
+    assert pictures.read(save(grey, tmp_path / "c.png")).unique().tolist() == [255]
+    palette = Image.new("P", size, 0)
+    palette.putpalette([9, 9, 9])
+    path = save(palette, tmp_path / "d.png", transparency=0)
+    assert pictures.read(path).unique().tolist() == [255]
+
+
+@given(st.integers(1, 90), st.integers(1, 90))
+def test_resizing_is_of_the_whole_and_then_the_middle_is_cut_out(width: int, height: int) -> None:
+    # Pillow chooses which side it resizes first, and rounds and clips in between. With pixels far
+    # from black and white there is nothing to clip.
+    pixels = np.random.default_rng(width).integers(96, 160, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    scale = 32 / min(width, height)
+    whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 32) // 2, (whole.height - 32) // 2
+    expected = whole.crop((left, top, left + 32, top + 32))
+    apart = np.asarray(pictures._fit(image)).astype(int) - np.asarray(expected).astype(int)
+    assert np.abs(apart).max() <= 2
+
+
+def test_the_middle_of_the_longer_side_is_kept(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste("lime", (100, 0, 200, 100))
+    found = pictures.read(save(wide, tmp_path / "a.png"))
+    assert found[:, :, 3:-3].unique(dim=2).squeeze(2)[:, 0].tolist() == [0, 255, 0]
+    tall = wide.rotate(90, expand=True)
+    found = pictures.read(save(tall, tmp_path / "b.png"))
+    assert found[:, 3:-3, :].unique(dim=1).squeeze(1)[:, 0].tolist() == [0, 255, 0]
+
+
+def test_shrinking_is_antialiased(tmp_path: Path) -> None:
+    board = np.indices((320, 320)).sum(0) % 2 * 255
+    found = pictures.read(save(Image.fromarray(board.astype(np.uint8)), tmp_path / "a.png"))
+    assert ((found.int() - 128).abs() <= 2).all(), "a fine chessboard looks grey"
+
+
+def test_the_orientation_of_the_camera_is_respected(tmp_path: Path) -> None:
+    upright = Image.fromarray(NOISE)
+    turns = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: None}
+    turns[8] = Image.Transpose.ROTATE_270
+    for orientation, turn in turns.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(upright.transpose(turn), tmp_path / f"{orientation}.png", exif=exif)
+        assert torch.equal(pictures.read(path), as_tensor(upright)), orientation
+
+
+def test_the_first_picture_of_an_animation_counts(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pictures.read(path)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_a_line_of_one_pixel_stays_small(tmp_path: Path) -> None:
+    # Resized as a whole it would be 32 by 1.6 million pixels.
+    path = save(Image.new("RGB", (50_000, 1), "blue"), tmp_path / "a.png")
+    assert pictures.read(path)[:, 9, 9].tolist() == [0, 0, 255]
+
+
+def png_head(width: int, height: int) -> bytes:
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (100_000, 100_000)])
+def test_absurd_sizes_are_refused_before_decoding(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_head(*size) + struct.pack(">I", 9) + b"IDAT")
+    with pytest.raises(UserError, match=r"bomb\.png has more than 89,478,485 pixels; make it"):
+        pictures.read(path)
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(NOISE).save(whole, "PNG")
+    deep = Image.fromarray(np.zeros((32, 32), dtype=np.uint16))
+    deep.save(tmp_path / "deep.png")
+    for name, content, message in (
+        ("text.png", b"hello", "is no picture; give one of PNG, JPEG"),
+        ("empty.png", b"", "is no picture"),
+        ("short.png", whole.getvalue()[:1000], "cannot be read as a picture"),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture"),
+        ("deep.png", None, "more than 8 bits"),
+    ):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(UserError, match=message) as caught:
+            pictures.read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(WorldError, match=r"cannot read .*gone\.png: No such file"):
+        pictures.read(tmp_path / "gone.png")
+
+
+def test_folders_are_searched_in_sorted_order(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/10.jpg", "a.webp", "b/c/1.gif", "notes.txt", ".x/1.png", ".y.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "b/circle").symlink_to(tmp_path, target_is_directory=True)
+    found = pictures.find([tmp_path])
+    names = [path.relative_to(tmp_path).as_posix() for path in found]
+    assert names == ["a.webp", "b/10.jpg", "b/2.PNG", "b/c/1.gif"]
+    given = [tmp_path / "notes.txt", tmp_path / "b/c", tmp_path / "a.webp"]
+    assert pictures.find(given) == [given[0], tmp_path / "b/c/1.gif", given[2]]
+
+
+def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="there is no picture in"):
+        pictures.find([tmp_path])
+    with pytest.raises(UserError, match=r"nope\.png does not exist; give picture files"):
+        pictures.find([tmp_path / "nope.png"])
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        pictures.find([Path("/dev/null")])
+
+
+def test_many_are_read_in_order_and_counted(tmp_path: Path) -> None:
+    paths = [save(Image.new("RGB", (9, 9), (i, 0, 0)), tmp_path / f"{i}.png") for i in (3, 1, 2)]
+    calls: list[tuple[str, int, int]] = []
+    found = pictures.read_all(paths, lambda *call: calls.append(call))
+    assert found.shape == (3, 3, 32, 32)
+    assert found[:, 0, 0, 0].tolist() == [3, 1, 2]
+    assert calls[-1] == ("reading pictures", 3, 3)
