@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from fcifar import random
@@ -16,6 +17,28 @@ def fan_in_uniform(key: Key, shape: tuple[int, ...], fan_in: int) -> Tensor:
     """
     bound = 1 / math.sqrt(fan_in)
     return random.uniform(key, shape, -bound, bound)
+
+
+def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
+    """Zeros in place of a fraction ``rate`` of the elements, the others divided by ``1 - rate``.
+
+    Args:
+        key: None, as outside training, leaves ``x`` as it is.
+        x: floating, any shape.
+        rate: in [0, 1).
+
+    Srivastava et al., "Dropout", 2014.
+    """
+    if key is None or rate == 0:
+        return x
+    kept = random.bernoulli(key, 1 - rate, x.shape)
+    return torch.where(kept, x / (1 - rate), 0.0)
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Raise a ValueError unless ``rate`` lies in [0, 1)."""
+    if not 0 <= rate < 1:
+        raise ValueError(f"{name} is {rate}; it must lie in [0, 1)")
 
 
 def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from fcifar import metrics, precision, random, tree
+from fcifar.augment import Augment
 from fcifar.losses import Loss, cross_entropy
 from fcifar.metrics import Metrics
 from fcifar.models.base import Model, Params, Variables
@@ -55,7 +56,6 @@ class Examples(NamedTuple):
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], Examples]
-Augment = Callable[[Key, Tensor], Tensor]
 Preprocess = Callable[[Tensor], Tensor]
 
 

@@ -62,18 +62,16 @@ def compare(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.markup import escape
-
     runs, first = result["runs"], result["runs"][0]["name"]
     # Paths are long: in the table they would leave no room for the figures.
-    output.facts([(run["name"], escape(run["run"])) for run in runs])
+    output.facts([(run["name"], run["run"]) for run in runs])
     output.stdout.print()
     output.table(
         ("", "recipe", "seed", "accuracy", "95 % interval", "loss", "trained", "digest"),
         [
             (
                 run["name"],
-                escape(run["recipe"]),
+                run["recipe"],
                 _or_dash(run["seed"], "d"),
                 output.percent(run["accuracy"], 2),
                 "{:.2f} to {:.2f}".format(*(100 * end for end in run["interval95"])),

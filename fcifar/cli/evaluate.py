@@ -19,6 +19,9 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", metavar="test|train", help="Which images.")
     ] = "test",
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A folder for report.json and pictures.")
+    ] = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -30,7 +33,9 @@ def evaluate(
 ) -> int:
     """Measure a trained network: loss, accuracy with its interval, and accuracy by class."""
     from fcifar.cli.data import open_dataset
+    from fcifar.report import evaluation
     from fcifar.runs import trained
+    from fcifar.runs.directory import write_json
     from fcifar.runs.runtime import make_runtime
 
     network = trained.load(run)
@@ -41,13 +46,18 @@ def evaluate(
         deterministic=deterministic,
     )
     data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
+    figures, examples = trained.evaluate(network, runtime, data, split)
     result: dict[str, Any] = {
         "run": str(run),
         "recipe": network.recipe.name,
         "dataset": data.name,
         "split": split,
-        **trained.evaluate(network, runtime, data, split),
+        **figures,
     }
+    if out is not None:
+        write_json(out / "report.json", result)
+        title = f"{network.recipe.name} on {data.name}, {split} images"
+        evaluation.draw(out, trained.images_of(data, split), examples, data.classes, title=title)
     if json:
         output.document(result)
         return 0
@@ -62,6 +72,8 @@ def evaluate(
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
             ),
             ("loss", f"{result['loss']:.4f}"),
+            ("calibration", output.calibration(result)),
+            ("mistakes", output.confusions(result) or "none"),
             ("digest", result["params_digest"]),
         ]
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 stderr = Console(stderr=True, highlight=False)
@@ -37,7 +38,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
             column, justify="right" if numeric else "left", header_style="dim", overflow="fold"
         )
     for row in rows:
-        result.add_row(*row)
+        result.add_row(*map(printable, row))
     stdout.print(result)
 
 
@@ -47,13 +48,39 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in pairs:
-        grid.add_row(name, str(value))
+        grid.add_row(printable(name), printable(str(value)))
     stdout.print(grid)
+
+
+def printable(text: str) -> str:
+    """Text from outside, such as a file's name, that shows as it is and steers no terminal."""
+    return escape(
+        "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    )
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """``0.564`` as ``56.4 %``."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def calibration(report: dict[str, Any]) -> str:
+    """Confidence beside accuracy, in words."""
+    confidence, ece = percent(report["mean_confidence"]), percent(report["ece"])
+    return f"mean confidence {confidence}, expected calibration error {ece}"
+
+
+def confusions(report: dict[str, Any], count: int = 3) -> str:
+    """The most frequent mistakes, in words."""
+    classes = list(report["per_class"])
+    cells = [
+        (number, true, predicted)
+        for true, row in zip(classes, report["confusion"], strict=True)
+        for predicted, number in zip(classes, row, strict=True)
+        if true != predicted and number
+    ]
+    worst = sorted(cells, key=lambda cell: -cell[0])[:count]
+    return ", ".join(f"{true} as {predicted} ({number:,})" for number, true, predicted in worst)
 
 
 def class_table(per_class: dict[str, dict[str, Any]]) -> None:

@@ -86,7 +86,7 @@ def predict(
     _show(paths, guesses)
     if grid is not None:
         output.stdout.print()
-        output.facts([("drawn", _printable(str(grid)))])
+        output.facts([("drawn", grid)])
     return 0
 
 
@@ -102,10 +102,14 @@ def _show(paths: Sequence[Path], guesses: Sequence[Sequence["Guess"]]) -> None:
     output.table(
         ("picture", *ranks),
         [
-            (_printable(str(path)), *(f"{_printable(g.name)}\n{_percent(g)}" for g in row))
+            (_one_line(path), *(f"{g.name}\n{_percent(g)}" for g in row))
             for path, row in zip(paths, guesses, strict=True)
         ],
     )
+
+
+def _one_line(path: Path) -> str:
+    return str(path).replace("\n", "\N{REPLACEMENT CHARACTER}")
 
 
 def _percent(guess: "Guess") -> str:
@@ -114,10 +118,3 @@ def _percent(guess: "Guess") -> str:
 
 def _finite(probability: float) -> float | None:
     return probability if math.isfinite(probability) else None
-
-
-def _printable(text: str) -> str:
-    """A name as a table can show it: it may hold control characters, or what looks like markup."""
-    from rich.markup import escape
-
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))

@@ -7,7 +7,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fcifar.cli import output
-from fcifar.runs.loop import Advanced, Event, Logged, Preparing
+from fcifar.runs.events import Advanced, Event, Logged, Preparing
 
 
 @contextlib.contextmanager
@@ -47,13 +47,17 @@ def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
                         total=event.total_steps,
                         **_running(event),
                     )
-                case Logged(record) if not quiet and record["kind"] == "train":
+                case Logged(record) if not quiet:
                     output.note(
                         f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "
-                        f"loss {record['loss']:.3f}  accuracy {output.percent(record['accuracy'])}"
+                        f"{_SPLITS[record.get('split')]:10}  loss {record['loss']:.3f}  "
+                        f"accuracy {output.percent(record['accuracy'])}"
                     )
 
         yield observe
+
+
+_SPLITS = {None: "training", "valid": "validation", "test": "test"}
 
 
 def _running(event: Advanced) -> dict[str, Any]:

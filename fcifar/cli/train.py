@@ -41,12 +41,25 @@ def train(
         Path | None,
         typer.Option("--resume", help="Continue the interrupted run in this directory."),
     ] = None,
-    epochs: Annotated[int | None, _override("--epochs", "Passes over the training images.")] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs",
+            "--max-epochs",
+            help="Passes over the training images.",
+            show_default=False,
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None,
     batch_size: Annotated[int | None, _override("--batch-size", "Images a step.")] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            "--lr", "--learning-rate", help="Peak learning rate.", rich_help_panel=_RECIPE
+            "--lr",
+            "--learning-rate",
+            help="Peak learning rate.",
+            show_default=False,
+            rich_help_panel=_RECIPE,
         ),
     ] = None,
     optimizer: Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")] = None,
@@ -66,6 +79,25 @@ def train(
     warmup_steps: Annotated[
         int | None, _override("--warmup-steps", "Steps from 0 to the learning rate.")
     ] = None,
+    augment: Annotated[
+        str | None,
+        _override("--augment", "Such as random_flip,random_crop:4; none for none."),
+    ] = None,
+    valid_fraction: Annotated[
+        float | None, _override("--valid-fraction", "Of the training images, to choose by.")
+    ] = None,
+    stratify: Annotated[
+        bool | None, _override("--stratify/--no-stratify", "Hold out the same part of each class.")
+    ] = None,
+    patience: Annotated[
+        int | None, _override("--patience", "Epochs without a lower validation loss; 0: no end.")
+    ] = None,
+    restore_best: Annotated[
+        bool | None,
+        _override("--restore-best/--keep-last-epoch", "End with the lowest validation loss."),
+    ] = None,
+    dropout: Annotated[float | None, _override("--dropout", "Of a network that has it.")] = None,
+    hidden: Annotated[int | None, _override("--hidden", "Hidden units of a network.")] = None,
     drop_last: Annotated[
         bool | None, _override("--drop-last/--keep-last", "Leave out a last short batch.")
     ] = None,
@@ -90,7 +122,8 @@ def train(
     from fcifar import recipes
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
-    from fcifar.runs import directory, loop
+    from fcifar.report import run as drawing
+    from fcifar.runs import directory, loop, manifest
     from fcifar.runs.interrupt import catching_signals
     from fcifar.runs.runtime import make_runtime
 
@@ -106,8 +139,15 @@ def train(
         schedule=schedule,
         warmup_steps=warmup_steps,
         drop_last=drop_last,
+        valid_fraction=valid_fraction,
+        stratify=stratify,
+        patience=patience,
+        restore_best=restore_best,
         log_every=log_every,
     )
+    if augment is not None:
+        overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
+    options_of_model = _given(dropout=dropout, hidden=hidden)
     where = _given(
         device=device,
         seed=seed,
@@ -118,22 +158,25 @@ def train(
     if resume is not None:
         _refuse_changes(
             overrides
+            | options_of_model
             | where
             | _given(recipe=recipe, dataset=dataset, out=out)
             | _given(compile=compile)
         )
         run = resume
-        the_recipe, runtime, facts, compiled = loop.read_settings(run)
+        the_recipe, runtime, compiled, name, digest = manifest.read_settings(run)
         if (run / directory.REPORT).exists():
             raise UserError(f"{run} is complete; see it with fcifar eval {run}")
-        data = open_dataset(facts["name"], data_dir, quiet=quiet)
-        if data.digest != facts["digest"]:
+        data = open_dataset(name, data_dir, quiet=quiet)
+        if data.digest != digest:
             raise UserError(
                 f"the data set {data.name} is not the one that {run} began with "
-                f"(digest {data.digest[:12]}, then {facts['digest'][:12]}); prepare that one again"
+                f"(digest {data.digest[:12]}, then {digest[:12]}); prepare that one again"
             )
     else:
-        the_recipe = recipes.get(recipe or "blitz").replace(**overrides)
+        the_recipe = recipes.get(recipe or "blitz")
+        model_options = {**the_recipe.model_options, **options_of_model}
+        the_recipe = the_recipe.replace(**overrides, model_options=model_options)
         runtime = make_runtime(**where)
         compiled = bool(compile)
         run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
@@ -158,7 +201,7 @@ def train(
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
         return 128 + result.signum
-    _draw(run)
+    drawing.draw(run, data)
     if json:
         output.document(result)
     else:
@@ -184,15 +227,13 @@ def _new_run(recipe: str, dataset: str, seed: int) -> Path:
     return Path("runs") / f"{recipe}-{dataset}-seed{seed}-{stamp}"
 
 
-def _draw(run: Path) -> None:
-    from fcifar.report import plots
-    from fcifar.runs import directory
-
-    report = directory.read_json(run / directory.REPORT)
-    title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
-    folder = run / directory.PLOTS
-    plots.learning_curve(directory.read_records(run), folder / "learning_curve.png", title=title)
-    plots.per_class_bars(report["per_class"], folder / "per_class.png", title=title)
+def _chosen(report: dict[str, Any]) -> str:
+    selected, steps = report["selected"], report["steps"]
+    stopped = f"; stopped early after step {steps:,}" if report["stopped_early"] else ""
+    if "valid_loss" not in selected:
+        return f"of the last step, {steps:,}{stopped}"
+    loss = selected["valid_loss"]
+    return f"of step {selected['step']:,}, chosen by validation loss {loss:.4f}{stopped}"
 
 
 def _show(report: dict[str, Any]) -> None:
@@ -207,6 +248,9 @@ def _show(report: dict[str, Any]) -> None:
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
             ),
             ("test loss", f"{report['test_loss']:.4f}"),
+            ("calibration", output.calibration(report)),
+            ("mistakes", output.confusions(report) or "none"),
+            ("network", _chosen(report)),
             (
                 "training",
                 f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, "

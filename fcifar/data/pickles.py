@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import pickletools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ _MALFORMED = (
     OverflowError,
     MemoryError,
     RecursionError,
+    Warning,
 )
 
 
@@ -40,8 +42,10 @@ def load_pickle(name: str, data: bytes) -> dict[str, Any]:
         UserError: it asks for a function, is damaged, or holds no dict.
     """
     try:
-        _check_opcodes(data)
-        value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Python warns of some damage, such as a wrong escape
+            _check_opcodes(data)
+            value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(value, dict):
             raise _RefusedError("holds no dict")
         return {_text(key): _plain(item) for key, item in value.items()}

@@ -6,10 +6,11 @@ from it, and the contract tests cover every entry.
 
 from collections.abc import Callable
 
-from fcifar.models.base import Apply, Buffers, Model, Params, Variables, feed_forward
+from fcifar.models.base import Apply, Buffers, Model, Params, Variables, from_skeleton
+from fcifar.models.conv3 import conv3
 from fcifar.models.lenet import lenet
 
-MODELS: dict[str, Callable[..., Model]] = {"lenet": lenet}
+MODELS: dict[str, Callable[..., Model]] = {"lenet": lenet, "conv3": conv3}
 
 __all__ = [
     "MODELS",
@@ -18,6 +19,7 @@ __all__ = [
     "Model",
     "Params",
     "Variables",
-    "feed_forward",
+    "conv3",
+    "from_skeleton",
     "lenet",
 ]

@@ -29,7 +29,7 @@ class Apply(Protocol):
     ) -> tuple[Tensor, Buffers]:
         """Logits [B, C] of normalised images [B, 3, 32, 32], and the buffers after them.
 
-        ``key`` is for networks that draw at random in training, such as those with dropout.
+        In training ``key`` is what dropout and its like draw from, and must be given.
         """
         ...
 
@@ -41,11 +41,12 @@ class Model(NamedTuple):
     apply: Apply
 
 
-def feed_forward(make_skeleton: Callable[[], nn.Module]) -> Model:
-    """The ``Model`` of a module without buffers and without randomness.
+def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
+    """The ``Model`` of a module without buffers, whose ``forward`` takes images and a key or None.
 
     ``make_skeleton`` is called once, on the meta device: the module lends its shape and its
     ``forward`` and never holds a value. Parameters start as PyTorch's default initialisation.
+    ``forward`` gets a key in training and None elsewhere.
     """
     with torch.device("meta"):
         skeleton = make_skeleton()
@@ -56,6 +57,8 @@ def feed_forward(make_skeleton: Callable[[], nn.Module]) -> Model:
     def apply(
         variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
     ) -> tuple[Tensor, Buffers]:
-        return functional_call(skeleton, variables.params, (images,)), {}
+        if train and key is None:
+            raise ValueError("a model in training draws at random; give apply a key")
+        return functional_call(skeleton, variables.params, (images, key if train else None)), {}
 
     return Model(init, apply)

@@ -6,19 +6,23 @@ Source: "Training a Classifier", https://docs.pytorch.org/tutorials/beginner/bli
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcifar.models.base import Model, feed_forward
+from fcifar import layers
+from fcifar.models.base import Model, from_skeleton
+from fcifar.random import Key
 
 
 class _LeNet(nn.Module):
-    def __init__(self, hidden: int, num_classes: int) -> None:
+    def __init__(self, hidden: int = 84, num_classes: int = 10, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout
         self.conv1 = nn.Conv2d(3, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
         self.fc2 = nn.Linear(120, hidden)
         self.fc3 = nn.Linear(hidden, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, key: Key | None = None) -> Tensor:
+        x = layers.dropout(key, x, self.dropout)
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = x.flatten(1)
@@ -27,10 +31,15 @@ class _LeNet(nn.Module):
         return self.fc3(x)
 
 
-def lenet(*, hidden: int = 84, num_classes: int = 10) -> Model:
+def lenet(*, hidden: int = 84, num_classes: int = 10, dropout: float = 0.0) -> Model:
     """The tutorial's ``Net``: 62,006 parameters with 84 hidden units and 10 classes.
 
     conv 3-6 5x5, pool 2, conv 6-16 5x5, pool 2, linear 400-120-``hidden``-``num_classes``, ReLU
-    between. The parameters have the names of the tutorial's ``state_dict``.
+    between; in training a fraction ``dropout`` of the input's values is dropped. The
+    parameters have the names of the tutorial's ``state_dict``.
+
+    Raises:
+        ValueError: ``dropout`` is outside [0, 1).
     """
-    return feed_forward(lambda: _LeNet(hidden, num_classes))
+    layers.check_rate("dropout", dropout)
+    return from_skeleton(lambda: _LeNet(hidden, num_classes, dropout))

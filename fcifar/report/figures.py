@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fcifar.data.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 160
@@ -33,6 +34,15 @@ def titled(width: float, height: float, title: str, subtitle: str = "") -> "Figu
         room = figure.bbox.width - 2 * MARGIN * DPI
         line.set_fontsize(size * min(1.0, room / max(line.get_window_extent().width, 1.0)))
     return figure
+
+
+def tidy(axes: "Axes") -> None:
+    """A faint grid, and no more of a frame than it takes."""
+    axes.grid(color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(length=0, labelcolor=INK)
 
 
 def save(figure: "Figure", path: Path) -> Path:

@@ -5,19 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fcifar.data.files import replacing
+from fcifar.report.figures import BLUE, FAINT, INK, VERMILION, cut, save, tidy, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-DPI = 160
-INK, FAINT = "#222222", "#d9d9d9"
-
-# Okabe and Ito's palette, which people of every colour vision can tell apart.
+# The rest of Okabe and Ito's palette, which people of every colour vision can tell apart.
 COLORS = {
-    "training": "#0072B2",
-    "test": "#D55E00",
+    "training": BLUE,
+    "test": VERMILION,
     "valid": "#009E73",
     "train": "#CC79A7",
 }
@@ -46,7 +42,7 @@ def learning_curve(records: Sequence[Mapping[str, object]], path: Path, *, title
     Returns:
         ``path``.
     """
-    figure = _figure(12.0, 4.4, title)
+    figure = titled(12.0, 4.4, title)
     for place, (field, name, unit) in enumerate(
         (("loss", "loss", ""), ("accuracy", "accuracy, %", " %"))
     ):
@@ -55,7 +51,7 @@ def learning_curve(records: Sequence[Mapping[str, object]], path: Path, *, title
         _panel(axes, _series(records, field, scale), "{:.1f} %" if unit else "{:.3f}")
         axes.set_title(name, loc="left", size=11, color=INK)
         axes.set_xlabel("epoch", color=INK)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> Path:
@@ -73,7 +69,7 @@ def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, ti
     ranked = sorted(per_class.items(), key=lambda item: -_finite_or(item[1]["accuracy"], -1.0))
     n = len(ranked)
     height = 1.35 + 0.34 * max(n, 2)
-    figure = _figure(8.0, height, title)
+    figure = titled(8.0, height, title)
     axes = figure.add_axes((0.2, 0.6 / height, 0.56, 1 - 1.15 / height))
     percent = [100 * _finite_or(row["accuracy"], 0.0) for _, row in ranked]
     axes.barh(range(n), percent, height=0.72, color=COLORS["training"])
@@ -84,14 +80,14 @@ def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, ti
             counts = f"{int(row['correct']):,} of {int(row['total']):,}"
         for right, text in ((114, value), (138, counts)):
             axes.text(right, place, text, ha="right", va="center", size=9, color=INK)
-    _tidy(axes)
+    tidy(axes)
     axes.set_xlim(0, 100)
     axes.set_ylim(n - 0.4, -0.6)
-    axes.set_yticks(range(n), [_cut(name, 22) for name, _ in ranked], parse_math=False)
+    axes.set_yticks(range(n), [cut(name, 22) for name, _ in ranked], parse_math=False)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("accuracy, %", color=INK)
     _mark_overall(axes, per_class)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _mark_overall(axes: "Axes", per_class: Mapping[str, Mapping[str, Any]]) -> None:
@@ -130,7 +126,7 @@ def _series(records: Sequence[Mapping[str, object]], field: str, scale: float) -
 
 
 def _panel(axes: "Axes", lines: Sequence[_Series], form: str) -> None:
-    _tidy(axes)
+    tidy(axes)
     for line in lines:
         alone = sum(map(math.isfinite, line.values)) == 1
         axes.plot(
@@ -218,39 +214,10 @@ def _color(line: _Series) -> str:
     return COLORS.get(line.name, OTHER)
 
 
-# Common to all plots -----------------------------------------------------------------------------
-
-
-def _figure(width: float, height: float, title: str) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI)
-    figure.text(0.02, 1 - 0.26 / height, title, size=13, color=INK, va="center", parse_math=False)
-    return figure
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.grid(color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(length=0, labelcolor=INK)
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
-    return path
-
-
 def _number(value: object) -> float:
     """``value`` as a number, NaN where it is none or not finite."""
     number = float(value) if isinstance(value, (int, float)) else math.nan
     return number if math.isfinite(number) else math.nan
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def _finite_or(value: float | None, otherwise: float) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fcifar.calibration import Reliability
 from fcifar.errors import UserError
-from fcifar.report.figures import BLUE, FAINT, INK, SOFT, VERMILION, save, titled
+from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,8 @@ def _draw_accuracy(axes: "Axes", reliability: Reliability) -> None:
     middles = [(m + 0.5) * width for m in filled]
     accuracy = [reliability.accuracy[m].item() for m in filled]
     gaps = [reliability.confidence[m].item() - a for m, a in zip(filled, accuracy, strict=True)]
-    _tidy(axes)
+    tidy(axes)
+    axes.set_xlim(0, 1)
     axes.bar(middles, accuracy, 0.92 * width, color=BLUE, label="accuracy (dark edge)", zorder=2)
     axes.bar(
         middles,
@@ -103,7 +104,8 @@ def _draw_accuracy(axes: "Axes", reliability: Reliability) -> None:
 def _draw_counts(axes: "Axes", reliability: Reliability) -> None:
     counts = reliability.count.tolist()
     width = 1 / len(counts)
-    _tidy(axes)
+    tidy(axes)
+    axes.set_xlim(0, 1)
     axes.bar([(m + 0.5) * width for m in range(len(counts))], counts, 0.92 * width, color=SOFT)
     if len(counts) <= COUNTED:
         for m, count in enumerate(counts):
@@ -119,12 +121,3 @@ def _draw_counts(axes: "Axes", reliability: Reliability) -> None:
     axes.set_ylim(0, 1.15 * max(*counts, 1))
     axes.set_xlabel("confidence", color=INK)
     axes.set_ylabel("examples", color=INK)
-
-
-def _tidy(axes: "Axes") -> None:
-    axes.set_xlim(0, 1)
-    axes.grid(color=FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.tick_params(length=0, labelcolor=INK)

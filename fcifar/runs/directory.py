@@ -3,7 +3,9 @@
 manifest.json           what was asked: recipe, runtime, data set, versions, command
 metrics.jsonl           one line for each log point
 checkpoint.safetensors  the last saved state, to resume from
+best.safetensors        the parameters of the lowest validation loss so far
 final.safetensors       the trained parameters, under the tutorial's names
+predictions.safetensors what it made of each test image
 report.json             the result
 plots/                  pictures of it
 """
@@ -20,7 +22,9 @@ from fcifar.errors import UserError, WorldError
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.safetensors"
+BEST = "best.safetensors"
 FINAL = "final.safetensors"
+PREDICTIONS = "predictions.safetensors"
 REPORT = "report.json"
 PLOTS = "plots"
 

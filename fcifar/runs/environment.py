@@ -14,7 +14,6 @@ import torch
 import fcifar
 from fcifar.errors import UserError
 
-
 # Those that change how kernels are chosen or how sums are cut into threads.
 _VARIABLES = ("OMP_", "MKL_", "KMP_", "CUBLAS_", "CUDA_VISIBLE", "CUDA_LAUNCH", "NVIDIA_TF32")
 

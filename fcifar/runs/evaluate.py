@@ -1,15 +1,20 @@
 """Evaluation: every example exactly once, and what follows from it."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fcifar import tree
+from fcifar import calibration, tree
+from fcifar.errors import WorldError
 from fcifar.metrics import wilson_interval
 from fcifar.models import Variables
+from fcifar.runs import checkpoint
 from fcifar.step import Batch, EvalStep, Examples, on_indices
+
+BATCH_SIZE = 500  # always the same, for results depend on it in the last bits
 
 
 class Rows(NamedTuple):
@@ -27,26 +32,46 @@ def padded_rows(size: int, batch_size: int, device: torch.device) -> Iterator[Ro
         yield Rows(torch.where(real, index, 0), real.to(torch.float32))
 
 
+def save_predictions(path: Path, examples: Examples, labels: Tensor) -> None:
+    """Write what was made of each example: loss, correct, logits, labels, in the set's order."""
+    checkpoint.save(path, {**examples._asdict(), "labels": labels}, {})
+
+
+def read_predictions(path: Path) -> tuple[Examples, Tensor]:
+    """What ``save_predictions`` wrote."""
+    tensors, _ = checkpoint.read(path)
+    try:
+        return Examples(*(tensors[name] for name in Examples._fields)), tensors["labels"]
+    except KeyError as error:
+        raise WorldError(f"{path} does not hold predictions: {error} is missing") from error
+
+
 @torch.no_grad()
 def evaluate(
-    eval_step: EvalStep, variables: Variables, data: Batch, *, batch_size: int = 500
+    eval_step: EvalStep, variables: Variables, data: Batch, *, batch_size: int = BATCH_SIZE
 ) -> Examples:
     """Loss, correctness and logits of every example of ``data``, in its order, on the CPU."""
     size = len(data.labels)
     step = on_indices(eval_step, data)
     parts = []
-    for rows in padded_rows(size, min(batch_size, size), data.labels.device):
+    for rows in padded_rows(size, batch_size, data.labels.device):
         examples = step(variables, rows.index)
         parts.append(tree.map(lambda x, keep=rows.weight > 0: x[keep], examples))
     return tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
 
 
 def summarize(examples: Examples, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, mean loss, 95 % interval and per-class counts, as values that JSON holds."""
+    """Figures of an evaluation, as values that JSON holds.
+
+    accuracy, loss (mean), n, interval95 (Wilson's, of the accuracy), per_class, confusion (counts,
+    a row for each true class), mean_confidence, and ece (expected calibration error, 15 bins).
+    """
+    labels = labels.cpu()
     count, correct = len(labels), int(examples.correct.sum())
+    confidence, predictions = calibration.softmax_confidence(examples.logits)
     per_class = {}
     for i, name in enumerate(classes):
-        of_class = labels.cpu() == i
+        of_class = labels == i
         total, right = int(of_class.sum()), int(examples.correct[of_class].sum())
         accuracy = right / total if total else None
         per_class[name] = {"correct": right, "total": total, "accuracy": accuracy}
@@ -56,4 +81,9 @@ def summarize(examples: Examples, labels: Tensor, classes: Sequence[str]) -> dic
         "n": count,
         "interval95": list(wilson_interval(correct, count)),
         "per_class": per_class,
+        "confusion": calibration.confusion_matrix(labels, predictions, len(classes)).tolist(),
+        "mean_confidence": confidence.mean().item(),
+        "ece": calibration.expected_calibration_error(
+            calibration.reliability(confidence, examples.correct)
+        ).item(),
     }

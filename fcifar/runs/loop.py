@@ -1,49 +1,30 @@
 """The training loop: a thin shell around the step."""
 
-import json
-import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcifar import metrics, recipes, tree
+from fcifar import metrics, tree
 from fcifar.data import Dataset
-from fcifar.errors import UserError
+from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import checkpoint, directory, environment
-from fcifar.runs.evaluate import evaluate, summarize
+from fcifar.runs import directory, environment, manifest
+from fcifar.runs.evaluate import evaluate, save_predictions, summarize
+from fcifar.runs.events import Advanced, Logged, Observe, Preparing, ignore
 from fcifar.runs.program import Program, build
 from fcifar.runs.runtime import Runtime, activate
-from fcifar.step import Running
+from fcifar.runs.saving import (
+    Clock,
+    read_network,
+    restore_running,
+    save_network,
+    save_running,
+)
+from fcifar.runs.selection import best_epoch, is_best, should_stop
+from fcifar.step import Batch, Running
 
-
-class Preparing(NamedTuple):
-    """Something that takes a while has begun."""
-
-    what: str
-
-
-class Advanced(NamedTuple):
-    """Where training is; sent a few times a second."""
-
-    step: int
-    total_steps: int
-    epoch: int  # from 1
-    epochs: int
-    loss: float  # mean since the last log point
-    accuracy: float  # the same
-    images_per_second: float
-
-
-class Logged(NamedTuple):
-    """A record was added to the metrics log."""
-
-    record: dict[str, Any]
-
-
-Event = Preparing | Advanced | Logged
+Stop = Callable[[], int | None]
 
 
 class Interrupted(NamedTuple):
@@ -51,13 +32,6 @@ class Interrupted(NamedTuple):
 
     signum: int
     step: int
-
-
-class Clock(NamedTuple):
-    """Seconds spent so far, over all the sittings of a run."""
-
-    train: float = 0.0
-    compile: float = 0.0
 
 
 def train(
@@ -68,8 +42,8 @@ def train(
     *,
     compiled: bool = False,
     resume: bool = False,
-    observe: Callable[[Event], None] = lambda event: None,
-    stop: Callable[[], int | None] = lambda: None,
+    observe: Observe = ignore,
+    stop: Stop = lambda: None,
 ) -> dict[str, Any] | Interrupted:
     """Train, evaluate, and leave a run directory behind.
 
@@ -77,10 +51,14 @@ def train(
         run: the run directory, new or (with ``resume``) one that was interrupted.
         compiled: whether the step goes through ``torch.compile``.
         observe: is told what happens.
-        stop: asked between steps; a signal number ends the run after a checkpoint.
+        stop: asked before each step; a signal number ends the run after a checkpoint.
 
     Returns:
         The report, which is also in ``report.json``; or ``Interrupted``.
+
+    Raises:
+        UserError: the request cannot be carried out; nothing was written.
+        WorldError: the disk failed; what was written before is whole.
     """
     if compiled:
         environment.check_compiler(runtime.device)
@@ -88,82 +66,119 @@ def train(
         program = build(recipe, runtime, dataset, compiled=compiled)
         running, clock = program.init(), Clock()
         if resume:
-            running, clock = _restore(run, running)
+            running, clock = restore_running(run, running)
         else:
             directory.check_free(run)
         if compiled:
             observe(Preparing("compiling"))
             clock = clock._replace(compile=clock.compile + _warm_up(program, running))
         if not resume:
-            directory.create(run, _manifest(recipe, runtime, dataset, compiled))
-
-        running, clock = _run_steps(run, program, recipe, running, clock, observe, stop)
-        step, signum = int(running.state.step), stop()
-        if step < program.total_steps and signum is not None:
-            return Interrupted(signum, step)
-
+            about = manifest.describe(recipe, runtime, dataset, compiled=compiled)
+            directory.create(run, about)
+        session = _Session(run, program, recipe, dataset, observe, stop)
+        running, clock, signum = _run_steps(session, running, clock)
+        if signum is not None:
+            return Interrupted(signum, int(running.state.step))
         observe(Preparing("evaluating"))
-        report = _finish(run, program, recipe, runtime, dataset, running, clock)
-        observe(Logged(directory.read_records(run)[-1]))
-        return report
+        return _finish(session, runtime, running, clock)
+
+
+class _Session(NamedTuple):
+    """What does not change while a run is on."""
+
+    run: Path
+    program: Program
+    recipe: Recipe
+    dataset: Dataset
+    observe: Observe
+    stop: Stop
 
 
 def _run_steps(
-    run: Path,
-    program: Program,
-    recipe: Recipe,
-    running: Running,
-    clock: Clock,
-    observe: Callable[[Event], None],
-    stop: Callable[[], int | None],
-) -> tuple[Running, Clock]:
+    session: _Session, running: Running, clock: Clock
+) -> tuple[Running, Clock, int | None]:
+    """Train to the end, to an early stop, or to a signal, which is then the last value."""
+    run, program, recipe, _, observe, stop = session
     step = int(running.state.step)
+    log_every = recipe.log_every or program.steps_per_epoch
+    losses = _valid_losses(run)
+    if should_stop(losses, recipe.patience):
+        return running, clock, None
     started, next_tick = time.perf_counter(), 0.0
 
     def now() -> Clock:
         return clock._replace(train=clock.train + time.perf_counter() - started)
 
     for rows in program.rows_from(step):
-        if stop() is not None:
-            _save(run, running, step, now())
-            break
+        if (signum := stop()) is not None:
+            save_running(run, running, step, now())
+            return running, now(), signum
         running, _ = program.train_step(running, rows)
         step += 1
-        if step % recipe.log_every == 0 or step == program.total_steps:
-            running = _log(run, program, running, step, now(), observe)
+        if step % log_every == 0 or step == program.total_steps:
+            running = _log_training(session, running, step, now())
         if step % program.steps_per_epoch == 0:
-            _save(run, running, step, now())
+            clock, started = now(), time.perf_counter()
+            if len(program.valid.labels):
+                losses.append(_validate(session, running.state.variables, step, losses))
+                seconds = time.perf_counter() - started
+                clock, started = clock._replace(valid=clock.valid + seconds), time.perf_counter()
+            save_running(run, running, step, now())
+            if should_stop(losses, recipe.patience):
+                break
         if time.perf_counter() >= next_tick:
-            observe(_progress(program, recipe, running, step, now()))
+            observe(_progress(session, running, step, now()))
             next_tick = time.perf_counter() + 0.25
-    observe(_progress(program, recipe, running, step, now()))
-    return running, now()
+    observe(_progress(session, running, step, now()))
+    return running, now(), None
 
 
-def _log(
-    run: Path,
-    program: Program,
-    running: Running,
-    step: int,
-    clock: Clock,
-    observe: Callable[[Event], None],
-) -> Running:
+def _log_training(session: _Session, running: Running, step: int, clock: Clock) -> Running:
     """Write the running metrics down and start them afresh."""
-    record = {
-        "kind": "train",
-        "step": step,
-        "epoch": step / program.steps_per_epoch,
-        **metrics.summarize(running.totals),
-        "seconds": clock.train,
-    }
-    directory.append_record(run, record)
-    observe(Logged(record))
+    epoch = step / session.program.steps_per_epoch
+    summary = metrics.summarize(running.totals)
+    _log(session, {"kind": "train", "step": step, "epoch": epoch, **summary}, clock.train)
     return running._replace(totals=tree.zeros_like(running.totals))
 
 
-def _progress(
-    program: Program, recipe: Recipe, running: Running, step: int, clock: Clock
-) -> Advanced:
+def _validate(session: _Session, variables: Variables, step: int, losses: list[float]) -> float:
+    """Evaluate on the images held out, keep the network if it is the best yet; its loss."""
+    summary = _evaluate(session, variables, session.program.valid, "valid", step)
+    if is_best([*losses, summary["loss"]]):
+        save_network(session.run / directory.BEST, variables, session.recipe, session.dataset)
+    return summary["loss"]
+
+
+def _evaluate(
+    session: _Session, variables: Variables, data: Batch, split: str, step: int
+) -> dict[str, Any]:
+    program = session.program
+    started = time.perf_counter()
+    examples = evaluate(program.eval_step, variables, data)
+    summary = summarize(examples, data.labels, session.dataset.classes)
+    if split == "test":
+        save_predictions(session.run / directory.PREDICTIONS, examples, data.labels)
+    record = {
+        "kind": "eval",
+        "split": split,
+        "step": step,
+        "epoch": step / program.steps_per_epoch,
+        "loss": summary["loss"],
+        "accuracy": summary["accuracy"],
+        "count": summary["n"],
+    }
+    _log(session, record, time.perf_counter() - started)
+    return summary
+
+
+def _log(session: _Session, record: dict[str, Any], seconds: float) -> None:
+    record = {**record, "seconds": seconds}
+    directory.append_record(session.run, record)
+    session.observe(Logged(record))
+
+
+def _progress(session: _Session, running: Running, step: int, clock: Clock) -> Advanced:
+    program, recipe = session.program, session.recipe
     recent = metrics.summarize(running.totals)
     return Advanced(
         step=step,
@@ -172,7 +187,9 @@ def _progress(
         epochs=recipe.epochs,
         loss=recent["loss"],
         accuracy=recent["accuracy"],
-        images_per_second=step * recipe.batch_size / clock.train,
+        images_per_second=program.images_per_epoch
+        * (step / program.steps_per_epoch)
+        / max(clock.train, 1e-9),
     )
 
 
@@ -187,47 +204,35 @@ def _warm_up(program: Program, running: Running) -> float:
     return time.perf_counter() - started
 
 
-def _finish(
-    run: Path,
-    program: Program,
-    recipe: Recipe,
-    runtime: Runtime,
-    dataset: Dataset,
-    running: Running,
-    clock: Clock,
-) -> dict[str, Any]:
-    variables = running.state.variables
+def _valid_losses(run: Path) -> list[float]:
+    """The validation losses so far, one an epoch; NaN is null in the log."""
+    return [
+        float("nan") if record["loss"] is None else record["loss"]
+        for record in directory.read_records(run)
+        if record["kind"] == "eval" and record["split"] == "valid"
+    ]
+
+
+def _finish(session: _Session, runtime: Runtime, running: Running, clock: Clock) -> dict[str, Any]:
+    """Choose the network to end with, measure it on the test images, and report."""
+    run, program, recipe, dataset, *_ = session
+    step, losses = int(running.state.step), _valid_losses(run)
+    variables, chosen = running.state.variables, step
+    selected: dict[str, Any] = {"by": "last epoch", "step": step}
+    if recipe.restore_best:
+        epoch = best_epoch(losses)
+        chosen = (epoch + 1) * program.steps_per_epoch
+        variables = read_network(run / directory.BEST, like=variables)
+        selected = {
+            "by": "lowest validation loss",
+            "step": chosen,
+            "valid_loss": losses[epoch],
+        }
     started = time.perf_counter()
-    examples = evaluate(program.eval_step, variables, program.test)
-    summary = summarize(examples, program.test.labels, dataset.classes)
+    summary = _evaluate(session, variables, program.test, "test", chosen)
     eval_seconds = time.perf_counter() - started
-    step = int(running.state.step)
-    directory.append_record(
-        run,
-        {
-            "kind": "eval",
-            "split": "test",
-            "step": step,
-            "epoch": step / program.steps_per_epoch,
-            "loss": summary["loss"],
-            "accuracy": summary["accuracy"],
-            "count": summary["n"],
-        },
-    )
-    digest = tree.digest(variables.params)
-    checkpoint.save(
-        run / directory.FINAL,
-        {**variables.params, **variables.buffers},
-        {
-            "recipe": json.dumps(recipes.to_dict(recipe)),
-            "classes": json.dumps(dataset.classes),
-            "dataset": dataset.name,
-            "params_digest": digest,
-        },
-    )
-    images = program.total_steps * recipe.batch_size
-    if not recipe.drop_last:
-        images = len(dataset.train_labels) * recipe.epochs
+    save_network(run / directory.FINAL, variables, recipe, dataset)
+    epochs = step / program.steps_per_epoch
     report = {
         "run_dir": str(run),
         "recipe": recipe.name,
@@ -235,79 +240,19 @@ def _finish(
         "seed": runtime.seed,
         "device": runtime.device,
         "steps": step,
-        "epochs": recipe.epochs,
+        "epochs": int(epochs) if epochs.is_integer() else epochs,
+        "stopped_early": step < program.total_steps,
+        "selected": selected,
         "test_accuracy": summary["accuracy"],
         "test_loss": summary["loss"],
         "test_n": summary["n"],
-        "interval95": summary["interval95"],
-        "per_class": summary["per_class"],
+        **{name: summary[name] for name in summary if name not in ("accuracy", "loss", "n")},
         "train_seconds": clock.train,
+        "valid_seconds": clock.valid,
         "compile_seconds": clock.compile,
         "eval_seconds": eval_seconds,
-        "images_per_second": images / clock.train,
-        "params_digest": digest,
+        "images_per_second": program.images_per_epoch * epochs / clock.train,
+        "params_digest": tree.digest(variables.params),
     }
     directory.write_json(run / directory.REPORT, report)
     return report
-
-
-def _save(run: Path, running: Running, step: int, clock: Clock) -> None:
-    checkpoint.save(
-        run / directory.CHECKPOINT,
-        running,
-        {"step": str(step), "clock": json.dumps(clock._asdict())},
-    )
-
-
-def _restore(run: Path, like: Running) -> tuple[Running, Clock]:
-    path = run / directory.CHECKPOINT
-    if not path.exists():
-        directory.rewind_records(run, 0)
-        return like, Clock()  # stopped before the first checkpoint: begin at the beginning
-    running, metadata = checkpoint.load(path, like)
-    directory.rewind_records(run, int(metadata["step"]))
-    return running, Clock(**json.loads(metadata["clock"]))
-
-
-def _manifest(recipe: Recipe, runtime: Runtime, dataset: Dataset, compiled: bool) -> dict[str, Any]:
-    return {
-        "recipe": recipes.to_dict(recipe),
-        "runtime": {
-            "device": runtime.device,
-            "seed": runtime.seed,
-            "threads": runtime.threads,
-            "precision": runtime.precision,
-            "deterministic": runtime.deterministic,
-        },
-        "compile": compiled,
-        "dataset": {
-            "name": dataset.name,
-            "digest": dataset.digest,
-            "source": dataset.source,
-            "train": len(dataset.train_labels),
-            "test": len(dataset.test_labels),
-            "classes": list(dataset.classes),
-        },
-        "environment": environment.describe(),
-        "git_commit": environment.git_commit(),
-        "argv": sys.argv,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def read_settings(run: Path) -> tuple[Recipe, Runtime, dict[str, Any], bool]:
-    """Recipe, runtime, data set facts and whether the step is compiled, out of a manifest.
-
-    Raises:
-        UserError: the directory is not a run, or its manifest is not complete.
-    """
-    manifest = directory.read_manifest(run)
-    try:
-        return (
-            recipes.from_dict(manifest["recipe"]),
-            Runtime(**manifest["runtime"]),
-            manifest["dataset"],
-            manifest["compile"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{run / directory.MANIFEST} is not complete: {error}") from error

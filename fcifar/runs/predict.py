@@ -6,14 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import recipes
-from fcifar.runs import checkpoint
-from fcifar.runs.evaluate import evaluate
-from fcifar.runs.runtime import Runtime, activate
-from fcifar.runs.trained import Trained
-from fcifar.step import Batch, make_eval_step
-
-BATCH_SIZE = 500  # that of the evaluation of a data set
+from fcifar.runs.runtime import Runtime
+from fcifar.runs.trained import Trained, examine
+from fcifar.step import Batch
 
 
 class Guess(NamedTuple):
@@ -23,14 +18,12 @@ class Guess(NamedTuple):
     probability: float  # in [0, 1]; NaN if the network's outputs are not finite
 
 
-def predict(
-    network: Trained, runtime: Runtime, images: Tensor, *, batch_size: int = BATCH_SIZE
-) -> Tensor:
+def predict(network: Trained, runtime: Runtime, images: Tensor) -> Tensor:
     """The logits of a network for any number of images.
 
     They are computed as an evaluation computes them, in batches of its size, for the last bits of
     a matrix product depend on the number of its rows. So an image has the same logits here, bit
-    for bit, as in the evaluation of any set of at least ``batch_size`` images that holds it.
+    for bit, as in the evaluation of any data set that holds it.
 
     Args:
         images: uint8 [N, 3, 32, 32].
@@ -38,23 +31,10 @@ def predict(
     Returns:
         [N, C] on the CPU.
     """
-    count = len(images)
-    if not count:
+    if not len(images):
         raise ValueError("predict needs at least one image")
-    # evaluate makes one short batch of a small set; more of its first row make it a full one.
-    rows = torch.arange(max(count, batch_size))
-    images = images[torch.where(rows < count, rows, 0)]
     labels = torch.zeros(len(images), dtype=torch.int64)  # not known, and not looked at
-    with activate(runtime):
-        step = make_eval_step(
-            network.model,
-            preprocess=recipes.make_preprocess(network.recipe),
-            policy=runtime.policy,
-        )
-        variables, data = checkpoint.on_device(
-            (network.variables, Batch(images, labels)), runtime.device
-        )
-        return evaluate(step, variables, data, batch_size=batch_size).logits[:count]
+    return examine(network, runtime, Batch(images, labels)).logits
 
 
 def best_guesses(logits: Tensor, classes: Sequence[str], count: int = 5) -> list[list[Guess]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fcifar import metrics, random, recipes
 from fcifar.data import Dataset
+from fcifar.data.splits import holdout
 from fcifar.errors import UserError
 from fcifar.models import Model
 from fcifar.recipes import Recipe
@@ -38,26 +39,41 @@ class Program(NamedTuple):
     eval_step: EvalStep
     rows_from: Callable[[int], Iterator[Tensor]]  # those of each step from a given one to the last
     steps_per_epoch: int
+    images_per_epoch: int
     total_steps: int
-    test: Batch  # on the device
+    train: Batch  # all training images, those held out included; on the device
+    valid: Batch  # those held out; without rows where none are
+    test: Batch
 
 
 def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Program:
     """Put a run together. Enter ``activate(runtime)`` first.
 
-    The seed gives one key, and that splits into two: one for the initial parameters and the draws
-    inside a step, one for the order of the training images.
+    The seed gives one key, and that splits into three: for the initial parameters and the draws
+    inside a step, for the order of the training images, and for which of them to hold out.
 
     Raises:
         UserError: the recipe does not fit the data set.
     """
     device = torch.device(runtime.device)
+    state_key, order_key, valid_key = random.split(random.key(runtime.seed), 3)
     train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
     test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
-    size, batch_size = len(train.labels), recipe.batch_size
+    train_rows, valid_rows = (
+        rows.to(device)
+        for rows in holdout(
+            valid_key, dataset.train_labels, recipe.valid_fraction, stratify=recipe.stratify
+        )
+    )
+    size, batch_size = len(train_rows), recipe.batch_size
     if batch_size > size:
         raise UserError(
             f"batch_size is {batch_size}, but {dataset.name} has {size} training images"
+        )
+    if recipe.valid_fraction and not len(valid_rows):
+        raise UserError(
+            f"valid_fraction is {recipe.valid_fraction}, which is no image of the "
+            f"{size} in {dataset.name}; give a larger one"
         )
     steps_per_epoch = size // batch_size if recipe.drop_last else -(-size // batch_size)
     total_steps = steps_per_epoch * recipe.epochs
@@ -66,7 +82,6 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
     optimizer = recipes.make_optimizer(recipe, total_steps)
     preprocess = recipes.make_preprocess(recipe)
     policy = runtime.policy
-    state_key, order_key = random.split(random.key(runtime.seed))
 
     def init() -> Running:
         # Drawn on the CPU, so that a run starts from the same bits on every device.
@@ -76,13 +91,18 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
     def rows_from(start: int) -> Iterator[Tensor]:
         first, done = divmod(start, steps_per_epoch)
         for epoch in range(first, recipe.epochs):
-            order = random.permutation(random.fold_in(order_key.to(device), epoch), size)
+            order = random.permutation(random.fold_in(order_key.to(device), epoch), train_rows)
             batches = order[: steps_per_epoch * batch_size].split(batch_size)
             yield from batches[done if epoch == first else 0 :]
 
-    step = accumulate(
-        on_indices(make_train_step(model, optimizer, preprocess=preprocess, policy=policy), train)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        augment=recipes.make_augment(recipe),
+        preprocess=preprocess,
+        policy=policy,
     )
+    step = accumulate(on_indices(train_step, train))
     return Program(
         model=model,
         init=init,
@@ -90,6 +110,9 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
         eval_step=make_eval_step(model, preprocess=preprocess, policy=policy),
         rows_from=rows_from,
         steps_per_epoch=steps_per_epoch,
+        images_per_epoch=steps_per_epoch * batch_size if recipe.drop_last else size,
         total_steps=total_steps,
+        train=train,
+        valid=Batch(train.images[valid_rows], train.labels[valid_rows]),
         test=test,
     )

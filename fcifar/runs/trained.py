@@ -14,7 +14,7 @@ from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, directory
 from fcifar.runs import evaluate as evaluation
 from fcifar.runs.runtime import Runtime, activate
-from fcifar.step import Batch, make_eval_step
+from fcifar.step import Batch, Examples, make_eval_step
 
 
 class Trained(NamedTuple):
@@ -68,35 +68,48 @@ def load(path: Path) -> Trained:
     return Trained(recipe, model, variables, classes, metadata.get("dataset", "cifar10"))
 
 
-def evaluate(network: Trained, runtime: Runtime, dataset: Dataset, split: str) -> dict[str, Any]:
-    """Figures of a network on a split of a data set, as values that JSON holds.
+def images_of(dataset: Dataset, split: str) -> Batch:
+    """The images of a split and their labels.
+
+    Raises:
+        UserError: there is no such split.
+    """
+    if split == "test":
+        return Batch(dataset.test_images, dataset.test_labels)
+    if split == "train":
+        return Batch(dataset.train_images, dataset.train_labels)
+    raise UserError(f"--split is {split!r}; it must be test or train")
+
+
+def evaluate(
+    network: Trained, runtime: Runtime, dataset: Dataset, split: str
+) -> tuple[dict[str, Any], Examples]:
+    """Figures of a network on a split of a data set, as values that JSON holds, and each example.
 
     Raises:
         UserError: there is no such split, or the data set has other classes than the network.
     """
-    if split not in ("train", "test"):
-        raise UserError(f"--split is {split!r}; it must be test or train")
     if dataset.classes != network.classes:
         raise UserError(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}, but the network knows "
             f"{', '.join(network.classes)}; choose a data set with the same classes"
         )
-    images, labels = (
-        (dataset.test_images, dataset.test_labels)
-        if split == "test"
-        else (dataset.train_images, dataset.train_labels)
-    )
+    data = images_of(dataset, split)
+    examples = examine(network, runtime, data)
+    figures = {
+        **evaluation.summarize(examples, data.labels, dataset.classes),
+        "params_digest": tree.digest(network.variables.params),
+    }
+    return figures, examples
+
+
+def examine(network: Trained, runtime: Runtime, data: Batch) -> Examples:
+    """What a network makes of each of any number of images, on the CPU."""
     with activate(runtime):
         step = make_eval_step(
             network.model,
             preprocess=recipes.make_preprocess(network.recipe),
             policy=runtime.policy,
         )
-        variables, data = checkpoint.on_device(
-            (network.variables, Batch(images, labels)), runtime.device
-        )
-        examples = evaluation.evaluate(step, variables, data)
-        return {
-            **evaluation.summarize(examples, labels, dataset.classes),
-            "params_digest": tree.digest(network.variables.params),
-        }
+        there = checkpoint.on_device((network.variables, data), runtime.device)
+        return evaluation.evaluate(step, *there)

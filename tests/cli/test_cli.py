@@ -83,7 +83,7 @@ def test_train_then_eval(fcifar, tmp_path: Path) -> None:
 def test_people_read_results_on_stdout_and_progress_on_stderr(fcifar) -> None:
     done = fcifar(*TRAIN, "--out", "run", "--log-every", 9)
     assert re.search(r"test accuracy +\d+\.\d\d % of 23 \(95 % interval", done.out)
-    assert "epoch   1.00  step        9  loss" in done.err
+    assert "epoch   1.00  step        9  training    loss" in done.err
     assert "\x1b" not in done.out + done.err, "no colours into a pipe"
     assert all(len(line) <= 80 for line in done.out.splitlines())
     assert fcifar(*TRAIN, "--out", "quiet", "--quiet").err == ""
@@ -313,7 +313,7 @@ def test_about(fcifar) -> None:
 
 def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch) -> None:
     from fcifar.cli import progress
-    from fcifar.runs.loop import Advanced, Preparing
+    from fcifar.runs.events import Advanced, Preparing
 
     console = Console(force_terminal=True, width=80, record=True, file=io.StringIO())
     monkeypatch.setattr(output, "stderr", console)

@@ -126,3 +126,8 @@ def test_mutated_batches_end_well(seed: int, changes: list[tuple[int, bytes]]) -
         start = place if place < 200 else len(data) - (place - 199)
         mutable[start : start + len(change)] = change
     ends_well(bytes(mutable))
+
+
+def test_damage_that_python_only_warns_of_is_an_error() -> None:
+    with pytest.raises(UserError, match="no readable pickle"):
+        load_pickle("x", b"S'\\u00'\n.")

@@ -15,7 +15,7 @@ from fcifar.errors import UserError, WorldError
 from fcifar.metrics import wilson_interval
 from fcifar.models.lenet import _LeNet
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, loop, trained
+from fcifar.runs import directory, loop, manifest, trained
 from fcifar.runs.runtime import Runtime
 
 
@@ -40,6 +40,7 @@ def test_a_run_leaves_what_the_design_says(
         "metrics.jsonl",
         "checkpoint.safetensors",
         "final.safetensors",
+        "predictions.safetensors",
         "report.json",
     }
     assert report == json.loads((run / "report.json").read_text())
@@ -53,10 +54,10 @@ def test_a_run_leaves_what_the_design_says(
     assert report["test_accuracy"] == correct / 23
     assert report["interval95"] == list(wilson_interval(correct, 23))
 
-    manifest = directory.read_manifest(run)
-    assert manifest["dataset"]["digest"] == dataset.digest
-    assert manifest["environment"]["versions"]["torch"] == torch.__version__
-    assert loop.read_settings(run)[:2] == (recipe, runtime)
+    about = directory.read_manifest(run)
+    assert about["dataset"]["digest"] == dataset.digest
+    assert about["environment"]["versions"]["torch"] == torch.__version__
+    assert manifest.read_settings(run)[:2] == (recipe, runtime)
 
     train = [r for r in records(run) if r["kind"] == "train"]
     assert [r["step"] for r in train] == [4, 8, 12, 16, 20, 24, 27]
@@ -99,7 +100,7 @@ def test_interrupted_anywhere_and_resumed_it_is_the_same_run(
     stopped = loop.train(run, recipe, runtime, dataset, stop=after(steps))
     assert stopped == loop.Interrupted(2, steps)
     assert not (run / directory.REPORT).exists()
-    resumed = loop.train(run, *loop.read_settings(run)[:2], dataset, resume=True)
+    resumed = loop.train(run, *manifest.read_settings(run)[:2], dataset, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
@@ -157,7 +158,7 @@ def test_compiled_runs_repeat_and_resume_too(
     whole = loop.train(tmp_path / "whole", recipe, runtime, dataset, compiled=True)
     run = tmp_path / "run"
     loop.train(run, recipe, runtime, dataset, compiled=True, stop=after(10))
-    assert loop.read_settings(run)[3] is True
+    assert manifest.read_settings(run).compiled is True
     resumed = loop.train(run, recipe, runtime, dataset, compiled=True, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
@@ -174,11 +175,11 @@ def test_evaluating_a_finished_run_gives_its_report(
     assert isinstance(report, dict)
     for path in (run, run / "final.safetensors"):
         network = trained.load(path)
-        found = trained.evaluate(network, runtime, dataset, "test")
+        found, _ = trained.evaluate(network, runtime, dataset, "test")
         assert found["accuracy"] == report["test_accuracy"]
         assert found["loss"] == report["test_loss"]
         assert found["params_digest"] == report["params_digest"]
-    assert trained.evaluate(trained.load(run), runtime, dataset, "train")["n"] == 42
+    assert trained.evaluate(trained.load(run), runtime, dataset, "train")[0]["n"] == 42
 
 
 def test_a_taken_directory_is_refused(
@@ -225,9 +226,9 @@ def test_damage_is_named(
         loop.train(run, recipe, runtime, dataset, resume=True)
     (run / "manifest.json").write_text("{")
     with pytest.raises(WorldError, match="cannot be read as JSON"):
-        loop.read_settings(run)
+        manifest.read_settings(run)
     with pytest.raises(UserError, match="not a run directory"):
-        loop.read_settings(tmp_path)
+        manifest.read_settings(tmp_path)
 
 
 def test_other_classes_are_refused(

@@ -1,0 +1,46 @@
+"""Recipes: named, frozen, validated configurations of a training run.
+
+A recipe is plain values, so that it can be printed, stored in a manifest and read back;
+``make_...`` turn those values into the parts of a step. ``RECIPES`` has them by name, and the
+contract tests cover every entry.
+"""
+
+from fcifar.errors import UserError
+from fcifar.recipes.parts import (
+    AUGMENTS,
+    make_augment,
+    make_model,
+    make_optimizer,
+    make_preprocess,
+    make_schedule,
+)
+from fcifar.recipes.recipe import Recipe, from_dict, to_dict
+from fcifar.recipes.tutorials import TUTORIALS
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in TUTORIALS}
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in RECIPES:
+        raise UserError(f"no recipe {name!r}; there is {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+__all__ = [
+    "AUGMENTS",
+    "RECIPES",
+    "Recipe",
+    "from_dict",
+    "get",
+    "make_augment",
+    "make_model",
+    "make_optimizer",
+    "make_preprocess",
+    "make_schedule",
+    "to_dict",
+]

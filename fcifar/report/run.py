@@ -1,0 +1,44 @@
+"""The pictures of a training run, out of its directory."""
+
+from pathlib import Path
+
+from fcifar import random, recipes
+from fcifar.data import Dataset
+from fcifar.report import evaluation
+from fcifar.report.plots import learning_curve, per_class_bars
+from fcifar.report.predictions import training_grid
+from fcifar.runs import directory
+from fcifar.runs.evaluate import read_predictions
+from fcifar.runs.manifest import read_settings
+from fcifar.step import Batch
+
+
+def draw(run: Path, dataset: Dataset) -> None:
+    """Fill ``plots/`` of a finished run.
+
+    The curves, the accuracy by class, a batch of training images as the network sees them
+    (augmented, before normalisation), and the pictures of ``evaluation.draw`` for the test images.
+
+    Args:
+        run: the run directory.
+        dataset: what it was trained on.
+    """
+    folder, settings = run / directory.PLOTS, read_settings(run)
+    report = directory.read_json(run / directory.REPORT)
+    title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
+    learning_curve(directory.read_records(run), folder / "learning_curve.png", title=title)
+    per_class_bars(report["per_class"], folder / "per_class.png", title=title)
+
+    order_key, augment_key = random.split(random.key(report["seed"]))
+    rows = random.permutation(order_key, len(dataset.train_labels))[: evaluation.PICTURES]
+    augment = recipes.make_augment(settings.recipe)
+    training_grid(
+        augment(augment_key, dataset.train_images[rows]),
+        dataset.train_labels[rows],
+        dataset.classes,
+        folder / "training_batch.png",
+        heading=f"{title}: training images as the network sees them",
+    )
+    examples, labels = read_predictions(run / directory.PREDICTIONS)
+    test = Batch(dataset.test_images, labels)
+    evaluation.draw(folder, test, examples, dataset.classes, title=f"{title}, test images")
