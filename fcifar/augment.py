@@ -8,21 +8,20 @@ before normalisation. What comes out has the same shape and dtype. Every example
 own, and example i's depends on the key and on i alone, never on how many examples there are.
 A strength of zero gives the images as they are.
 
-The functions that need no key (``rotate``, ``translate``, ``erase_square``) do the work and stand
-on their own; the factories draw and call them.
+Each factory here draws parameters and hands them to a function of ``transforms``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fcifar import random
+from fcifar import random, transforms
 from fcifar.random import Key
+from fcifar.transforms import Fill
 
 Augment = Callable[[Key, Tensor], Tensor]
-Fill = float | Sequence[float]  # in [0, 1], whatever the dtype of the images; or one a channel
 
 
 def chain(*augments: Augment) -> Augment:
@@ -49,7 +48,7 @@ def random_flip(p: float = 0.5) -> Augment:
         raise ValueError(f"random_flip needs a probability in [0, 1], not {p}")
 
     def flip(key: Key, images: Tensor) -> Tensor:
-        return mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
+        return transforms.mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
 
     return flip if p > 0 else _unchanged
 
@@ -68,12 +67,12 @@ def random_rotation(
         ValueError: a negative number, a pair out of order, or an unknown interpolation or fill.
     """
     low, high = _interval("random_rotation", "degrees", degrees, centre=0.0)
-    _check_choice("random_rotation", "interpolation", interpolation, INTERPOLATIONS)
-    _check_fill("random_rotation", fill)
+    transforms.check_interpolation(interpolation)
+    transforms.check_fill(fill)
 
     def rotation(key: Key, images: Tensor) -> Tensor:
         angles = _uniform(key, _batch_size(images), low, high)
-        return rotate(images, angles, interpolation=interpolation, fill=fill)
+        return transforms.rotate(images, angles, interpolation=interpolation, fill=fill)
 
     return rotation if low != 0 or high != 0 else _unchanged
 
@@ -90,7 +89,7 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
             reflecting ``padding`` that is not less than the image's height and width.
     """
     _check_count("random_crop", "padding", padding)
-    _check_choice("random_crop", "mode", mode, MODES)
+    transforms.check_mode(mode)
 
     def crop(key: Key, images: Tensor) -> Tensor:
         batch = _batch_size(images)
@@ -100,7 +99,7 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
                 f"images, not {padding}"
             )
         down, right = _place(key, batch, 2 * padding + 1, 2 * padding + 1)
-        return translate(images, down - padding, right - padding, mode=mode)
+        return transforms.translate(images, down - padding, right - padding, mode=mode)
 
     return crop if padding > 0 else _unchanged
 
@@ -117,11 +116,11 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
         ValueError: ``size`` is no integer from 0 up, or an unknown fill.
     """
     _check_count("cutout", "size", size)
-    _check_fill("cutout", fill)
+    transforms.check_fill(fill)
 
     def cut(key: Key, images: Tensor) -> Tensor:
         row, column = _place(key, _batch_size(images), *images.shape[-2:])
-        return erase_square(images, row, column, size, fill=fill)
+        return transforms.erase_square(images, row, column, size, fill=fill)
 
     return cut if size > 0 else _unchanged
 
@@ -143,146 +142,28 @@ def color_jitter(
             channels.
     """
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    intervals = [
-        _interval("color_jitter", name, value, centre=1.0, least=0.0)
-        for name, value in strengths.items()
-    ]
+    intervals = {
+        name: _interval("color_jitter", name, strength, centre=1.0, least=0.0)
+        for name, strength in strengths.items()
+    }
 
     def jitter(key: Key, images: Tensor) -> Tensor:
         batch = _batch_size(images)
         if images.shape[1] != 3:
             raise ValueError(f"color_jitter needs images [B, 3, H, W], not {list(images.shape)}")
-        x = _to_unit(images)
-        for subkey, (low, high), towards in zip(
-            random.split(key, 3), intervals, (_black, _mean_grey, _grey), strict=True
-        ):
-            if low != 1 or high != 1:
-                x = _blend(x, towards(x), _uniform(subkey, batch, low, high))
-        return _from_unit(x, images.dtype)
+        factors = {
+            name: _uniform(subkey, batch, low, high)
+            for (name, (low, high)), subkey in zip(
+                intervals.items(), random.split(key, 3), strict=True
+            )
+            if low != 1 or high != 1
+        }
+        return transforms.adjust_color(images, **factors)
 
-    return jitter if any(interval != (1.0, 1.0) for interval in intervals) else _unchanged
-
-
-# What needs no key -------------------------------------------------------------------------------
-
-INTERPOLATIONS = ("nearest", "bilinear")
-MODES = ("zeros", "reflect")
+    return jitter if any(interval != (1.0, 1.0) for interval in intervals.values()) else _unchanged
 
 
-def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """The ``chosen`` images (bool [B]) mirrored left to right, the others as they are."""
-    width = images.shape[-1]
-    column = torch.arange(width, device=images.device)
-    columns = torch.where(_stored(chosen)[:, None], width - 1 - column, column)
-    return torch.gather(images, 3, columns[:, None, None].expand(images.shape))
-
-
-def rotate(
-    images: Tensor, angles: Tensor, *, interpolation: str = "nearest", fill: Fill = 0.0
-) -> Tensor:
-    """Images turned counter-clockwise about their centres by ``angles``, in degrees [B].
-
-    The centre is the middle of the image, between the pixels where a side is even. Each pixel of
-    the result looks up where it came from, in the nearest pixel or in the bilinear mean of the four
-    around that place; outside the image lies ``fill``. This is the geometry of torchvision's
-    ``rotate`` of tensors.
-    """
-    _check_choice("rotate", "interpolation", interpolation, INTERPOLATIONS)
-    height, width = images.shape[-2:]
-    radians = angles.to(torch.float32) * (math.pi / 180)
-    # The compiler would compute them anew for each pixel, did it not have to store them.
-    cos, sin = _stored(torch.stack([torch.cos(radians), torch.sin(radians)]))[:, :, None, None]
-    dy = torch.arange(height, device=images.device, dtype=torch.float32)[:, None] - (height - 1) / 2
-    dx = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
-    y = sin * dx + cos * dy + (height - 1) / 2
-    x = cos * dx - sin * dy + (width - 1) / 2
-    outside = _colour(fill, images)
-
-    def look_up(row: Tensor, column: Tensor) -> Tensor:
-        return _look_up(images, row.to(torch.int32), column.to(torch.int32), outside)
-
-    if interpolation == "nearest":
-        return look_up(torch.round(y), torch.round(x))
-    top, left = torch.floor(y), torch.floor(x)
-    down, right = (y - top)[:, None], (x - left)[:, None]
-    upper = torch.lerp(_float(look_up(top, left)), _float(look_up(top, left + 1)), right)
-    lower = torch.lerp(_float(look_up(top + 1, left)), _float(look_up(top + 1, left + 1)), right)
-    return _to_dtype(torch.lerp(upper, lower, down), images.dtype)
-
-
-def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros") -> Tensor:
-    """Images moved by whole pixels, integers [B]: content goes down and to the right.
-
-    What comes in at the border is black, or with ``mode="reflect"`` mirrored, for moves of less
-    than the image's size.
-    """
-    _check_choice("translate", "mode", mode, MODES)
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device)[:, None] - _stored(down)[:, None, None]
-    columns = torch.arange(width, device=images.device) - _stored(right)[:, None, None]
-    if mode == "reflect":
-        rows, columns = _reflect(rows, height), _reflect(columns, width)
-    return _look_up(images, rows, columns, _colour(0.0, images))
-
-
-def erase_square(
-    images: Tensor, rows: Tensor, columns: Tensor, size: int, *, fill: Fill = 0.0
-) -> Tensor:
-    """Images without a ``size`` x ``size`` square about the pixels (rows, columns), integers [B].
-
-    A square of an even size reaches one pixel further up and to the left than down and to the
-    right. ``fill`` takes its place.
-    """
-    height, width = images.shape[-2:]
-    y = torch.arange(height, device=images.device)[:, None] - _stored(row)[:, None, None]
-    x = torch.arange(width, device=images.device) - _stored(column)[:, None, None]
-    y, x = y + size // 2, x + size // 2
-    inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
-    return torch.where(inside[:, None], _colour(fill, images), images)
-
-
-def _look_up(images: Tensor, rows: Tensor, columns: Tensor, outside: Tensor) -> Tensor:
-    """``images[b, :, rows[b], columns[b]]``, and ``outside`` where that is no pixel.
-
-    ``rows`` and ``columns`` are integers that broadcast to [B, H, W].
-    """
-    height, width = images.shape[-2:]
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    index = index.to(torch.int64).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    found = torch.gather(images.flatten(2), 2, index).reshape(images.shape)
-    return torch.where(inside[:, None], found, outside)
-
-
-def _mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """``a`` and ``b`` with a share of b in [0, 1]; a itself, to the bit, where that is 0."""
-    a, b = _to_float(a), _to_float(b)
-    return a + share * (b - a)
-
-
-def _reflect(index: Tensor, size: int) -> Tensor:
-    return size - 1 - (size - 1 - index.abs()).abs()
-
-
-def _blend(images: Tensor, towards: Tensor, factors: Tensor) -> Tensor:
-    factors = _over_pixels(factors)
-    return (images * factors + towards * (1 - factors)).clamp(0, 1)
-
-
-def _black(images: Tensor) -> Tensor:
-    return torch.zeros_like(images)
-
-
-def _grey(images: Tensor) -> Tensor:
-    red, green, blue = images.unbind(1)
-    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
-
-
-def _mean_grey(images: Tensor) -> Tensor:
-    return _grey(images).mean((-3, -2, -1), keepdim=True)
-
-
-# Draws, dtypes, misuse ---------------------------------------------------------------------------
+# Draws and intervals -----------------------------------------------------------------------------
 
 
 def _unchanged(key: Key, images: Tensor) -> Tensor:
@@ -290,11 +171,7 @@ def _unchanged(key: Key, images: Tensor) -> Tensor:
 
 
 def _batch_size(images: Tensor) -> int:
-    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-        raise ValueError(
-            "augmentation takes images [B, C, H, W], uint8 or floating, "
-            f"not {images.dtype} {list(images.shape)}"
-        )
+    transforms.check_images(images)
     return images.shape[0]
 
 
@@ -310,45 +187,6 @@ def _place(key: Key, size: int, height: int, width: int) -> tuple[Tensor, Tensor
     return place // width, place % width
 
 
-def _over_pixels(values: Tensor) -> Tensor:
-    """One value an example, [B], as [B, 1, 1, 1]."""
-    return _stored(values)[:, None, None, None]
-
-
-def _stored(x: Tensor) -> Tensor:
-    """``x`` itself, which the compiler keeps in memory from here on.
-
-    It would rather compute a draw anew for every pixel that uses it; a view with explicit strides
-    of a result needs that result in memory.
-    """
-    x = x.contiguous()
-    return torch.as_strided(x, x.shape, x.stride())
-
-
-def _float(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _to_unit(images: Tensor) -> Tensor:
-    x = _float(images)
-    return x if images.is_floating_point() else x / 255
-
-
-def _from_unit(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return _to_dtype(x if dtype.is_floating_point else x * 255, dtype)
-
-
-def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if dtype.is_floating_point else torch.round(x).to(dtype)
-
-
-def _colour(fill: Fill, images: Tensor) -> Tensor:
-    """``fill`` in the units of the images: [1, 1, 1], or [C, 1, 1]."""
-    values = [fill] if isinstance(fill, float | int) else list(fill)
-    x = torch.tensor(values, dtype=torch.float32, device=images.device)
-    return _from_unit(x, images.dtype)[:, None, None]
-
-
 def _interval(
     where: str,
     name: str,
@@ -360,32 +198,19 @@ def _interval(
     """The interval that a strength, or a pair of bounds, asks for."""
     if isinstance(value, float | int):
         valid = 0 <= value < math.inf
-        low, high = max(least, centre - value), centre + value
+        ends = [max(least, centre - value), centre + value]
     else:
-        low, high = value
-        valid = least <= low <= high and all(map(math.isfinite, value))
+        ends = list(value)
+        valid = len(ends) == 2 and least <= ends[0] <= ends[1] and all(map(math.isfinite, ends))
     if not valid:
         bounds = "low <= high" if least == -math.inf else f"{least} <= low <= high"
         raise ValueError(
             f"{where} needs {name} as a number from 0 up, or as (low, high) with {bounds}, "
             f"not {value}"
         )
-    return float(low), float(high)
+    return float(ends[0]), float(ends[1])
 
 
 def _check_count(where: str, name: str, value: int) -> None:
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"{where} needs {name} as an integer from 0 up, not {value}")
-
-
-def _check_choice(where: str, name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{where} knows {name} {' and '.join(choices)}, not {value!r}")
-
-
-def _check_fill(where: str, fill: Fill) -> None:
-    values = [fill] if isinstance(fill, float | int) else list(fill)
-    if not values or not all(0 <= v <= 1 for v in values):
-        raise ValueError(
-            f"{where} needs fill in [0, 1], one number or one for each channel, not {fill}"
-        )
