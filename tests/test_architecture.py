@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"random", "tree"},
-    {"layers", "schedules", "precision"},
-    {"models", "optim", "augment", "geometry", "losses", "metrics", "calibration", "comparison"},
+    {"layers", "schedules", "precision", "transforms"},
+    {"models", "optim", "augment", "losses", "metrics", "calibration", "comparison"},
     {"step", "replicas", "parallel"},
     {"data", "recipes"},
     {"runs"},

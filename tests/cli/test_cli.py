@@ -67,15 +67,24 @@ def test_train_then_eval(fcifar, tmp_path: Path) -> None:
     assert report["run_dir"] == "run"
     assert report["recipe"] == "blitz"
     assert report["steps"] == 18
-    for plot in ("learning_curve", "per_class"):
-        assert (tmp_path / f"run/plots/{plot}.png").read_bytes().startswith(b"\x89PNG")
+    plots = {path.stem: path.read_bytes() for path in (tmp_path / "run/plots").iterdir()}
+    assert set(plots) == {
+        *("learning_curve", "per_class", "training_batch"),
+        *("confusion", "reliability", "predictions", "mistakes", "channels"),
+    }
+    assert all(content.startswith(b"\x89PNG") for content in plots.values())
     measured = json.loads(fcifar("eval", "run", "--json", "--threads", 1, "--device", "cpu").out)
     assert measured["accuracy"] == report["test_accuracy"]
     assert measured["loss"] == report["test_loss"]
     assert measured["params_digest"] == report["params_digest"]
     assert set(measured) >= {"accuracy", "loss", "n", "per_class", "interval95", "params_digest"}
     assert set(measured["per_class"]["a"]) == {"correct", "total", "accuracy"}
-    assert json.loads(fcifar("eval", "run", "--split", "train", "--json").out)["n"] == 42
+    assert measured["confusion"] == report["confusion"]
+    assert sum(map(sum, measured["confusion"])) == 23
+    on_train = fcifar("eval", "run", "--split", "train", "--json", "--out", "on_train")
+    assert json.loads(on_train.out)["n"] == 42
+    assert json.loads((tmp_path / "on_train/report.json").read_text()) == json.loads(on_train.out)
+    assert (tmp_path / "on_train/confusion.png").exists()
     again = json.loads(fcifar(*TRAIN, "--out", "again", "--json", "--device", "cpu").out)
     assert again["params_digest"] == report["params_digest"]
 
@@ -107,6 +116,13 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         "--seed": 9,
         "--precision": "bf16",
         "--fast": None,
+        "--augment": "random_flip,random_crop:4",
+        "--valid-fraction": 0.25,
+        "--stratify": None,
+        "--patience": 4,
+        "--restore-best": None,
+        "--hidden": 32,
+        "--dropout": 0.1,
     }
     flat = [w for pair in words.items() for w in pair if w is not None]
     assert fcifar(*TRAIN, *flat, "--out", "run").status == 0
@@ -123,6 +139,12 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         "log_every": 7,
         "batch_size": 5,
         "epochs": 2,
+        "augment": ["random_flip", "random_crop:4"],
+        "valid_fraction": 0.25,
+        "stratify": True,
+        "patience": 4,
+        "restore_best": True,
+        "model_options": {"hidden": 32, "dropout": 0.1},
     }
     assert {name: manifest["recipe"][name] for name in expected} == expected
     runtime = manifest["runtime"]
@@ -141,6 +163,13 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
         ((*TRAIN, "--optimizer", "adam"), "belong to the optimizer sgd"),
         ((*TRAIN, "--seed", "-3000000000"), "--seed is -3000000000"),
+        ((*TRAIN, "--patience", "3"), "need validation images; give valid_fraction"),
+        ((*TRAIN, "--augment", "flop"), "augment is 'flop'; it must be one of random_flip"),
+        ((*TRAIN, "--dropout", "1"), "dropout is 1.0; it must lie in [0, 1)"),
+        (
+            ("train", "conv3-aug", "--dataset", "tiny", "--hidden", "9"),
+            "do not fit the model conv3",
+        ),
         ((*TRAIN, "--batch-size", "100"), "has 42 training images"),
         ((*TRAIN, "--device", "tpu"), "must be auto, cpu"),
         ((*TRAIN, "--precision", "fp16"), "fp32 or bf16"),
