@@ -17,7 +17,7 @@ def evaluate(
         typer.Option("--dataset", help="See fcifar data list.", show_default="the run's"),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", metavar="test|train", help="Which images.")
+        str, typer.Option("--split", metavar="test|train|valid", help="Which images.")
     ] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder for report.json and pictures.")
@@ -57,7 +57,9 @@ def evaluate(
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"
-        evaluation.draw(out, trained.images_of(data, split), examples, data.classes, title=title)
+        evaluation.draw(
+            out, trained.images_of(network, data, split), examples, data.classes, title=title
+        )
     if json:
         output.document(result)
         return 0

@@ -24,7 +24,8 @@ class Recipe:
     name: str
     summary: str = ""  # one line for a person
     source: str = ""  # the page that it reimplements
-    expected: str = ""  # measured outcome, for a person
+    notes: str = ""  # what differs from it, and what it published
+    expected: str = ""  # accuracy and time as measured, for a person
 
     model: str = "lenet"  # an entry of models.MODELS
     model_options: Mapping[str, int | float] = field(default_factory=dict)

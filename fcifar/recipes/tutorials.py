@@ -1,71 +1,78 @@
-"""The five published tutorials as recipes."""
+"""The five published tutorials as recipes.
+
+Where a page leaves something open, or does what should not be done, ``notes`` says what is done
+here.
+"""
 
 from fcifar.recipes.recipe import Recipe
 
-TUTORIALS = (
-    Recipe(
-        name="blitz",
-        summary="the classic tutorial's network and settings",
-        source="https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html",
-        model="lenet",
-        model_options={"hidden": 84},
-        optimizer="sgd",
-        learning_rate=1e-3,
-        momentum=0.9,
-        batch_size=4,
-        epochs=2,
-    ),
-    Recipe(
-        name="blitz64",
-        summary="blitz with a narrower last hidden layer",
-        model="lenet",
-        model_options={"hidden": 64},
-        optimizer="sgd",
-        learning_rate=1e-3,
-        momentum=0.9,
-        batch_size=4,
-        epochs=2,
-    ),
-    Recipe(
-        name="blitz10",
-        summary="blitz with batches of 10",
-        model="lenet",
-        model_options={"hidden": 84},
-        optimizer="sgd",
-        learning_rate=1e-3,
-        momentum=0.9,
-        batch_size=10,
-        epochs=2,
-        log_every=1000,
-    ),
-    Recipe(
-        name="dropout-adam",
-        summary="dropout on the input, Adam, early stopping",
-        model="lenet",
-        model_options={"hidden": 84, "dropout": 0.3},
-        optimizer="adam",
-        learning_rate=1e-3,
-        batch_size=64,
-        epochs=10,
-        drop_last=True,
-        valid_fraction=0.1,
-        stratify=True,
-        patience=5,
-        restore_best=True,
-        log_every=0,
-    ),
-    Recipe(
-        name="conv3-aug",
-        summary="three convolutions, dropout, flips and rotations",
-        model="conv3",
-        model_options={"dropout": 0.25},
-        optimizer="sgd",
-        learning_rate=0.01,
-        batch_size=20,
-        epochs=20,
-        augment=("random_flip", "random_rotation:10"),
-        valid_fraction=0.2,
-        restore_best=True,
-        log_every=0,
-    ),
+BLITZ = Recipe(
+    name="blitz",
+    summary="the classic tutorial's network and settings",
+    source="https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html",
+    model="lenet",
+    model_options={"hidden": 84},
+    optimizer="sgd",
+    learning_rate=1e-3,
+    momentum=0.9,
+    batch_size=4,
+    epochs=2,
+    log_every=2000,
 )
+
+BLITZ64 = BLITZ.replace(
+    name="blitz64",
+    summary="blitz with 64 hidden units in place of 84",
+    source="",
+    notes="Published: 59 %, after more training than two epochs (its first printed loss is 1.29).",
+    model_options={"hidden": 64},
+)
+
+BLITZ10 = BLITZ.replace(
+    name="blitz10",
+    summary="blitz with batches of 10",
+    source="",
+    notes="Published: 25.0 to 69.7 % by class.",
+    batch_size=10,
+    log_every=1000,
+)
+
+DROPOUT_ADAM = Recipe(
+    name="dropout-adam",
+    summary="dropout on the input, Adam, early stopping",
+    notes="The original feeds pixel values of 0 to 255 as they are; here they are normalised to "
+    "mean 0.5 and std 0.5. Log-softmax with negative log-likelihood is cross-entropy. A tenth of "
+    "the training images, the same part of each class, is held out to stop and to choose by. "
+    "Published: loss 1.246, accuracy 58.5 %.",
+    model="lenet",
+    model_options={"hidden": 84, "dropout": 0.3},
+    optimizer="adam",
+    learning_rate=1e-3,
+    batch_size=64,
+    epochs=10,
+    drop_last=True,
+    valid_fraction=0.1,
+    stratify=True,
+    patience=5,
+    restore_best=True,
+    log_every=0,
+)
+
+CONV3_AUG = Recipe(
+    name="conv3-aug",
+    summary="three convolutions, dropout, flips and rotations",
+    notes="The original takes its validation images through the training augmentation too; here "
+    "they are evaluated as they are. Published: loss 0.792, 72 %.",
+    model="conv3",
+    model_options={"dropout": 0.25},
+    optimizer="sgd",
+    learning_rate=0.01,
+    batch_size=20,
+    epochs=20,
+    augment=("random_flip", "random_rotation:10"),
+    valid_fraction=0.2,
+    restore_best=True,
+    log_every=0,
+)
+
+TUTORIALS = (BLITZ, BLITZ64, BLITZ10, DROPOUT_ADAM, CONV3_AUG)

@@ -59,6 +59,10 @@ def compare(
             classes.
     """
     check(runs, networks)
+    if split == "valid":
+        raise UserError(
+            "--split valid is another part of the images for each seed; use test or train"
+        )
     names = list(itertools.islice(_letters(), len(runs)))
     measured, correct = [], []
     for name, run, network in zip(names, runs, networks, strict=True):

@@ -75,12 +75,12 @@ def train(
         if not resume:
             about = manifest.describe(recipe, runtime, dataset, compiled=compiled)
             directory.create(run, about)
-        session = _Session(run, program, recipe, dataset, observe, stop)
+        session = _Session(run, program, recipe, runtime, dataset, observe, stop)
         running, clock, signum = _run_steps(session, running, clock)
         if signum is not None:
             return Interrupted(signum, int(running.state.step))
         observe(Preparing("evaluating"))
-        return _finish(session, runtime, running, clock)
+        return _finish(session, running, clock)
 
 
 class _Session(NamedTuple):
@@ -89,6 +89,7 @@ class _Session(NamedTuple):
     run: Path
     program: Program
     recipe: Recipe
+    runtime: Runtime
     dataset: Dataset
     observe: Observe
     stop: Stop
@@ -98,7 +99,7 @@ def _run_steps(
     session: _Session, running: Running, clock: Clock
 ) -> tuple[Running, Clock, int | None]:
     """Train to the end, to an early stop, or to a signal, which is then the last value."""
-    run, program, recipe, _, observe, stop = session
+    run, program, recipe, _, _, observe, stop = session
     step = int(running.state.step)
     log_every = recipe.log_every or program.steps_per_epoch
     losses = _valid_losses(run)
@@ -145,8 +146,13 @@ def _validate(session: _Session, variables: Variables, step: int, losses: list[f
     """Evaluate on the images held out, keep the network if it is the best yet; its loss."""
     summary = _evaluate(session, variables, session.program.valid, "valid", step)
     if is_best([*losses, summary["loss"]]):
-        save_network(session.run / directory.BEST, variables, session.recipe, session.dataset)
+        _save_network(session, directory.BEST, variables)
     return summary["loss"]
+
+
+def _save_network(session: _Session, name: str, variables: Variables) -> None:
+    seed = session.runtime.seed
+    save_network(session.run / name, variables, session.recipe, seed, session.dataset)
 
 
 def _evaluate(
@@ -213,9 +219,9 @@ def _valid_losses(run: Path) -> list[float]:
     ]
 
 
-def _finish(session: _Session, runtime: Runtime, running: Running, clock: Clock) -> dict[str, Any]:
+def _finish(session: _Session, running: Running, clock: Clock) -> dict[str, Any]:
     """Choose the network to end with, measure it on the test images, and report."""
-    run, program, recipe, dataset, *_ = session
+    run, program, recipe, runtime, dataset, *_ = session
     step, losses = int(running.state.step), _valid_losses(run)
     variables, chosen = running.state.variables, step
     selected: dict[str, Any] = {"by": "last epoch", "step": step}
@@ -231,7 +237,7 @@ def _finish(session: _Session, runtime: Runtime, running: Running, clock: Clock)
     started = time.perf_counter()
     summary = _evaluate(session, variables, program.test, "test", chosen)
     eval_seconds = time.perf_counter() - started
-    save_network(run / directory.FINAL, variables, recipe, dataset)
+    _save_network(session, directory.FINAL, variables)
     epochs = step / program.steps_per_epoch
     report = {
         "run_dir": str(run),

@@ -14,6 +14,7 @@ from fcifar.data import Dataset
 from fcifar.data.splits import holdout
 from fcifar.errors import UserError
 from fcifar.models import Model
+from fcifar.random import Key
 from fcifar.recipes import Recipe
 from fcifar.runs.checkpoint import on_device
 from fcifar.runs.runtime import Runtime
@@ -46,24 +47,29 @@ class Program(NamedTuple):
     test: Batch
 
 
+def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of the training images that a run trains on, and those that it holds out."""
+    _, _, valid_key = _keys(seed)
+    return holdout(valid_key, labels, recipe.valid_fraction, stratify=recipe.stratify)
+
+
+def _keys(seed: int) -> tuple[Key, ...]:
+    """For initial parameters and the draws of a step, the order of images, and the holdout."""
+    return random.split(random.key(seed), 3).unbind()
+
+
 def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Program:
     """Put a run together. Enter ``activate(runtime)`` first.
-
-    The seed gives one key, and that splits into three: for the initial parameters and the draws
-    inside a step, for the order of the training images, and for which of them to hold out.
 
     Raises:
         UserError: the recipe does not fit the data set.
     """
     device = torch.device(runtime.device)
-    state_key, order_key, valid_key = random.split(random.key(runtime.seed), 3)
+    state_key, order_key, _ = _keys(runtime.seed)
     train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
     test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
     train_rows, valid_rows = (
-        rows.to(device)
-        for rows in holdout(
-            valid_key, dataset.train_labels, recipe.valid_fraction, stratify=recipe.stratify
-        )
+        rows.to(device) for rows in split_rows(recipe, runtime.seed, dataset.train_labels)
     )
     size, batch_size = len(train_rows), recipe.batch_size
     if batch_size > size:

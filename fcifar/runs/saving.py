@@ -40,10 +40,12 @@ def restore_running(run: Path, like: Running) -> tuple[Running, Clock]:
     return running, Clock(**json.loads(metadata["clock"]))
 
 
-def save_network(path: Path, variables: Variables, recipe: Recipe, dataset: Dataset) -> None:
+def save_network(
+    path: Path, variables: Variables, recipe: Recipe, seed: int, dataset: Dataset
+) -> None:
     """Write parameters and buffers under the names of the module's state_dict.
 
-    The metadata says what is needed to use them: recipe, classes and digest.
+    The metadata says what is needed to use them, and what they come from.
     """
     checkpoint.save(
         path,
@@ -51,7 +53,9 @@ def save_network(path: Path, variables: Variables, recipe: Recipe, dataset: Data
         {
             "recipe": json.dumps(recipes.to_dict(recipe)),
             "classes": json.dumps(dataset.classes),
+            "seed": str(seed),
             "dataset": dataset.name,
+            "dataset_digest": dataset.digest,
             "params_digest": tree.digest(variables.params),
         },
     )

@@ -13,6 +13,7 @@ from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, directory
 from fcifar.runs import evaluate as evaluation
+from fcifar.runs.program import split_rows
 from fcifar.runs.runtime import Runtime, activate
 from fcifar.step import Batch, Examples, make_eval_step
 
@@ -25,6 +26,8 @@ class Trained(NamedTuple):
     variables: Variables  # on the CPU
     classes: tuple[str, ...]
     dataset: str
+    dataset_digest: str
+    seed: int
 
 
 def load(path: Path) -> Trained:
@@ -49,7 +52,7 @@ def load(path: Path) -> Trained:
     else:
         raise UserError(f"there is no {path}; give a run directory or a {directory.FINAL}")
     tensors, metadata = checkpoint.read(file)
-    if "recipe" not in metadata or "classes" not in metadata:
+    if not {"recipe", "classes", "dataset", "dataset_digest", "seed"} <= set(metadata):
         raise UserError(f"{file} does not say which network it holds; give a {directory.FINAL}")
     recipe = recipes.from_dict(json.loads(metadata["recipe"]))
     classes = tuple(json.loads(metadata["classes"]))
@@ -65,20 +68,36 @@ def load(path: Path) -> Trained:
         {name: tensors[name] for name in like.params},
         {name: tensors[name] for name in like.buffers},
     )
-    return Trained(recipe, model, variables, classes, metadata.get("dataset", "cifar10"))
+    return Trained(
+        recipe,
+        model,
+        variables,
+        classes,
+        metadata["dataset"],
+        metadata["dataset_digest"],
+        int(metadata["seed"]),
+    )
 
 
-def images_of(dataset: Dataset, split: str) -> Batch:
-    """The images of a split and their labels.
+def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
+    """The images of a split and their labels: test, train (all of it), or valid.
 
     Raises:
-        UserError: there is no such split.
+        UserError: there is no such split; or no validation images of the network in ``dataset``.
     """
     if split == "test":
         return Batch(dataset.test_images, dataset.test_labels)
     if split == "train":
         return Batch(dataset.train_images, dataset.train_labels)
-    raise UserError(f"--split is {split!r}; it must be test or train")
+    if split != "valid":
+        raise UserError(f"--split is {split!r}; it must be test, train or valid")
+    if dataset.digest != network.dataset_digest or not network.recipe.valid_fraction:
+        raise UserError(
+            f"--split valid is the part of {network.dataset} that training held out, and of "
+            f"{dataset.name} it held none out; use --split test"
+        )
+    _, rows = split_rows(network.recipe, network.seed, dataset.train_labels)
+    return Batch(dataset.train_images[rows], dataset.train_labels[rows])
 
 
 def evaluate(
@@ -94,7 +113,7 @@ def evaluate(
             f"{dataset.name} has the classes {', '.join(dataset.classes)}, but the network knows "
             f"{', '.join(network.classes)}; choose a data set with the same classes"
         )
-    data = images_of(dataset, split)
+    data = images_of(network, dataset, split)
     examples = examine(network, runtime, data)
     figures = {
         **evaluation.summarize(examples, data.labels, dataset.classes),

@@ -245,7 +245,7 @@ def test_other_classes_are_refused(
     )
     with pytest.raises(UserError, match="with the same classes"):
         trained.evaluate(network, runtime, other, "test")
-    with pytest.raises(UserError, match="must be test or train"):
+    with pytest.raises(UserError, match="must be test, train or valid"):
         trained.evaluate(network, runtime, dataset, "holdout")
 
 

@@ -10,7 +10,7 @@ from fcifar import random, tree
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import checkpoint, directory, loop
+from fcifar.runs import checkpoint, directory, loop, trained
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.selection import best_epoch, is_best, should_stop
 
@@ -182,3 +182,17 @@ def test_contradictions_are_named(
     with pytest.raises(UserError, match=message):
         loop.train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_held_out_images_can_be_evaluated_again(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, dataset: Dataset
+) -> None:
+    run = tmp_path / "run"
+    report = loop.train(run, recipe.replace(**OVERFIT), runtime, unlearnable)
+    assert isinstance(report, dict)
+    network = trained.load(run)
+    figures, _ = trained.evaluate(network, runtime, unlearnable, "valid")
+    assert figures["n"] == 20
+    assert figures["loss"] == report["selected"]["valid_loss"]
+    with pytest.raises(UserError, match="it held none out"):
+        trained.evaluate(network, runtime, dataset, "valid")
