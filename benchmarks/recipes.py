@@ -1,0 +1,85 @@
+"""Every recipe as published, several seeds each, in a process of its own: accuracy and time.
+
+    python -m benchmarks.recipes [--dataset cifar10] [--seeds 3] [--recipe NAME ...]
+
+Writes bench_results/recipes.json and prints the README's table.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import records
+from fcifar.recipes import RECIPES
+
+KEPT = (
+    *("seed", "test_accuracy", "test_loss", "epochs", "stopped_early", "selected"),
+    *("train_seconds", "valid_seconds", "compile_seconds", "images_per_second", "params_digest"),
+)
+
+
+def run(recipe: str, seed: int, dataset: str) -> dict[str, Any]:
+    """Train once, as a user does, and keep the figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        result = subprocess.run(
+            [
+                *(
+                    sys.executable,
+                    "-m",
+                    "fcifar",
+                    "train",
+                    recipe,
+                    "--compile",
+                    "--json",
+                    "--quiet",
+                ),
+                *("--dataset", dataset, "--seed", str(seed), "--out", f"{folder}/run"),
+            ],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        report = json.loads(result.stdout)
+    return {
+        **{name: report[name] for name in KEPT},
+        "process_seconds": time.perf_counter() - started,
+    }
+
+
+def row(recipe: str, runs: list[dict[str, Any]]) -> str:
+    """A line of the README's table."""
+    accuracies = ", ".join(f"{100 * r['test_accuracy']:.1f}" for r in runs)
+    loss = statistics.mean(r["test_loss"] for r in runs)
+    training = statistics.median(r["train_seconds"] + r["valid_seconds"] for r in runs)
+    process = statistics.median(r["process_seconds"] for r in runs)
+    return (
+        f"| `fcifar train {recipe} --compile` | {accuracies} % | {loss:.3f} "
+        f"| {training:.0f} s | {process:.0f} s |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipe", action="append", choices=list(RECIPES))
+    options = parser.parse_args()
+    names = options.recipe or list(RECIPES)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    # Seed by seed, so that a mood of the machine does not fall on one recipe alone.
+    for seed in range(options.seeds):
+        for name in names:
+            results[name].append(run(name, seed, options.dataset))
+            print(row(name, results[name]), flush=True)
+            records.write("recipes", vars(options), results)
+    print("\n".join(row(name, runs) for name, runs in results.items()))
+
+
+if __name__ == "__main__":
+    main()
