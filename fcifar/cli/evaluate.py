@@ -32,6 +32,7 @@ def evaluate(
     debug: options.Debug = False,
 ) -> int:
     """Measure a trained network: loss, accuracy with its interval, and accuracy by class."""
+    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.report import evaluation
     from fcifar.runs import trained
@@ -46,7 +47,8 @@ def evaluate(
         deterministic=deterministic,
     )
     data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
-    figures, examples = trained.evaluate(network, runtime, data, split)
+    with progress.doing("evaluating", quiet=quiet):
+        figures, examples = trained.evaluate(network, runtime, data, split)
     result: dict[str, Any] = {
         "run": str(run),
         "recipe": network.recipe.name,
@@ -57,9 +59,9 @@ def evaluate(
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"
-        evaluation.draw(
-            out, trained.images_of(network, data, split), examples, data.classes, title=title
-        )
+        pictured = trained.images_of(network, data, split)
+        with progress.doing("drawing the pictures", quiet=quiet):
+            evaluation.draw(out, pictured, examples, data.classes, title=title)
     if json:
         output.document(result)
         return 0

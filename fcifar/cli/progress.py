@@ -4,7 +4,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from fcifar.cli import output
 from fcifar.runs.events import Advanced, Event, Logged, Preparing
@@ -13,7 +21,7 @@ from fcifar.runs.events import Advanced, Event, Logged, Preparing
 @contextlib.contextmanager
 def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar that follows calls of ``progress(description, done, total)``."""
-    with _bar("{task.completed:,.0f}/{task.total:,.0f}", quiet=quiet) as bar:
+    with _bar(MofNCompleteColumn(), quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(description: str, done: int, total: int) -> None:
@@ -27,10 +35,18 @@ def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextlib.contextmanager
+def doing(what: str, *, quiet: bool) -> Iterator[None]:
+    """A sign of life while something takes a while."""
+    with counting(quiet=quiet) as progress:
+        progress(what, 0, 0)
+        yield
+
+
+@contextlib.contextmanager
 def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
     """A bar that follows the events of a training run, and a line for each log point."""
     fields = "loss {task.fields[loss]} acc {task.fields[acc]} {task.fields[rate]} img/s"
-    with _bar(fields, quiet=quiet) as bar:
+    with _bar(TextColumn(fields), quiet=quiet) as bar:
         task = bar.add_task("starting", total=None, loss="-", acc="-", rate="-")
 
         def observe(event: Event) -> None:
@@ -70,11 +86,11 @@ def _running(event: Advanced) -> dict[str, Any]:
     }
 
 
-def _bar(fields: str, *, quiet: bool) -> Progress:
+def _bar(fields: ProgressColumn, *, quiet: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
-        TextColumn(fields),
+        fields,
         TimeRemainingColumn(compact=True),
         console=output.stderr,
         transient=True,

@@ -201,7 +201,8 @@ def train(
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
         return 128 + result.signum
-    drawing.draw(run, data)
+    with progress.doing("drawing the pictures", quiet=quiet):
+        drawing.draw(run, data)
     if json:
         output.document(result)
     else:

@@ -340,6 +340,20 @@ def test_about(fcifar) -> None:
         assert all(len(line) <= 80 for line in shown.out.splitlines())
 
 
+def test_a_count_without_an_end_shows_in_a_terminal(monkeypatch) -> None:
+    from fcifar.cli import progress
+
+    console = Console(force_terminal=True, width=80, record=True, file=io.StringIO())
+    monkeypatch.setattr(output, "stderr", console)
+    with progress.counting(quiet=False) as count:
+        count("storing", 0, 0)
+        count("decoding", 30, 60_000)
+        time.sleep(0.5)
+        frames = console.export_text(clear=False)
+    assert "storing" in frames
+    assert "30/60000" in frames
+
+
 def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch) -> None:
     from fcifar.cli import progress
     from fcifar.runs.events import Advanced, Preparing
