@@ -1,8 +1,8 @@
 """Every recipe as published, several seeds each, in a process of its own: accuracy and time.
 
-    python -m benchmarks.recipes [--dataset cifar10] [--seeds 3] [--recipe NAME ...]
+    python -m benchmarks.recipes [--dataset cifar10] [--seeds 3] [--recipe NAME ...] [--name recipes]
 
-Writes bench_results/recipes.json and prints the README's table.
+Writes bench_results/NAME.json and prints the README's table.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", action="append", choices=list(RECIPES))
+    parser.add_argument("--name", default="recipes", help="of the record")
     options = parser.parse_args()
     names = options.recipe or list(RECIPES)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
@@ -77,7 +78,7 @@ def main() -> None:
         for name in names:
             results[name].append(run(name, seed, options.dataset))
             print(row(name, results[name]), flush=True)
-            records.write("recipes", vars(options), results)
+            records.write(options.name, vars(options), results)
     print("\n".join(row(name, runs) for name, runs in results.items()))
 
 
