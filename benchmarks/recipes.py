@@ -1,8 +1,8 @@
 """Every recipe as published, several seeds each, in a process of its own: accuracy and time.
 
-    python -m benchmarks.recipes [--dataset cifar10] [--seeds 3] [--recipe NAME ...] [--name recipes]
+    python -m benchmarks.recipes [--dataset cifar10] [--seeds 3] [--recipe NAME ...] [--name FILE]
 
-Writes bench_results/NAME.json and prints the README's table.
+Writes bench_results/FILE.json and prints the README's table.
 """
 
 import argparse
