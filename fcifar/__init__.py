@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcifar import (
+        augment,
+        calibration,
+        comparison,
         layers,
         losses,
         metrics,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
         recipes,
         schedules,
         step,
+        transforms,
         tree,
     )
     from fcifar.errors import UserError, WorldError
@@ -60,6 +64,9 @@ __all__ = [
     "Variables",
     "WorldError",
     "apply_updates",
+    "augment",
+    "calibration",
+    "comparison",
     "compile_step",
     "init_train_state",
     "layers",
@@ -76,6 +83,7 @@ __all__ = [
     "recipes",
     "schedules",
     "step",
+    "transforms",
     "tree",
 ]
 

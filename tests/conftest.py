@@ -1,8 +1,6 @@
 """Shared by all tests: the long mode, the devices, tiny data."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,15 +32,6 @@ def _no_compiled_leftovers():
     """Each test counts its own compilations."""
     yield
     torch._dynamo.reset()
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real CIFAR-10 archives that $FCIFAR_TEST_DATA names."""
-    folder = os.environ.get("FCIFAR_TEST_DATA")
-    if not folder or not Path(folder, "cifar10-jpeg.tar.gz").exists():
-        pytest.skip("needs real images: set FCIFAR_TEST_DATA to a folder with cifar10-jpeg.tar.gz")
-    return Path(folder)
 
 
 @pytest.fixture
