@@ -39,6 +39,7 @@ def compare(
     is about these networks: whether other seeds give the same order takes more
     runs to see.
     """
+    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.runs import compare as comparing
     from fcifar.runs import trained
@@ -53,7 +54,9 @@ def compare(
         deterministic=deterministic,
     )
     data = open_dataset(dataset or networks[0].dataset, data_dir, quiet=quiet)
-    result = comparing.compare(runs, networks, runtime, data, split)
+    comparing.check_images(networks, data, split)
+    with progress.doing("evaluating", quiet=quiet):
+        result = comparing.compare(runs, networks, runtime, data, split)
     if json:
         output.document(result)
     else:

@@ -47,6 +47,7 @@ def evaluate(
         deterministic=deterministic,
     )
     data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
+    pictured = trained.images_of(network, data, split)
     with progress.doing("evaluating", quiet=quiet):
         figures, examples = trained.evaluate(network, runtime, data, split)
     result: dict[str, Any] = {
@@ -59,7 +60,6 @@ def evaluate(
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"
-        pictured = trained.images_of(network, data, split)
         with progress.doing("drawing the pictures", quiet=quiet):
             evaluation.draw(out, pictured, examples, data.classes, title=title)
     if json:

@@ -38,6 +38,20 @@ def check(runs: Sequence[Path], networks: Sequence[Trained]) -> None:
             )
 
 
+def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> None:
+    """Make sure that a split of a data set can be put to all of the networks.
+
+    Raises:
+        UserError: there is no such split, or the data set has other classes.
+    """
+    if split == "valid":
+        raise UserError(
+            "--split valid is another part of the images for each seed; use test or train"
+        )
+    for network in networks:
+        trained.images_of(network, dataset, split)
+
+
 def compare(
     runs: Sequence[Path],
     networks: Sequence[Trained],
@@ -59,10 +73,7 @@ def compare(
             classes.
     """
     check(runs, networks)
-    if split == "valid":
-        raise UserError(
-            "--split valid is another part of the images for each seed; use test or train"
-        )
+    check_images(networks, dataset, split)
     names = list(itertools.islice(_letters(), len(runs)))
     measured, correct = [], []
     for name, run, network in zip(names, runs, networks, strict=True):

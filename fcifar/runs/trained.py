@@ -83,8 +83,14 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
     """The images of a split and their labels: test, train (all of it), or valid.
 
     Raises:
-        UserError: there is no such split; or no validation images of the network in ``dataset``.
+        UserError: there is no such split, no validation images of the network in ``dataset``, or
+            the data set has other classes than the network.
     """
+    if dataset.classes != network.classes:
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.classes)}, but the network knows "
+            f"{', '.join(network.classes)}; choose a data set with the same classes"
+        )
     if split == "test":
         return Batch(dataset.test_images, dataset.test_labels)
     if split == "train":
@@ -106,13 +112,8 @@ def evaluate(
     """Figures of a network on a split of a data set, as values that JSON holds, and each example.
 
     Raises:
-        UserError: there is no such split, or the data set has other classes than the network.
+        UserError: as ``images_of``.
     """
-    if dataset.classes != network.classes:
-        raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.classes)}, but the network knows "
-            f"{', '.join(network.classes)}; choose a data set with the same classes"
-        )
     data = images_of(network, dataset, split)
     examples = examine(network, runtime, data)
     figures = {
