@@ -4,13 +4,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from fcifar import random
 from fcifar.step import Batch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--long", action="store_true", help="run slow tests, and more random cases")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Random cases are the same in each run; ``--long`` draws twenty times as many, and new ones.
+
+    Nothing is timed, for the machine may be busy.
+    """
+    untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile("default", untimed, derandomize=True)
+    settings.register_profile("long", untimed, derandomize=False, max_examples=2000)
+    settings.load_profile("long" if config.getoption("--long") else "default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
