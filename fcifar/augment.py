@@ -11,17 +11,20 @@ A strength of zero gives the images as they are.
 Each factory here draws parameters and hands them to a function of ``transforms``.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from fcifar import random, transforms
+from fcifar.errors import shown
 from fcifar.random import Key
 from fcifar.transforms import Fill
 
 Augment = Callable[[Key, Tensor], Tensor]
+
+LARGEST_STRENGTH = 1e6  # of degrees and of colours, which are float32
+LARGEST_SIZE = 10_000  # pixels; all the places of a crop are numbered in 32 bits
 
 
 def chain(*augments: Augment) -> Augment:
@@ -45,7 +48,7 @@ def random_flip(p: float = 0.5) -> Augment:
         ValueError: ``p`` is outside [0, 1].
     """
     if not 0 <= p <= 1:
-        raise ValueError(f"random_flip needs a probability in [0, 1], not {p}")
+        raise ValueError(f"random_flip needs a probability in [0, 1], not {shown(p)}")
 
     def flip(key: Key, images: Tensor) -> Tensor:
         return transforms.mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
@@ -64,7 +67,8 @@ def random_rotation(
     See ``rotate`` for the geometry.
 
     Raises:
-        ValueError: a negative number, a pair out of order, or an unknown interpolation or fill.
+        ValueError: a number outside [0, 1e6], a pair out of order or outside [-1e6, 1e6], or an
+            unknown interpolation or fill.
     """
     low, high = _interval("random_rotation", "degrees", degrees, centre=0.0)
     transforms.check_interpolation(interpolation)
@@ -85,7 +89,7 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
     (mirrored about the border pixel, which is not repeated).
 
     Raises:
-        ValueError: ``padding`` is no integer from 0 up, or an unknown mode; when called, a
+        ValueError: ``padding`` is no integer from 0 to 10,000, or an unknown mode; when called, a
             reflecting ``padding`` that is not less than the image's height and width.
     """
     _check_count("random_crop", "padding", padding)
@@ -113,7 +117,7 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
     as ``fill`` to do as they did.
 
     Raises:
-        ValueError: ``size`` is no integer from 0 up, or an unknown fill.
+        ValueError: ``size`` is no integer from 0 to 10,000, or an unknown fill.
     """
     _check_count("cutout", "size", size)
     transforms.check_fill(fill)
@@ -138,8 +142,8 @@ def color_jitter(
     and uint8 images are rounded once, at the end.
 
     Raises:
-        ValueError: a negative number, or a pair out of order; when called, images without three
-            channels.
+        ValueError: a number outside [0, 1e6], or a pair out of order or outside it; when called,
+            images without three channels.
     """
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     intervals = {
@@ -193,24 +197,26 @@ def _interval(
     value: float | tuple[float, float],
     *,
     centre: float,
-    least: float = -math.inf,
+    least: float = -LARGEST_STRENGTH,
 ) -> tuple[float, float]:
     """The interval that a strength, or a pair of bounds, asks for."""
     if isinstance(value, float | int):
-        valid = 0 <= value < math.inf
-        ends = [max(least, centre - value), centre + value]
+        valid = 0 <= value <= LARGEST_STRENGTH
+        ends = [max(least, centre - value), centre + value] if valid else []
     else:
         ends = list(value)
-        valid = len(ends) == 2 and least <= ends[0] <= ends[1] and all(map(math.isfinite, ends))
+        valid = len(ends) == 2 and least <= ends[0] <= ends[1] <= LARGEST_STRENGTH
     if not valid:
-        bounds = "low <= high" if least == -math.inf else f"{least} <= low <= high"
+        most = f"{LARGEST_STRENGTH:,.0f}"
         raise ValueError(
-            f"{where} needs {name} as a number from 0 up, or as (low, high) with {bounds}, "
-            f"not {value}"
+            f"{where} needs {name} as a number from 0 to {most}, or as (low, high) with "
+            f"{least:,.0f} <= low <= high <= {most}, not {shown(value)}"
         )
     return float(ends[0]), float(ends[1])
 
 
 def _check_count(where: str, name: str, value: int) -> None:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{where} needs {name} as an integer from 0 up, not {value}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_SIZE:
+        raise ValueError(
+            f"{where} needs {name} as an integer from 0 to {LARGEST_SIZE:,}, not {shown(value)}"
+        )

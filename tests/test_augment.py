@@ -425,19 +425,25 @@ def test_color_order_is_brightness_contrast_saturation() -> None:
     [
         (lambda: random_flip(1.5), r"probability in \[0, 1\], not 1\.5"),
         (lambda: random_flip(math.nan), r"probability in \[0, 1\], not nan"),
-        (lambda: random_rotation(-10), r"degrees as a number from 0 up.*not -10"),
-        (lambda: random_rotation((10, -10)), r"low <= high, not \(10, -10\)"),
+        (lambda: random_rotation(-10), r"degrees as a number from 0 to 1,000,000.*not -10"),
+        (lambda: random_rotation((10, -10)), r"low <= high <= 1,000,000, not \(10, -10\)"),
         (lambda: random_rotation(math.inf), r"degrees.*not inf"),
+        (lambda: random_rotation(10**400), r"degrees as a number from 0 to 1,000,000.*not 10+"),
+        (lambda: random_rotation((-2e6, 0)), r"-1,000,000 <= low.*not \(-2000000\.0, 0\)"),
         (lambda: random_rotation((1, 2, 3)), r"degrees.*not \(1, 2, 3\)"),
         (lambda: random_rotation(5, interpolation="cubic"), r"'nearest' or 'bilinear', not 'cubic"),
         (lambda: random_rotation(5, fill=128), r"fill is a number in \[0, 1\].*not 128"),
-        (lambda: random_crop(-1), r"padding as an integer from 0 up, not -1"),
-        (lambda: random_crop(1.5), r"padding as an integer from 0 up, not 1\.5"),
+        (lambda: random_crop(-1), r"padding as an integer from 0 to 10,000, not -1"),
+        (lambda: random_crop(1.5), r"padding as an integer from 0 to 10,000, not 1\.5"),
+        (lambda: random_crop(10_001), r"from 0 to 10,000, not 10001"),
+        (lambda: random_crop(True), r"from 0 to 10,000, not True"),
         (lambda: random_crop(2, mode="wrap"), r"'zeros' or 'reflect', not 'wrap'"),
-        (lambda: cutout(-8), r"size as an integer from 0 up, not -8"),
+        (lambda: cutout(-8), r"size as an integer from 0 to 10,000, not -8"),
+        (lambda: cutout(10**30), r"from 0 to 10,000, not 10+"),
         (lambda: cutout(8, fill=()), r"fill is a number in \[0, 1\].*not \(\)"),
-        (lambda: color_jitter(-0.1), r"brightness as a number from 0 up.*not -0\.1"),
-        (lambda: color_jitter(contrast=(-0.5, 1.0)), r"contrast.*0\.0 <= low <= high, not"),
+        (lambda: color_jitter(-0.1), r"brightness as a number from 0 to 1,000,000.*not -0\.1"),
+        (lambda: color_jitter(1e39), r"from 0 to 1,000,000.*not 1e\+39"),
+        (lambda: color_jitter(contrast=(-0.5, 1.0)), r"contrast.*0 <= low <= high <= 1,000,000"),
         (lambda: color_jitter(saturation=(1.5, 0.5)), r"saturation.*not \(1\.5, 0\.5\)"),
     ],
 )
@@ -463,6 +469,12 @@ def test_misuse_is_told(misuse: Callable[[], Augment], told: str) -> None:
 def test_images_of_another_kind_are_refused(function: Augment, images: Tensor, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         function(random.key(0), images)
+
+
+def test_the_largest_strengths_can_be_used() -> None:
+    images = noise(4)
+    for function in (random_rotation(1e6), random_crop(10_000), cutout(10_000), color_jitter(1e6)):
+        assert function(random.key(0), images).shape == images.shape
 
 
 def test_one_channel_will_do_but_for_color() -> None:
