@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from fcifar import random
+from fcifar.errors import shown
 from fcifar.random import Key
+
+LARGEST_WIDTH = 10**9  # a product of two still fits into 64 bits
 
 
 def fan_in_uniform(key: Key, shape: tuple[int, ...], fan_in: int) -> Tensor:
@@ -36,9 +39,17 @@ def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
 
 
 def check_rate(name: str, rate: float) -> None:
-    """Raise a ValueError unless ``rate`` lies in [0, 1)."""
-    if not 0 <= rate < 1:
-        raise ValueError(f"{name} is {rate}; it must lie in [0, 1)")
+    """Raise a ValueError unless ``rate`` is a number in [0, 1)."""
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise ValueError(f"{name} is {shown(rate)}; it must lie in [0, 1)")
+
+
+def check_width(name: str, width: int) -> None:
+    """Raise a ValueError unless ``width`` is a number of units that a layer can have."""
+    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= LARGEST_WIDTH:
+        raise ValueError(
+            f"{name} is {shown(width)}; it must be a whole number from 1 up to {LARGEST_WIDTH:,}"
+        )
 
 
 def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:

@@ -41,7 +41,22 @@ def test_training_without_a_key_is_refused(name: str) -> None:
         model.apply(model.init(random.key(0)), torch.zeros(1, 3, 32, 32), train=True)
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
+@pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan"), True, "0.5", 10**400])
 def test_rates_are_checked(rate: float) -> None:
     with pytest.raises(ValueError, match="must lie in"):
         models.conv3(dropout=rate)
+
+
+@pytest.mark.parametrize("width", [0, -1, True, 84.0, "84", 10**9 + 1, 10**30])
+def test_widths_are_checked(width: int) -> None:
+    with pytest.raises(ValueError, match="must be a whole number from 1 up to 1,000,000,000"):
+        models.lenet(hidden=width)
+    with pytest.raises(ValueError, match="num_classes is"):
+        models.conv3(num_classes=width)
+
+
+def test_a_network_that_fits_no_memory_is_refused_before_it_takes_any() -> None:
+    for options in ({"hidden": 10**9}, {"hidden": 10**9, "num_classes": 10**9}):
+        with pytest.raises(ValueError, match=r"would have .* at most 100,000,000 are accepted"):
+            models.lenet(**options)
+    models.lenet(hidden=700_000)

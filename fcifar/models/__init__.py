@@ -6,13 +6,22 @@ from it, and the contract tests cover every entry.
 
 from collections.abc import Callable
 
-from fcifar.models.base import Apply, Buffers, Model, Params, Variables, from_skeleton
+from fcifar.models.base import (
+    LARGEST_MODEL,
+    Apply,
+    Buffers,
+    Model,
+    Params,
+    Variables,
+    from_skeleton,
+)
 from fcifar.models.conv3 import conv3
 from fcifar.models.lenet import lenet
 
 MODELS: dict[str, Callable[..., Model]] = {"lenet": lenet, "conv3": conv3}
 
 __all__ = [
+    "LARGEST_MODEL",
     "MODELS",
     "Apply",
     "Buffers",

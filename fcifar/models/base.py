@@ -10,6 +10,8 @@ from torch.func import functional_call
 from fcifar.layers import default_init
 from fcifar.random import Key
 
+LARGEST_MODEL = 100_000_000  # parameters; training holds each of them several times in memory
+
 Params = dict[str, Tensor]  # by the names of the module's state_dict: "conv1.weight", ...
 Buffers = dict[str, Tensor]  # statistics that the forward pass updates; {} for most networks
 
@@ -47,9 +49,18 @@ def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
     ``make_skeleton`` is called once, on the meta device: the module lends its shape and its
     ``forward`` and never holds a value. Parameters start as PyTorch's default initialisation.
     ``forward`` gets a key in training and None elsewhere.
+
+    Raises:
+        ValueError: there are more than ``LARGEST_MODEL`` parameters; none has been allocated.
     """
     with torch.device("meta"):
         skeleton = make_skeleton()
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    if count > LARGEST_MODEL:
+        raise ValueError(
+            f"the network would have {count:,} parameters; at most {LARGEST_MODEL:,} are accepted, "
+            "so make it smaller"
+        )
 
     def init(key: Key) -> Variables:
         return Variables(params=default_init(skeleton, key), buffers={})

@@ -34,7 +34,9 @@ def conv3(*, num_classes: int = 10, dropout: float = 0.25) -> Model:
     before each linear layer.
 
     Raises:
-        ValueError: ``dropout`` is outside [0, 1).
+        ValueError: ``num_classes`` is no whole number from 1 up, ``dropout`` is outside [0, 1), or
+            there would be more than ``LARGEST_MODEL`` parameters.
     """
+    layers.check_width("num_classes", num_classes)
     layers.check_rate("dropout", dropout)
     return from_skeleton(lambda: _Conv3(num_classes, dropout))

@@ -39,7 +39,10 @@ def lenet(*, hidden: int = 84, num_classes: int = 10, dropout: float = 0.0) -> M
     parameters have the names of the tutorial's ``state_dict``.
 
     Raises:
-        ValueError: ``dropout`` is outside [0, 1).
+        ValueError: ``hidden`` or ``num_classes`` is no whole number from 1 up, ``dropout`` is
+            outside [0, 1), or there would be more than ``LARGEST_MODEL`` parameters.
     """
+    layers.check_width("hidden", hidden)
+    layers.check_width("num_classes", num_classes)
     layers.check_rate("dropout", dropout)
     return from_skeleton(lambda: _LeNet(hidden, num_classes, dropout))
