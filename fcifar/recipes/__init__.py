@@ -5,9 +5,9 @@ A recipe is plain values, so that it can be printed, stored in a manifest and re
 contract tests cover every entry.
 """
 
-from fcifar.errors import UserError
+from fcifar.errors import UserError, shown
+from fcifar.recipes.named import AUGMENTS
 from fcifar.recipes.parts import (
-    AUGMENTS,
     make_augment,
     make_model,
     make_optimizer,
@@ -27,7 +27,7 @@ def get(name: str) -> Recipe:
         UserError: there is none.
     """
     if name not in RECIPES:
-        raise UserError(f"no recipe {name!r}; there is {', '.join(RECIPES)}")
+        raise UserError(f"no recipe {shown(name)}; there is {', '.join(RECIPES)}")
     return RECIPES[name]
 
 

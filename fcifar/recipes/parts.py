@@ -1,23 +1,13 @@
 """From the values of a recipe to the parts of a step."""
 
-from collections.abc import Callable
-
 from fcifar import augment, optim, schedules
 from fcifar.errors import UserError
-from fcifar.models import MODELS, Model
+from fcifar.models import Model
 from fcifar.optim import Optimizer
-from fcifar.recipes.recipe import Recipe, check_choice
+from fcifar.recipes.named import named_augment, named_model
+from fcifar.recipes.recipe import Recipe
 from fcifar.schedules import Schedule
 from fcifar.step import Augment, Preprocess, normalize
-
-AUGMENTS: dict[str, Callable[..., Augment]] = {
-    "random_flip": augment.random_flip,
-    "random_rotation": augment.random_rotation,
-    "random_crop": augment.random_crop,
-    "cutout": augment.cutout,
-    "color_jitter": lambda strength: augment.color_jitter(strength, strength, strength),
-}
-"""By name, each callable with its strength alone: a probability, degrees or pixels."""
 
 _SCHEDULES = {
     "constant": lambda peak, steps: schedules.constant_schedule(peak),
@@ -28,13 +18,7 @@ _SCHEDULES = {
 
 def make_model(recipe: Recipe, num_classes: int) -> Model:
     """The recipe's network for a data set of ``num_classes`` classes."""
-    try:
-        return MODELS[recipe.model](num_classes=num_classes, **recipe.model_options)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"model_options {dict(recipe.model_options)} do not fit the model "
-            f"{recipe.model}: {error}"
-        ) from error
+    return named_model(recipe.model, recipe.model_options, num_classes)
 
 
 def make_optimizer(recipe: Recipe, total_steps: int) -> Optimizer:
@@ -71,21 +55,9 @@ def make_schedule(recipe: Recipe, total_steps: int) -> float | Schedule:
 
 def make_augment(recipe: Recipe) -> Augment:
     """The recipe's augmentations, one after the other."""
-    parts = []
-    for text in recipe.augment:
-        name, _, strength = text.partition(":")
-        check_choice("augment", name, AUGMENTS)
-        try:
-            parts.append(AUGMENTS[name](*([_number(strength)] if strength else [])))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"augment {text!r} cannot be used: {error}") from error
-    return augment.chain(*parts)
+    return augment.chain(*map(named_augment, recipe.augment))
 
 
 def make_preprocess(recipe: Recipe) -> Preprocess:
     """The recipe's normalisation."""
     return normalize(tuple(recipe.mean), tuple(recipe.std))
-
-
-def _number(text: str) -> int | float:
-    return int(text) if text.lstrip("-").isdecimal() else float(text)

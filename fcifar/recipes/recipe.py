@@ -1,13 +1,22 @@
 """A recipe as a value: fields, their ranges, and the way to JSON and back."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcifar.errors import UserError
-from fcifar.models import MODELS
+from fcifar.errors import UserError, shown
+from fcifar.recipes.checks import (
+    LARGEST_NUMBER,
+    SMALLEST_NUMBER,
+    check_channels,
+    check_choice,
+    check_count,
+    check_number,
+    check_switch,
+    check_text,
+)
+from fcifar.recipes.named import named_augment, named_model
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "linear", "cosine")
@@ -17,8 +26,13 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Recipe:
     """What to train and how.
 
+    A recipe that exists can be carried out: its network and its augmentations have been made once,
+    without memory. Whole numbers go up to a billion, other numbers from 1e-30 to 1e30 (or are 0),
+    and a network has at most ``models.LARGEST_MODEL`` parameters.
+
     Raises:
-        UserError: a value is outside its range, or two values contradict each other.
+        UserError: a value is of another kind or outside its range, or two values contradict each
+            other.
     """
 
     name: str
@@ -55,30 +69,41 @@ class Recipe:
     log_every: int = 2000  # steps over which loss and accuracy are averaged; 0 for an epoch
 
     def __post_init__(self) -> None:
-        check_choice("model", self.model, MODELS)
+        for name in ("name", "summary", "source", "notes", "expected"):
+            check_text(name, getattr(self, name))
+        if not self.name:
+            raise UserError("a recipe needs a name, and an empty one was given")
+        named_model(self.model, self.model_options, num_classes=10)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        for name, value, least in (
-            ("batch_size", self.batch_size, 1),
-            ("epochs", self.epochs, 1),
-            ("log_every", self.log_every, 0),
-            ("patience", self.patience, 0),
-            ("warmup_steps", self.warmup_steps, 0),
+        for name, least in (
+            ("batch_size", 1),
+            ("epochs", 1),
+            ("log_every", 0),
+            ("patience", 0),
+            ("warmup_steps", 0),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{name} is {value!r}; it must be a whole number from {least} up")
+            check_count(name, getattr(self, name), least)
+        for name in ("nesterov", "drop_last", "stratify", "restore_best"):
+            check_switch(name, getattr(self, name))
         for name in ("learning_rate", "momentum", "weight_decay", "clip_norm", "valid_fraction"):
-            _check_number(name, getattr(self, name))
+            check_number(name, getattr(self, name))
         for name in ("momentum", "valid_fraction"):
             if getattr(self, name) >= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        check_channels("mean", self.mean, -LARGEST_NUMBER)
+        check_channels("std", self.std, SMALLEST_NUMBER)
+        if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
+            raise UserError(
+                f"augment is {shown(self.augment)}; it must be names such as random_flip"
+            )
+        for text in self.augment:
+            named_augment(text)
         if not self.valid_fraction and (self.patience or self.restore_best or self.stratify):
             raise UserError(
                 "patience, restore_best and stratify need validation images; "
                 "give valid_fraction, such as 0.2"
             )
-        if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
-            raise UserError(f"augment is {self.augment!r}; it must be names such as random_flip")
         if self.optimizer != "sgd" and (self.momentum or self.nesterov):
             raise UserError(
                 f"momentum and nesterov belong to the optimizer sgd, not to {self.optimizer}; "
@@ -86,10 +111,6 @@ class Recipe:
             )
         if self.nesterov and not self.momentum:
             raise UserError("nesterov needs momentum; give momentum, such as 0.9")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            raise UserError(
-                f"mean and std need three numbers each, std above 0; not {self.mean} and {self.std}"
-            )
 
     def replace(self, **changes: Any) -> "Recipe":
         """The recipe with some values changed, validated again."""
@@ -108,30 +129,14 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
         UserError: unknown or missing fields, or values out of range.
     """
     names = {f.name for f in dataclasses.fields(Recipe)}
-    unknown = sorted(set(values) - names)
+    if not isinstance(values, Mapping):
+        raise UserError(f"not a recipe: {shown(values)}; a recipe has {', '.join(sorted(names))}")
+    unknown = set(values) - names
     if unknown or "name" not in values:
-        raise UserError(
-            f"not a recipe: {'unknown ' + ', '.join(unknown) if unknown else 'no name'}; "
-            f"a recipe has {', '.join(sorted(names))}"
-        )
-    try:
-        fields: dict[str, Any] = dict(values)
-        for name in ("mean", "std", "augment"):
-            if name in fields:
-                fields[name] = tuple(fields[name])
-        return Recipe(**fields)
-    except TypeError as error:
-        raise UserError(f"not a recipe: {error}") from error
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise a UserError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
-def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name} is {value!r}; it must be a number")
-    if not math.isfinite(value) or value < 0:
-        raise UserError(f"{name} is {value}; it must be finite and not below 0")
+        what = f"unknown {', '.join(sorted(map(shown, unknown)))}" if unknown else "no name"
+        raise UserError(f"not a recipe: {what}; a recipe has {', '.join(sorted(names))}")
+    fields: dict[str, Any] = dict(values)
+    for name in ("mean", "std", "augment"):
+        if isinstance(fields.get(name), list):  # JSON has no tuples
+            fields[name] = tuple(fields[name])
+    return Recipe(**fields)

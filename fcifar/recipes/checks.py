@@ -1,0 +1,63 @@
+"""What the values of a recipe may be. The limits are here and nowhere else."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from fcifar.errors import UserError, shown
+
+# A billion epochs, of as many images as fit into any memory, are fewer than 2**63 steps.
+LARGEST_COUNT = 10**9
+# float32 holds these, and what a step makes of one of them.
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise a UserError unless ``value`` is one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"{name} is {shown(value)}; it must be one of {', '.join(choices)}")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raise a UserError unless ``value`` is text that fits on a line and steers no terminal."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise UserError(f"{name} is {shown(value)}; it must be one line of printable text")
+
+
+def check_switch(name: str, value: Any) -> None:
+    """Raise a UserError unless ``value`` is true or false."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name} is {shown(value)}; it must be true or false")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise a UserError unless ``value`` is a whole number from ``least`` to LARGEST_COUNT."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_COUNT:
+        raise UserError(
+            f"{name} is {shown(value)}; it must be a whole number from {least} up to "
+            f"{LARGEST_COUNT:,}"
+        )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise a UserError unless ``value`` is 0, or positive and of a size that float32 holds."""
+    if not _is_number(value) or not (value == 0 or SMALLEST_NUMBER <= value <= LARGEST_NUMBER):
+        raise UserError(
+            f"{name} is {shown(value)}; it must be 0, or a number from {SMALLEST_NUMBER} to "
+            f"{LARGEST_NUMBER}"
+        )
+
+
+def check_channels(name: str, value: Any, least: float) -> None:
+    """Raise a UserError unless ``value`` is a tuple of three numbers from ``least`` up."""
+    if (
+        not isinstance(value, tuple)
+        or len(value) != 3
+        or not all(_is_number(v) and least <= v <= LARGEST_NUMBER for v in value)
+    ):
+        raise UserError(
+            f"{name} is {shown(value)}; it must be three numbers from {least} to {LARGEST_NUMBER}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
