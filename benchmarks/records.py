@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fcifar.runs import environment
-from fcifar.runs.directory import write_json
+from fcifar.runs.jsonfiles import write as write_json
 
 RESULTS = Path(__file__).parent.parent / "bench_results"
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcifar import metrics, models, optim, random
+from fcifar import models, optim, random
 from fcifar.models.lenet import _LeNet
 from fcifar.step import (
     Batch,
-    Running,
     accumulate,
     compile_step,
     init_train_state,
     make_train_step,
     on_indices,
+    start_running,
 )
 
 BATCHES = [4, 64, 512]
@@ -59,7 +59,7 @@ def functional(benchmark, data: Batch, batch_size: int, wrap: Callable) -> None:
     device = data.images.device
     model, optimizer = models.lenet(), optim.sgd(1e-3, momentum=0.9)
     state = init_train_state(model, optimizer, key=random.key(0, device=device))
-    running = Running(state, metrics.zeros(device=device))
+    running = start_running(state)
     step = wrap(accumulate(on_indices(make_train_step(model, optimizer), data)))
     rows = torch.arange(batch_size, device=device)
 

@@ -184,10 +184,19 @@ def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any,
 
 
 class Running(NamedTuple):
-    """A state, and the metrics of the steps since somebody last looked."""
+    """A state, and what is known of the steps since somebody last looked."""
 
     state: TrainState
-    totals: Metrics
+    totals: Metrics  # of those steps
+    nonfinite: Tensor  # int64 [], the first step of all whose loss was not finite; 0 for none
+
+
+def start_running(state: TrainState) -> Running:
+    """A state of which nobody knows anything yet, on the device of its key."""
+    device = state.key.device
+    return Running(
+        state, metrics.zeros(device=device), torch.zeros((), dtype=torch.int64, device=device)
+    )
 
 
 def accumulate(
@@ -196,12 +205,14 @@ def accumulate(
     """The same step, adding up its metrics: ``(running, batch) -> (running, ())``.
 
     There is nothing to look at after a step, hence nothing to wait for, until somebody reads the
-    totals.
+    totals, or whether a loss was ever not finite. Steps are counted from 1.
     """
 
     def accumulating(running: Running, batch: Any) -> tuple[Running, tuple[()]]:
         state, latest = step(running.state, batch)
-        return Running(state, tree.add(running.totals, latest)), ()
+        fine = torch.logical_or(running.nonfinite > 0, latest.loss.isfinite())
+        nonfinite = torch.where(fine, running.nonfinite, state.step)
+        return Running(state, tree.add(running.totals, latest), nonfinite), ()
 
     return accumulating
 

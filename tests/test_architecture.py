@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"random", "tree"},
-    {"layers", "schedules", "precision", "transforms"},
+    {"layers", "schedules", "precision", "transforms", "fingerprint"},
     {"models", "optim", "augment", "losses", "metrics", "calibration", "comparison"},
     {"step", "replicas", "parallel"},
     {"data", "recipes"},

@@ -18,7 +18,6 @@ from fcifar.runs import checkpoint
 from fcifar.runs.evaluate import evaluate, padded_rows
 from fcifar.step import (
     Batch,
-    Running,
     TrainState,
     TrainStep,
     accumulate,
@@ -28,6 +27,7 @@ from fcifar.step import (
     make_train_step,
     normalize,
     on_indices,
+    start_running,
 )
 
 
@@ -242,7 +242,7 @@ def test_donation_gives_the_same_bits_in_the_same_memory(model: models.Model, ma
     optimizer = optim.sgd(0.01, momentum=0.9)
     data = make_batch(32)
     step = accumulate(on_indices(make_train_step(model, optimizer), data))
-    start = Running(init_train_state(model, optimizer, key=random.key(0)), metrics.zeros())
+    start = start_running(init_train_state(model, optimizer, key=random.key(0)))
     pure, donating = compile_step(step, donate=False), compile_step(step)
 
     a, b = clone(start), clone(start)

@@ -36,7 +36,7 @@ def evaluate(
     from fcifar.cli.data import open_dataset
     from fcifar.report import evaluation
     from fcifar.runs import trained
-    from fcifar.runs.directory import write_json
+    from fcifar.runs.jsonfiles import write as write_json
     from fcifar.runs.runtime import make_runtime
 
     network = trained.load(run)

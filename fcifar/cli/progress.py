@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from fcifar.cli import output
-from fcifar.runs.events import Advanced, Event, Logged, Preparing
+from fcifar.runs.events import Advanced, Event, Logged, Noted, Preparing
 
 
 @contextlib.contextmanager
@@ -63,6 +63,8 @@ def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
                         total=event.total_steps,
                         **_running(event),
                     )
+                case Noted(text):
+                    output.note(text)
                 case Logged(record) if not quiet:
                     output.note(
                         f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "

@@ -1,5 +1,6 @@
 """fcifar train."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from fcifar.cli import options, output
 from fcifar.errors import UserError
 
 _RECIPE = "Instead of what the recipe says"
+_SAFETY = "How to keep the run safe"
 
 
 def _override(name: str, help: str) -> Any:
@@ -102,6 +104,34 @@ def train(
         bool | None, _override("--drop-last/--keep-last", "Leave out a last short batch.")
     ] = None,
     log_every: Annotated[int | None, _override("--log-every", "Steps between log points.")] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint-every",
+            metavar="STEPS|TIME",
+            help="How often to save, such as 500 or 5min.",
+            show_default="30s",
+            rich_help_panel=_SAFETY,
+        ),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-checkpoints",
+            help="How many of the latest to keep.",
+            show_default="2",
+            rich_help_panel=_SAFETY,
+        ),
+    ] = None,
+    allow_nonfinite: Annotated[
+        bool | None,
+        typer.Option(
+            "--allow-nonfinite",
+            help="Go on when a loss is not finite.",
+            show_default="stop",
+            rich_help_panel=_SAFETY,
+        ),
+    ] = None,
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
@@ -126,6 +156,7 @@ def train(
     from fcifar.runs import directory, loop, manifest
     from fcifar.runs.interrupt import catching_signals
     from fcifar.runs.runtime import make_runtime
+    from fcifar.runs.safeguards import Safeguards
 
     overrides = _given(
         epochs=epochs,
@@ -155,6 +186,11 @@ def train(
         precision=precision,
         deterministic=deterministic,
     )
+    care = _given(
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        allow_nonfinite=allow_nonfinite,
+    )
     if resume is not None:
         _refuse_changes(
             overrides
@@ -164,21 +200,19 @@ def train(
             | _given(compile=compile)
         )
         run = resume
-        the_recipe, runtime, compiled, name, digest = manifest.read_settings(run)
+        began = manifest.read_settings(run)
         if (run / directory.REPORT).exists():
             raise UserError(f"{run} is complete; see it with fcifar eval {run}")
-        data = open_dataset(name, data_dir, quiet=quiet)
-        if data.digest != digest:
-            raise UserError(
-                f"the data set {data.name} is not the one that {run} began with "
-                f"(digest {data.digest[:12]}, then {digest[:12]}); prepare that one again"
-            )
+        the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
+        safeguards = dataclasses.replace(began.safeguards, **care)
+        data = open_dataset(began.dataset_name, data_dir, quiet=quiet)
+        manifest.check_same_data(run, began, data)
     else:
         the_recipe = recipes.get(recipe or "blitz")
         model_options = {**the_recipe.model_options, **options_of_model}
         the_recipe = the_recipe.replace(**overrides, model_options=model_options)
         runtime = make_runtime(**where)
-        compiled = bool(compile)
+        compiled, safeguards = bool(compile), Safeguards(**care)
         run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
         directory.check_free(run)
         data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
@@ -193,6 +227,7 @@ def train(
             data,
             compiled=compiled,
             resume=resume is not None,
+            safeguards=safeguards,
             observe=observe,
             stop=stop,
         )

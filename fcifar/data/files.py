@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 
 from fcifar.errors import WorldError
 
+PARTIAL = ".partial"  # in the names of files that are being written
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -19,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         WorldError: the disk refused.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -29,11 +31,28 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half-written. Nobody else may be writing."""
+    for path in folder.glob(f".*{PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a renaming last through a power cut, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

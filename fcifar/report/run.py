@@ -24,7 +24,7 @@ def draw(run: Path, dataset: Dataset) -> None:
         dataset: what it was trained on.
     """
     folder, settings = run / directory.PLOTS, read_settings(run)
-    report = directory.read_json(run / directory.REPORT)
+    report = directory.read_report(run)
     title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
     learning_curve(directory.read_records(run), folder / "learning_curve.png", title=title)
     per_class_bars(report["per_class"], folder / "per_class.png", title=title)

@@ -1,5 +1,10 @@
-"""Trees of tensors in safetensors files: no pickle, no code, one name a leaf."""
+"""Trees of tensors in safetensors files: no pickle, no code, one name a leaf.
 
+Each file carries a SHA-256 of all that is in it, and is not believed when that does not fit.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,35 +15,43 @@ from torch import Tensor
 
 from fcifar import tree
 from fcifar.data.files import replacing
-from fcifar.errors import WorldError
+from fcifar.errors import DamagedError, WorldError
 from fcifar.tree import Tree
+
+CHECKSUM = "sha256"
 
 
 def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
-    """Write the leaves of ``values`` under their dotted names, and ``metadata`` beside them."""
+    """Write the leaves of ``values`` under their dotted names, and ``metadata`` beside them.
+
+    Raises:
+        WorldError: the disk refused; ``path`` is then as it was.
+    """
     leaves = tree.named_leaves(on_device(values, "cpu"))
     # Cloned, for safetensors refuses tensors that share memory.
     tensors = {name: leaf.detach().contiguous().clone() for name, leaf in leaves.items()}
+    sealed = {**metadata, CHECKSUM: _checksum(tensors, metadata)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, dict(metadata))
+        save_file(tensors, temporary, sealed)
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
     """The tree that was saved, in the structure and on the devices of ``like``, and its metadata.
 
     Raises:
-        WorldError: the file is missing, damaged, or holds other names, shapes or dtypes than
+        DamagedError: it is not what was written, or holds other names, shapes or dtypes than
             ``like``; the message names the first leaf that differs.
+        WorldError: it is missing or cannot be read.
     """
     tensors, metadata = read(path)
     wanted = tree.named_leaves(like)
     if missing := sorted(set(wanted) ^ set(tensors)):
         where = "is missing" if missing[0] in wanted else "is not expected"
-        raise WorldError(f"{path} is not a checkpoint of this run: {missing[0]} {where}")
+        raise DamagedError(f"{path} is not a checkpoint of this run: {missing[0]} {where}")
     for name, leaf in wanted.items():
         found = tensors[name]
         if found.shape != leaf.shape or found.dtype != leaf.dtype:
-            raise WorldError(
+            raise DamagedError(
                 f"{path} is not a checkpoint of this run: {name} is {_describe(found)}, "
                 f"not {_describe(leaf)}"
             )
@@ -50,17 +63,30 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file by name, on the CPU, and its metadata.
 
     Raises:
-        WorldError: the file is missing or damaged.
+        DamagedError: it is not what was written.
+        WorldError: it is missing or cannot be read.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned, for otherwise they would be views of a file that may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
     except FileNotFoundError as error:
         raise WorldError(f"there is no file {path}") from error
-    except (SafetensorError, OSError) as error:
-        raise WorldError(f"{path} cannot be read as a safetensors file: {error}") from error
+    except OSError as error:
+        raise WorldError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise DamagedError(f"{path} cannot be read as a safetensors file: {error}") from error
+    if CHECKSUM not in metadata:
+        raise DamagedError(f"{path} has no checksum: fcifar did not write it, or it is damaged")
+    if metadata.pop(CHECKSUM) != _checksum(tensors, metadata):
+        raise DamagedError(f"{path} is damaged: its content does not fit its checksum")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    text = json.dumps(dict(metadata), sort_keys=True)
+    return hashlib.sha256(f"{tree.digest(dict(tensors))}\n{text}".encode()).hexdigest()
 
 
 def _describe(leaf: Tensor) -> str:

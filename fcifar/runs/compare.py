@@ -101,7 +101,7 @@ def _facts(run: Path, network: Trained) -> dict[str, Any]:
     is_run = run.is_dir()
     manifest = directory.read_manifest(run) if is_run else {}
     finished = is_run and (run / directory.REPORT).exists()
-    report = directory.read_json(run / directory.REPORT) if finished else {}
+    report = directory.read_report(run) if finished else {}
     return {
         "run": str(run),
         "recipe": network.recipe.name,

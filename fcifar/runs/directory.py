@@ -1,34 +1,35 @@
 """A run directory: everything about one training run, readable without fcifar.
 
-manifest.json           what was asked: recipe, runtime, data set, versions, command
-metrics.jsonl           one line for each log point
-checkpoint.safetensors  the last saved state, to resume from
-best.safetensors        the parameters of the lowest validation loss so far
-final.safetensors       the trained parameters, under the tutorial's names
-predictions.safetensors what it made of each test image
-report.json             the result
-plots/                  pictures of it
+manifest.json              what was asked: recipe, runtime, data set, versions, command
+metrics.jsonl              one line for each log point, with digests: see log.py
+checkpoint-N.safetensors   the state after N steps, to resume from; the latest few
+best.safetensors           the parameters of the lowest validation loss so far
+final.safetensors          the trained parameters, under the tutorial's names
+predictions.safetensors    what it made of each test image
+report.json                the result
+plots/                     pictures of it
+
+Each file says when it was changed after it was written: JSON by a seal, the log by a chain of
+checks, safetensors by a checksum.
 """
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fcifar.data.files import cannot_write, write_text
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UserError
+from fcifar.runs import jsonfiles, lock, log
 
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.safetensors"
+METRICS = log.FILE
 BEST = "best.safetensors"
 FINAL = "final.safetensors"
 PREDICTIONS = "predictions.safetensors"
 REPORT = "report.json"
 PLOTS = "plots"
+NONFINITE = "nonfinite.json"  # which rows a run stopped at, if it did
 
-FORMAT = 1
+FORMAT = 2
 
 
 def check_free(run: Path) -> None:
@@ -41,86 +42,46 @@ def check_free(run: Path) -> None:
         raise UserError(
             f"{run} already holds a run; choose another --out, or continue it with --resume {run}"
         )
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    if run.exists() and (not run.is_dir() or any(path.name != lock.FILE for path in run.iterdir())):
         raise UserError(f"{run} is not an empty folder; choose another --out")
 
 
-def create(run: Path, manifest: Mapping[str, Any]) -> None:
-    """Make the directory of a new run with its manifest in it."""
-    write_json(run / MANIFEST, {"format": FORMAT, **manifest})
+def create(run: Path, manifest: Mapping[str, Any]) -> str:
+    """Make the directory of a new run with its manifest in it; returns the manifest's seal."""
+    manifest = {"format": FORMAT, **manifest}
+    jsonfiles.write_sealed(run / MANIFEST, manifest)
+    return jsonfiles.seal(manifest)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
     """What ``create`` wrote.
 
     Raises:
-        UserError: ``run`` is not a run directory, or a later version's.
+        UserError: ``run`` is not a run directory, or another version's.
+        WorldError: the manifest is damaged or was changed.
     """
     if not (run / MANIFEST).is_file():
         raise UserError(f"{run} is not a run directory: there is no {MANIFEST} in it")
-    manifest = read_json(run / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = jsonfiles.read_sealed(run / MANIFEST)
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{run / MANIFEST} is not of format {FORMAT}, which this fcifar reads")
     return manifest
 
 
-def append_record(run: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to the metrics log."""
-    path = run / METRICS
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(_dumps(record) + "\n")
-    except OSError as error:
-        raise cannot_write(path, error) from error
+def seal(run: Path) -> str:
+    """The seal of a run's manifest, on which its log hangs. Raises as ``read_manifest``."""
+    return jsonfiles.seal(read_manifest(run))
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:
-    """The metrics log; a last line that was cut short is left out."""
-    path = run / METRICS
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    try:
-        return [json.loads(line) for line in lines[:-1]]
-    except json.JSONDecodeError as error:
-        raise WorldError(f"{path} is damaged: {error}") from error
+    """The metrics log. Raises as ``read_manifest``, and a WorldError for a damaged log."""
+    return log.read(run, seal(run))
 
 
-def rewind_records(run: Path, step: int) -> None:
-    """Forget the log points after ``step``."""
-    kept = [record for record in read_records(run) if record["step"] <= step]
-    write_text(run / METRICS, "".join(_dumps(record) + "\n" for record in kept))
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Replace ``path`` by ``values`` as JSON."""
-    write_text(path, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """The values in a JSON file.
+def read_report(run: Path) -> dict[str, Any]:
+    """The report of a finished run.
 
     Raises:
-        WorldError: it is missing or damaged.
+        WorldError: it is missing or damaged, or was changed.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise WorldError(f"there is no file {path}") from error
-    except (OSError, ValueError) as error:
-        raise WorldError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def _dumps(values: Any) -> str:
-    return json.dumps(_finite(values), allow_nan=False)
-
-
-def _finite(values: Any) -> Any:
-    # JSON has no NaN and no infinity: null stands for both.
-    if isinstance(values, float):
-        return values if math.isfinite(values) else None
-    if isinstance(values, Mapping):
-        return {key: _finite(value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_finite(value) for value in values]
-    return values
+    return jsonfiles.read_sealed(run / REPORT)

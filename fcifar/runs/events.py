@@ -28,7 +28,13 @@ class Logged(NamedTuple):
     record: dict[str, Any]
 
 
-Event = Preparing | Advanced | Logged
+class Noted(NamedTuple):
+    """Something that a person should read."""
+
+    text: str
+
+
+Event = Preparing | Advanced | Logged | Noted
 Observe = Callable[[Event], None]
 
 

@@ -7,24 +7,24 @@ from typing import Any, NamedTuple
 
 from fcifar import metrics, tree
 from fcifar.data import Dataset
-from fcifar.models import Variables
+from fcifar.data.files import sweep
+from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, environment, manifest
-from fcifar.runs.evaluate import evaluate, save_predictions, summarize
-from fcifar.runs.events import Advanced, Logged, Observe, Preparing, ignore
-from fcifar.runs.program import Program, build
+from fcifar.runs import directory, environment, manifest, session
+from fcifar.runs.events import Advanced, Noted, Observe, Preparing, ignore
+from fcifar.runs.finishing import finish
+from fcifar.runs.lock import locked
+from fcifar.runs.log import Mark
+from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime, activate
-from fcifar.runs.saving import (
-    Clock,
-    read_network,
-    restore_running,
-    save_network,
-    save_running,
-)
-from fcifar.runs.selection import best_epoch, is_best, should_stop
-from fcifar.step import Batch, Running
+from fcifar.runs.safeguards import Safeguards
+from fcifar.runs.saving import Clock, Place, restore_running
+from fcifar.runs.selection import is_best, should_stop
+from fcifar.runs.session import Session
+from fcifar.step import Running
 
 Stop = Callable[[], int | None]
+Probe = Callable[[int, Running], None]
 
 
 class Interrupted(NamedTuple):
@@ -42,150 +42,153 @@ def train(
     *,
     compiled: bool = False,
     resume: bool = False,
+    safeguards: Safeguards = Safeguards(),  # noqa: B008
     observe: Observe = ignore,
     stop: Stop = lambda: None,
+    probe: Probe = lambda step, running: None,
 ) -> dict[str, Any] | Interrupted:
     """Train, evaluate, and leave a run directory behind.
 
     Args:
         run: the run directory, new or (with ``resume``) one that was interrupted.
         compiled: whether the step goes through ``torch.compile``.
+        safeguards: when to save, and what to stop at.
         observe: is told what happens.
         stop: asked before each step; a signal number ends the run after a checkpoint.
+        probe: sees the state after each step, as a checkpoint would hold it.
 
     Returns:
         The report, which is also in ``report.json``; or ``Interrupted``.
 
     Raises:
         UserError: the request cannot be carried out; nothing was written.
+        NonFiniteError: the loss is no number any more.
         WorldError: the disk failed; what was written before is whole.
     """
     if compiled:
         environment.check_compiler(runtime.device)
     with activate(runtime):
         program = build(recipe, runtime, dataset, compiled=compiled)
-        running, clock = program.init(), Clock()
-        if resume:
-            running, clock = restore_running(run, running)
-        else:
-            directory.check_free(run)
-        if compiled:
-            observe(Preparing("compiling"))
-            clock = clock._replace(compile=clock.compile + _warm_up(program, running))
+        first = program.init()
+        sitting = Session(
+            run=run,
+            program=program,
+            recipe=recipe,
+            runtime=runtime,
+            dataset=dataset,
+            compiled=compiled,
+            safeguards=safeguards,
+            observe=observe,
+            multipliers=session.draw_multipliers(first.state),
+        )
         if not resume:
-            about = manifest.describe(recipe, runtime, dataset, compiled=compiled)
-            directory.create(run, about)
-        session = _Session(run, program, recipe, runtime, dataset, observe, stop)
-        running, clock, signum = _run_steps(session, running, clock)
-        if signum is not None:
-            return Interrupted(signum, int(running.state.step))
-        observe(Preparing("evaluating"))
-        return _finish(session, running, clock)
+            directory.check_free(run)
+        with locked(run):
+            if resume:
+                place = _warm_up(sitting, _restore(sitting, first))
+            else:
+                directory.check_free(run)  # again, for another process may have been quicker
+                place = _warm_up(sitting, Place(first, Clock(), Mark(0, "")))
+                seal = directory.create(run, manifest.describe(sitting))
+                place = place._replace(mark=Mark(0, seal))
+            place, losses, signum = _run_steps(sitting, place, stop, probe)
+            if signum is not None:
+                return Interrupted(signum, int(place.running.state.step))
+            observe(Preparing("evaluating"))
+            return finish(sitting, place, losses)
 
 
-class _Session(NamedTuple):
-    """What does not change while a run is on."""
-
-    run: Path
-    program: Program
-    recipe: Recipe
-    runtime: Runtime
-    dataset: Dataset
-    observe: Observe
-    stop: Stop
+def _restore(sitting: Session, first: Running) -> Place:
+    """Where an interrupted run goes on."""
+    run, began = sitting.run, manifest.read_settings(sitting.run)
+    given = sitting.recipe, sitting.runtime, sitting.compiled
+    if began[:3] != given or began.dataset_digest != sitting.dataset.digest:
+        raise UserError(
+            f"{run} began with another recipe, runtime or data set than is given now; continue it "
+            "with those it began with, or begin a new run"
+        )
+    sweep(run)
+    (run / directory.NONFINITE).unlink(missing_ok=True)
+    place, notes = restore_running(run, first, directory.seal(run))
+    for note in notes:
+        sitting.observe(Noted(note))
+    return place
 
 
 def _run_steps(
-    session: _Session, running: Running, clock: Clock
-) -> tuple[Running, Clock, int | None]:
-    """Train to the end, to an early stop, or to a signal, which is then the last value."""
-    run, program, recipe, _, _, observe, stop = session
-    step = int(running.state.step)
+    sitting: Session, place: Place, stop: Stop, probe: Probe
+) -> tuple[Place, list[float], int | None]:
+    """Train to the end, to an early stop, or to a signal, which is then the last value.
+
+    The second value is the validation losses so far, one an epoch.
+    """
+    program, recipe = sitting.program, sitting.recipe
+    every = sitting.safeguards.every
+    step, losses = int(place.running.state.step), _valid_losses(sitting.run)
     log_every = recipe.log_every or program.steps_per_epoch
-    losses = _valid_losses(run)
-    if should_stop(losses, recipe.patience):
-        return running, clock, None
-    started, next_tick = time.perf_counter(), 0.0
+    if losses and is_best(losses) and step == len(losses) * program.steps_per_epoch:
+        # The process may have ended between the checkpoint of a best epoch and its network.
+        session.save_network(sitting, directory.BEST, place.running.state.variables)
+    started = time.perf_counter()
+    saved_step, saved, next_tick = step if step else -1, started, 0.0
 
-    def now() -> Clock:
-        return clock._replace(train=clock.train + time.perf_counter() - started)
+    def here(running: Running) -> Place:
+        nonlocal started
+        now = time.perf_counter()
+        clock = place.clock._replace(train=place.clock.train + now - started)
+        started = now
+        return place._replace(running=running, clock=clock)
 
-    for rows in program.rows_from(step):
+    running = place.running
+    for rows in () if should_stop(losses, recipe.patience) else program.rows_from(step):
         if (signum := stop()) is not None:
-            save_running(run, running, step, now())
-            return running, now(), signum
+            if saved_step != step:
+                place = session.save(sitting, here(running))
+            return place, losses, signum
         running, _ = program.train_step(running, rows)
         step += 1
+        due = step % every.steps == 0 or time.perf_counter() - saved >= every.seconds
+        best = False
         if step % log_every == 0 or step == program.total_steps:
-            running = _log_training(session, running, step, now())
-        if step % program.steps_per_epoch == 0:
-            clock, started = now(), time.perf_counter()
-            if len(program.valid.labels):
-                losses.append(_validate(session, running.state.variables, step, losses))
-                seconds = time.perf_counter() - started
-                clock, started = clock._replace(valid=clock.valid + seconds), time.perf_counter()
-            save_running(run, running, step, now())
-            if should_stop(losses, recipe.patience):
-                break
+            place = session.log_training(sitting, here(running))
+            running = place.running
+        if step % program.steps_per_epoch == 0 and len(program.valid.labels):
+            place = _validate(sitting, here(running), step, losses)
+            started = time.perf_counter()
+            best = is_best(losses)
+        probe(step, running)
+        if due or best:
+            place = session.save(sitting, here(running))
+            saved_step, saved = step, time.perf_counter()
+        if best:
+            session.save_network(sitting, directory.BEST, running.state.variables)
         if time.perf_counter() >= next_tick:
-            observe(_progress(session, running, step, now()))
+            place = here(running)
+            session.check_finite(sitting, place)
+            sitting.observe(_progress(sitting, place, step))
             next_tick = time.perf_counter() + 0.25
-    observe(_progress(session, running, step, now()))
-    return running, now(), None
+        if step % program.steps_per_epoch == 0 and should_stop(losses, recipe.patience):
+            break
+    place = here(running)
+    if saved_step != step:
+        place = session.save(sitting, place)
+    sitting.observe(_progress(sitting, place, step))
+    return place, losses, None
 
 
-def _log_training(session: _Session, running: Running, step: int, clock: Clock) -> Running:
-    """Write the running metrics down and start them afresh."""
-    epoch = step / session.program.steps_per_epoch
-    summary = metrics.summarize(running.totals)
-    _log(session, {"kind": "train", "step": step, "epoch": epoch, **summary}, clock.train)
-    return running._replace(totals=tree.zeros_like(running.totals))
-
-
-def _validate(session: _Session, variables: Variables, step: int, losses: list[float]) -> float:
-    """Evaluate on the images held out, keep the network if it is the best yet; its loss."""
-    summary = _evaluate(session, variables, session.program.valid, "valid", step)
-    if is_best([*losses, summary["loss"]]):
-        _save_network(session, directory.BEST, variables)
-    return summary["loss"]
-
-
-def _save_network(session: _Session, name: str, variables: Variables) -> None:
-    seed = session.runtime.seed
-    save_network(session.run / name, variables, session.recipe, seed, session.dataset)
-
-
-def _evaluate(
-    session: _Session, variables: Variables, data: Batch, split: str, step: int
-) -> dict[str, Any]:
-    program = session.program
+def _validate(sitting: Session, place: Place, step: int, losses: list[float]) -> Place:
+    """Evaluate on the images held out, and add the loss to ``losses``."""
     started = time.perf_counter()
-    examples = evaluate(program.eval_step, variables, data)
-    summary = summarize(examples, data.labels, session.dataset.classes)
-    if split == "test":
-        save_predictions(session.run / directory.PREDICTIONS, examples, data.labels)
-    record = {
-        "kind": "eval",
-        "split": split,
-        "step": step,
-        "epoch": step / program.steps_per_epoch,
-        "loss": summary["loss"],
-        "accuracy": summary["accuracy"],
-        "count": summary["n"],
-    }
-    _log(session, record, time.perf_counter() - started)
-    return summary
+    variables = place.running.state.variables
+    summary, mark = session.measure(sitting, variables, "valid", step, place.mark)
+    losses.append(summary["loss"])
+    clock = place.clock._replace(valid=place.clock.valid + time.perf_counter() - started)
+    return place._replace(clock=clock, mark=mark)
 
 
-def _log(session: _Session, record: dict[str, Any], seconds: float) -> None:
-    record = {**record, "seconds": seconds}
-    directory.append_record(session.run, record)
-    session.observe(Logged(record))
-
-
-def _progress(session: _Session, running: Running, step: int, clock: Clock) -> Advanced:
-    program, recipe = session.program, session.recipe
-    recent = metrics.summarize(running.totals)
+def _progress(sitting: Session, place: Place, step: int) -> Advanced:
+    program, recipe = sitting.program, sitting.recipe
+    recent = metrics.summarize(place.running.totals)
     return Advanced(
         step=step,
         total_steps=program.total_steps,
@@ -195,19 +198,23 @@ def _progress(session: _Session, running: Running, step: int, clock: Clock) -> A
         accuracy=recent["accuracy"],
         images_per_second=program.images_per_epoch
         * (step / program.steps_per_epoch)
-        / max(clock.train, 1e-9),
+        / max(place.clock.train, 1e-9),
     )
 
 
-def _warm_up(program: Program, running: Running) -> float:
-    """Compile the step for each shape of batch, on a copy of the state; the seconds it took."""
-    started = time.perf_counter()
+def _warm_up(sitting: Session, place: Place) -> Place:
+    """Compile the step for each shape of batch, on a copy of the state, and count the seconds."""
+    if not sitting.compiled:
+        return place
+    sitting.observe(Preparing("compiling"))
+    program, started = sitting.program, time.perf_counter()
     last_epoch = program.rows_from(program.total_steps - program.steps_per_epoch)
     for rows in {len(rows): rows for rows in last_epoch}.values():
         # A donated state is overwritten: the copy is what gets lost.
-        copy, _ = program.train_step(tree.map(lambda x: x.clone(), running), rows)
+        copy, _ = program.train_step(tree.map(lambda x: x.clone(), place.running), rows)
         int(copy.state.step)  # wait for the device
-    return time.perf_counter() - started
+    seconds = place.clock.compile + time.perf_counter() - started
+    return place._replace(clock=place.clock._replace(compile=seconds))
 
 
 def _valid_losses(run: Path) -> list[float]:
@@ -217,48 +224,3 @@ def _valid_losses(run: Path) -> list[float]:
         for record in directory.read_records(run)
         if record["kind"] == "eval" and record["split"] == "valid"
     ]
-
-
-def _finish(session: _Session, running: Running, clock: Clock) -> dict[str, Any]:
-    """Choose the network to end with, measure it on the test images, and report."""
-    run, program, recipe, runtime, dataset, *_ = session
-    step, losses = int(running.state.step), _valid_losses(run)
-    variables, chosen = running.state.variables, step
-    selected: dict[str, Any] = {"by": "last epoch", "step": step}
-    if recipe.restore_best:
-        epoch = best_epoch(losses)
-        chosen = (epoch + 1) * program.steps_per_epoch
-        variables = read_network(run / directory.BEST, like=variables)
-        selected = {
-            "by": "lowest validation loss",
-            "step": chosen,
-            "valid_loss": losses[epoch],
-        }
-    started = time.perf_counter()
-    summary = _evaluate(session, variables, program.test, "test", chosen)
-    eval_seconds = time.perf_counter() - started
-    _save_network(session, directory.FINAL, variables)
-    epochs = step / program.steps_per_epoch
-    report = {
-        "run_dir": str(run),
-        "recipe": recipe.name,
-        "dataset": dataset.name,
-        "seed": runtime.seed,
-        "device": runtime.device,
-        "steps": step,
-        "epochs": int(epochs) if epochs.is_integer() else epochs,
-        "stopped_early": step < program.total_steps,
-        "selected": selected,
-        "test_accuracy": summary["accuracy"],
-        "test_loss": summary["loss"],
-        "test_n": summary["n"],
-        **{name: summary[name] for name in summary if name not in ("accuracy", "loss", "n")},
-        "train_seconds": clock.train,
-        "valid_seconds": clock.valid,
-        "compile_seconds": clock.compile,
-        "eval_seconds": eval_seconds,
-        "images_per_second": program.images_per_epoch * epochs / clock.train,
-        "params_digest": tree.digest(variables.params),
-    }
-    directory.write_json(run / directory.REPORT, report)
-    return report

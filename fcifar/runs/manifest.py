@@ -12,6 +12,8 @@ from fcifar.errors import UserError
 from fcifar.recipes import Recipe
 from fcifar.runs import directory, environment
 from fcifar.runs.runtime import Runtime
+from fcifar.runs.safeguards import Safeguards
+from fcifar.runs.session import Session
 
 
 class Settings(NamedTuple):
@@ -22,16 +24,17 @@ class Settings(NamedTuple):
     compiled: bool
     dataset_name: str
     dataset_digest: str
+    safeguards: Safeguards
 
 
-def describe(
-    recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool
-) -> dict[str, Any]:
-    """A manifest, as values that JSON holds."""
+def describe(sitting: Session) -> dict[str, Any]:
+    """The manifest of a run, as values that JSON holds."""
+    dataset = sitting.dataset
     return {
-        "recipe": recipes.to_dict(recipe),
-        "runtime": dataclasses.asdict(runtime),
-        "compile": compiled,
+        "recipe": recipes.to_dict(sitting.recipe),
+        "runtime": dataclasses.asdict(sitting.runtime),
+        "compile": sitting.compiled,
+        "safeguards": dataclasses.asdict(sitting.safeguards),
         "dataset": {
             "name": dataset.name,
             "digest": dataset.digest,
@@ -52,7 +55,7 @@ def read_settings(run: Path) -> Settings:
 
     Raises:
         UserError: the directory is not a run, or its manifest is not complete.
-        WorldError: the manifest is damaged.
+        WorldError: the manifest is damaged, or was changed.
     """
     manifest = directory.read_manifest(run)
     try:
@@ -62,6 +65,20 @@ def read_settings(run: Path) -> Settings:
             compiled=manifest["compile"],
             dataset_name=manifest["dataset"]["name"],
             dataset_digest=manifest["dataset"]["digest"],
+            safeguards=Safeguards(**manifest["safeguards"]),
         )
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{run / directory.MANIFEST} is not complete: {error}") from error
+
+
+def check_same_data(run: Path, settings: Settings, dataset: Dataset) -> None:
+    """Make sure that a data set is the one that a run was trained on.
+
+    Raises:
+        UserError: it is another one, under the same name.
+    """
+    if dataset.digest != settings.dataset_digest:
+        raise UserError(
+            f"the data set {dataset.name} is not the one that {run} began with (digest "
+            f"{dataset.digest[:12]}, then {settings.dataset_digest[:12]}); prepare that one again"
+        )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import metrics, random, recipes
+from fcifar import random, recipes
 from fcifar.data import Dataset
 from fcifar.data.splits import holdout
 from fcifar.errors import UserError
@@ -28,6 +28,7 @@ from fcifar.step import (
     make_eval_step,
     make_train_step,
     on_indices,
+    start_running,
 )
 
 
@@ -92,7 +93,7 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
     def init() -> Running:
         # Drawn on the CPU, so that a run starts from the same bits on every device.
         state = init_train_state(model, optimizer, key=state_key, policy=policy)
-        return on_device(Running(state, metrics.zeros()), device)
+        return on_device(start_running(state), device)
 
     def rows_from(start: int) -> Iterator[Tensor]:
         first, done = divmod(start, steps_per_epoch)

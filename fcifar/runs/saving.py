@@ -1,15 +1,23 @@
 """What a run saves on its way: its whole state, and networks."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
 from fcifar import recipes, tree
 from fcifar.data import Dataset
+from fcifar.data.files import cannot_write
+from fcifar.errors import DamagedError
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import checkpoint, directory
+from fcifar.runs import checkpoint, log
+from fcifar.runs.log import Mark
 from fcifar.step import Running
+
+_NAME = re.compile(r"checkpoint-([0-9]{8,})\.safetensors")
+_DAMAGED = ".damaged"
 
 
 class Clock(NamedTuple):
@@ -18,26 +26,94 @@ class Clock(NamedTuple):
     train: float = 0.0
     compile: float = 0.0
     valid: float = 0.0
+    safeguards: float = 0.0  # on digests and checkpoints; a part of train
 
 
-def save_running(run: Path, running: Running, step: int, clock: Clock) -> None:
-    """Write the checkpoint that ``restore_running`` reads."""
-    metadata = {"step": str(step), "clock": json.dumps(clock._asdict())}
-    checkpoint.save(run / directory.CHECKPOINT, running, metadata)
+class Place(NamedTuple):
+    """Where a run is."""
+
+    running: Running
+    clock: Clock
+    mark: Mark  # the end of its log
 
 
-def restore_running(run: Path, like: Running) -> tuple[Running, Clock]:
-    """The state to go on from, with the metrics log cut back to it.
+def path_of(run: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return run / f"checkpoint-{step:08}.safetensors"
 
-    Without a checkpoint that is the beginning, ``like``.
+
+def list_checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by step, the latest first."""
+    paths = ((_NAME.fullmatch(path.name), path) for path in run.iterdir())
+    found = {int(match[1]): path for match, path in paths if match}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def save_running(run: Path, place: Place, keep: int) -> None:
+    """Write a checkpoint, and only then remove all but the latest ``keep``.
+
+    Raises:
+        WorldError: the disk refused; the earlier checkpoints are then all there.
     """
-    path = run / directory.CHECKPOINT
-    if not path.exists():
-        directory.rewind_records(run, 0)
-        return like, Clock()
+    log.sync(run)
+    running, clock, mark = place
+    metadata = {"clock": json.dumps(clock._asdict()), "log": json.dumps(mark._asdict())}
+    checkpoint.save(path_of(run, int(running.state.step)), running, metadata)
+    for old in list(list_checkpoints(run).values())[keep:]:
+        old.unlink(missing_ok=True)
+
+
+def load_running(path: Path, like: Running) -> Place:
+    """What ``save_running`` wrote, in the structure and on the devices of ``like``.
+
+    Raises:
+        DamagedError: it is not what was written, or no checkpoint of such a run.
+        WorldError: it is missing or cannot be read.
+    """
     running, metadata = checkpoint.load(path, like)
-    directory.rewind_records(run, int(metadata["step"]))
-    return running, Clock(**json.loads(metadata["clock"]))
+    try:
+        clock, mark = Clock(**json.loads(metadata["clock"])), Mark(**json.loads(metadata["log"]))
+    except (LookupError, TypeError, ValueError) as error:
+        raise DamagedError(f"{path} is not a checkpoint of a run: {error!r}") from error
+    return Place(running, clock, mark)
+
+
+def restore_running(run: Path, like: Running, seal: str) -> tuple[Place, list[str]]:
+    """The latest state that is whole, with the metrics log cut back to it.
+
+    A checkpoint that is damaged, or that the log does not lead to, is set aside under another
+    name, and the one before it is taken; without any, it is the beginning, ``like``. The second
+    value says so, a line each.
+
+    Raises:
+        WorldError: the disk refused.
+    """
+    notes: list[str] = []
+    for step, path in list_checkpoints(run).items():
+        try:
+            place = load_running(path, like)
+            log.rewind(run, seal, place.mark)
+        except DamagedError as error:
+            notes.append(f"checkpoint of step {step:,} is not used: {error}")
+            _set_aside(path)
+        else:
+            return place, notes
+    if notes:
+        notes.append("no checkpoint is left; the run starts again from its beginning")
+    beginning = Mark(0, seal)
+    log.rewind(run, seal, beginning)
+    return Place(like, Clock(), beginning), notes
+
+
+def _set_aside(path: Path) -> None:
+    """Keep a damaged checkpoint, and the log as it was then, out of the way."""
+    metrics = path.parent / log.FILE
+    try:
+        path.replace(path.with_name(path.name + _DAMAGED))
+        if metrics.exists():
+            shutil.copyfile(metrics, metrics.with_name(metrics.name + _DAMAGED))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def save_network(

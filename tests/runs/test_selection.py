@@ -87,7 +87,7 @@ def test_a_run_that_overfits_stops_there_and_ends_with_its_best(
     }
     final, _ = checkpoint.read(run / "final.safetensors")
     kept, _ = checkpoint.read(run / "best.safetensors")
-    last, _ = checkpoint.read(run / "checkpoint.safetensors")
+    last, _ = checkpoint.read(next(run.glob("checkpoint-*.safetensors")))
     assert tree.equal(final, kept)
     assert report["params_digest"] == tree.digest(final)
     assert not torch.equal(final["fc3.bias"], last["state.variables.params.fc3.bias"])

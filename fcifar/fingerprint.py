@@ -1,0 +1,55 @@
+"""A cheap hash of every tensor of a tree, computed where the tensors lie.
+
+A tensor is taken as its 32-bit words ``w[0], w[1], ...`` in row-major order, and its hash is
+
+    (m[0] * w[0] + m[1] * w[1] + ...)  modulo 2**64
+
+with odd 64-bit multipliers that are drawn from a key once: multilinear hashing (Lemire and Kaser,
+"Strongly universal string hashing is fast", 2014). Any change within a single word changes the
+hash for certain, any other change all but certainly. It is integer arithmetic, so that equal bits
+have equal hashes on every device, in every version and in any order of summation.
+
+It finds accidents, not forgeries: for those, and for files, ``tree.digest`` is SHA-256.
+"""
+
+import torch
+from torch import Tensor
+
+from fcifar import random, tree
+from fcifar.random import Key
+from fcifar.tree import Tree
+
+
+def draw_multipliers(key: Key, like: Tree) -> Tensor:
+    """Odd multipliers for trees of the shapes and dtypes of ``like``: int64 [n], on its device."""
+    sizes = [words(leaf).numel() for leaf in tree.leaves(like)]
+    high, low = random.bits(key, (max([len(sizes), *sizes]), 2)).unbind(-1)
+    device = tree.leaves(like)[0].device if sizes else key.device
+    return ((high << 32) | low | 1).to(device)
+
+
+def hash_leaves(multipliers: Tensor, values: Tree) -> Tensor:
+    """The hash of each leaf in the order of ``tree.leaves``: int64 [leaves], without a wait."""
+    hashes = [
+        (multipliers[: w.numel()] * w).sum()
+        for w in (words(leaf).to(torch.int64) for leaf in tree.leaves(values))
+    ]
+    return torch.stack(hashes)
+
+
+def combine(multipliers: Tensor, hashes: Tensor) -> Tensor:
+    """One hash out of those of the leaves: int64 []."""
+    return (multipliers[: len(hashes)] * hashes).sum()
+
+
+def words(leaf: Tensor) -> Tensor:
+    """The bits of a tensor in row-major order, as signed words of 32 bits or of fewer."""
+    flat = leaf.detach().reshape(-1)
+    if flat.dtype == torch.bool:
+        return flat.view(torch.uint8)
+    return flat.view({1: torch.int8, 2: torch.int16}.get(flat.element_size(), torch.int32))
+
+
+def to_hex(value: int) -> str:
+    """A 64-bit integer, signed as torch gives it, as 16 hexadecimal digits."""
+    return f"{value & 0xFFFF_FFFF_FFFF_FFFF:016x}"
