@@ -5,25 +5,24 @@ larger than any image or batch of images, is refused before it is read.
 """
 
 import gzip
-import io
-import lzma
 import stat
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+from fcifar.data import tars
 from fcifar.data.progress import Progress
-from fcifar.data.store import reason
+from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError, WorldError
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch, the largest file we read, has 31 million
 ARRAY_LIMIT = 2**30  # bytes of one .npy member
 TOTAL_LIMIT = 2**31  # bytes of all members, those included that are not read
 COUNT_LIMIT = 2_000_000  # members
+NAME_LIMIT = 1000  # letters of the path of a member
 DEPTH_LIMIT = 8  # folders within folders; a link to a parent would never end
 
 ACCEPTED = (
@@ -34,16 +33,14 @@ ACCEPTED = (
 
 # What the libraries raise for bytes that are not what they should be.
 _DAMAGED = (
-    tarfile.TarError,
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     EOFError,
     OverflowError,
     LookupError,  # from zipfile: a member without a name
-    RuntimeError,  # from zipfile: encrypted, or a compression it does not know
+    RuntimeError,  # from zipfile: encrypted
     ValueError,
 )
 
@@ -69,27 +66,30 @@ def read(source: Path, wanted: Callable[[str], bool], progress: Progress) -> dic
             that is refused.
         WorldError: the operating system cannot read it.
     """
+    where = one_line(source)
     try:
-        return _without_top(_gather(_members(source, progress), wanted, source))
+        return _without_top(_gather(_members(source, progress), wanted, where))
     except UserError:
         raise
     except _DAMAGED as error:
         raise UserError(
-            f"{source} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
+            f"{where} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
         ) from error
     except OSError as error:
         raise WorldError(
-            f"cannot read {source}: {reason(error)}; check the file and its permissions"
+            f"cannot read {where}: {reason(error)}; check the file and its permissions"
         ) from error
 
 
 def unknown(source: Path) -> UserError:
     """The error for a source that is not in any form we read."""
-    return UserError(f"{source} holds no images that fcifar can import; it accepts {ACCEPTED}")
+    return UserError(
+        f"{one_line(source)} holds no images that fcifar can import; it accepts {ACCEPTED}"
+    )
 
 
 def _gather(
-    members: Iterable[Member], wanted: Callable[[str], bool], source: Path
+    members: Iterable[Member], wanted: Callable[[str], bool], source: str
 ) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     total = 0
@@ -102,7 +102,7 @@ def _gather(
             )
         if member.size < 0:
             raise ValueError("a member has a negative size")
-        total += member.size
+        total += member.size + len(member.name)
         if total > TOTAL_LIMIT or count > COUNT_LIMIT:
             raise UserError(
                 f"{source} has more than {TOTAL_LIMIT} bytes or {COUNT_LIMIT} files in it; "
@@ -124,8 +124,10 @@ def _gather(
     return dict(sorted(files.items()))
 
 
-def _inside(name: str, source: Path) -> str:
+def _inside(name: str, source: str) -> str:
     """The path without "." parts; refused if it could lead out of a folder on any system."""
+    if not 0 < len(name) <= NAME_LIMIT:
+        raise ValueError(f"a member has a name of {len(name)} letters")
     path = PureWindowsPath(name)  # this flavour knows both kinds of slash, and drives
     if path.anchor or ".." in path.parts or "\0" in name:
         raise UserError(f"{source} has a member {name!r} that points outside; it is not read")
@@ -147,11 +149,13 @@ def _members(source: Path, progress: Progress) -> Iterator[Member]:
     if source.is_dir():
         return _folder_members(source, progress)
     if not source.exists():
-        raise UserError(f"{source} does not exist; give the path of {ACCEPTED}")
+        raise UserError(f"{one_line(source)} does not exist; give the path of {ACCEPTED}")
     if not source.is_file():
-        raise UserError(f"{source} is neither a file nor a folder; give the path of {ACCEPTED}")
+        raise UserError(
+            f"{one_line(source)} is neither a file nor a folder; give the path of {ACCEPTED}"
+        )
     if not source.stat().st_size:
-        raise UserError(f"{source} is empty; give the path of {ACCEPTED}")
+        raise UserError(f"{one_line(source)} is empty; give the path of {ACCEPTED}")
     with source.open("rb") as file:
         magic = file.read(2)
     if magic == b"PK":
@@ -175,7 +179,9 @@ def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
 def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
     """Everything below a folder. Links are followed here: the folder is the user's own."""
     if depth > DEPTH_LIMIT:
-        raise UserError(f"{folder} lies more than {DEPTH_LIMIT} folders deep; is it a circle?")
+        raise UserError(
+            f"{one_line(folder)} lies more than {DEPTH_LIMIT} folders deep; is it a circle?"
+        )
     for path in sorted(folder.iterdir()):
         yield path
         if path.is_dir():
@@ -191,78 +197,31 @@ def _zip_members(source: Path, progress: Progress) -> Iterator[Member]:
                 kind = "folder"
             else:
                 kind = "file" if mode in (0, stat.S_IFREG) else "a link or a device"
-            # zipfile yields no more than the stated size, and checks it against a CRC.
             yield Member(
-                entry.filename, kind, entry.file_size, lambda entry=entry: archive.read(entry)
+                entry.filename, kind, entry.file_size, lambda entry=entry: _unzip(archive, entry)
             )
             progress(f"reading {source.name}", count, len(entries))
 
 
+def _unzip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """A member's content, whose size has been checked. zipfile compares it with a CRC.
+
+    ``archive.read`` would unpack all there is before it looks at the size, and so do the other
+    methods of compression whatever one asks for.
+    """
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is compressed otherwise than by deflate")
+    with archive.open(entry) as file:
+        return tars.read_whole(file, entry.file_size)
+
+
 def _tar_members(source: Path, compressed: bool, progress: Progress) -> Iterator[Member]:
     size = source.stat().st_size
-    with (
-        source.open("rb", buffering=0) as file,
-        _Stream(gzip.GzipFile(fileobj=file) if compressed else file) as stream,
-        _open_tar(stream, source) as archive,
-    ):
-        for entry in archive:
-            yield Member(
-                entry.name,
-                _tar_kind(entry),
-                entry.size,
-                lambda entry=entry: stream.read_at(entry.offset_data, entry.size),
-            )
-            progress(f"reading {source.name}", file.tell(), size)
-        # tarfile takes a header that is cut short for the end. The real end is a zero block.
-        if stream.last != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("the archive ends early")
-        _drain(stream)
-
-
-def _open_tar(stream: BinaryIO, source: Path) -> tarfile.TarFile:
-    try:
-        return tarfile.open(fileobj=stream, mode="r:")
-    except tarfile.ReadError as error:
-        raise unknown(source) from error
-
-
-def _tar_kind(entry: tarfile.TarInfo) -> str:
-    if entry.isdir():
-        return "folder"
-    if entry.issym() or entry.islnk():
-        return "a link"
-    return "file" if entry.isreg() and not entry.issparse() else "a device or sparse file"
-
-
-class _Stream(io.BufferedReader):
-    """A tar's bytes, uncompressed. Refuses to read much at once, and remembers what it read last.
-
-    A few bytes of gzip can hold a name of many gigabytes, and tarfile would read it.
-    """
-
-    last = b""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= _CHUNK:
-            raise EOFError(f"it claims to have {size} bytes in one piece")
-        self.last = super().read(size)
-        return self.last
-
-    def read_at(self, offset: int, size: int) -> bytes:
-        """A member's content, whose size has been checked."""
-        self.seek(offset)
-        data = super().read(size)
-        if len(data) < size:
-            raise EOFError("the archive ends early")
-        return data
-
-
-_CHUNK = 2**20  # bytes
-
-
-def _drain(stream: _Stream) -> None:
-    """Read to the end, for gzip keeps its checksum there."""
-    for _ in range(TOTAL_LIMIT // _CHUNK):
-        if not stream.read(_CHUNK):
-            return
-    raise EOFError("there is no end to it")
+    with source.open("rb") as file:
+        stream = gzip.GzipFile(fileobj=file) if compressed else file
+        try:
+            for entry in tars.entries(stream, 2 * TOTAL_LIMIT):
+                yield Member(*entry)
+                progress(f"reading {source.name}", file.tell(), size)
+        except tars.NoTarError as error:
+            raise unknown(source) from error

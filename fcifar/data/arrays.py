@@ -6,13 +6,14 @@
 import io
 import math
 import tokenize
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
-from fcifar.data.store import reason
+from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError
 
 REQUIRED = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
@@ -65,11 +66,12 @@ def load_array(name: str, data: bytes) -> np.ndarray:
     """
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-        else:
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        with warnings.catch_warnings(action="ignore"):  # of what Python 2 wrote, for one
+            version = np.lib.format.read_magic(stream)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            else:
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which could run code")
         # numpy's own reader would allocate what the header claims before it looks.
@@ -86,7 +88,8 @@ def load_array(name: str, data: bytes) -> np.ndarray:
 def _images(array: np.ndarray) -> torch.Tensor:
     if array.dtype != np.uint8:
         raise UserError(
-            f"the images are {array.dtype} {list(array.shape)}; they must be uint8, 0 to 255"
+            f"the images are {one_line(array.dtype)} {list(array.shape)}; "
+            "they must be uint8, 0 to 255"
         )
     channels_last = array.ndim == 4 and array.shape[1:] == (SIDE, SIDE, 3)
     # A copy, for the bytes below are read-only, and in one order of memory.
@@ -97,7 +100,9 @@ def _images(array: np.ndarray) -> torch.Tensor:
 
 def _labels(split: str, array: np.ndarray) -> torch.Tensor:
     if array.dtype.kind not in "iu":
-        raise UserError(f"the {split} labels are {array.dtype}; they must be whole numbers")
+        raise UserError(
+            f"the {split} labels are {one_line(array.dtype)}; they must be whole numbers"
+        )
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     return torch.from_numpy(array.astype(np.int64))
@@ -109,15 +114,17 @@ def _classes(
     if names is not None:
         if names.dtype.kind not in "US" or names.ndim != 1:
             raise UserError(
-                f"classes is {names.dtype} {list(names.shape)}; it must be a list of text"
+                f"classes is {one_line(names.dtype)} {list(names.shape)}; it must be a list of text"
             )
-        return tuple(
-            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-            for name in names.tolist()
-        )
-    count = 1 + max(
-        int(labels.max()) if labels.numel() else 0 for labels in (train_labels, test_labels)
-    )
+        try:
+            return tuple(
+                name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+                for name in names.tolist()
+            )
+        except ValueError as error:
+            raise UserError(f"classes holds what is no text ({reason(error)})") from error
+    highest = [int(labels.max()) for labels in (train_labels, test_labels) if labels.numel()]
+    count = 1 + max(0, *highest)
     if count > _MOST_CLASSES:
         raise UserError(f"there is a label {count - 1}; labels number the classes from 0")
     return tuple(str(i) for i in range(count))

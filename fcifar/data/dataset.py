@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fcifar import tree
+from fcifar.data.wording import one_line
 from fcifar.errors import UserError
 
 SIDE = 32  # pixels
@@ -89,9 +90,13 @@ def content_digest(
 def _check_classes(classes: Sequence[str]) -> None:
     bad = [name for name in classes if not name or not name.isprintable()]
     if bad:
-        raise UserError(f"a class is named {bad[0]!r}; class names are printable text")
+        raise UserError(
+            f"a class is named {one_line(repr(bad[0]))}; class names are printable text"
+        )
     if not classes or len(set(classes)) < len(classes):
-        raise UserError(f"the class names are {list(classes)}; each class needs a name of its own")
+        raise UserError(
+            f"the class names are {one_line(list(classes))}; each class needs a name of its own"
+        )
 
 
 def _check_split(split: str, data: Split, classes: int) -> None:

@@ -10,10 +10,10 @@ import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcifar.data import store
 from fcifar.data.dataset import Dataset
 from fcifar.data.importing import check_free, import_source
 from fcifar.data.progress import Progress
+from fcifar.data.wording import reason
 from fcifar.errors import UserError, WorldError
 
 NAME = "cifar10"
@@ -55,14 +55,14 @@ def fetch(
         raise
     except ValueError as error:
         raise UserError(
-            f"cannot download {url!r}: {store.reason(error)}; give a URL of the official archive"
+            f"cannot download {url!r}: {reason(error)}; give a URL of the official archive"
         ) from error
     # torchvision reports a wrong md5 as a RuntimeError.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
         raise WorldError(
-            f"cannot download {url}: {store.reason(error)}; use --dataset shapes10, which needs no "
+            f"cannot download {url}: {reason(error)}; use --dataset shapes10, which needs no "
             "network, or `fcifar data import` with a copy of the archive"
         ) from error
 

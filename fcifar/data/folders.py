@@ -9,7 +9,7 @@ import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
 from fcifar.data.progress import Progress
-from fcifar.data.store import reason
+from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError
 
 SPLITS = ("train", "test")
@@ -77,17 +77,18 @@ def decode(path: str, data: bytes) -> bytes:
 
     try:
         with (
-            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image,
         ):
             # The size is in the head of the file. Nothing has been decoded yet.
             if image.size != (SIDE, SIDE):
                 width, height = image.size
                 raise UserError(
-                    f"{path} is {width}x{height}; every image must be {SIDE}x{SIDE}, so resize it"
+                    f"{one_line(path)} is {width}x{height}; "
+                    f"every image must be {SIDE}x{SIDE}, so resize it"
                 )
             if image.mode[0] in "IF":
-                raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
+                raise UserError(f"{one_line(path)} has more than 8 bits a channel; save it with 8")
             if "transparency" in image.info:
                 return image.convert("RGBA").convert("RGB").tobytes()
             return image.convert("RGB").tobytes()
@@ -96,7 +97,8 @@ def decode(path: str, data: bytes) -> bytes:
     # Pillow raises whatever its decoder tripped over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UserError(
-            f"{path} is no readable PNG or JPEG image ({reason(error)}); replace or remove it"
+            f"{one_line(path)} is no readable PNG or JPEG image ({reason(error)}); "
+            "replace or remove it"
         ) from error
 
 
@@ -111,15 +113,19 @@ def _by_class(files: Mapping[str, bytes], split: str) -> dict[str, list[str]]:
             classes.setdefault(rest[0], [])
         elif not path.endswith("/"):
             if len(rest) != 2:
-                raise UserError(f"{path} does not lie in a folder {split}/<class>/; move it there")
+                raise UserError(
+                    f"{one_line(path)} does not lie in a folder {split}/<class>/; move it there"
+                )
             if not path.lower().endswith(IMAGES):
-                suffix = PurePosixPath(path).suffix
-                raise UserError(f"{path} is a {suffix} file; save it as one of {', '.join(IMAGES)}")
+                raise UserError(
+                    f"{one_line(path)} is a {PurePosixPath(path).suffix} file; "
+                    f"save it as one of {', '.join(IMAGES)}"
+                )
             classes.setdefault(rest[0], []).append(path)
     if empty := [name for name, paths in classes.items() if not paths]:
         raise UserError(
-            f"{split}/{empty[0]}/ has no image in it; put {', '.join(IMAGES)} files there "
-            "or remove the folder"
+            f"{split}/{one_line(empty[0])}/ has no image in it; "
+            f"put {', '.join(IMAGES)} files there or remove the folder"
         )
     return classes
 

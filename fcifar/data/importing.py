@@ -5,6 +5,7 @@ from pathlib import Path
 from fcifar.data import archive, arrays, folders, official, shapes10, store
 from fcifar.data.dataset import Content, Dataset, make_dataset
 from fcifar.data.progress import Progress, paced
+from fcifar.data.wording import one_line
 from fcifar.errors import UserError
 
 
@@ -32,11 +33,11 @@ def import_source(
     report = paced(progress)
     files = archive.read(source, _is_wanted, report)
     form, content = _read(files, source, report)
-    origin = f"{form} {source.resolve().name}"
+    origin = f"{form} {one_line(source.resolve().name)}"
     try:
         dataset = make_dataset(name, content.train, content.test, content.classes, origin)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(f"{one_line(source)}: {error}") from error
     report(f"storing {name}", 0, 0)
     store.save(dataset, root)
     return store.load(name, root)
@@ -49,7 +50,7 @@ def check_free(name: str, root: Path, overwrite: bool) -> None:
         raise UserError(f"{name!r} is the built-in data set; choose another name")
     if path.exists() and not overwrite:
         raise UserError(
-            f"there is a data set {name!r} in {root} already; "
+            f"there is a data set {name!r} in {one_line(root)} already; "
             "add --force to replace it, or choose another name"
         )
 
@@ -70,5 +71,5 @@ def _read(files: dict[str, bytes], source: Path, progress: Progress) -> tuple[st
         if folders.is_layout(files):
             return "class folders", folders.read(files, progress)
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(f"{one_line(source)}: {error}") from error
     raise archive.unknown(source)

@@ -8,6 +8,7 @@ import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
 from fcifar.data.pickles import load_pickle
+from fcifar.data.wording import one_line
 from fcifar.errors import UserError
 
 PIXELS = 3 * SIDE * SIDE
@@ -64,7 +65,7 @@ def read_binary(files: Mapping[str, bytes]) -> Content:
 def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in files]:
         raise UserError(
-            f"{', '.join(missing)} missing beside {next(iter(files))}; "
+            f"{', '.join(missing)} missing beside {one_line(next(iter(files)))}; "
             f"the official form needs {', '.join(names)}"
         )
 

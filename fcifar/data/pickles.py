@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fcifar.data.store import reason
+from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError
 
 # What unpickling malformed bytes raises.
@@ -48,6 +48,8 @@ def load_pickle(name: str, data: bytes) -> dict[str, Any]:
             value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(value, dict):
             raise _RefusedError("holds no dict")
+        if len(value) > _KEYS:
+            raise _RefusedError(f"has {len(value)} keys, more than {_KEYS}")
         return {_text(key): _plain(item) for key, item in value.items()}
     except _RefusedError as error:
         raise UserError(f"{name} {error}; it is not an official CIFAR-10 file") from error
@@ -85,7 +87,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _RefusedError(f"tries to load {f'{module}.{name}'!r}") from None
+            raise _RefusedError(f"tries to load {one_line(repr(f'{module}.{name}'))}") from None
 
 
 class _Dtype:
@@ -134,7 +136,8 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(shape, tuple) or len(shape) > 4 or any(type(n) is not int for n in shape):
         raise TypeError("its array has no shape")
     kind = dtype.to_numpy()
-    if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(raw):
+    # Of numbers with a million digits, the product would take for ever.
+    if any(not 0 <= n < 2**31 for n in shape) or math.prod(shape) * kind.itemsize != len(raw):
         raise ValueError("its array has more or fewer bytes than its shape says")
     return np.frombuffer(raw, kind).reshape(shape, order=order)
 
@@ -167,10 +170,15 @@ _ALLOWED: dict[tuple[str, str], type] = {
 
 # Exhaustion without a call ------------------------------------------------------------------------
 
+_OPCODES = 2**18  # a batch of 10,000 images has about 40,000; an empty set takes 216 bytes
 _TUPLES = 64  # an array brings six
+_KEYS = 64  # the values of all may be one list
+_SHORT = 100  # bytes of text that may be used again, as keys and names of types are
 _STORES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _FETCHES = {"GET", "BINGET", "LONG_BINGET"}
 _CONTAINERS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "EMPTY_LIST", "EMPTY_DICT", "LIST", "DICT"}
+# Arrays never need these. The first take what others have put into a registry, past find_class.
+_FOREIGN = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 
 
 def _check_opcodes(data: bytes) -> None:
@@ -178,23 +186,27 @@ def _check_opcodes(data: bytes) -> None:
 
     Storing at a high memo index makes a table of that length. A tuple that holds a tuple twice,
     which holds a tuple twice, and so on, takes for ever to hash as the key of a dict; one that is
-    deep exhausts the stack. So tuples are few, and only what is no tuple can be used again.
+    deep exhausts the stack. A long text that is used again can be copied each time. So tuples are
+    few, as is all else, and only short texts and what is no tuple can be used again.
     """
     stored: dict[int, bool] = {}  # memo index: may be used again
-    tuples, maker = 0, ""  # maker: what made the value on top of the stack
-    for opcode, operand, _ in pickletools.genops(data):
+    tuples, reusable = 0, False  # reusable: the value on top of the stack
+    for count, (opcode, operand, _) in enumerate(pickletools.genops(data)):
         name, argument = opcode.name, operand if isinstance(operand, int) else -1
+        if count > _OPCODES:
+            raise _RefusedError(f"has more than {_OPCODES} steps")
         if name in _STORES:
             index = len(stored) if name == "MEMOIZE" else argument
-            if not 0 <= index <= len(data):
+            if not 0 <= index <= count:
                 raise _RefusedError("has a memo larger than itself")
-            stored[index] = maker in _CONTAINERS or any(
-                kind in maker for kind in ("STRING", "UNICODE", "BYTE")
-            )
+            stored[index] = reusable
         elif name == "DUP" or (name in _FETCHES and stored.get(argument) is False):
-            raise _RefusedError("uses one tuple twice")
+            raise _RefusedError("uses one tuple or long text twice")
+        elif name in _FOREIGN:
+            raise pickle.UnpicklingError(f"it has the step {name}")
         elif name not in ("PROTO", "FRAME"):
             tuples += name.startswith("TUPLE")
-            maker = name
+            text = isinstance(operand, str | bytes) and name not in ("PERSID", "GLOBAL")
+            reusable = len(operand) <= _SHORT if text else name in _CONTAINERS
     if tuples > _TUPLES:
         raise _RefusedError(f"has {tuples} tuples, more than {_TUPLES}")

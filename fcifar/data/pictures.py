@@ -12,7 +12,7 @@ from torch import Tensor
 from fcifar.data.dataset import SIDE
 from fcifar.data.folders import IMAGES, UNSUPPORTED, is_image
 from fcifar.data.progress import Progress, paced
-from fcifar.data.store import reason
+from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError, WorldError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
             inside = sorted(_walk(path))
             if not inside:
                 raise UserError(
-                    f"there is no picture in {path}: no file in it ends in "
+                    f"there is no picture in {one_line(path)}: no file in it ends in "
                     f"{', '.join(IMAGES + UNSUPPORTED)}"
                 )
             found += inside
@@ -45,7 +45,7 @@ def find(paths: Iterable[Path]) -> list[Path]:
             found.append(path)
         else:
             what = "is neither a file nor a folder" if path.exists() else "does not exist"
-            raise UserError(f"{path} {what}; give picture files, or folders of them")
+            raise UserError(f"{one_line(path)} {what}; give picture files, or folders of them")
     return found
 
 
@@ -78,11 +78,12 @@ def read(path: Path) -> Tensor:
     # Not at the top: importing fcifar shall stay cheap.
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    where = one_line(path)
     try:
         stream = path.open("rb")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         raise WorldError(
-            f"cannot read {path}: {reason(error)}; check the file and its permissions"
+            f"cannot read {where}: {reason(error)}; check the file and its permissions"
         ) from error
     try:
         with stream, warnings.catch_warnings(action="ignore"):
@@ -90,21 +91,21 @@ def read(path: Path) -> Tensor:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(stream, formats=_formats()) as image:
                 if image.mode[0] in "IF":
-                    raise UserError(f"{path} has more than 8 bits a channel; save it with 8")
+                    raise UserError(f"{where} has more than 8 bits a channel; save it with 8")
                 small = _fit(_to_rgb_or_rgba(ImageOps.exif_transpose(image)))
                 pixels = bytearray(_on_white(small).tobytes())
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(
-            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
+            f"{where} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
         ) from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no picture; give one of {', '.join(FORMATS)}") from error
+        raise UserError(f"{where} is no picture; give one of {', '.join(FORMATS)}") from error
     # Pillow raises whatever its decoder tripped over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as a picture ({reason(error)}); replace it, or leave it out"
+            f"{where} cannot be read as a picture ({reason(error)}); replace it, or leave it out"
         ) from error
     rows = torch.frombuffer(pixels, dtype=torch.uint8)
     return rows.reshape(SIDE, SIDE, 3).permute(2, 0, 1).contiguous()
@@ -112,7 +113,7 @@ def read(path: Path) -> Tensor:
 
 def _walk(folder: Path) -> Iterator[Path]:
     def give_up(error: OSError) -> None:
-        raise WorldError(f"cannot read {folder}: {reason(error)}; check its permissions")
+        raise WorldError(f"cannot read {one_line(folder)}: {reason(error)}; check its permissions")
 
     for place, folders, files in os.walk(folder, onerror=give_up):
         folders[:] = [name for name in folders if not name.startswith(".")]

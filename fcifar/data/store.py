@@ -19,6 +19,7 @@ from torch import Tensor
 from fcifar.data import shapes10
 from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
 from fcifar.data.files import replacing
+from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError, WorldError
 
 FORMAT = "fcifar-dataset-1"
@@ -90,8 +91,8 @@ def path_of(name: str, root: Path) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise UserError(
-            f"{name!r} cannot name a data set; use up to 64 lower-case letters, digits, '-' "
-            "and '_', beginning with a letter or digit"
+            f"{one_line(repr(name))} cannot name a data set; use up to 64 lower-case letters, "
+            "digits, '-' and '_', beginning with a letter or digit"
         )
     return root / f"{name}.safetensors"
 
@@ -118,12 +119,6 @@ def save(dataset: Dataset, root: Path) -> Path:
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
     return path
-
-
-def reason(error: BaseException) -> str:
-    """What an exception says, as one line."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -155,8 +150,8 @@ def verify(name: str, root: Path) -> str:
     found = content_digest(*dataset[1:5], dataset.classes)
     if found != dataset.digest:
         raise WorldError(
-            f"{path_of(name, root)} is damaged: its content has digest {found}, not "
-            f"{dataset.digest} as recorded; {_remedy(name)}"
+            f"{one_line(path_of(name, root))} is damaged: its content has digest {found}, not "
+            f"{one_line(dataset.digest)} as recorded; {_remedy(name)}"
         )
     return found
 
@@ -201,7 +196,8 @@ def _read(path: Path) -> Dataset:
         check(train, test, classes)
     except (OSError, SafetensorError, ValueError, LookupError) as error:
         raise WorldError(
-            f"{path} is damaged or not a prepared data set ({reason(error)}); {_remedy(path.stem)}"
+            f"{one_line(path)} is damaged or not a prepared data set ({reason(error)}); "
+            f"{_remedy(path.stem)}"
         ) from error
     return Dataset(path.stem, *train, *test, classes, source, digest)
 
@@ -228,7 +224,13 @@ def _head(metadata: dict[str, str] | None) -> tuple[tuple[str, ...], str, str]:
     """Class names, source and digest."""
     if not metadata or metadata.get("format") != FORMAT:
         raise ValueError(f"it is not in the format {FORMAT}")
-    return tuple(json.loads(metadata["classes"])), metadata["source"], metadata["digest"]
+    try:
+        classes = json.loads(metadata["classes"])
+    except RecursionError as error:
+        raise ValueError("its class names are nested") from error
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its class names are no list of text")
+    return tuple(classes), metadata["source"], metadata["digest"]
 
 
 def _draw_shapes10() -> Dataset:
@@ -242,8 +244,9 @@ def _missing(name: str, root: Path) -> str:
     there = ", ".join(summary.name for summary in list_prepared(root))
     fetch = ", fetch it with `fcifar data fetch`" if name == "cifar10" else ""
     return (
-        f"there is no data set {name!r} in {root}, which offers: {there}; prepare it with "
-        f"`fcifar data import`{fetch}, or use the built-in one with `--dataset {shapes10.NAME}`"
+        f"there is no data set {name!r} in {one_line(root)}, which offers: {there}; "
+        f"prepare it with `fcifar data import`{fetch}, "
+        f"or use the built-in one with `--dataset {shapes10.NAME}`"
     )
 
 
