@@ -9,7 +9,7 @@ import traceback
 
 import typer
 
-from fcifar.cli import about, compare, data, evaluate, output, predict, train
+from fcifar.cli import about, compare, data, evaluate, output, predict, reproduce, train
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -24,6 +24,8 @@ app.command(name="train")(train.train)
 app.command(name="eval")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
+app.command(name="reproduce")(reproduce.reproduce)
+app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
 app.add_typer(about.recipes_app, name="recipes")
 app.command(name="env")(about.env)
@@ -44,7 +46,8 @@ def main() -> None:
         status = _fail(error, 130, "interrupted")
     except (typer.Abort, _Misuse) as error:
         message = getattr(error, "format_message", lambda: "aborted")()
-        status = _fail(error, 2, message or None)
+        # The message is empty where typer has shown the help instead.
+        status = _fail(error, 2, message or "a command is missing; give one of those above")
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -340,6 +340,14 @@ def test_about(fcifar) -> None:
         assert all(len(line) <= 80 for line in shown.out.splitlines())
 
 
+def test_without_a_command_it_lists_them(fcifar) -> None:
+    for words in ((), ("data",)):
+        done = fcifar(*words)
+        assert done.status == 2
+        assert "Commands" in done.out
+        assert done.err == "error: a command is missing; give one of those above\n"
+
+
 def test_a_count_without_an_end_shows_in_a_terminal(monkeypatch) -> None:
     from fcifar.cli import progress
 
