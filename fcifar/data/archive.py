@@ -4,6 +4,7 @@ Archives come from strangers. A member that points outside, that is no plain fil
 larger than any image or batch of images, is refused before it is read.
 """
 
+import errno
 import gzip
 import stat
 import struct
@@ -71,11 +72,12 @@ def read(source: Path, wanted: Callable[[str], bool], progress: Progress) -> dic
         return _without_top(_gather(_members(source, progress), wanted, where))
     except UserError:
         raise
-    except _DAMAGED as error:
-        raise UserError(
-            f"{where} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
-        ) from error
-    except OSError as error:
+    except (*_DAMAGED, OSError) as error:
+        # zipfile looks where a header sends it, were that beyond the end of all files.
+        if isinstance(error, _DAMAGED) or error.errno == errno.EINVAL:
+            raise UserError(
+                f"{where} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
+            ) from error
         raise WorldError(
             f"cannot read {where}: {reason(error)}; check the file and its permissions"
         ) from error
