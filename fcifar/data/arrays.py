@@ -116,15 +116,22 @@ def _classes(
             raise UserError(
                 f"classes is {one_line(names.dtype)} {list(names.shape)}; it must be a list of text"
             )
-        try:
-            return tuple(
-                name.decode("utf-8", "replace") if isinstance(name, bytes) else name
-                for name in names.tolist()
-            )
-        except ValueError as error:
-            raise UserError(f"classes holds what is no text ({reason(error)})") from error
+        if names.dtype.kind == "U":
+            _check_letters(names)
+        return tuple(
+            name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+            for name in names.tolist()
+        )
     highest = [int(labels.max()) for labels in (train_labels, test_labels) if labels.numel()]
     count = 1 + max(0, *highest)
     if count > _MOST_CLASSES:
         raise UserError(f"there is a label {count - 1}; labels number the classes from 0")
     return tuple(str(i) for i in range(count))
+
+
+def _check_letters(names: np.ndarray) -> None:
+    """Refuse numbers that are no letters. numpy would make text of any, which Python cannot bear."""
+    try:
+        names.tobytes().decode("utf-32-be" if names.dtype.str[0] == ">" else "utf-32-le")
+    except ValueError as error:
+        raise UserError("classes holds letters that are none; save it anew as text") from error
