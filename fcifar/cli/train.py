@@ -201,8 +201,6 @@ def train(
         )
         run = resume
         began = manifest.read_settings(run)
-        if (run / directory.REPORT).exists():
-            raise UserError(f"{run} is complete; see it with fcifar eval {run}")
         the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
         safeguards = dataclasses.replace(began.safeguards, **care)
         data = open_dataset(began.dataset_name, data_dir, quiet=quiet)

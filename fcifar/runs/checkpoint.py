@@ -18,11 +18,14 @@ from fcifar.data.files import replacing
 from fcifar.errors import DamagedError, WorldError
 from fcifar.tree import Tree
 
-CHECKSUM = "sha256"
+_HEAD = "fcifar"  # the one entry of a file's metadata: safetensors shuffles several
+_CHECKSUM = "sha256"
 
 
 def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
     """Write the leaves of ``values`` under their dotted names, and ``metadata`` beside them.
+
+    The same values and metadata make the same bytes.
 
     Raises:
         WorldError: the disk refused; ``path`` is then as it was.
@@ -30,9 +33,9 @@ def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
     leaves = tree.named_leaves(on_device(values, "cpu"))
     # Cloned, for safetensors refuses tensors that share memory.
     tensors = {name: leaf.detach().contiguous().clone() for name, leaf in leaves.items()}
-    sealed = {**metadata, CHECKSUM: _checksum(tensors, metadata)}
+    sealed = {**metadata, _CHECKSUM: _checksum(tensors, metadata)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, sealed)
+        save_file(tensors, temporary, {_HEAD: json.dumps(sealed, sort_keys=True)})
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
@@ -70,16 +73,16 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned, for otherwise they would be views of a file that may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get(_HEAD, "{}"))
     except FileNotFoundError as error:
         raise WorldError(f"there is no file {path}") from error
     except OSError as error:
         raise WorldError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a safetensors file: {error}") from error
-    if CHECKSUM not in metadata:
+    if not isinstance(metadata, dict) or _CHECKSUM not in metadata:
         raise DamagedError(f"{path} has no checksum: fcifar did not write it, or it is damaged")
-    if metadata.pop(CHECKSUM) != _checksum(tensors, metadata):
+    if metadata.pop(_CHECKSUM) != _checksum(tensors, metadata):
         raise DamagedError(f"{path} is damaged: its content does not fit its checksum")
     return tensors, metadata
 

@@ -1,5 +1,6 @@
 """What a result depends on besides the recipe: versions, machine, compilers."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,9 +14,19 @@ import torch
 
 import fcifar
 from fcifar.errors import UserError
+from fcifar.runs.runtime import read_switches
 
-# Those that change how kernels are chosen or how sums are cut into threads.
-_VARIABLES = ("OMP_", "MKL_", "KMP_", "CUBLAS_", "CUDA_VISIBLE", "CUDA_LAUNCH", "NVIDIA_TF32")
+# Those that change how kernels are chosen or built, or how sums are cut into threads.
+_VARIABLES = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "VECLIB_", "DNNL_", "ONEDNN_"),
+    *("ATEN_CPU_CAPABILITY", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_"),
+    *("CUBLAS_", "CUDA_", "CUDNN_", "NVIDIA_TF32"),
+    *("CXX", "LD_PRELOAD", "GLIBC_TUNABLES"),
+)
+# They say where files lie, which changes no result.
+_PLACES = ("CUDA_HOME", "CUDA_PATH", "TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME", "TRITON_CACHE_DIR")
+# Parts of the package that only show or move what was computed.
+_NOT_COMPUTING = {"cli", "report", "interop"}
 
 
 def versions() -> dict[str, str]:
@@ -33,19 +44,43 @@ def describe() -> dict[str, Any]:
     """The environment, as values that JSON holds."""
     return {
         "versions": versions(),
+        "code": code_digest(),
+        "git_commit": git_commit(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "libc": " ".join(platform.libc_ver()).strip() or None,
+        "torch_build": _short_digest(torch.__config__.show().encode()),
+        "switches": read_switches(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "devices": _devices(),
         "compiler": _compiler_version(),
         "variables": {
-            name: os.environ[name] for name in sorted(os.environ) if name.startswith(_VARIABLES)
+            name: os.environ[name]
+            for name in sorted(os.environ)
+            if name.startswith(_VARIABLES) and name not in _PLACES
         },
     }
+
+
+def code_digest() -> str:
+    """The beginning of a SHA-256 over those modules of fcifar that a result can depend on."""
+    package = Path(fcifar.__file__).resolve().parent
+    files = sorted(path.relative_to(package) for path in package.rglob("*.py"))
+    parts = [
+        f"{path.as_posix()}\n".encode() + (package / path).read_bytes()
+        for path in files
+        if path.parts[0] not in _NOT_COMPUTING
+    ]
+    return _short_digest(b"\n".join(parts))
+
+
+def _short_digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
 
 
 def git_commit() -> str | None:
@@ -99,9 +134,11 @@ def _cpu_name() -> str:
 
 
 def _devices() -> list[str]:
+    capability = torch.cuda.get_device_capability
     devices = ["cpu"]
     devices += [
-        f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
+        f"cuda:{i} ({torch.cuda.get_device_name(i)}, sm_{''.join(map(str, capability(i)))})"
+        for i in range(torch.cuda.device_count())
     ]
     if torch.backends.mps.is_available():
         devices.append("mps")

@@ -71,6 +71,11 @@ def read(run: Path, start: str) -> list[dict[str, Any]]:
     return [record for record, _ in _walk(run / FILE, start)]
 
 
+def read_checks(run: Path, start: str) -> list[str]:
+    """The check after each number of lines, from 0 on. Raises as ``read``."""
+    return [start, *(mark.check for _, mark in _walk(run / FILE, start))]
+
+
 def rewind(run: Path, start: str, mark: Mark) -> list[dict[str, Any]]:
     """Forget what came after ``mark``, and return the records up to it.
 

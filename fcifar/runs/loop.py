@@ -50,7 +50,8 @@ def train(
     """Train, evaluate, and leave a run directory behind.
 
     Args:
-        run: the run directory, new or (with ``resume``) one that was interrupted.
+        run: the run directory, new or (with ``resume``) one that was interrupted. Of one that had
+            come to its end, nothing but the report is returned.
         compiled: whether the step goes through ``torch.compile``.
         safeguards: when to save, and what to stop at.
         observe: is told what happens.
@@ -84,6 +85,9 @@ def train(
         if not resume:
             directory.check_free(run)
         with locked(run):
+            if resume and (run / directory.REPORT).exists():
+                observe(Noted(f"{run} had come to its end already"))
+                return directory.read_report(run)
             if resume:
                 place = _warm_up(sitting, _restore(sitting, first))
             else:

@@ -44,14 +44,13 @@ def describe(sitting: Session) -> dict[str, Any]:
             "classes": list(dataset.classes),
         },
         "environment": environment.describe(),
-        "git_commit": environment.git_commit(),
         "argv": sys.argv,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def read_settings(run: Path) -> Settings:
-    """The settings of the run in a directory.
+def read_settings(run: Path, *, device: str | None = None) -> Settings:
+    """The settings of the run in a directory; on another device than it ran, if one is given.
 
     Raises:
         UserError: the directory is not a run, or its manifest is not complete.
@@ -61,7 +60,7 @@ def read_settings(run: Path) -> Settings:
     try:
         return Settings(
             recipe=recipes.from_dict(manifest["recipe"]),
-            runtime=Runtime(**manifest["runtime"]),
+            runtime=Runtime(**manifest["runtime"] | ({"device": device} if device else {})),
             compiled=manifest["compile"],
             dataset_name=manifest["dataset"]["name"],
             dataset_digest=manifest["dataset"]["digest"],

@@ -75,7 +75,7 @@ def make_runtime(
 @contextlib.contextmanager
 def activate(runtime: Runtime) -> Iterator[None]:
     """Set torch's switches to what ``runtime`` says, and put them back at the end."""
-    before = _read_switches()
+    before = read_switches()
     try:
         if runtime.deterministic:
             # cuBLAS reads it when CUDA starts; only these settings make it repeatable.
@@ -97,7 +97,8 @@ def activate(runtime: Runtime) -> Iterator[None]:
 _DETERMINISTIC: Any = torch.utils.deterministic
 
 
-def _read_switches() -> dict[str, Any]:
+def read_switches() -> dict[str, Any]:
+    """Every switch that ``activate`` sets, as values that JSON holds."""
     return {
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

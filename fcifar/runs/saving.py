@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,11 +72,19 @@ def load_running(path: Path, like: Running) -> Place:
         WorldError: it is missing or cannot be read.
     """
     running, metadata = checkpoint.load(path, like)
+    return Place(running, *_place_of(metadata, path))
+
+
+def mark_of(metadata: Mapping[str, str], path: Path) -> Mark:
+    """Where the log stood when the checkpoint at ``path`` was written. Raises a DamagedError."""
+    return _place_of(metadata, path)[1]
+
+
+def _place_of(metadata: Mapping[str, str], path: Path) -> tuple[Clock, Mark]:
     try:
-        clock, mark = Clock(**json.loads(metadata["clock"])), Mark(**json.loads(metadata["log"]))
+        return Clock(**json.loads(metadata["clock"])), Mark(**json.loads(metadata["log"]))
     except (LookupError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is not a checkpoint of a run: {error!r}") from error
-    return Place(running, clock, mark)
 
 
 def restore_running(run: Path, like: Running, seal: str) -> tuple[Place, list[str]]:

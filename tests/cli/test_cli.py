@@ -241,8 +241,13 @@ def test_debug_adds_the_traceback(fcifar) -> None:
 
 
 def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
-    fcifar(*TRAIN, "--out", "run", "--device", "cpu")
-    assert "run is complete" in fcifar("train", "--resume", "run").err
+    trained = fcifar(*TRAIN, "--out", "run", "--device", "cpu", "--json")
+    plots = tmp_path / "run" / "plots"
+    (plots / "confusion.png").unlink()
+    again = fcifar("train", "--resume", "run", "--json")
+    assert "run had come to its end already" in again.err
+    assert json.loads(again.out) == json.loads(trained.out)
+    assert (plots / "confusion.png").exists(), "as after a crash while they were drawn"
     (tmp_path / "run/report.json").unlink()
     done = fcifar("train", "--resume", "run", "--epochs", "9", "--seed", "3", "blitz")
     assert done.status == 2

@@ -1,0 +1,160 @@
+"""fcifar reproduce and fcifar verify."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fcifar.cli import options, output
+
+if TYPE_CHECKING:
+    from fcifar.runs.reproduce import Original
+
+_TENSORS = 5  # lines of a table of differing tensors
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+
+
+def reproduce(
+    run: Run,
+    until: Annotated[
+        int | None,
+        typer.Option(
+            "--until", min=1, help="Compare up to this step.", show_default="the run's end"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Keep the new run in this directory.")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="Another device than the run's; it will differ.", show_default=False
+        ),
+    ] = None,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> int:
+    """Train a run again from its manifest, and compare it bit for bit: exit 0 if identical, else 1.
+
+    Every log point, every checkpoint that is there and the final parameters are compared. Before it
+    begins, it says what changed in the environment.
+    """
+    import logging
+
+    from fcifar.cli import progress
+    from fcifar.cli.data import open_dataset
+    from fcifar.runs import directory, reproduce
+    from fcifar.runs.interrupt import catching_signals
+
+    if out is not None:
+        directory.check_free(out)
+    original = reproduce.read(run, device=device)
+    reproduce.last_step(original, until)
+    data = open_dataset(original.settings.dataset_name, data_dir, quiet=quiet)
+    if not quiet:
+        _announce(original)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    with progress.training(quiet=quiet) as observe, catching_signals() as stop:
+        result = reproduce.reproduce(
+            original, data, until=until, out=out, observe=observe, stop=stop
+        )
+    if not isinstance(result, dict):
+        output.note(f"stopped after step {result.step:,}, before the end of the comparison")
+        return 128 + result.signum
+    if json:
+        output.document(result)
+    else:
+        _show(result)
+    return 0 if result["identical"] else 1
+
+
+def verify(
+    run: Run,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> int:
+    """Check that every file of a run is as it was written, in a moment and without training."""
+    from fcifar.runs import integrity
+
+    problems = integrity.check(run)
+    if json:
+        output.document({"run": str(run), "intact": not problems, "problems": problems})
+    elif problems:
+        output.stdout.print("\n".join(problems), markup=False, soft_wrap=True)
+    else:
+        output.stdout.print(f"{run} is as it was written", markup=False, soft_wrap=True)
+    return 1 if problems else 0
+
+
+def _announce(original: "Original") -> None:
+    """What is going to be done, and whether identity can be expected."""
+    recipe, runtime, compiled, *_ = original.settings
+    how = "compiled" if compiled else "eager"
+    output.note(
+        f"reproducing {original.run}: {recipe.name} on {original.settings.dataset_name}, seed "
+        f"{runtime.seed}, {runtime.device}, {runtime.threads} threads, {runtime.precision}, {how}"
+    )
+    for problem in original.damaged:
+        output.note(f"damaged: {problem}")
+    for change in original.changes:
+        weight = "" if change.matters else " (changes no bits)"
+        output.note(f"changed: {change.name} was {change.then}, is {change.now}{weight}")
+    if original.doubts:
+        output.note(f"identity cannot be expected: {'; '.join(original.doubts)}")
+    else:
+        output.note("identity can be expected")
+
+
+def _show(result: dict[str, Any]) -> None:
+    from fcifar.runs.reproduce import describe_difference
+
+    first, final = result["first_difference"], result["final"]
+    seen = [f"{result['log_points']} log points", f"{len(result['checkpoints'])} checkpoints"]
+    compared = ", ".join(seen + (["the final parameters"] if final else []))
+    pairs = [("verdict", _verdict(result))]
+    pairs += [("first", describe_difference(first))] if first else []
+    pairs += [("damaged", problem) for problem in result["damaged"]]
+    pairs += [
+        ("compared", f"{compared}, up to step {result['steps']:,}"),
+        ("time", f"{result['seconds']:.1f} s"),
+        ("digest", str(result["digest"])),
+    ]
+    if final and not final["identical"]:
+        pairs.append(("new digest", final["new_digest"]))
+    output.facts(pairs)
+    differing = [entry for entry in result["checkpoints"] if entry["differing"]]
+    differing += [{"file": "final.safetensors", **final}] if final and final["differing"] else []
+    if differing:
+        _show_tensors(differing[0])
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    if result["identical"]:
+        return "identical" if result["whole"] else f"identical up to step {result['steps']:,}"
+    if not result["first_difference"]:
+        return "the training is identical, but a file is not as it was written"
+    why = "" if result["expected"] else ", as was to be expected in this environment"
+    return f"not identical{why}"
+
+
+def _show_tensors(entry: dict[str, Any]) -> None:
+    found = entry["differing"]
+    output.stdout.print()
+    output.table(
+        ("tensor", "elements", "differing", "largest difference"),
+        [
+            (
+                tensor["tensor"],
+                f"{tensor['elements']:,}",
+                f"{tensor['elements_differing'] or 0:,}",
+                f"{tensor['largest_difference']:.3g}",
+            )
+            for tensor in found[:_TENSORS]
+        ],
+        title=f"{entry['file']}, after step {entry['step']:,}: {len(found)} tensors differ",
+    )
+    if len(found) > _TENSORS:
+        output.stdout.print(f"... and {len(found) - _TENSORS} more", style="dim")

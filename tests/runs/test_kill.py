@@ -1,0 +1,28 @@
+"""SIGKILL at random moments: a short version of ``kill.py``, and the long one."""
+
+from pathlib import Path
+
+import kill
+import pytest
+
+from fcifar.data import Dataset, save
+
+TINY = ("--dataset", "tiny", "--steps", "2")
+MORE = ("--", "--epochs", "6", "--batch-size", "5", "--log-every", "4", "--threads", "1")
+
+
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(20, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_killed_runs_end_as_if_nobody_had(
+    kills: int,
+    tmp_path: Path,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    save(dataset, tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert kill.main(["--kills", str(kills), *TINY, *MORE, "--valid-fraction", "0.2"]) == 0
+    assert f"{kills} kills in" in capfd.readouterr().out

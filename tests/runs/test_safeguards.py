@@ -1,0 +1,343 @@
+"""A run that is hard to lose: checkpoints, locks, signals, full disks, numbers gone wrong."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from fcifar.data import Dataset, save
+from fcifar.errors import UserError
+from fcifar.recipes import Recipe
+from fcifar.runs import directory, loop, saving, session
+from fcifar.runs.events import Noted
+from fcifar.runs.lock import locked
+from fcifar.runs.runtime import Runtime
+from fcifar.runs.safeguards import Every, Safeguards, parse_every
+from fcifar.runs.session import NonFiniteError
+
+
+def after(steps: int) -> Callable[[], int | None]:
+    """The question that interrupts a run after so many steps."""
+    asked = iter(range(steps))
+    return lambda: None if next(asked, None) is not None else 15
+
+
+def steps_saved(run: Path) -> list[int]:
+    return list(saving.list_checkpoints(run))
+
+
+@pytest.mark.parametrize(
+    ("text", "every"),
+    [
+        ("1", (1, float("inf"))),
+        ("500", (500, float("inf"))),
+        ("30s", (float("inf"), 30)),
+        ("5min", (float("inf"), 300)),
+        ("2h", (float("inf"), 7200)),
+    ],
+)
+def test_every_is_steps_or_time(text: str, every: tuple[float, float]) -> None:
+    assert parse_every(text) == Every(*every)
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-3", "1.5", "5 min", "s", "1e3", "٣", 30, None])
+def test_anything_else_is_refused(text: Any) -> None:
+    with pytest.raises(UserError, match="a number of steps such as 500"):
+        Safeguards(checkpoint_every=text)
+
+
+@pytest.mark.parametrize("kept", [0, -1, 1.5, True, 10**9])
+def test_keeping_none_is_refused(kept: Any) -> None:
+    with pytest.raises(UserError, match="--keep-checkpoints"):
+        Safeguards(keep_checkpoints=kept)
+
+
+def test_checkpoints_come_as_often_as_asked_and_the_latest_stay(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    written: list[int] = []
+
+    def watch(step: int, running: Any) -> None:
+        written.extend(set(steps_saved(tmp_path / "run")) - set(written))
+
+    keep = Safeguards(checkpoint_every="5", keep_checkpoints=3)
+    loop.train(tmp_path / "run", recipe, runtime, dataset, safeguards=keep, probe=watch)
+    assert written == [5, 10, 15, 20, 25]
+    assert steps_saved(tmp_path / "run") == [27, 25, 20]
+
+
+def test_safeguards_change_no_bit(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    one, other = (
+        loop.train(tmp_path / every, recipe, runtime, dataset, safeguards=Safeguards(**values))
+        for every, values in (
+            ("1", {"checkpoint_every": "1"}),
+            ("1h", {"checkpoint_every": "1h", "allow_nonfinite": True}),
+        )
+    )
+    assert isinstance(one, dict)
+    assert isinstance(other, dict)
+    assert one["params_digest"] == other["params_digest"]
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
+    damage: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    run, keep = tmp_path / "run", Safeguards(checkpoint_every="6")
+    loop.train(run, recipe, runtime, dataset, safeguards=keep, stop=after(14))
+    assert steps_saved(run) == [14, 12]
+    latest = saving.path_of(run, 14)
+    content = bytearray(latest.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    latest.write_bytes({"torn": content[:-1], "empty": b""}.get(damage, content))
+    if damage == "gone":
+        latest.unlink()
+    told: list[str] = []
+
+    def observe(event: Any) -> None:
+        told.extend([event.text] if isinstance(event, Noted) else [])
+
+    resumed = loop.train(run, recipe, runtime, dataset, resume=True, observe=observe)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    if damage != "gone":
+        assert "checkpoint of step 14 is not used" in told[0]
+        assert str(latest) in told[0]
+        assert (run / (latest.name + ".damaged")).exists(), "kept for whoever wants to look"
+    else:
+        assert not told
+
+
+def test_without_any_whole_checkpoint_the_run_begins_again(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    run, told = tmp_path / "run", []
+    loop.train(run, recipe, runtime, dataset, stop=after(14))
+    saving.path_of(run, 14).write_bytes(b"nonsense")
+    resumed = loop.train(run, recipe, runtime, dataset, resume=True, observe=told.append)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    assert any("starts again from its beginning" in e.text for e in told if isinstance(e, Noted))
+
+
+def test_a_log_that_does_not_lead_to_a_checkpoint_discredits_it(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """The second line of the log is changed: only the checkpoint before it can be used."""
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    run, keep, told = tmp_path / "run", Safeguards(checkpoint_every="6", keep_checkpoints=9), []
+    loop.train(run, recipe, runtime, dataset, safeguards=keep, stop=after(14))
+    assert steps_saved(run) == [14, 12, 6]
+    lines = (run / "metrics.jsonl").read_text().split("\n")
+    lines[1] = lines[1].replace("2", "3", 1)
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    resumed = loop.train(run, recipe, runtime, dataset, resume=True, observe=told.append)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    notes = [event.text for event in told if isinstance(event, Noted)]
+    assert len(notes) == 2
+    assert all("line 2 is not as it was written" in note for note in notes)
+    assert "line 2" not in "".join(map(str, directory.read_records(run)))
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_the_best_network_survives_a_crash_between_two_files(
+    epoch: int,
+    tmp_path: Path,
+    recipe: Recipe,
+    runtime: Runtime,
+    dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ended after the checkpoint of an epoch and before the network of that epoch was written."""
+    recipe = recipe.replace(valid_fraction=0.25, restore_best=True)
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    assert isinstance(whole, dict)
+    assert whole["selected"]["step"] == whole["steps"], "each epoch is the best so far"
+    run, save_network, calls = tmp_path / "run", session.save_network, []
+
+    def crash(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        save_network(*arguments)
+
+    monkeypatch.setattr(session, "save_network", crash)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(run, recipe, runtime, dataset)
+    monkeypatch.undo()
+    resumed = loop.train(run, recipe, runtime, dataset, resume=True)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    best = (run / "best.safetensors").read_bytes()
+    assert best == (tmp_path / "whole" / "best.safetensors").read_bytes()
+
+
+def test_half_written_files_of_a_killed_process_are_swept(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    run = tmp_path / "run"
+    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    (run / ".checkpoint-00000006.99999.partial.safetensors").write_bytes(b"half")
+    loop.train(run, recipe, runtime, dataset, resume=True)
+    assert {path.name for path in run.iterdir() if path.name.startswith(".")} <= {".lock"}
+
+
+# Two processes ------------------------------------------------------------------------------------
+
+
+def _hold(run: Path, ready: Any, done: Any) -> None:
+    with locked(run):
+        ready.set()
+        done.wait(30)
+
+
+def test_a_second_process_is_refused_and_a_crash_of_the_first_unlocks(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    run, spawn = tmp_path / "run", multiprocessing.get_context("spawn")
+    ready, done = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=_hold, args=(run, ready, done))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(UserError, match="another process is training into"):
+        loop.train(run, recipe, runtime, dataset)
+    other.kill()
+    other.join()
+    assert isinstance(loop.train(run, recipe, runtime, dataset), dict)
+
+
+def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="boom"), locked(tmp_path / "runs" / "run"):
+        raise RuntimeError("boom")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Numbers gone wrong -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(recipe: Recipe) -> Recipe:
+    """It overflows within a few steps."""
+    return recipe.replace(learning_rate=1e6, log_every=1000)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, poisoned: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    run, seen = tmp_path / "run", {}
+
+    def look(step: int, running: Any) -> None:
+        seen[step] = int(running.nonfinite)
+
+    keep = Safeguards(checkpoint_every="1")
+    with pytest.raises(
+        NonFiniteError, match=r"not finite at step \d+.*--allow-nonfinite"
+    ) as caught:
+        loop.train(run, poisoned, runtime, dataset, safeguards=keep, probe=look)
+    found = json.loads((run / "nonfinite.json").read_text())
+    assert f"at step {found['step']}, " in str(caught.value)
+    assert f"training images {', '.join(map(str, found['rows']))} (see" in str(caught.value)
+    assert len(found["rows"]) == 5
+    last = next(iter(saving.list_checkpoints(run).values()))
+    assert found["checkpoint"] == last.name
+    assert str(last) in str(caught.value)
+    with safe_open(last, framework="pt") as file:
+        assert all(file.get_tensor(name).isfinite().all() for name in file.keys())  # noqa: SIM118
+    assert not (run / "report.json").exists()
+
+    with pytest.raises(NonFiniteError, match=f"at step {found['step']}, "):
+        loop.train(run, poisoned, runtime, dataset, safeguards=keep, resume=True)
+    allowed = Safeguards(checkpoint_every="1", allow_nonfinite=True)
+    report = loop.train(run, poisoned, runtime, dataset, safeguards=allowed, resume=True)
+    assert isinstance(report, dict)
+    assert report["steps"] == 27
+    assert not (run / "nonfinite.json").exists()
+
+
+def test_the_first_step_that_was_not_finite_is_remembered(
+    tmp_path: Path, poisoned: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """The rows it names are the ones whose loss was not finite, and no step before it was."""
+    losses, seen = {}, {}
+
+    def look(step: int, running: Any) -> None:
+        losses[step], seen[step] = float(running.totals.loss), int(running.nonfinite)
+
+    allowed = Safeguards(allow_nonfinite=True)
+    poisoned = poisoned.replace(log_every=1000)
+    loop.train(tmp_path / "run", poisoned, runtime, dataset, safeguards=allowed, probe=look)
+    first = min(step for step, loss in losses.items() if not torch.tensor(loss).isfinite())
+    assert {step: n for step, n in seen.items() if step != 27} == {
+        step: first if step >= first else 0 for step in seen if step != 27
+    }
+
+
+# Real processes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path: Path, dataset: Dataset) -> Callable[..., subprocess.CompletedProcess]:
+    """``command("train", ...)`` as a process of its own, with a tiny data set in its store."""
+    save(dataset, tmp_path / "data")
+    environment = {**os.environ, "FCIFAR_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+
+    def run(*words: str, **options: Any) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "fcifar", *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **options,
+        )
+
+    return run
+
+
+TRAIN = ("train", "--dataset", "tiny", "--threads", "1", "--device", "cpu", "--out", "run")
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_everything_before_kept(
+    command: Callable[..., subprocess.CompletedProcess], tmp_path: Path
+) -> None:
+    """The kernel refuses to let any file grow past a limit, in the middle of a write."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY))
+
+    words = (*TRAIN, "--epochs", "3", "--batch-size", "5", "--log-every", "4")
+    failed = command(*words, "--checkpoint-every", "8", preexec_fn=limit)
+    assert failed.returncode == 1, failed.stderr
+    last = failed.stderr.strip().split("\n")[-1]
+    assert last.startswith("error: cannot write run/")
+    assert "free some space" in last
+    assert "Traceback" not in failed.stderr
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {".lock", "manifest.json", "metrics.jsonl"}, "nothing half-written"
+    resumed = command("train", "--resume", "run", "--json")
+    whole = command(*words[:-6], "--out", "whole", *words[-6:], "--json")
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
+    digests = {json.loads(done.stdout)["params_digest"] for done in (resumed, whole)}
+    assert len(digests) == 1
