@@ -6,13 +6,14 @@ device through its tensors and a seed through its key.
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fcifar.errors import UserError
+from fcifar.errors import UserError, shown
 from fcifar.precision import POLICIES, Policy
 
 
@@ -33,12 +34,18 @@ class Runtime:
 
     def __post_init__(self) -> None:
         _check_device(self.device)
+        for name in ("seed", "threads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UserError(f"--{name} is {shown(value)}; it must be a whole number")
+        if not isinstance(self.deterministic, bool):
+            raise UserError(f"deterministic is {shown(self.deterministic)}, neither true nor false")
         if not -(2**31) <= self.seed < 2**32:
-            raise UserError(f"--seed is {self.seed}; it must lie in [-2**31, 2**32)")
+            raise UserError(f"--seed is {shown(self.seed)}; it must lie in [-2**31, 2**32)")
         if not 1 <= self.threads <= 1024:
-            raise UserError(f"--threads is {self.threads}; it must lie between 1 and 1024")
-        if self.precision not in POLICIES:
-            raise UserError(f"--precision is {self.precision!r}; it must be fp32 or bf16")
+            raise UserError(f"--threads is {shown(self.threads)}; it must lie between 1 and 1024")
+        if not isinstance(self.precision, str) or self.precision not in POLICIES:
+            raise UserError(f"--precision is {shown(self.precision)}; it must be fp32 or bf16")
 
     @property
     def policy(self) -> Policy:
@@ -132,10 +139,14 @@ def _available(kind: str) -> bool:
     return kind == "cpu"
 
 
+# As torch spells them: without a colon that nothing follows, and without leading zeros.
+_DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
+
+
 def _check_device(name: str) -> None:
+    if not _DEVICE.fullmatch(name):
+        raise UserError(f"--device is {shown(name)}; it must be auto, cpu, cuda, cuda:N or mps")
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not (kind == "cuda" and index.isdecimal())):
-        raise UserError(f"--device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps")
     if not _available(kind):
         raise UserError(
             f"--device {name} was asked for, but torch {torch.__version__} finds no "
