@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fcifar import tree
 from fcifar.data.files import replacing
-from fcifar.errors import DamagedError, WorldError
+from fcifar.errors import DamagedError, WorldError, shown
 from fcifar.tree import Tree
 
 _HEAD = "fcifar"  # the one entry of a file's metadata: safetensors shuffles several
@@ -47,19 +47,27 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
         WorldError: it is missing or cannot be read.
     """
     tensors, metadata = read(path)
+    return fit(path, tensors, like), metadata
+
+
+def fit(path: Path, tensors: Mapping[str, Tensor], like: Tree) -> Tree:
+    """Named tensors, read from ``path``, in the structure and on the devices of ``like``.
+
+    Raises:
+        DamagedError: names, shapes or dtypes are others; the message names the first.
+    """
     wanted = tree.named_leaves(like)
     if missing := sorted(set(wanted) ^ set(tensors)):
         where = "is missing" if missing[0] in wanted else "is not expected"
-        raise DamagedError(f"{path} is not a checkpoint of this run: {missing[0]} {where}")
+        raise DamagedError(f"{path} does not fit: {shown(missing[0])} {where}")
     for name, leaf in wanted.items():
         found = tensors[name]
         if found.shape != leaf.shape or found.dtype != leaf.dtype:
             raise DamagedError(
-                f"{path} is not a checkpoint of this run: {name} is {_describe(found)}, "
-                f"not {_describe(leaf)}"
+                f"{path} does not fit: {name} is {_describe(found)}, not {_describe(leaf)}"
             )
     _, unflatten = tree.flatten(like)
-    return unflatten([tensors[name].to(leaf.device) for name, leaf in wanted.items()]), metadata
+    return unflatten([tensors[name].to(leaf.device) for name, leaf in wanted.items()])
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

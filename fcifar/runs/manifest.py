@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fcifar import recipes
 from fcifar.data import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UserError, shown
 from fcifar.recipes import Recipe
 from fcifar.runs import directory, environment
 from fcifar.runs.runtime import Runtime
@@ -58,7 +58,7 @@ def read_settings(run: Path, *, device: str | None = None) -> Settings:
     """
     manifest = directory.read_manifest(run)
     try:
-        return Settings(
+        settings = Settings(
             recipe=recipes.from_dict(manifest["recipe"]),
             runtime=Runtime(**manifest["runtime"] | ({"device": device} if device else {})),
             compiled=manifest["compile"],
@@ -67,7 +67,15 @@ def read_settings(run: Path, *, device: str | None = None) -> Settings:
             safeguards=Safeguards(**manifest["safeguards"]),
         )
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{run / directory.MANIFEST} is not complete: {error}") from error
+        raise UserError(f"{run / directory.MANIFEST} is not complete: {error!r}") from error
+    for name, value, kind in (
+        ("compile", settings.compiled, bool),
+        ("the name of the data set", settings.dataset_name, str),
+        ("the digest of the data set", settings.dataset_digest, str),
+    ):
+        if not isinstance(value, kind):
+            raise UserError(f"{run / directory.MANIFEST}: {name} is {shown(value)}")
+    return settings
 
 
 def check_same_data(run: Path, settings: Settings, dataset: Dataset) -> None:

@@ -52,31 +52,31 @@ def load(path: Path) -> Trained:
     else:
         raise UserError(f"there is no {path}; give a run directory or a {directory.FINAL}")
     tensors, metadata = checkpoint.read(file)
-    if not {"recipe", "classes", "dataset", "dataset_digest", "seed"} <= set(metadata):
-        raise UserError(f"{file} does not say which network it holds; give a {directory.FINAL}")
-    recipe = recipes.from_dict(json.loads(metadata["recipe"]))
-    classes = tuple(json.loads(metadata["classes"]))
+    recipe, classes, dataset, digest, seed = _read_head(file, metadata)
     model = recipes.make_model(recipe, len(classes))
     like = model.init(torch.zeros(2, dtype=torch.int64))
-    names = {*like.params, *like.buffers}
-    if names != set(tensors):
-        raise UserError(
-            f"{file} does not fit the model {recipe.model}: "
-            f"{', '.join(sorted(names ^ set(tensors)))} are in one and not in the other"
-        )
+    flat = checkpoint.fit(file, tensors, {**like.params, **like.buffers})
     variables = Variables(
-        {name: tensors[name] for name in like.params},
-        {name: tensors[name] for name in like.buffers},
+        {name: flat[name] for name in like.params}, {name: flat[name] for name in like.buffers}
     )
-    return Trained(
-        recipe,
-        model,
-        variables,
-        classes,
-        metadata["dataset"],
-        metadata["dataset_digest"],
-        int(metadata["seed"]),
-    )
+    return Trained(recipe, model, variables, classes, dataset, digest, seed)
+
+
+def _read_head(
+    file: Path, metadata: dict[str, Any]
+) -> tuple[Recipe, tuple[str, ...], str, str, int]:
+    """Recipe, classes, data set, its digest, and seed."""
+    try:
+        recipe = recipes.from_dict(json.loads(metadata["recipe"]))
+        classes = json.loads(metadata["classes"])
+        dataset, digest, seed = (metadata[n] for n in ("dataset", "dataset_digest", "seed"))
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise TypeError("its classes are no list of names")
+        return recipe, tuple(classes), str(dataset), str(digest), int(seed)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} does not say which network it holds ({error!r}); give a {directory.FINAL}"
+        ) from error
 
 
 def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
