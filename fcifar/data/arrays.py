@@ -130,7 +130,7 @@ def _classes(
 
 
 def _check_letters(names: np.ndarray) -> None:
-    """Refuse numbers that are no letters. numpy would make text of any, which Python cannot bear."""
+    """Refuse what is no text: numpy would make some of any numbers, and Python cannot bear it."""
     try:
         names.tobytes().decode("utf-32-be" if names.dtype.str[0] == ">" else "utf-32-le")
     except ValueError as error:
