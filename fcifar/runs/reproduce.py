@@ -137,28 +137,29 @@ def reproduce(
     manifest.check_same_data(run, settings, dataset)
     whole = original.report is not None and until is None
     end = last_step(original, until)
-    differences: list[dict[str, Any]] = []
+    first: list[dict[str, Any]] = []  # the first difference, once there is one
+    compared: list[bool] = []  # whether each log point is the same
     tensors: list[dict[str, Any]] = []
     expected = iter([r for r in original.records if whole or _is_within(r, end)])
-    compared = itertools.count()
 
     def differ(difference: dict[str, Any] | None) -> None:
-        if difference and not differences:
+        if difference and not first:
+            first.append(difference)
             observe(Noted(f"differs first {describe_difference(difference)}"))
-        differences.extend([difference] if difference else [])
 
     def watch(event: Event) -> None:
         observe(event)
         if isinstance(event, Logged) and (whole or event.record.get("split") != "test"):
-            next(compared)
             record = json.loads(json.dumps(finite(event.record)))  # as the log holds it
-            differ(compare_records(next(expected, None), record))
+            difference = compare_records(next(expected, None), record)
+            compared.append(difference is None)
+            differ(difference)
 
     def look(step: int, running: Running) -> None:
         if path := original.checkpoints.get(step):
             found = compare_trees(saving.load_running(path, running).running, running)
             tensors.append({"file": path.name, "step": step, "differing": found})
-            if found and not differences:
+            if found:
                 differ({"step": step, "kind": "checkpoint", "what": [], "tensors": _names(found)})
 
     asked = itertools.count()
@@ -187,21 +188,21 @@ def reproduce(
         for missing in expected:
             differ(compare_records(missing, None))
         final = _compare_final(original, new, result) if isinstance(result, dict) else None
-    if final and not final["identical"] and not differences:
+    if final and not final["identical"]:
         step = final["step"]
         differ({"step": step, "kind": "final", "what": [], "tensors": _names(final["differing"])})
     return {
         "run": str(run),
-        "identical": not differences and not original.damaged,
+        "identical": not first and not original.damaged,
         "whole": whole,
         "steps": end if final is None else final["step"],
-        "log_points": next(compared),
+        "log_points": len(compared),
         "digest": final["digest"] if final else _last_digest(original.records, end),
         "expected": not original.doubts,
         "environment": [change._asdict() for change in original.changes],
         "damaged": original.damaged,
-        "first_difference": differences[0] if differences else None,
-        "log_points_differing": len(differences),
+        "first_difference": first[0] if first else None,
+        "log_points_differing": compared.count(False),
         "checkpoints": tensors,
         "final": final,
         "out": str(out) if out else None,
