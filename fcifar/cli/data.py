@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcifar.cli import options, output
+from fcifar.errors import UserError, shown
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -55,6 +56,11 @@ def fetch(
     from fcifar import data
     from fcifar.cli.progress import counting
 
+    if url is not None and not url.lower().startswith(("http://", "https://")):
+        raise UserError(
+            f"--url is {shown(url)}; it must begin with http:// or https://, and what is on this "
+            "machine is prepared with fcifar data import"
+        )
     with counting(quiet=quiet) as progress:
         dataset = data.fetch(
             data.data_root(data_dir), url=url, md5=md5, progress=progress, overwrite=force
@@ -177,7 +183,8 @@ def verify(
 def preview(
     name: Name,
     out: Annotated[
-        Path | None, typer.Option("--out", help="The PNG file.", show_default="NAME.png")
+        Path | None,
+        typer.Option("--out", help="The PNG file.", dir_okay=False, show_default="NAME.png"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Which images.")] = 0,
     data_dir: options.DataDir = None,
@@ -187,9 +194,11 @@ def preview(
     """Draw a grid of training images, a row a class."""
     from fcifar import data, random
     from fcifar.report import pictures
+    from fcifar.runs.runtime import Runtime
 
+    key = random.key(Runtime(seed=seed).seed)  # which says in which range a seed must lie
     dataset = data.load(name, data.data_root(data_dir))
-    path = pictures.preview(dataset, out or Path(f"{name}.png"), key=random.key(seed))
+    path = pictures.preview(dataset, out or Path(f"{name}.png"), key=key)
     if json:
         output.document({"name": name, "path": str(path)})
     else:

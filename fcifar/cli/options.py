@@ -5,8 +5,22 @@ from typing import Annotated
 
 import typer
 
+from fcifar.errors import UserError, shown
+
 _RUNTIME = "Where and how to compute"
 _OUTPUT = "Data and output"
+
+
+def in_utf8(path: Path | None) -> Path | None:
+    """``path``, unless safetensors would write files there and could not read them again."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the path {shown(str(path))} is not UTF-8, which files of tensors need; choose another"
+        ) from error
+    return path
+
 
 Device = Annotated[
     str | None,
@@ -60,6 +74,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         help="The folder of prepared data sets.",
+        callback=in_utf8,
         show_default="$FCIFAR_DATA, else the user's cache folder",
         rich_help_panel=_OUTPUT,
     ),

@@ -8,19 +8,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False)
+# Without emoji, for ":smile:" may be the name of a file.
+stderr = Console(stderr=True, highlight=False, emoji=False)
+stdout = Console(highlight=False, emoji=False)
 
 
 def error(message: str) -> None:
     """One line, however long, on stderr."""
     stderr.print("[bold red]error:[/] ", end="", soft_wrap=True)
-    stderr.print(message, markup=False, soft_wrap=True)
+    stderr.print(_visible(message), markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """A message on stderr."""
-    stderr.print(message, markup=False, soft_wrap=True)
+    """A message in one line on stderr."""
+    stderr.print(_visible(message), markup=False, soft_wrap=True)
+
+
+def line(message: str) -> None:
+    """A result in one line, however long, on stdout."""
+    stdout.print(_visible(message), markup=False, soft_wrap=True)
 
 
 def document(values: Any) -> None:
@@ -31,6 +37,7 @@ def document(values: Any) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table on stdout; numbers, which start with a digit or a sign, go to the right."""
     rows = [list(row) for row in rows]
+    title = title and printable(title)
     result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for i, column in enumerate(columns):
         numeric = bool(rows) and all(row[i][:1].isdigit() or row[i][:1] in "-+" for row in rows)
@@ -54,9 +61,17 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
 
 def printable(text: str) -> str:
     """Text from outside, such as a file's name, that shows as it is and steers no terminal."""
-    return escape(
-        "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-    )
+    return escape("\n".join(map(_visible, text.split("\n"))))
+
+
+def _visible(text: str) -> str:
+    """One line without the characters that steer a terminal or that it cannot encode."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def count(number: int, what: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:

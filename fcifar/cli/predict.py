@@ -29,7 +29,11 @@ def predict(
     ],
     grid: Annotated[
         Path | None,
-        typer.Option("--grid", help="Draw the pictures with their classes into this PNG file."),
+        typer.Option(
+            "--grid",
+            help="Draw the pictures with their classes into this PNG file.",
+            dir_okay=False,
+        ),
     ] = None,
     device: options.Device = None,
     threads: options.Threads = None,

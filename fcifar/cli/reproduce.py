@@ -24,7 +24,8 @@ def reproduce(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Keep the new run in this directory.")
+        Path | None,
+        typer.Option("--out", help="Keep the new run in this directory.", callback=options.in_utf8),
     ] = None,
     device: Annotated[
         str | None,
@@ -37,10 +38,9 @@ def reproduce(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
-    """Train a run again from its manifest, and compare it bit for bit: exit 0 if identical, else 1.
+    """Train a run again from its manifest, and compare it bit for bit. Exit 0: identical; 1: not.
 
-    Every log point, every checkpoint that is there and the final parameters are compared. Before it
-    begins, it says what changed in the environment.
+    Compares each log point, each checkpoint that was kept, and the final parameters.
     """
     import logging
 
@@ -83,9 +83,10 @@ def verify(
     if json:
         output.document({"run": str(run), "intact": not problems, "problems": problems})
     elif problems:
-        output.stdout.print("\n".join(problems), markup=False, soft_wrap=True)
+        for problem in problems:
+            output.line(problem)
     else:
-        output.stdout.print(f"{run} is as it was written", markup=False, soft_wrap=True)
+        output.line(f"{run} is as it was written")
     return 1 if problems else 0
 
 
@@ -95,7 +96,8 @@ def _announce(original: "Original") -> None:
     how = "compiled" if compiled else "eager"
     output.note(
         f"reproducing {original.run}: {recipe.name} on {original.settings.dataset_name}, seed "
-        f"{runtime.seed}, {runtime.device}, {runtime.threads} threads, {runtime.precision}, {how}"
+        f"{runtime.seed}, {runtime.device}, {output.count(runtime.threads, 'thread')}, "
+        f"{runtime.precision}, {how}"
     )
     for problem in original.damaged:
         output.note(f"damaged: {problem}")
@@ -112,7 +114,10 @@ def _show(result: dict[str, Any]) -> None:
     from fcifar.runs.reproduce import describe_difference
 
     first, final = result["first_difference"], result["final"]
-    seen = [f"{result['log_points']} log points", f"{len(result['checkpoints'])} checkpoints"]
+    seen = [
+        output.count(result["log_points"], "log point"),
+        output.count(len(result["checkpoints"]), "checkpoint"),
+    ]
     compared = ", ".join(seen + (["the final parameters"] if final else []))
     pairs = [("verdict", _verdict(result))]
     pairs += [("first", describe_difference(first))] if first else []
@@ -154,7 +159,8 @@ def _show_tensors(entry: dict[str, Any]) -> None:
             )
             for tensor in found[:_TENSORS]
         ],
-        title=f"{entry['file']}, after step {entry['step']:,}: {len(found)} tensors differ",
+        title=f"{entry['file']}, after step {entry['step']:,}: "
+        + output.count(len(found), "differing tensor"),
     )
     if len(found) > _TENSORS:
         output.stdout.print(f"... and {len(found) - _TENSORS} more", style="dim")

@@ -37,7 +37,12 @@ def train(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="The run directory.", show_default="a new one in runs/"),
+        typer.Option(
+            "--out",
+            help="The run directory.",
+            callback=options.in_utf8,
+            show_default="a new one in runs/",
+        ),
     ] = None,
     resume: Annotated[
         Path | None,

@@ -158,6 +158,17 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         (("train", "--dataset", "nope"), "there is no data set 'nope'"),
         (("train", "--dataset", "../x"), "cannot name a data set"),
         ((*TRAIN, "--epochs", "0"), "epochs is 0; it must be a whole number from 1 up"),
+        ((*TRAIN, "--epochs", 10**30), "whole number from 1 up to 1,000,000,000"),
+        ((*TRAIN, "--hidden", 10**9), "at most 100,000,000 are accepted"),
+        ((*TRAIN, "--hidden", -1), "hidden is -1; it must be a whole number from 1 up"),
+        ((*TRAIN, "--device", "cpu:"), "must be auto, cpu"),
+        ((*TRAIN, "--out", "run\udcff"), "'run\\udcff' is not UTF-8"),
+        (("data", "list", "--data-dir", "data\udcff"), "'data\\udcff' is not UTF-8"),
+        (("data", "preview", "tiny", "--seed", 2**32), "--seed is 4294967296; it must lie in"),
+        (("data", "preview", "tiny", "--out", ""), "is a directory"),
+        (("data", "fetch", "--url", "file:///dev/null"), "must begin with http:// or https://"),
+        (("eval", "\x1b[31m"), "there is no \N{REPLACEMENT CHARACTER}[31m"),
+        (("eval", ":smile:"), "there is no :smile:"),
         ((*TRAIN, "--lr", "nan"), "learning_rate is nan"),
         ((*TRAIN, "--momentum", "1"), "must lie in [0, 1)"),
         ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
@@ -327,6 +338,12 @@ def test_data_commands(fcifar, root: Path, tmp_path: Path) -> None:
     assert refused.status == 2
     assert "--force" in refused.err
     assert fcifar("data", "import", "x.npz", "--name", "copy", "--force").status == 0
+
+
+def test_the_folder_of_data_sets_is_shown_as_it_is_called(fcifar) -> None:
+    assert "odd [red] :smile: \N{REPLACEMENT CHARACTER}[31m" in (
+        fcifar("data", "list", "--data-dir", "odd [red] :smile: \x1b[31m").out
+    )
 
 
 def test_about(fcifar) -> None:

@@ -156,6 +156,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path: Path) -> None:
         (("predict", "run0", "empty"), "there is no picture in empty"),
         (("predict", "nowhere", "pictures"), "there is no nowhere"),
         (("predict", "run0"), "Missing argument"),
+        (("predict", "run0", "pictures", "--grid", "empty"), "is a directory"),
+        (("predict", "run0", "pictures", "--grid", ""), "is a directory"),
         (("predict", "run0", "pictures", "--device", "tpu"), "must be auto, cpu"),
         (("predict", "run0", *["pictures"] * 134, "--grid", "g.png"), "up to 400 pictures, not"),
         (("compare", "run0"), "run0 alone cannot be compared"),
