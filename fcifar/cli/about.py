@@ -85,10 +85,27 @@ def env(json: options.Json = False, debug: options.Debug = False) -> None:
         output.facts(_flatten(values))
 
 
+def _leaves(values: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    """Nested values by dotted name."""
+    return [
+        leaf
+        for name, value in values.items()
+        for leaf in (
+            _leaves(value, f"{above}{name}.")
+            if isinstance(value, dict)
+            else [(f"{above}{name}", value)]
+        )
+    ]
+
+
 def _flatten(values: dict[str, Any]) -> list[tuple[str, Any]]:
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
-        if isinstance(value, dict):
+        if name == "switches":
+            pairs.append((name, ", ".join(f"{k} {v}" for k, v in _leaves(value))))
+        elif name == "variables":
+            pairs += [(f"${variable}", setting) for variable, setting in value.items()]
+        elif isinstance(value, dict):
             pairs += list(value.items())
         elif isinstance(value, list):
             pairs.append((name, ", ".join(value)))

@@ -1,14 +1,17 @@
-"""Ctrl-C and SIGTERM as a question that the training loop asks between two steps."""
+"""Ctrl-C, SIGTERM and a closed terminal, as a question that the loop asks between two steps."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
+# Windows has no terminal that closes. One who ignores a signal, as nohup does, goes on doing so.
+_SIGNALS = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None))]
+
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[Callable[[], int | None]]:
-    """A function that gives the first signal caught (SIGINT or SIGTERM), or None so far.
+    """A function that gives the first signal caught (SIGINT, SIGTERM or SIGHUP), or None so far.
 
     The second signal acts as it always does, for those who cannot wait. Outside the main thread,
     where Python delivers no signals, nothing is caught.
@@ -17,7 +20,7 @@ def catching_signals() -> Iterator[Callable[[], int | None]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in _SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
 
     def restore() -> None:
         for signum, handler in before.items():

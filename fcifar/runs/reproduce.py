@@ -157,7 +157,7 @@ def reproduce(
 
     def look(step: int, running: Running) -> None:
         if path := original.checkpoints.get(step):
-            found = compare_trees(saving.load_running(path, running).running, running)
+            found = compare_trees(saving.load_running(path, running).running.state, running.state)
             tensors.append({"file": path.name, "step": step, "differing": found})
             if found:
                 differ({"step": step, "kind": "checkpoint", "what": [], "tensors": _names(found)})
