@@ -23,6 +23,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
     try:
+        if path.exists() and not path.is_file():  # renaming would do away with a pipe or a device
+            raise WorldError(f"cannot write {path}: it is no plain file; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode

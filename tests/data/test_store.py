@@ -125,6 +125,16 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
         data.save(small(), tmp_path / "file")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe in a folder")
+def test_what_is_no_plain_file_is_not_replaced(root: Path) -> None:
+    root.mkdir()
+    os.mkfifo(root / "small.safetensors")
+    with pytest.raises(WorldError, match="it is no plain file; choose another place"):
+        data.save(small(), root)
+    assert (root / "small.safetensors").is_fifo()
+    assert len(list(root.iterdir())) == 1
+
+
 def test_a_missing_data_set_says_what_there_is(root: Path) -> None:
     data.save(small("mine"), root)
     with pytest.raises(UserError) as caught:
