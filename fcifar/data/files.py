@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,10 +42,17 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half-written. Nobody else may be writing."""
+def sweep(folder: Path, *, older_than: float = 0.0) -> None:
+    """Remove what processes that were killed left half-written.
+
+    Args:
+        older_than: seconds; a younger file may be one that another process is writing.
+    """
+    now = time.time()
     for path in folder.glob(f".*{PARTIAL}*"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process may sweep as well
+            if now - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

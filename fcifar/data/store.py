@@ -18,12 +18,13 @@ from torch import Tensor
 
 from fcifar.data import shapes10
 from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
-from fcifar.data.files import replacing
+from fcifar.data.files import replacing, sweep
 from fcifar.data.wording import one_line, reason
 from fcifar.errors import UserError, WorldError
 
 FORMAT = "fcifar-dataset-1"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_ABANDONED = 3600  # seconds; no file takes that long to write
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
@@ -116,6 +117,7 @@ def save(dataset: Dataset, root: Path) -> Path:
         "source": dataset.source,
         "digest": dataset.digest,
     }
+    sweep(root, older_than=_ABANDONED)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
     return path

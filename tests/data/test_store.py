@@ -267,3 +267,14 @@ def test_where_the_root_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setenv("FCIFAR_DATA", "/chosen")
     assert data.data_root() == Path("/chosen")
     assert data.data_root(Path("given")) == Path("given")
+
+
+def test_what_a_killed_process_left_is_swept_after_a_while(root: Path) -> None:
+    root.mkdir()
+    old, new = root / ".a.1.partial.safetensors", root / ".b.2.partial.safetensors"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.save(small(), root)
+    assert not old.exists()
+    assert new.exists(), "another process may be writing it"
