@@ -1,9 +1,10 @@
-"""The two ways a command can fail.
+"""The two ways a command can fail, and how a message shows what came from outside.
 
 Each message is one line that says what was given, what is accepted and what to do.
 """
 
-_ROOM = 100  # letters
+_ROOM = 100  # letters of a value
+_LONGEST = 400  # letters of a text
 
 
 class UserError(ValueError):
@@ -25,3 +26,17 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # more digits than Python prints; lists without an end
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= _ROOM else f"{text[: _ROOM - 3]}..."
+
+
+def one_line(text: object) -> str:
+    """``text`` as part of one line: cut in the middle if long, quoted if it would not print."""
+    words = str(text)
+    if len(words) > _LONGEST:
+        words = f"{words[: _LONGEST // 2]}...{words[-_LONGEST // 2 :]}"
+    return words if words.isprintable() else repr(words)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, as one line."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return one_line(" ".join(text.split()) or type(error).__name__)

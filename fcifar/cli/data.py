@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcifar.cli import options, output
-from fcifar.errors import UserError, shown
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -56,11 +55,6 @@ def fetch(
     from fcifar import data
     from fcifar.cli.progress import counting
 
-    if url is not None and not url.lower().startswith(("http://", "https://")):
-        raise UserError(
-            f"--url is {shown(url)}; it must begin with http:// or https://, and what is on this "
-            "machine is prepared with fcifar data import"
-        )
     with counting(quiet=quiet) as progress:
         dataset = data.fetch(
             data.data_root(data_dir), url=url, md5=md5, progress=progress, overwrite=force

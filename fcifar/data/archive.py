@@ -16,8 +16,7 @@ from typing import NamedTuple
 
 from fcifar.data import tars
 from fcifar.data.progress import Progress
-from fcifar.data.wording import one_line, reason
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UserError, WorldError, one_line, reason
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch, the largest file we read, has 31 million
 ARRAY_LIMIT = 2**30  # bytes of one .npy member

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
-from fcifar.data.wording import one_line, reason
-from fcifar.errors import UserError
+from fcifar.errors import UserError, one_line, reason
 
 REQUIRED = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
 CLASSES = "classes.npy"

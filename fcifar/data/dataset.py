@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fcifar import tree
-from fcifar.data.wording import one_line
-from fcifar.errors import UserError
+from fcifar.errors import UserError, one_line
 
 SIDE = 32  # pixels
 

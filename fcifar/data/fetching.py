@@ -13,8 +13,7 @@ from pathlib import Path
 from fcifar.data.dataset import Dataset
 from fcifar.data.importing import check_free, import_source
 from fcifar.data.progress import Progress
-from fcifar.data.wording import reason
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UserError, WorldError, reason, shown
 
 NAME = "cifar10"
 _SIZE = 170_498_071  # bytes of the official archive, for the progress bar alone
@@ -44,6 +43,12 @@ def fetch(
     from torchvision.datasets.utils import download_url
 
     url = url or CIFAR10.url
+    if not url.lower().startswith(("http://", "https://")):
+        raise UserError(
+            f"the URL is {shown(url)}; it must begin with http:// or https://, and what is on this "
+            "machine is prepared with fcifar data import"
+        )
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as folder:
@@ -65,6 +70,10 @@ def fetch(
             f"cannot download {url}: {reason(error)}; use --dataset shapes10, which needs no "
             "network, or `fcifar data import` with a copy of the archive"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # up to the first folder that is not empty
+            for folder in made:
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -9,8 +9,7 @@ import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
 from fcifar.data.progress import Progress
-from fcifar.data.wording import one_line, reason
-from fcifar.errors import UserError
+from fcifar.errors import UserError, one_line, reason
 
 SPLITS = ("train", "test")
 IMAGES = (".png", ".jpg", ".jpeg")

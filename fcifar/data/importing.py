@@ -5,8 +5,7 @@ from pathlib import Path
 from fcifar.data import archive, arrays, folders, official, shapes10, store
 from fcifar.data.dataset import Content, Dataset, make_dataset
 from fcifar.data.progress import Progress, paced
-from fcifar.data.wording import one_line
-from fcifar.errors import UserError
+from fcifar.errors import UserError, one_line
 
 
 def import_source(

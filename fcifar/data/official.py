@@ -8,8 +8,7 @@ import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
 from fcifar.data.pickles import load_pickle
-from fcifar.data.wording import one_line
-from fcifar.errors import UserError
+from fcifar.errors import UserError, one_line
 
 PIXELS = 3 * SIDE * SIDE
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fcifar.data.wording import one_line, reason
-from fcifar.errors import UserError
+from fcifar.errors import UserError, one_line, reason
 
 # What unpickling malformed bytes raises.
 _MALFORMED = (

@@ -12,8 +12,7 @@ from torch import Tensor
 from fcifar.data.dataset import SIDE
 from fcifar.data.folders import IMAGES, UNSUPPORTED, is_image
 from fcifar.data.progress import Progress, paced
-from fcifar.data.wording import one_line, reason
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UserError, WorldError, one_line, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,8 +19,7 @@ from torch import Tensor
 from fcifar.data import shapes10
 from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
 from fcifar.data.files import replacing, sweep
-from fcifar.data.wording import one_line, reason
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UserError, WorldError, one_line, reason
 
 FORMAT = "fcifar-dataset-1"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")

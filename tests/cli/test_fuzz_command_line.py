@@ -147,7 +147,8 @@ PATHS = st.sampled_from(
             NOT_UTF8,
             f"{NOT_UTF8}.png",
         ),
-        *("/dev/null", "/dev/null/below", "/proc/nowhere", "/proc/nowhere/below"),
+        # No device: whoever runs the tests may have the right to replace one.
+        *("/proc/nowhere", "/proc/nowhere/below"),
         *("x" * 255, "x" * 256, "x" * 5000, "x/" * 3000),
     )
 )
@@ -180,7 +181,7 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
         (
             *("http://", "http://[::1", "http://nowhere.invalid/a", "https://nowhere.invalid"),
             *("http://x:port/", "http://nowhere.invalid/a b\n", "ftp://x", "gopher://x/y"),
-            *("file:///dev/null", "file:///proc/nowhere", "file:", "data:,x"),
+            *("file:///proc/nowhere", "file:", "data:,x"),
         )
     ),
     "md5": st.sampled_from(("d41d8cd98f00b204e9800998ecf8427e", "0" * 32)),
