@@ -9,7 +9,7 @@ import traceback
 
 import typer
 
-from fcifar.cli import about, compare, data, evaluate, output, predict, reproduce, train
+from fcifar.cli import about, bench, compare, data, evaluate, output, predict, reproduce, train
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
 app.add_typer(about.recipes_app, name="recipes")
+app.command(name="bench")(bench.bench)
 app.command(name="env")(about.env)
 app.callback()(about.version)
 

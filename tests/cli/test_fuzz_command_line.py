@@ -32,7 +32,7 @@ from fcifar.data import Dataset, Split, make_dataset, store
 from fcifar.data.files import PARTIAL, replacing
 from fcifar.report import evaluation, pictures
 from fcifar.report import run as drawing
-from fcifar.runs import environment, interrupt, loop
+from fcifar.runs import bench, environment, interrupt, loop
 from fcifar.runs import evaluate as measuring
 from fcifar.runs.runtime import Runtime
 
@@ -101,6 +101,7 @@ HOSTILE = [
 # What a command is given where nothing hostile is. The last word for an option counts.
 USUAL: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train",): ("--dataset", "tiny", "--epochs", "1", "--device", "cpu", "--threads", "1"),
+    ("bench",): ("--device", "cpu"),
 }
 USUAL_ARGUMENTS = {
     "recipe": ("blitz",),
@@ -300,6 +301,12 @@ def draw_nothing(*_: Any, **__: Any) -> None:
     """Instead of pictures, which take seconds and have tests of their own."""
 
 
+def measure_nothing(work: Any, makes: Any, *_: Any, **__: Any) -> dict[str, dict[str, float]]:
+    """Instead of timing, which takes as long as it is told to."""
+    names = ("median_seconds", "images_per_second", "times_module", "spread", "first_call_seconds")
+    return {name: dict.fromkeys(names, 1.0) for name in makes}
+
+
 def draw_something(sheet: Any, labels: Any, path: Path) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(b"a picture")
@@ -336,6 +343,8 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(evaluation, "draw", draw_nothing)
         patch.setattr(drawing, "draw", draw_nothing)
         patch.setattr(pictures, "_write", draw_something)
+        patch.setattr(bench, "measure_step", measure_nothing)
+        patch.setattr(bench, "made_up", draw_nothing)
         patch.setattr(interrupt, "catching_signals", lambda: stopping_after(3))
 
         def run(words: Sequence[str]) -> Outcome:

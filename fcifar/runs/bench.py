@@ -1,0 +1,308 @@
+"""How long a training step takes on this machine, beside the same step in plain PyTorch.
+
+Contenders do the same work: gather a batch from images that lie on the device as uint8, normalise,
+forward, backward, update. They are measured in turns, so that a mood of the machine falls on all of
+them, each warm and for many steps at a time; what counts is medians.
+"""
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fcifar import random
+from fcifar.data import Dataset, Split, make_dataset
+from fcifar.errors import UserError, shown
+from fcifar.models import Params
+from fcifar.recipes import RECIPES, Recipe
+from fcifar.runs import environment, yardsticks
+from fcifar.runs.program import build
+from fcifar.runs.runtime import Runtime, activate
+
+REPETITIONS = 7
+LONGEST = 3600  # seconds
+IMAGES = 10_240  # in memory, as many as make a gather miss the caches
+
+
+class Contender(NamedTuple):
+    """Something to be timed."""
+
+    once: Callable[[], object]
+    wait: Callable[[], object] = lambda: None  # until what was asked of the device is done
+    steps: int = 1  # that one call makes
+    params: Callable[[], Params] = dict  # as they are now; for those that train
+
+
+Make = Callable[[Recipe, Runtime, Dataset], Contender]  # under ``activate(runtime)``
+
+
+class Work(NamedTuple):
+    """What is to be trained."""
+
+    network: str
+    batch_size: int
+
+
+WORKS = (Work("lenet", 4), Work("lenet", 64), Work("lenet", 512), Work("conv3", 512))
+
+
+# What is measured --------------------------------------------------------------------------------
+
+
+def recipe_for(work: Work) -> Recipe:
+    """The first recipe of the network, with its optimizer; without augmentation or validation."""
+    recipe = next(r for r in RECIPES.values() if r.model == work.network)
+    return recipe.replace(
+        batch_size=work.batch_size,
+        epochs=1,
+        drop_last=True,
+        augment=(),
+        valid_fraction=0.0,
+        stratify=False,
+        patience=0,
+        restore_best=False,
+    )
+
+
+def made_up(size: int = IMAGES) -> Dataset:
+    """Noise with labels, for steps take the same time on anything."""
+    image_key, label_key = random.split(random.key(0))
+    few = min(size, 1024)  # distinct ones; drawing more would take longer than measuring
+    images = random.randint(image_key, (few, 3, 32, 32), 0, 256).to(torch.uint8)
+    train = Split(
+        images.repeat(-(-size // few), 1, 1, 1)[:size], random.randint(label_key, (size,), 0, 10)
+    )
+    test = Split(*(part[:few] for part in train))
+    return make_dataset("made up", train, test, tuple("abcdefghij"), "noise")
+
+
+def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+    """The tutorial's step as published, ``loss.item()`` included."""
+    program = build(recipe, runtime, dataset, compiled=False)
+    net = yardsticks.make_module(recipe, program.init().state.variables.params)
+    optimizer = yardsticks.make_optimizer(recipe, net.parameters())
+    rows, normalise = repeated(program.rows_from), yardsticks.make_normalise(recipe, runtime.device)
+    images, labels = program.train
+
+    def once() -> float:
+        batch = next(rows)
+        inputs, targets = normalise(images[batch]), labels[batch]
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return Contender(once, wait_for(runtime.device), params=lambda: dict(net.state_dict()))
+
+
+def fcifar_eager(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+    """The step of ``fcifar train``."""
+    return _fcifar(recipe, runtime, dataset, compiled=False)
+
+
+def fcifar_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+    """The step of ``fcifar train --compile``."""
+    return _fcifar(recipe, runtime, dataset, compiled=True)
+
+
+CONTENDERS: dict[str, Make] = {
+    "module": module,
+    "fcifar_eager": fcifar_eager,
+    "fcifar_compiled": fcifar_compiled,
+}
+YARDSTICK = "module"  # what ratios are taken to
+
+
+def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Contender:
+    program = build(recipe, runtime, dataset, compiled=compiled)
+    rows, running = repeated(program.rows_from), program.init()
+
+    def once() -> None:
+        nonlocal running
+        running, _ = program.train_step(running, next(rows))
+
+    return Contender(once, wait_for(runtime.device), params=lambda: running.state.variables.params)
+
+
+def repeated(rows_from: Callable[[int], Iterator[Tensor]]) -> Iterator[Tensor]:
+    """The batches of an epoch, again and again; drawn now, for drawing them is not in the step."""
+    return itertools.cycle(list(rows_from(0)))
+
+
+def wait_for(device: str) -> Callable[[], object]:
+    """What waits until a device has done all that it was asked to."""
+    match device.partition(":")[0]:
+        case "cuda":
+            return lambda: torch.cuda.synchronize(device)
+        case "mps":
+            return torch.mps.synchronize
+    return lambda: None
+
+
+# How it is measured ------------------------------------------------------------------------------
+
+
+def measure(
+    contenders: Mapping[str, Contender],
+    *,
+    seconds: float,
+    repetitions: int = REPETITIONS,
+    observe: Callable[[str], object] = lambda name: None,
+) -> dict[str, dict[str, Any]]:
+    """Time contenders in turns.
+
+    Args:
+        seconds: of one measurement of one contender; at least one call is made.
+        repetitions: measurements of each.
+        observe: is told who is next.
+
+    Returns:
+        By name: ``seconds``, those of a step, one for each repetition; their median and spread;
+        ``first_call_seconds``, with whatever had to be compiled for it.
+    """
+    first, calls = {}, {}
+    for name, contender in contenders.items():
+        observe(name)
+        first[name] = _timed(contender, 1)
+        _timed(contender, 2)  # the second call may still choose and allocate
+        calls[name] = max(1, round(seconds / _timed(contender, 2)))
+    names = list(contenders)
+    measured: dict[str, list[float]] = {name: [] for name in names}
+    for repetition in range(repetitions):
+        turn = repetition % len(names)  # nobody always comes after the same one
+        for name in (*names[turn:], *names[:turn]):
+            observe(name)
+            contender = contenders[name]
+            _timed(contender, 1)  # caches hold what the one before left
+            measured[name].append(_timed(contender, calls[name]) / contender.steps)
+    return {
+        name: {
+            "seconds": measured[name],
+            "median_seconds": statistics.median(measured[name]),
+            "spread": spread(measured[name]),
+            "first_call_seconds": first[name],
+        }
+        for name in names
+    }
+
+
+def spread(values: Sequence[float]) -> float:
+    """The distance between the quartiles, as a part of the median."""
+    if len(values) < 2:
+        return math.nan
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def _timed(contender: Contender, calls: int) -> float:
+    """Seconds a call."""
+    contender.wait()
+    started = time.perf_counter()
+    for _ in range(calls):
+        contender.once()
+    contender.wait()
+    return (time.perf_counter() - started) / calls
+
+
+def measure_step(
+    work: Work,
+    makes: Mapping[str, Make],
+    runtime: Runtime,
+    dataset: Dataset,
+    *,
+    seconds: float,
+    repetitions: int = REPETITIONS,
+    observe: Callable[[str], object] = lambda name: None,
+) -> dict[str, dict[str, Any]]:
+    """As ``measure``, of the steps of ``work``, with images a second and the ratio to the module.
+
+    All run under the same switches. Those of a deterministic runtime cost the module nothing on the
+    CPU, where none of its kernels has a faster form that differs.
+    """
+    recipe = recipe_for(work)
+    torch._dynamo.reset()  # a step compiled for another batch would be tried first
+    with activate(runtime):
+        made = {name: make(recipe, runtime, dataset) for name, make in makes.items()}
+        figures = measure(made, seconds=seconds, repetitions=repetitions, observe=observe)
+    return {
+        name: {
+            **f,
+            "images_per_second": work.batch_size / f["median_seconds"],
+            **_ratio(f, figures),
+        }
+        for name, f in figures.items()
+    }
+
+
+def _ratio(figures: dict[str, Any], all_: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """How many times as fast as the yardstick, where that was measured as well."""
+    if YARDSTICK not in all_:
+        return {}
+    return {f"times_{YARDSTICK}": all_[YARDSTICK]["median_seconds"] / figures["median_seconds"]}
+
+
+def group(work: Work, runtime: Runtime) -> str:
+    """The name of ``work`` in a record."""
+    device = runtime.device.partition(":")[0]
+    return f"step {work.network} batch {work.batch_size} {device}"
+
+
+def run(
+    runtime: Runtime,
+    *,
+    seconds: int,
+    compiled: bool = True,
+    observe: Callable[[str, int, int], object] = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """The steps of ``WORKS``, with the environment, as values that JSON holds.
+
+    Args:
+        seconds: for all measurements together; making the steps, and compiling them, comes on top.
+        compiled: whether to measure the compiled step as well.
+        observe: is told what is being measured, how many measurements are done and of how many.
+
+    Raises:
+        UserError: ``seconds`` is out of range.
+    """
+    check_seconds(seconds)
+    makes = {n: make for n, make in CONTENDERS.items() if compiled or n != "fcifar_compiled"}
+    turns = len(WORKS) * len(makes)
+    told = itertools.count(1)
+    results = {}
+    dataset = made_up()
+    for work in WORKS:
+
+        def say(name: str, where: str = f"{work.network}, batch {work.batch_size}") -> None:
+            observe(where, next(told), turns * (REPETITIONS + 1))
+
+        results[group(work, runtime)] = measure_step(
+            work,
+            makes,
+            runtime,
+            dataset,
+            seconds=seconds / turns / REPETITIONS,
+            repetitions=REPETITIONS,
+            observe=say,
+        )
+    with activate(runtime):
+        described = environment.describe()
+    return {
+        "device": runtime.device,
+        "threads": runtime.threads,
+        "seconds": seconds,
+        "environment": described,
+        "results": results,
+    }
+
+
+def check_seconds(seconds: int) -> None:
+    """Raise a UserError unless that can be spent on measuring."""
+    if not 1 <= seconds <= LONGEST:
+        raise UserError(f"--seconds is {shown(seconds)}; it must lie between 1 and {LONGEST}")
