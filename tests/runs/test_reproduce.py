@@ -31,8 +31,18 @@ def again(run: Path, dataset: Dataset, **options: Any) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [
+        *((name, False) for name in RECIPES),
+        ("blitz", True),
+        *(
+            pytest.param(name, True, marks=pytest.mark.slow)  # a minute of compiling together
+            for name in RECIPES
+            if name != "blitz"
+        ),
+    ],
+)
 def test_every_recipe_is_identical(
     name: str, compiled: bool, tmp_path: Path, runtime: Runtime, dataset: Dataset
 ) -> None:
