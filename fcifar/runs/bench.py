@@ -170,8 +170,7 @@ def measure(
     first, calls = {}, {}
     for name, contender in contenders.items():
         observe(name)
-        first[name] = _timed(contender, 1)
-        _timed(contender, 2)  # the second call may still choose and allocate
+        first[name] = warm_up(contender)
         calls[name] = max(1, round(seconds / _timed(contender, 2)))
     names = list(contenders)
     measured: dict[str, list[float]] = {name: [] for name in names}
@@ -199,6 +198,13 @@ def spread(values: Sequence[float]) -> float:
         return math.nan
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / middle
+
+
+def warm_up(contender: Contender) -> float:
+    """Seconds of the first call, with whatever had to be compiled for it."""
+    seconds = _timed(contender, 1)
+    _timed(contender, 2)  # the second call may still choose and allocate
+    return seconds
 
 
 def _timed(contender: Contender, calls: int) -> float:

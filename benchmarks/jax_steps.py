@@ -1,0 +1,230 @@
+"""The same step in JAX and optax: jitted, with donation, in either layout, and scanned.
+
+It is given every advantage found: one call for gather, forward, backward and update; pooling as a
+maximum over a reshaped axis, whose gradient XLA makes far better than that of a window; the cheaper
+of JAX's generators for dropout; and its own thread pool.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from fcifar.data import Dataset
+from fcifar.models import Params
+from fcifar.recipes import Recipe
+from fcifar.runs.bench import Contender, Make, repeated
+from fcifar.runs.program import build
+from fcifar.runs.runtime import Runtime
+
+SCANNED = 8  # steps in one call
+
+
+def why_not(device: str) -> str | None:
+    """Why JAX cannot be measured on a device; None where it can."""
+    try:
+        import jax
+        import optax  # noqa: F401
+    except ImportError as error:
+        return f"needs jax and optax ({error})"
+    platform = "gpu" if device.startswith("cuda") else "cpu"
+    try:
+        jax.devices(platform)
+    except RuntimeError:
+        return f"jax finds no {platform} here"
+    return None
+
+
+def jax_nchw(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+    """Channels first, as PyTorch has them."""
+    return _contender(recipe, runtime, dataset, channels_last=False)
+
+
+def jax_nhwc(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+    """Channels last, as JAX's libraries have them."""
+    return _contender(recipe, runtime, dataset, channels_last=True)
+
+
+def jax_scan(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+    """Channels last, and several steps in one call, unrolled."""
+    return _contender(recipe, runtime, dataset, channels_last=True, scanned=SCANNED)
+
+
+CONTENDERS: dict[str, Make] = {"jax_nchw": jax_nchw, "jax_nhwc": jax_nhwc, "jax_scan": jax_scan}
+
+
+def _contender(
+    recipe: Recipe, runtime: Runtime, dataset: Dataset, *, channels_last: bool, scanned: int = 0
+) -> Contender:
+    os.environ.setdefault("NPROC", str(runtime.threads))  # read when the first array is made
+    import jax
+    import jax.numpy as jnp
+
+    program = build(recipe, runtime, dataset, compiled=False)
+    device = jax.devices("gpu" if runtime.device.startswith("cuda") else "cpu")[0]
+    optimizer = _optimizer(recipe)
+    apply = _network(recipe, channels_last)
+    start = program.init().state.variables.params
+
+    def loss(params: Any, images: Any, labels: Any, key: Any) -> Any:
+        import optax
+
+        x = (images.astype(jnp.float32) / 255 - mean) / std
+        logits = apply(params, x, key)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(state: Any, rows: Any, data: Any) -> Any:
+        import optax
+
+        params, moments, key, count = state
+        grads = jax.grad(loss)(params, data[0][rows], data[1][rows], jax.random.fold_in(key, count))
+        updates, moments = optimizer.update(grads, moments, params)
+        return optax.apply_updates(params, updates), moments, key, count + 1
+
+    def several(state: Any, rows: Any, data: Any) -> Any:
+        # Unrolled: in a loop XLA's convolutions on the CPU take up to six times as long.
+        return jax.lax.scan(lambda s, r: (step(s, r, data), None), state, rows, unroll=True)[0]
+
+    with jax.default_device(device):
+        mean, std = (
+            jnp.asarray(np.float32(v))
+            if channels_last
+            else jnp.asarray(np.float32(v))[:, None, None]
+            for v in (recipe.mean, recipe.std)
+        )
+        images = dataset.train_images.numpy()
+        data = (
+            jnp.asarray(images.transpose(0, 2, 3, 1) if channels_last else images),
+            jnp.asarray(dataset.train_labels.numpy().astype(np.int32)),
+        )
+        params = _to_jax(start, channels_last)
+        key = jax.random.key(0, impl="rbg")
+        state = (params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
+        rows = _batches(repeated(program.rows_from), program.steps_per_epoch, scanned, jnp.asarray)
+    call = jax.jit(several if scanned else step, donate_argnums=0)
+
+    def once() -> None:
+        nonlocal state
+        state = call(state, next(rows), data)
+
+    return Contender(
+        once,
+        wait=lambda: jax.block_until_ready(state[3]),
+        steps=scanned or 1,
+        params=lambda: _to_torch(state[0], start, channels_last),
+    )
+
+
+def _batches(
+    rows: Iterator[torch.Tensor], count: int, scanned: int, place: Callable[[Any], Any]
+) -> Iterator[Any]:
+    """Row numbers for each call, again and again, on the device."""
+    size = scanned or 1
+    # Of 8 steps a call, 8 epochs are a whole number of calls.
+    drawn = [next(rows).numpy().astype(np.int32) for _ in range(count * size)]
+    calls = [np.stack(drawn[i : i + size]) for i in range(0, len(drawn), size)]
+    return itertools.cycle([place(call if scanned else call[0]) for call in calls])
+
+
+def _optimizer(recipe: Recipe) -> Any:
+    import optax
+
+    match recipe.optimizer:
+        case "adam":
+            return optax.adam(recipe.learning_rate)
+        case "adamw":
+            return optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay)
+        case _:
+            return optax.sgd(recipe.learning_rate, recipe.momentum or None, recipe.nesterov)
+
+
+# The networks ------------------------------------------------------------------------------------
+
+
+def _network(recipe: Recipe, channels_last: bool) -> Callable[[Any, Any, Any], Any]:
+    import jax
+    import jax.numpy as jnp
+
+    layout = ("NHWC", "HWIO", "NHWC") if channels_last else ("NCHW", "OIHW", "NCHW")
+    rate = recipe.model_options.get("dropout", 0.0)
+
+    def conv(params: Any, name: str, x: Any, padding: int) -> Any:
+        bias = params[f"{name}.bias"]
+        x = jax.lax.conv_general_dilated(
+            x, params[f"{name}.weight"], (1, 1), [(padding, padding)] * 2, dimension_numbers=layout
+        )
+        return _pool(jax.nn.relu(x + (bias if channels_last else bias[:, None, None])))
+
+    def _pool(x: Any) -> Any:
+        a, b, c, d = x.shape
+        if channels_last:
+            return x.reshape(a, b // 2, 2, c // 2, 2, d).max((2, 4))
+        return x.reshape(a, b, c // 2, 2, d // 2, 2).max((3, 5))
+
+    def linear(params: Any, name: str, x: Any) -> Any:
+        return x @ params[f"{name}.weight"] + params[f"{name}.bias"]
+
+    def drop(key: Any, x: Any) -> Any:
+        if not rate:
+            return x
+        return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+
+    def lenet(params: Any, x: Any, key: Any) -> Any:
+        x = conv(params, "conv2", conv(params, "conv1", x, 0), 0)
+        x = jax.nn.relu(linear(params, "fc1", x.reshape(len(x), -1)))
+        return linear(params, "fc3", jax.nn.relu(linear(params, "fc2", x)))
+
+    def conv3(params: Any, x: Any, key: Any) -> Any:
+        first, second = jax.random.split(key)
+        for name in ("conv1", "conv2", "conv3"):
+            x = conv(params, name, x, 1)
+        x = jax.nn.relu(linear(params, "fc1", drop(first, x.reshape(len(x), -1))))
+        return linear(params, "fc2", drop(second, x))
+
+    return {"lenet": lenet, "conv3": conv3}[recipe.model]
+
+
+def _to_jax(params: Params, channels_last: bool) -> dict[str, Any]:
+    """Convolutions in the layout, and matrices the other way round."""
+    import jax.numpy as jnp
+
+    return {
+        name: jnp.asarray(_turn(name, p, params, channels_last).contiguous().numpy())
+        for name, p in params.items()
+    }
+
+
+def _turn(name: str, p: torch.Tensor, params: Params, channels_last: bool) -> torch.Tensor:
+    if p.ndim == 4:
+        return p.permute(2, 3, 1, 0) if channels_last else p
+    if p.ndim == 2:
+        if name == "fc1.weight" and channels_last:
+            return p.unflatten(1, _last_map(params, p)).permute(2, 3, 1, 0).flatten(0, 2)
+        return p.T
+    return p
+
+
+def _to_torch(params: dict[str, Any], like: Params, channels_last: bool) -> Params:
+    """What ``_to_jax`` was given."""
+    found = {}
+    for name, old in like.items():
+        p = torch.from_numpy(np.array(params[name]))
+        if p.ndim == 4 and channels_last:
+            p = p.permute(3, 2, 0, 1)
+        elif name == "fc1.weight" and channels_last:
+            channels, height, width = _last_map(like, old)
+            p = p.unflatten(0, (height, width, channels)).permute(3, 2, 0, 1).flatten(1)
+        elif p.ndim == 2:
+            p = p.T
+        found[name] = p
+    return found
+
+
+def _last_map(params: Params, fc1: torch.Tensor) -> tuple[int, int, int]:
+    """Channels, height and width of what the last convolution hands to the first matrix."""
+    channels = [len(p) for p in params.values() if p.ndim == 4][-1]
+    side = round((fc1.shape[1] / channels) ** 0.5)
+    return channels, side, side

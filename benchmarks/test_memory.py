@@ -1,0 +1,47 @@
+"""The most memory that a training process has in use, beyond torch itself and the data set.
+
+pytest-benchmark shows the seconds; the bytes are in its JSON, and are printed with ``-s``.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import processes
+from benchmarks.contenders import NETWORKS
+from fcifar import data
+from fcifar.runs import bench
+from fcifar.runs.bench import Work
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="reads the peak from /proc, which is Linux's"
+)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ["eager", "compiled"])
+def test_memory(benchmark, tmp_path: Path, network: str, name: str) -> None:
+    benchmark.group, benchmark.name = f"memory {network}", name
+    made_up = bench.made_up(2048)._replace(name="tiny")
+    path = data.save(made_up, tmp_path / "data")
+    words = [
+        *("train", bench.recipe_for(Work(network, 1)).name, "--dataset", "tiny", "--quiet"),
+        *("--data-dir", str(tmp_path / "data"), "--epochs", "1", "--device", "cpu"),
+        *(["--compile"] if name == "compiled" else []),
+    ]
+    caches, runs = tmp_path / "caches", iter(range(9))
+
+    def train() -> int:
+        out = ["--out", str(tmp_path / f"run{next(runs)}")]
+        return processes.peak_memory_of_command([*words, *out], caches)
+
+    train()  # what it compiles is there the next time, as it is for a user
+    peak, torch_alone = benchmark.pedantic(train, rounds=1), processes.peak_memory("import torch")
+    figures = {
+        "peak_bytes": peak,
+        "import_torch_bytes": torch_alone,
+        "data_set_bytes": Path(path).stat().st_size,
+    }
+    figures["beyond_bytes"] = peak - torch_alone - figures["data_set_bytes"]
+    benchmark.extra_info.update(figures)
+    print(network, name, {what: f"{size / 2**20:.0f} MiB" for what, size in figures.items()})
