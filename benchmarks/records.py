@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fcifar.runs import environment
+from fcifar.runs.jsonfiles import read as read_json
 from fcifar.runs.jsonfiles import write as write_json
 
 RESULTS = Path(__file__).parent.parent / "bench_results"
@@ -31,3 +32,16 @@ def write(name: str, config: dict[str, Any], results: dict[str, Any]) -> Path:
         },
     )
     return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record that ``write`` wrote, or the document of ``fcifar bench --json``."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("results"), dict):
+        raise SystemExit(f"{path} is no record: it has no results")
+    return values
+
+
+def read_all(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every record in a folder, by name."""
+    return [read(path) for path in sorted(folder.glob("*.json"))]

@@ -1,0 +1,275 @@
+"""The benchmarks: fair yardsticks, records, what moved between two of them, and their page.
+
+Nothing here is timed. The yardsticks of the package have their tests in runs/test_bench.py.
+"""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import compare_records, page, processes, record, records, steps, tutorial
+from benchmarks.contenders import CONTENDERS, DEVICES, NETWORKS, why_not
+from fcifar import models
+from fcifar.runs import bench, yardsticks
+from fcifar.runs.bench import Work
+from fcifar.runs.runtime import Runtime
+
+ENVIRONMENT = {
+    "cpu": "a processor",
+    "threads": 2,
+    "devices": ["cpu"],
+    "versions": {"torch": "2.15.0"},
+}
+
+
+# Yardsticks --------------------------------------------------------------------------------------
+
+
+def test_every_network_has_its_yardsticks() -> None:
+    assert set(NETWORKS) == set(models.MODELS) == set(yardsticks.MODULES)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", [n for n in CONTENDERS if not n.startswith(("fcifar", "module"))])
+def test_jax_computes_the_same(network: str, name: str) -> None:
+    if reason := why_not(name, "cpu"):
+        pytest.skip(reason)
+    compare_with_the_module(network, name)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_compiled_module_computes_the_same(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the compiler makes of it has tests of its own; tracing is quick.
+    quick = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", quick)
+    compare_with_the_module(network, "module_compiled")
+
+
+def compare_with_the_module(network: str, name: str) -> None:
+    recipe = bench.recipe_for(Work(network, 4))
+    options = {n: 0.0 if n == "dropout" else v for n, v in recipe.model_options.items()}
+    recipe, data = recipe.replace(model_options=options), bench.made_up(20)
+    expected, found = (CONTENDERS[n](recipe, Runtime(threads=1), data) for n in ("module", name))
+    for contender in (expected, found):
+        for _ in range(8 // contender.steps):
+            contender.once()
+        contender.wait()
+    assert list(found.params()) == list(expected.params())
+    torch.testing.assert_close(found.params(), expected.params(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_tutorials_pictures_are_the_data_sets() -> None:
+    data = bench.made_up(5)
+    pictures = tutorial.PictureDataset(data.train_images, data.train_labels)
+    recipe = bench.recipe_for(Work("lenet", 1))
+    expected = yardsticks.make_normalise(recipe, "cpu")(data.train_images)
+    assert torch.equal(torch.stack([image for image, _ in pictures]), expected)
+    assert [label for _, label in pictures] == data.train_labels.tolist()
+
+
+def test_a_device_that_is_not_there_is_a_reason() -> None:
+    for device in DEVICES:
+        there = device == "cpu" or torch.cuda.is_available()
+        assert (why_not("module", device) is None) == there
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_peak_memory_is_the_childs_own() -> None:
+    size = 200 * 2**20
+    little, much = processes.peak_memory("pass"), processes.peak_memory(f"x = b'1' * {size}")
+    assert 0.9 * size < much - little < 1.1 * size
+
+
+# Records -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where records are written."""
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def made(results: dict[str, Any], **others: Any) -> dict[str, Any]:
+    about = {"name": "made", "date": "2000-01-01T00:00:00", "commit": "0" * 40, "config": {}}
+    return {**about, "environment": ENVIRONMENT, "results": results, **others}
+
+
+def test_the_script_measures_and_writes_a_record(folder: Path, monkeypatch, capsys) -> None:
+    few = bench.made_up(8)
+    monkeypatch.setattr(bench, "made_up", lambda: few)
+    words = "--network lenet --batch 2 --batch 4 --repetitions 2 --seconds 0 --threads 1 --name few"
+    chosen = "--implementation module --implementation fcifar_eager"
+    monkeypatch.setattr(sys, "argv", ["steps", *words.split(), *chosen.split()])
+    steps.main()
+    found = records.read(folder / "few.json")
+    assert set(found["results"]) == {"step lenet batch 2 cpu", "step lenet batch 4 cpu"}
+    for group in found["results"].values():
+        assert set(group) == {"module", "fcifar_eager"}
+        assert all(len(figures["seconds"]) == 2 for figures in group.values())
+    assert found["config"]["threads"] == found["environment"]["threads"] == 1
+    assert found["config"]["recipes"]["lenet"]["name"] == "blitz"
+    out = capsys.readouterr().out
+    assert "step lenet batch 4 cpu" in out
+    assert str(folder / "few.json") in out
+
+
+def test_a_record_of_pytest_benchmark_keeps_no_name_of_the_machine(folder: Path) -> None:
+    seconds = [0.5 + i / 1000 for i in range(1000)]
+    document = {
+        "machine_info": {"node": "somebody's"},
+        "benchmarks": [
+            {
+                "group": "g",
+                "name": "n",
+                "stats": {"median": 1.0, "iqr": 0.5, "rounds": 1000, "data": seconds},
+                "extra_info": {"first_call_seconds": 2.0},
+            }
+        ],
+    }
+    kept = record.kept(document)
+    assert "somebody" not in json.dumps(kept)
+    assert kept["g"]["n"]["first_call_seconds"] == 2.0
+    assert len(kept["g"]["n"]["seconds"]) <= record.KEPT
+    assert set(kept["g"]["n"]["seconds"]) <= set(seconds)
+    assert record.thinned([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"results": []}'])
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="no record"):
+        records.read(path)
+
+
+# What moved --------------------------------------------------------------------------------------
+
+QUIET = [1.00, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01]
+
+
+def times(factor: float, values: list[float] = QUIET) -> list[float]:
+    return [factor * value for value in values]
+
+
+def compared(old: list[float], new: list[float]) -> compare_records.Comparison:
+    (found,) = compare_records.compare(made({"a": {"seconds": old}}), made({"a": {"seconds": new}}))
+    return found
+
+
+def test_what_moved_beyond_noise() -> None:
+    assert compared(QUIET, times(1.1)).verdict == "moved"
+    assert compared(QUIET, times(0.9)).verdict == "moved"
+    assert compared(QUIET, QUIET).verdict == "same"
+    assert compared(QUIET, QUIET[::-1]).verdict == "same"
+    assert compared(QUIET, times(1.01)).verdict == "same", "less than two percent"
+    noisy = [1.0, 2.0, 0.5, 1.5, 0.7, 1.2, 0.9]
+    assert compared(noisy, times(1.1, noisy)).verdict == "same", "within its noise"
+    assert compared(QUIET[:3], times(2.0, QUIET[:3])).verdict == "too few"
+
+
+def test_the_interval_holds_the_ratio_and_is_the_same_each_time() -> None:
+    found = compared(QUIET, times(1.1))
+    assert found.ratio == pytest.approx(1.1)
+    assert found.low <= found.ratio <= found.high
+    assert compare_records.interval(QUIET, times(1.1)) == (found.low, found.high)
+    low, high = compare_records.interval([2.0] * 5, [3.0] * 5)
+    assert low == high == 1.5
+
+
+def test_a_mood_of_the_machine_cancels_beside_a_yardstick() -> None:
+    mood = [1.0, 1.3, 0.8, 1.1, 1.5, 0.9, 1.2]
+
+    def at(pace: float, ours: float) -> dict[str, Any]:
+        figures = {"module": times(pace, mood), "ours": times(pace * ours, mood)}
+        return made({"g": {name: {"seconds": values} for name, values in figures.items()}})
+
+    slower = compare_records.compare(at(1.0, 0.5), at(3.0, 0.5))
+    assert [c.verdict for c in slower] == ["moved", "moved"]
+    (beside,) = compare_records.compare(at(1.0, 0.5), at(3.0, 0.5), relative_to="module")
+    assert (beside.name, beside.verdict) == ("g / ours / seconds", "same")
+    (better,) = compare_records.compare(at(1.0, 0.5), at(3.0, 0.4), relative_to="module")
+    assert better.verdict == "moved"
+    assert better.ratio == pytest.approx(0.8)
+
+
+def test_figures_are_found_wherever_they_are() -> None:
+    results = {
+        "blitz": [{"seed": 1, "loss": 1.5, "name": "x"}, {"seed": 2, "loss": 1.25, "name": "y"}],
+        "seconds": {"ours": [1.0, 2.0], "none": [], "words": ["a"], "switch": [True]},
+        "ratio": 2.0,
+    }
+    assert dict(compare_records.figures(results)) == {
+        ("blitz", "seed"): [1, 2],
+        ("blitz", "loss"): [1.5, 1.25],
+        ("seconds", "ours"): [1.0, 2.0],
+    }
+
+
+def test_what_else_differs_is_said_first(tmp_path: Path, monkeypatch, capsys) -> None:
+    old = made({"a": QUIET}, config={"threads": 1})
+    new = made({"a": times(2.0)}, config={"threads": 2}, environment={**ENVIRONMENT, "cpu": "B"})
+    paths = [tmp_path / "old.json", tmp_path / "new.json"]
+    for path, values in zip(paths, (old, new), strict=True):
+        path.write_text(json.dumps(values))
+    monkeypatch.setattr(sys, "argv", ["compare_records", *map(str, paths)])
+    compare_records.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "environment: cpu was a processor and is B"
+    assert lines[1] == "config: threads was 1 and is 2"
+    assert lines[2].startswith("moved     +100.0 %")
+    assert lines[3] == "1 compared: 1 moved, 0 same, 0 too few"
+
+
+# The page ----------------------------------------------------------------------------------------
+
+
+def step_results() -> dict[str, Any]:
+    return {
+        f"step {network} batch {batch} cpu": {
+            name: {"median_seconds": pace * batch, "seconds": [pace * batch] * 3}
+            for name, pace in (("module", 2e-3), ("fcifar_compiled", 1e-3), ("another", 4e-6))
+        }
+        for network in ("lenet", "conv3")
+        for batch in (64, 4)
+    }
+
+
+def test_the_page_has_every_record(tmp_path: Path) -> None:
+    group = {"ours": {"median_seconds": 0.1, "seconds": [0.1, 0.1]}, "b": {"median_seconds": 0.2}}
+    write_record(tmp_path, "steps", {**step_results(), "a draw": group})
+    write_record(tmp_path, "others", {"seconds": {"a": [1.0, 2.0, 3.0], "b": [8.0]}})
+    paths = page.write(tmp_path)
+    assert [path.name for path in paths] == ["README.md", "steps-cpu.png"]
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    text = paths[0].read_text()
+    assert "| batch | module | fcifar_compiled | another |" in text
+    assert "| 4 | 8 ms | 4 ms (2.00x) | 16 us (500.00x) |" in text
+    assert text.index("| 4 |") < text.index("| 64 |")
+    assert "| b | 200 ms | 0.50x |  |  |" in text
+    assert "| seconds / a | 2 | 1.00x | 50 % | 3 |" in text
+    assert "| seconds / b | 8 | 0.25x |  | 1 |" in text
+    assert "(steps-cpu.png)" in text
+    assert "a processor, 2 threads; torch 2.15.0; commit 000000000000" in text
+
+
+def write_record(folder: Path, name: str, results: dict[str, Any]) -> None:
+    (folder / f"{name}.json").write_text(json.dumps(made(results, name=name)))
+
+
+def test_the_same_records_give_the_same_page(tmp_path: Path) -> None:
+    write_record(tmp_path, "steps", step_results())
+    once = [path.read_bytes() for path in page.write(tmp_path)]
+    assert [path.read_bytes() for path in page.write(tmp_path)] == once
+
+
+def test_durations_have_three_digits() -> None:
+    found = [page.duration(s) for s in (1.2345e-6, 1.2345e-3, 0.12345, 1.2345, 123.45, 1234.5)]
+    assert found == ["1.23 us", "1.23 ms", "123 ms", "1.23 s", "123 s", "1230 s"]
