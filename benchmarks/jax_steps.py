@@ -59,7 +59,9 @@ CONTENDERS: dict[str, Make] = {"jax_nchw": jax_nchw, "jax_nhwc": jax_nhwc, "jax_
 def _contender(
     recipe: Recipe, runtime: Runtime, dataset: Dataset, *, channels_last: bool, scanned: int = 0
 ) -> Contender:
-    os.environ.setdefault("NPROC", str(runtime.threads))  # read when the first array is made
+    # Read when the first array is made: as many threads, and no GPU memory before it is needed.
+    os.environ.setdefault("NPROC", str(runtime.threads))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""The tutorial's own loops, as its page has them: the yardstick.
+"""The tutorials' own loops, as their pages have them: the yardstick.
 
 DataLoader with two workers, PIL images through ToTensor and Normalize, an nn.Module, optim.SGD,
 ``loss.backward()``, ``loss.item()`` each step; and its loop over the test images.
@@ -11,15 +11,22 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SubsetRandomSampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
 from fcifar.data import Dataset
-from fcifar.runs.yardsticks import LeNet
+from fcifar.recipes import Recipe
+from fcifar.runs.yardsticks import MODULES, make_optimizer
 
 NORMALISED = (transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+TRANSFORMS: dict[str, Callable[[str], Callable[[Any], Any]]] = {
+    "random_flip": lambda p: transforms.RandomHorizontalFlip(float(p or 0.5)),
+    "random_rotation": lambda degrees: transforms.RandomRotation(float(degrees)),
+    "random_crop": lambda padding: transforms.RandomCrop(32, padding=int(padding)),
+}
+"""By the names of ``recipes.AUGMENTS``, those that torchvision has as well."""
 
 
 class PictureDataset(TorchDataset):
@@ -37,25 +44,46 @@ class PictureDataset(TorchDataset):
         return self.transform(Image.fromarray(self.arrays[index])), self.labels[index]
 
 
-def train(dataset: Dataset, *, epochs: int, batch_size: int, max_steps: int | None = None) -> float:
-    """Train from scratch; seconds for ``epochs`` epochs, or for ``max_steps`` steps if fewer."""
-    pictures = PictureDataset(dataset.train_images, dataset.train_labels)
-    loader = DataLoader(pictures, batch_size=batch_size, shuffle=True, num_workers=2)
-    net = LeNet(num_classes=len(dataset.classes))
+def train(recipe: Recipe, dataset: Dataset, *, epochs: int) -> float:
+    """Train from scratch, with a look at the held-out images after each epoch; the seconds."""
+    augment = [
+        TRANSFORMS[text.partition(":")[0]](text.partition(":")[2]) for text in recipe.augment
+    ]
+    normalise = transforms.Normalize(recipe.mean, recipe.std)
+    pictures = PictureDataset(
+        dataset.train_images, dataset.train_labels, *augment, transforms.ToTensor(), normalise
+    )
+    held_out = int(recipe.valid_fraction * len(pictures))
+    order = torch.randperm(len(pictures)).tolist()
+    # Both through the augmentation, as that tutorial has it.
+    loaders = [
+        DataLoader(
+            pictures,
+            batch_size=recipe.batch_size,
+            sampler=SubsetRandomSampler(rows),
+            num_workers=2,
+            drop_last=recipe.drop_last and training,
+        )
+        for rows, training in ((order[held_out:], True), (order[:held_out], False))
+    ]
+    net = MODULES[recipe.model](num_classes=len(dataset.classes), **recipe.model_options)
     criterion = nn.CrossEntropyLoss()
-    optimizer = optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
-    started, steps = time.perf_counter(), 0
+    optimizer = make_optimizer(recipe, net.parameters())
+    started = time.perf_counter()
     for _ in range(epochs):
+        net.train()
         running_loss = 0.0
-        for inputs, labels in loader:
+        for inputs, labels in loaders[0]:
             optimizer.zero_grad()
             loss = criterion(net(inputs), labels)
             loss.backward()
             optimizer.step()
             running_loss += loss.item()
-            steps += 1
-            if steps == max_steps:
-                return time.perf_counter() - started
+        if held_out:
+            net.eval()
+            with torch.no_grad():
+                for inputs, labels in loaders[1]:
+                    running_loss += criterion(net(inputs), labels).item()
     return time.perf_counter() - started
 
 

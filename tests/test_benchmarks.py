@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import compare_records, page, processes, record, records, steps, tutorial
 from benchmarks.contenders import CONTENDERS, DEVICES, NETWORKS, why_not
-from fcifar import models
+from fcifar import models, recipes
 from fcifar.runs import bench, yardsticks
 from fcifar.runs.bench import Work
 from fcifar.runs.runtime import Runtime
@@ -54,8 +54,8 @@ def test_the_compiled_module_computes_the_same(
 
 def compare_with_the_module(network: str, name: str) -> None:
     recipe = bench.recipe_for(Work(network, 4))
-    options = {n: 0.0 if n == "dropout" else v for n, v in recipe.model_options.items()}
-    recipe, data = recipe.replace(model_options=options), bench.made_up(20)
+    recipe = recipe.replace(model_options={**recipe.model_options, "dropout": 0.0})
+    data = bench.made_up(20)
     expected, found = (CONTENDERS[n](recipe, Runtime(threads=1), data) for n in ("module", name))
     for contender in (expected, found):
         for _ in range(8 // contender.steps):
@@ -72,6 +72,18 @@ def test_the_tutorials_pictures_are_the_data_sets() -> None:
     expected = yardsticks.make_normalise(recipe, "cpu")(data.train_images)
     assert torch.equal(torch.stack([image for image, _ in pictures]), expected)
     assert [label for _, label in pictures] == data.train_labels.tolist()
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_the_tutorials_loop_trains_every_recipe(name: str, monkeypatch) -> None:
+    without_workers = functools.partial(tutorial.DataLoader, num_workers=0)
+    monkeypatch.setattr(
+        tutorial, "DataLoader", lambda *words, num_workers, **kw: without_workers(*words, **kw)
+    )
+    recipe, data = recipes.get(name).replace(batch_size=4), bench.made_up(20)
+    assert tutorial.train(recipe, data, epochs=1) > 0
+    net = yardsticks.MODULES[recipe.model](**recipe.model_options)
+    assert 0 <= tutorial.accuracy(net, data.test_images, data.test_labels) <= 1
 
 
 def test_a_device_that_is_not_there_is_a_reason() -> None:

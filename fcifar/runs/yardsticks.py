@@ -17,8 +17,9 @@ from fcifar.recipes import Recipe
 class LeNet(nn.Module):
     """https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html"""
 
-    def __init__(self, *, num_classes: int = 10, hidden: int = 84) -> None:
+    def __init__(self, *, num_classes: int = 10, hidden: int = 84, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = dropout  # of the input; the page has none
         self.conv1 = nn.Conv2d(3, 6, 5)
         self.pool = nn.MaxPool2d(2, 2)
         self.conv2 = nn.Conv2d(6, 16, 5)
@@ -27,6 +28,8 @@ class LeNet(nn.Module):
         self.fc3 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
         x = self.pool(F.relu(self.conv1(x)))
         x = self.pool(F.relu(self.conv2(x)))
         x = torch.flatten(x, 1)

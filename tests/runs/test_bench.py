@@ -16,10 +16,7 @@ RUNTIME = Runtime(threads=1)
 
 def still(recipe: Recipe) -> Recipe:
     """Without dropout, which draws other numbers in PyTorch."""
-    options = {n: v for n, v in recipe.model_options.items() if n != "dropout"}
-    return recipe.replace(
-        model_options=options | ({"dropout": 0.0} if recipe.model == "conv3" else {})
-    )
+    return recipe.replace(model_options={**recipe.model_options, "dropout": 0.0})
 
 
 @pytest.mark.parametrize("network", models.MODELS)
@@ -40,8 +37,6 @@ def test_contenders_compute_the_same(network: str) -> None:
 def test_the_module_is_the_model(name: str) -> None:
     """The same logits, in float64, with dropout switched off in both."""
     recipe = recipes.get(name)
-    if recipe.model == "lenet":  # the yardstick has no dropout, and none is used here
-        recipe = still(recipe)
     model = recipes.make_model(recipe, 10)
     data = bench.made_up(6)
     params = model.init(random.key(7)).params
