@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from fcifar import metrics, precision, random, tree
+from fcifar import kernels, metrics, precision, random, tree
 from fcifar.augment import Augment
 from fcifar.losses import Loss, cross_entropy
 from fcifar.metrics import Metrics
@@ -230,14 +230,14 @@ def compile_step(
             is as pure as the original.
     """
     if not donate:
-        return torch.compile(step, fullgraph=True, dynamic=False)
+        return torch.compile(step, backend=kernels.backend, fullgraph=True, dynamic=False)
 
     def in_place(state: Any, batch: Any) -> Any:
         new_state, metrics = step(state, batch)
         tree.map(lambda old, new: old if new is old else old.copy_(new), state, new_state)
         return metrics
 
-    compiled = torch.compile(in_place, fullgraph=True, dynamic=False)
+    compiled = torch.compile(in_place, backend=kernels.backend, fullgraph=True, dynamic=False)
 
     def donating(state: Any, batch: Any) -> tuple[Any, Any]:
         metrics = compiled(state, batch)

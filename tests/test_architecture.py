@@ -18,6 +18,7 @@ LEVELS = [
     {"random", "tree"},
     {"layers", "schedules", "precision", "transforms", "fingerprint"},
     {"models", "optim", "augment", "losses", "metrics", "calibration", "comparison"},
+    {"kernels"},
     {"step", "replicas", "parallel"},
     {"data", "recipes"},
     {"runs"},
@@ -25,7 +26,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-IMPURE = {"data", "runs", "report", "interop", "cli"}
+IMPURE = {"kernels", "data", "runs", "report", "interop", "cli"}
 WORLDLY = {"os", "pathlib", "time", "random", "typer", "rich", "subprocess", "socket", "tempfile"}
 GLOBAL_RNG = {
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),

@@ -21,7 +21,7 @@ class _Conv3(nn.Module):
     def forward(self, x: Tensor, key: Key | None = None) -> Tensor:
         first, second = (None, None) if key is None else random.split(key)
         for conv in (self.conv1, self.conv2, self.conv3):
-            x = F.max_pool2d(F.relu(conv(x)), 2)
+            x = F.relu(F.max_pool2d(conv(x), 2))
         x = layers.dropout(first, x.flatten(1), self.dropout)
         x = F.relu(self.fc1(x))
         return self.fc2(layers.dropout(second, x, self.dropout))

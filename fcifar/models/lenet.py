@@ -23,8 +23,8 @@ class _LeNet(nn.Module):
 
     def forward(self, x: Tensor, key: Key | None = None) -> Tensor:
         x = layers.dropout(key, x, self.dropout)
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
         x = x.flatten(1)
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))

@@ -70,7 +70,11 @@ def describe() -> dict[str, Any]:
 def code_digest() -> str:
     """The beginning of a SHA-256 over those modules of fcifar that a result can depend on."""
     package = Path(fcifar.__file__).resolve().parent
-    files = sorted(path.relative_to(package) for path in package.rglob("*.py"))
+    files = sorted(
+        path.relative_to(package)
+        for path in package.rglob("*.[pc]*")
+        if path.suffix in (".py", ".c")
+    )
     parts = [
         f"{path.as_posix()}\n".encode() + (package / path).read_bytes()
         for path in files

@@ -1,0 +1,78 @@
+"""C into a library: what can go wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fcifar.errors import UserError, WorldError
+from fcifar.kernels import building
+
+pytestmark = pytest.mark.skipif(
+    building.why_not() is not None, reason=f"no kernels here: {building.why_not()}"
+)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(building, "_folder", lambda: tmp_path / "built")
+    path = tmp_path / "answer.c"
+    path.write_text("int answer(void) { return ANSWER; }\n")
+    return path
+
+
+def built(path: Path) -> list[str]:
+    return sorted(p.name for p in (path.parent / "built").iterdir())
+
+
+def test_a_library_is_built_once_for_each_set_of_macros(source: Path) -> None:
+    assert building.load(source, {"ANSWER": 42}).answer() == 42
+    assert building.load(source, {"ANSWER": 43}).answer() == 43
+    before = built(source)
+    building._load.cache_clear()
+    assert building.load(source, {"ANSWER": 42}).answer() == 42
+    assert built(source) == before
+    assert len(before) == 2
+    assert all(name.startswith("answer-") and name.endswith(".so") for name in before)
+
+
+def test_a_changed_source_is_built_anew(source: Path) -> None:
+    assert building.load(source, {"ANSWER": 1}).answer() == 1
+    source.write_text("int answer(void) { return ANSWER + 1; }\n")
+    building._load.cache_clear()
+    assert building.load(source, {"ANSWER": 1}).answer() == 2
+
+
+def test_what_the_compiler_refuses_is_said_and_nothing_is_left(source: Path) -> None:
+    source.write_text("int answer(void) { return }\n")
+    with pytest.raises(UserError, match=r"refused .*answer\.c.*error"):
+        building.load(source, {})
+    assert built(source) == []
+
+
+def test_a_missing_compiler_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    building._target.cache_clear()
+    assert "no-such-compiler" in (building.why_not() or "")
+    with pytest.raises(UserError, match="cannot run the compiler 'no-such-compiler'"):
+        building.load(source, {})
+    building._target.cache_clear()
+
+
+def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:
+    (source.parent / "built").write_text("a file, where the folder should be")
+    with pytest.raises(WorldError, match=r"cannot write a kernel to .*built"):
+        building.load(source, {"ANSWER": 7})
+
+
+def test_processes_that_build_at_once_do_not_meet(source: Path) -> None:
+    program = (
+        "import sys, pathlib; from fcifar.kernels import building; "
+        "building._folder = lambda: pathlib.Path(sys.argv[2]); "
+        "print(building.load(pathlib.Path(sys.argv[1]), {'ANSWER': 5}).answer())"
+    )
+    command = [sys.executable, "-c", program, str(source), str(source.parent / "built")]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    assert [process.communicate()[0].split() for process in running] == [[b"5"]] * 3
+    assert len(built(source)) == 1

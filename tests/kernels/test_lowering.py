@@ -1,0 +1,134 @@
+"""Where the kernel goes into a graph, and where not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.func import grad
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fcifar import kernels, models, optim, random, tree
+from fcifar.kernels import building, lowering
+from fcifar.kernels.conv_pool import conv_pool, conv_pool_backward
+from fcifar.step import Batch, compile_step, init_train_state, make_eval_step, make_train_step
+
+pytestmark = pytest.mark.skipif(
+    kernels.why_not() is not None, reason=f"no kernels here: {kernels.why_not()}"
+)
+
+X = random.normal(random.key(1), (2, 3, 12, 12))
+W = random.normal(random.key(2), (6, 3, 3, 3))
+B = random.normal(random.key(3), (6,))
+
+
+def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
+    return make_fx(f, tracing_mode="fake")(*inputs)
+
+
+def calls(graph: fx.Graph) -> list[object]:
+    ours = (conv_pool, conv_pool_backward)
+    return [n.target for n in graph.nodes if n.target in ours]
+
+
+def fused(f: Callable[..., object], *inputs: Tensor) -> int:
+    """How often the kernel was put into the graph of ``f``, which must still be ``f``."""
+    module = traced(f, *inputs)
+    found = lowering.fuse(module.graph)
+    module.graph.lint()
+    module.recompile()
+    before, after = (tree.leaves(g(*inputs)) for g in (f, module))
+    for a, b in zip(before, after, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    return found
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("lenet", 2), ("conv3", 3)])
+def test_every_convolution_of_a_training_step_is_found(name: str, pairs: int) -> None:
+    model, optimizer = models.MODELS[name](), optim.sgd(0.1)
+    state = init_train_state(model, optimizer, key=random.key(0))
+    batch = Batch(random.uniform(random.key(1), (2, 3, 32, 32)), torch.tensor([3, 8]))
+    module = traced(make_train_step(model, optimizer), state, batch)
+    assert lowering.fuse(module.graph) == pairs
+    module.graph.lint()
+    assert calls(module.graph) == [conv_pool] * pairs + [conv_pool_backward] * pairs
+    assert not [n for n in module.graph.nodes if "convolution" in n.name or "max_pool" in n.name]
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("lenet", 2), ("conv3", 3)])
+def test_every_convolution_of_an_evaluation_is_found(name: str, pairs: int) -> None:
+    model = models.MODELS[name]()
+    variables = model.init(random.key(0))
+    batch = Batch(random.uniform(random.key(1), (4, 3, 32, 32)), torch.tensor([3, 8, 0, 1]))
+    module = traced(make_eval_step(model), variables, batch)
+    assert lowering.fuse(module.graph) == pairs
+
+
+def test_forward_alone() -> None:
+    assert fused(lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2), X, W, B) == 1
+
+
+def test_forward_and_gradients() -> None:
+    def loss(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.max_pool2d(F.conv2d(x, w, b, padding=1), 2).square().sum()
+
+    assert fused(grad(loss, argnums=(0, 1, 2)), X, W, B) == 1
+    assert fused(grad(loss, argnums=(1, 2)), X, W, B) == 1
+
+
+def test_a_gradient_of_a_gradient_is_left_alone_or_right() -> None:
+    def loss(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.max_pool2d(F.conv2d(x, w, b), 2).square().sum()
+
+    def slope(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return grad(loss, argnums=1)(x, w, b).square().sum()
+
+    fused(grad(slope, argnums=1), X / 9, W / 9, B / 9)
+
+
+OTHERS = {
+    "stride": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, stride=2), 2),
+    "dilation": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, dilation=2), 2),
+    "groups": lambda x, w, b: F.max_pool2d(F.conv2d(x, w[:, :1], b, groups=3), 2),
+    "padding of two kinds": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, padding=(1, 0)), 2),
+    "no bias": lambda x, w, b: F.max_pool2d(F.conv2d(x, w), 2) + b[:, None, None],
+    "transposed": lambda x, w, b: F.max_pool2d(F.conv_transpose2d(x, w.transpose(0, 1), b), 2),
+    "pool of 3": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 3),
+    "pool in steps of 1": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2, 1),
+    "padded pool": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2, padding=1),
+    "ceiling": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2, ceil_mode=True),
+    "average": lambda x, w, b: F.avg_pool2d(F.conv2d(x, w, b), 2),
+    "ReLU between": lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2),
+    "used twice": lambda x, w, b: (y := F.conv2d(x, w, b)).sum() + F.max_pool2d(y, 2).sum(),
+    "indices": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2, return_indices=True),
+    "double precision": lambda x, w, b: F.max_pool2d(F.conv2d(*(t.double() for t in (x, w, b))), 2),
+    "one dimension": lambda x, w, b: F.max_pool1d(F.conv1d(x[..., 0], w[..., 0], b), 2),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_exactly_the_pair_is_left_alone(name: str) -> None:
+    assert fused(OTHERS[name], X, W, B) == 0
+
+
+@pytest.mark.parametrize("missing", ["a compiler", None])
+def test_a_compiled_step_agrees_with_the_step(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With kernels, and without them."""
+    if missing:
+        monkeypatch.setattr(building, "why_not", lambda: f"no {missing}")
+    torch._dynamo.reset()
+    model, optimizer = models.lenet(), optim.sgd(0.1, momentum=0.9)
+    step = make_train_step(model, optimizer)
+    compiled = compile_step(step, donate=False)
+    state = init_train_state(model, optimizer, key=random.key(0))
+    batch = Batch(random.uniform(random.key(1), (4, 3, 32, 32)), torch.tensor([3, 8, 0, 1]))
+    for _ in range(2):
+        expected, metrics = step(state, batch)
+        state, compiled_metrics = compiled(state, batch)
+        for a, b in zip(tree.leaves(expected), tree.leaves(state), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(metrics.loss, compiled_metrics.loss)
+    torch._dynamo.reset()
