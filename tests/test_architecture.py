@@ -36,7 +36,13 @@ GLOBAL_RNG = {
 SWITCHES = {
     *("set_num_threads", "set_num_interop_threads", "use_deterministic_algorithms"),
     *("set_float32_matmul_precision", "set_default_dtype", "set_default_device"),
-    *("set_flush_denormal", "fill_uninitialized_memory", "allow_tf32", "benchmark"),
+    *(
+        "set_deterministic_debug_mode",
+        "set_flush_denormal",
+        "fill_uninitialized_memory",
+        "allow_tf32",
+        "benchmark",
+    ),
 }
 
 

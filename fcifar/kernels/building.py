@@ -37,7 +37,8 @@ def why_not() -> str | None:
 
 def compiler() -> str:
     """The compiler, which is that of ``torch.compile``."""
-    return os.environ.get("CXX") or "g++"
+    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    return os.environ.get("CXX") or default
 
 
 def load(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:

@@ -41,27 +41,42 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     from torch._inductor.compile_fx import compile_fx
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
+    patches: dict[str, Any] = {"deterministic": torch.are_deterministic_algorithms_enabled()}
     if not on_cpu or building.why_not() is not None:
-        return compile_fx(graph, inputs)
+        return compile_fx(graph, inputs, config_patches=patches)
+    patches["post_grad_custom_pre_pass"] = _make_pass()
+    return compile_fx(graph, inputs, decompositions=_Table(), config_patches=patches)
+
+
+def _make_pass() -> Any:
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
-    from torch._inductor.decomposition import select_decomp_table
 
     class Fuse(CustomGraphPass):
         def __call__(self, graph: fx.Graph) -> None:
             fuse(graph)
 
-        def uuid(self) -> Any:  # what the compiler's cache knows this pass by
+        def uuid(self) -> Any:  # by which the compiler's cache knows this pass
             return get_hash_for_files((__file__, building.__file__, str(SOURCE)))
 
-    table = dict(select_decomp_table())
-    table.update({op: _whole_if_small(table[op]) for op in _POOLING if op in table})
-    patches = {"post_grad_custom_pre_pass": Fuse()}
-    return compile_fx(graph, inputs, decompositions=table, config_patches=patches)
+    return Fuse()
 
 
-def _whole_if_small(decompose: Callable[..., Any]) -> Callable[..., Any]:
-    """A decomposition that leaves alone what ``fuse`` may want to find."""
+class _Table(dict[Any, Callable[..., Any]]):
+    """Inductor's decompositions, but for the small pools that ``fuse`` may want to find."""
 
+    def __init__(self) -> None:
+        from torch._inductor.decomposition import select_decomp_table
+
+        table = select_decomp_table()
+        super().__init__(table)
+        self.update({op: _unless_small(table[op]) for op in _POOLING if op in table})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What the compiler's cache knows it by; its functions have no such name."""
+        return _Table, ()
+
+
+def _unless_small(decompose: Callable[..., Any]) -> Callable[..., Any]:
     def decompose_large(*arguments: Any, **settings: Any) -> Any:
         small = arguments[0].shape[-3] <= WIDEST
         return NotImplemented if small else decompose(*arguments, **settings)

@@ -36,7 +36,7 @@ def compare_environments(
         compiled: whether the C++ compiler matters.
     """
     a, b = (_flat(values, runtime.device) for values in (then, now))
-    matters = {*_MATTERS, "device", *(["compiler"] if compiled else [])}
+    matters = {*_MATTERS, "device", *(["compiler", "kernels"] if compiled else [])}
     matters |= {name for name in (*a, *b) if name.startswith("$") and name not in _SET_BY_RUNTIME}
     changes = [
         Change(name, a.get(name), b.get(name), name in matters)

@@ -6,14 +6,15 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fcifar
+from fcifar import kernels
 from fcifar.errors import UserError
+from fcifar.kernels.building import compiler
 from fcifar.runs.runtime import read_switches
 
 # Those that change how kernels are chosen or built, or how sums are cut into threads.
@@ -59,6 +60,7 @@ def describe() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "devices": _devices(),
         "compiler": _compiler_version(),
+        "kernels": kernels.why_not() or "yes",
         "variables": {
             name: os.environ[name]
             for name in sorted(os.environ)
@@ -107,25 +109,20 @@ def check_compiler(device: str) -> None:
     Raises:
         UserError: there is none; the message says what to install.
     """
-    if device == "mps" or shutil.which(_compiler()):
+    if device == "mps" or shutil.which(compiler()):
         return
     raise UserError(
-        f"--compile needs a C++ compiler, and {_compiler()!r} is not on this machine; install one "
+        f"--compile needs a C++ compiler, and {compiler()!r} is not on this machine; install one "
         "(Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: "
         "xcode-select --install) or leave --compile out"
     )
 
 
-def _compiler() -> str:
-    default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    return os.environ.get("CXX") or default
-
-
 def _compiler_version() -> str | None:
-    if not shutil.which(_compiler()):
+    if not shutil.which(compiler()):
         return None
-    result = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=False)
-    return (result.stdout.splitlines() or [_compiler()])[0]
+    result = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=False)
+    return (result.stdout.splitlines() or [compiler()])[0]
 
 
 def _cpu_name() -> str:

@@ -11,6 +11,7 @@ from fcifar.data.files import sweep
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
 from fcifar.runs import directory, environment, manifest, session
+from fcifar.runs.evaluate import evaluate
 from fcifar.runs.events import Advanced, Noted, Observe, Preparing, ignore
 from fcifar.runs.finishing import finish
 from fcifar.runs.lock import locked
@@ -207,7 +208,7 @@ def _progress(sitting: Session, place: Place, step: int) -> Advanced:
 
 
 def _warm_up(sitting: Session, place: Place) -> Place:
-    """Compile the step for each shape of batch, on a copy of the state, and count the seconds."""
+    """Compile the steps for each shape of batch, on a copy of the state, and count the seconds."""
     if not sitting.compiled:
         return place
     sitting.observe(Preparing("compiling"))
@@ -217,6 +218,9 @@ def _warm_up(sitting: Session, place: Place) -> Place:
         # A donated state is overwritten: the copy is what gets lost.
         copy, _ = program.train_step(tree.map(lambda x: x.clone(), place.running), rows)
         int(copy.state.step)  # wait for the device
+    if len(program.valid.labels):
+        first = tree.map(lambda x: x[:1], program.valid)
+        evaluate(program.eval_step, place.running.state.variables, first)
     seconds = place.clock.compile + time.perf_counter() - started
     return place._replace(clock=place.clock._replace(compile=seconds))
 

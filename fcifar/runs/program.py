@@ -23,6 +23,7 @@ from fcifar.step import (
     EvalStep,
     Running,
     accumulate,
+    compile_pure,
     compile_step,
     init_train_state,
     make_eval_step,
@@ -110,11 +111,13 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
         policy=policy,
     )
     step = accumulate(on_indices(train_step, train))
+    eval_step = make_eval_step(model, preprocess=preprocess, policy=policy)
     return Program(
         model=model,
         init=init,
         train_step=compile_step(step) if compiled else step,
-        eval_step=make_eval_step(model, preprocess=preprocess, policy=policy),
+        # Compiling takes longer than evaluating once, and far less than after each epoch.
+        eval_step=compile_pure(eval_step) if compiled and len(valid_rows) else eval_step,
         rows_from=rows_from,
         steps_per_epoch=steps_per_epoch,
         images_per_epoch=steps_per_epoch * batch_size if recipe.drop_last else size,

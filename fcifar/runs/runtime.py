@@ -88,7 +88,7 @@ def activate(runtime: Runtime) -> Iterator[None]:
             # cuBLAS reads it when CUDA starts; only these settings make it repeatable.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_num_threads(runtime.threads)
-        torch.use_deterministic_algorithms(runtime.deterministic)
+        _set_deterministic(runtime.deterministic)
         # Filling fresh memory would hide reads of it, at a price; no operation here reads any.
         _DETERMINISTIC.fill_uninitialized_memory = False
         torch.backends.cudnn.deterministic = runtime.deterministic
@@ -122,13 +122,21 @@ def read_switches() -> dict[str, Any]:
 
 def _write_switches(values: dict[str, Any]) -> None:
     torch.set_num_threads(values["threads"])
-    torch.use_deterministic_algorithms(values["deterministic"], warn_only=values["warn_only"])
+    _set_deterministic(values["deterministic"], warn_only=values["warn_only"])
     _DETERMINISTIC.fill_uninitialized_memory = values["fill"]
     for name, value in values["cudnn"].items():
         setattr(torch.backends.cudnn, name, value)
     torch.set_float32_matmul_precision(values["matmul"])
     if values["cublas"] is None:
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def _set_deterministic(enabled: bool, *, warn_only: bool = False) -> None:
+    """``torch.use_deterministic_algorithms``, which would import the compiler: seconds, unneeded.
+
+    The compiler has a switch of its own, which ``kernels.backend`` sets from this one.
+    """
+    torch.set_deterministic_debug_mode((1 if warn_only else 2) if enabled else 0)
 
 
 def _available(kind: str) -> bool:

@@ -239,7 +239,7 @@ def test_the_environment_has_what_bits_depend_on() -> None:
     assert set(about) >= {
         *("versions", "code", "git_commit", "cpu", "cpu_capability", "cores", "threads"),
         *("interop_threads", "libc", "torch_build", "switches", "cuda", "cudnn", "devices"),
-        *("compiler", "variables", "platform"),
+        *("compiler", "kernels", "variables", "platform"),
     }
     assert json.loads(json.dumps(about)) == about
     assert len(about["code"]) == 12
