@@ -1,0 +1,65 @@
+"""Convolution with max-pool, forward and backward: ``fcifar.kernels`` against PyTorch's operations.
+
+Every such layer of the networks; all gradients that the layer's place in the network asks for.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fcifar import kernels, random
+from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward
+from fcifar.runs.runtime import activate, make_runtime
+
+LAYERS = {
+    "lenet conv1": Shape(3, 6, 32, 32, 5, 5, 0),
+    "lenet conv2": Shape(6, 16, 14, 14, 5, 5, 0),
+    "conv3 conv1": Shape(3, 16, 32, 32, 3, 3, 1),
+    "conv3 conv2": Shape(16, 32, 16, 16, 3, 3, 1),
+    "conv3 conv3": Shape(32, 64, 8, 8, 3, 3, 1),
+}
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize("name", ["pytorch", "fcifar"])
+@pytest.mark.parametrize("way", ["forward", "backward"])
+@pytest.mark.parametrize("batch", [4, 64, 512])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> None:
+    if name == "fcifar" and (reason := kernels.why_not()):
+        pytest.skip(f"no kernels here: {reason}")
+    benchmark.group, benchmark.name = f"{layer} and pool, {way}, batch {batch}", name
+    with activate(make_runtime(device="cpu")):
+        benchmark(_make(LAYERS[layer], batch)[name][way])
+
+
+def _make(shape: Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
+    c, o, h, w, k, l, pad = shape  # noqa: E741
+    keys = random.split(random.key(0), 4)
+    x = random.normal(keys[0], (batch, c, h, w))
+    weight, bias = random.normal(keys[1], (o, c, k, l)), random.normal(keys[2], (o,))
+    y = F.conv2d(x, weight, bias, padding=pad)
+    pooled, indices = F.max_pool2d(y, 2, return_indices=True)
+    # As ReLU lets it through: about every other one is zero.
+    gradient = random.normal(keys[3], tuple(pooled.shape)) * (pooled > 0)
+    which = conv_pool(x, weight, bias, pad)[1] if kernels.why_not() is None else None
+    of_input = c > 3  # the images themselves have no gradient
+
+    def backward() -> object:
+        pool = ([2, 2], [2, 2], [0, 0], [1, 1], False)
+        dy = aten.max_pool2d_with_indices_backward(gradient, y, *pool, indices)
+        settings = ([o], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, [of_input, True, True])
+        return aten.convolution_backward(dy, x, weight, *settings)
+
+    return {
+        "pytorch": {
+            "forward": lambda: F.max_pool2d(F.conv2d(x, weight, bias, padding=pad), 2),
+            "backward": backward,
+        },
+        "fcifar": {
+            "forward": lambda: conv_pool(x, weight, bias, pad),
+            "backward": lambda: conv_pool_backward(gradient, which, x, weight, pad, of_input),
+        },
+    }
