@@ -6,7 +6,7 @@ The machine's rate is that of a product of two matrices of 1024 x 1024; its band
 copy of 256 MiB. The operations of a step are those that a library makes, convolutions backward over
 every position. Behind a 2x2 max-pool three of four gradients are zero: the sparse floor counts the
 operations that are left for convolutions backward, which is what ``fcifar.kernels`` makes use of.
-Beside them stand the measured steps of the record bench_results/STEPS.json.
+Beside them stand the measured steps of the records bench_results/STEPS.json.
 """
 
 import argparse
@@ -44,11 +44,13 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--batch", action="append", type=int)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--steps", default="steps", help="a record of steps to compare with")
+    parser.add_argument("--steps", action="append", help="records of steps to compare with")
     parser.add_argument("--name", default="floor", help="of the record")
     options = parser.parse_args()
     runtime = make_runtime(device="cpu", threads=options.threads)
-    measured = records.read(records.RESULTS / f"{options.steps}.json")["results"]
+    measured = {}
+    for name in options.steps or ("steps", "steps_conv3"):
+        measured |= records.read(records.RESULTS / f"{name}.json")["results"]
     with activate(runtime):
         rates = [rate() for _ in range(7)]
         bandwidths = [bandwidth() for _ in range(7)]

@@ -100,6 +100,8 @@ def _medians(figures: dict[str, list[float]]) -> dict[str, str]:
 
 def plot(results: dict[str, Figures], path: Path) -> Path:
     """A panel for each thing that grows."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     width, height, panel = 14.2, 4.4, 3.6
     title = "How the cost of training lenet grows"
     figure = titled(width, height, title, "medians, two cores; both axes are logarithmic")
@@ -128,8 +130,10 @@ def plot(results: dict[str, Figures], path: Path) -> Path:
                 )
         xs = [int(x) for x in results[name]]
         axes.set_xticks(xs, [f"{x:,}" for x in xs], fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
-        axes.yaxis.set_minor_formatter(lambda y, _: "")
         axes.tick_params(which="minor", length=0)
         axes.set_xlabel(x_label, color=SOFT)
         axes.set_title(y_label, loc="left", size=10, color=INK)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import records
+from benchmarks import growth, records
 from benchmarks.compare_records import figures
 from fcifar.data.files import write_text
 from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled
@@ -36,7 +36,8 @@ INTRODUCTION = f"""# Measurements
 Made by `python -m benchmarks.page` out of the records beside it, each of which holds every figure
 and the environment. Times are medians; a factor is how many times as fast as `{YARDSTICK}`, the
 tutorial's own step in PyTorch, or as the first line of a table. The spread is the distance between
-the quartiles, as a part of the median.
+the quartiles, as a part of the median. What was tried for speed, and what came of it, is in
+[tried.md](tried.md).
 """
 
 
@@ -67,6 +68,9 @@ def write(folder: Path) -> list[Path]:
             path = folder / f"{record['name']}-{device}.png"
             written.append(plot(found, path, title(record)))
             parts.append(f"![Time per image against batch size on {device}]({path.name})\n")
+        if record["name"] == "growth":
+            written.append(growth.plot(record["results"], folder / "growth.png"))
+            parts.append("![Cost against batch, width and number of images](growth.png)\n")
     page = folder / "README.md"
     write_text(page, "\n".join(parts))
     return [page, *written]
