@@ -18,6 +18,7 @@ def say():
     print("peak", re.search(r"VmHWM:\\s*(\\d+) kB", status).group(1), file=sys.stderr, flush=True)
 atexit.register(say)
 """
+IMPORT_COMPILER = "import torch._dynamo, torch._inductor.compile_fx"
 _MAIN = "import fcifar.cli; fcifar.cli.main()"
 
 

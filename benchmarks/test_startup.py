@@ -11,6 +11,7 @@ from benchmarks import processes
 STARTS = {
     "python": ("-c", "pass"),
     "import_torch": ("-c", "import torch"),
+    "import_torch_and_its_compiler": ("-c", processes.IMPORT_COMPILER),
     "import_fcifar": ("-c", "import fcifar"),
     "everything_of_fcifar": (
         "-c",

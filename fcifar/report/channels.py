@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import UserError
-from fcifar.report.figures import DPI, INK, SOFT, ink_on, save, titled
+from fcifar.report.figures import DPI, INK, SOFT, ink_on, save_over, titled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,11 +43,14 @@ def channels_picture(image: Tensor, path: Path, *, title: str) -> Path:
     _write(figure, title, LEFT, 60, size=26, color=INK, ha="left")
     legend = f"black is {value_text(low, image.dtype)}, white is {value_text(high, image.dtype)}"
     _write(figure, legend, LEFT, 132, size=17, color=SOFT, ha="left")
+    sheet = torch.full((3, sheet_height, sheet_width), 255, dtype=torch.uint8)
     for channel, (name, color) in enumerate(NAMES):
         left = LEFT + channel * (width * CELL + GAP)
         _write(figure, name, left, 214, size=22, color=color, ha="left", weight="bold")
-        _draw_channel(figure, image[channel], grey[channel], left)
-    return save(figure, path)
+        cells = grey[channel].repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
+        sheet[:, TOP : TOP + height * CELL, left : left + width * CELL] = cells
+        _write_values(figure, image[channel], grey[channel], left)
+    return save_over(figure, sheet, path)
 
 
 def value_range(image: Tensor) -> tuple[float, float]:
@@ -75,16 +78,8 @@ def value_text(value: float, dtype: torch.dtype) -> str:
     return f"{value:.1f}" if abs(value) < 100 else f"{value:.0e}"
 
 
-def _draw_channel(figure: "Figure", values: Tensor, grey: Tensor, left: int) -> None:
+def _write_values(figure: "Figure", values: Tensor, grey: Tensor, left: int) -> None:
     height, width = grey.shape
-    cells = grey.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)
-    sheet_height = round(figure.bbox.height)
-    figure.figimage(
-        cells[..., None].expand(-1, -1, 3).numpy(),  # as colours: a colour map is off by one
-        xo=left,
-        yo=sheet_height - TOP - height * CELL,
-        origin="upper",
-    )
     for y in range(height):
         for x in range(width):
             shade = grey[y, x].item() / 255

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.data.dataset import Dataset
-from fcifar.data.files import replacing
 from fcifar.errors import UserError
 from fcifar.random import Key
+from fcifar.report.figures import save_over
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -168,12 +168,9 @@ def _write(sheet: Tensor, labels: Sequence[_Label], path: Path) -> Path:
 
     height, width = sheet.shape[-2:]
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    figure.figimage(sheet.permute(1, 2, 0).numpy(), origin="upper")
     for label in labels:
         _set_type(figure, label)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
-    return path
+    return save_over(figure, sheet, path)
 
 
 def _set_type(figure: "Figure", label: _Label) -> None:
