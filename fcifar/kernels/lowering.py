@@ -78,7 +78,8 @@ class _Table(dict[Any, Callable[..., Any]]):
 
 def _unless_small(decompose: Callable[..., Any]) -> Callable[..., Any]:
     def decompose_large(*arguments: Any, **settings: Any) -> Any:
-        small = arguments[0].shape[-3] <= WIDEST
+        values = arguments[0]
+        small = values.dtype == torch.float32 and values.shape[-3] <= WIDEST
         return NotImplemented if small else decompose(*arguments, **settings)
 
     return decompose_large
