@@ -152,10 +152,12 @@ def _look_up(images: Tensor, rows: Tensor, columns: Tensor, outside: Tensor) -> 
     """
     height, width = images.shape[-2:]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    index = index.to(torch.int64).flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    found = torch.gather(images.flatten(2), 2, index).reshape(images.shape)
-    return torch.where(inside[:, None], found, outside)
+    # Worked out once for all channels, not anew in each.
+    index = _stored(torch.where(inside, rows * width + columns, -1))[:, None]
+    index = index.expand(-1, images.shape[1], -1, -1)
+    place = index.clamp(min=0).to(torch.int64)
+    found = torch.gather(images.flatten(2), 2, place.flatten(2)).reshape(images.shape)
+    return torch.where(index >= 0, found, outside)
 
 
 def _mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
