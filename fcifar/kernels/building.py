@@ -46,7 +46,7 @@ def load(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
 
     Raises:
         UserError: the compiler is missing, or refuses.
-        WorldError: the library cannot be written.
+        WorldError: the library cannot be written, or not loaded.
     """
     return _load(source, tuple(sorted(macros.items())))
 
@@ -59,7 +59,13 @@ def _load(source: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     path = _folder() / f"{source.stem}-{key.hexdigest()[:24]}.so"
     if not path.exists():
         _build(source, arguments, path)
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise WorldError(
+            f"cannot load the kernel {path} ({error}); delete it, or let TORCHINDUCTOR_CACHE_DIR "
+            "name a folder from which programs may run"
+        ) from error
 
 
 def _build(source: Path, arguments: list[str], path: Path) -> None:

@@ -28,6 +28,7 @@ from fcifar.kernels.conv_pool import (
     conv_pool,
     conv_pool_backward,
     fits,
+    library,
     shape_of,
 )
 
@@ -139,6 +140,7 @@ def _fuse_one(graph: fx.Graph, conv: fx.Node) -> bool:
         return False
 
     pad = padding[0]
+    library(shape_of(x.meta["val"], weight.meta["val"], pad))  # built now, not at the first step
     with graph.inserting_before(pools[0]):
         pooled, which = _call(graph, conv_pool, x, weight, bias, pad)
     for old in values:

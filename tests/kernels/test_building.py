@@ -66,6 +66,17 @@ def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:
         building.load(source, {"ANSWER": 7})
 
 
+def test_a_library_that_cannot_be_loaded_is_named(source: Path) -> None:
+    building.load(source, {"ANSWER": 8})
+    (library,) = (source.parent / "built").iterdir()
+    head = library.read_bytes()[:100]
+    library.unlink()  # for the one that is loaded is still in use
+    library.write_bytes(head)
+    building._load.cache_clear()
+    with pytest.raises(WorldError, match=r"cannot load the kernel .*delete it"):
+        building.load(source, {"ANSWER": 8})
+
+
 def test_processes_that_build_at_once_do_not_meet(source: Path) -> None:
     program = (
         "import sys, pathlib; from fcifar.kernels import building; "
