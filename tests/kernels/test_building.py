@@ -66,14 +66,17 @@ def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:
         building.load(source, {"ANSWER": 7})
 
 
-def test_a_library_that_cannot_be_loaded_is_named(source: Path) -> None:
+def test_a_library_that_cannot_be_loaded_is_named(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     building.load(source, {"ANSWER": 8})
     (library,) = (source.parent / "built").iterdir()
-    head = library.read_bytes()[:100]
-    library.unlink()  # for the one that is loaded is still in use
-    library.write_bytes(head)
+    other = source.parent / "other"  # for what is loaded once is not read again
+    other.mkdir()
+    (other / library.name).write_bytes(library.read_bytes()[:100])
+    monkeypatch.setattr(building, "_folder", lambda: other)
     building._load.cache_clear()
-    with pytest.raises(WorldError, match=r"cannot load the kernel .*delete it"):
+    with pytest.raises(WorldError, match=r"cannot load the kernel .*other.*delete it"):
         building.load(source, {"ANSWER": 8})
 
 
