@@ -13,6 +13,7 @@ step again with the same arguments gives the same bits. ``torch.func.grad``, ``v
 ``torch.compile`` go around it. ``compile_step`` is the only impure doorway.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -257,6 +258,10 @@ def compile_pure(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     def compiled(first: Any, second: Any) -> Any:
         return function(first, second)
 
+    # Torch keeps what it compiled by code, and tells functions of one code apart by checks on what
+    # they close over, which are left out here: so each gets a code of its own.
+    code = compiled.__code__
+    compiled.__code__ = code.replace(co_name=f"{code.co_name}_{next(_NUMBERS)}")
     return torch.compile(
         compiled,
         backend=kernels.backend,
@@ -264,6 +269,9 @@ def compile_pure(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
         dynamic=False,
         options={"guard_filter_fn": _keep_those_on_arguments},
     )
+
+
+_NUMBERS = itertools.count()
 
 
 def _keep_those_on_arguments(guards: Sequence[Any]) -> list[bool]:

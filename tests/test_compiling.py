@@ -84,6 +84,20 @@ def test_what_a_step_closes_over_is_read_once() -> None:
     assert graphs() == 1
 
 
+def test_steps_of_one_code_are_not_taken_for_each_other() -> None:
+    """They differ in what they close over alone, such as a learning rate."""
+    model = models.lenet()
+    batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2))
+    for rate in (0.1, 0.2, 0.1):
+        step = make_train_step(model, optim.sgd(rate))
+        state = init_train_state(model, optim.sgd(rate), key=random.key(0))
+        expected, _ = step(state, batch)
+        for donate in (False, True):
+            got, _ = compile_step(step, donate=donate)(state, batch)
+            for a, b in zip(tree.leaves(expected), tree.leaves(got), strict=True):
+                torch.testing.assert_close(a, b)
+
+
 def test_a_donated_state_is_the_new_state() -> None:
     step = compile_step(double)
     state = {"a": torch.zeros(3)}
