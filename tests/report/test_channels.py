@@ -96,7 +96,7 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
+    monkeypatch.setattr("PIL.Image.Image.save", refuse)
     with pytest.raises(WorldError, match="No space left"):
         channels_picture(torch.zeros(3, 2, 2), tmp_path / "c.png", title="")
     assert not list(tmp_path.iterdir())
