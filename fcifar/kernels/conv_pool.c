@@ -226,6 +226,23 @@ int forward(int64_t n, const float *x, const float *weight, const float *bias, f
 
 typedef struct { float gradient; int32_t at; } Hit;
 
+/* Those of channel o: where each goes, in an image of ``stride`` values a pixel. Adds up all. */
+static inline int collect(int o, int stride, const float *gradient, const uint8_t *which, Hit *hits, float *total)
+{
+    static const int corner[4] = {0, 1, COLS, COLS + 1};
+    int n = 0;
+    float sum = *total;
+    for (int r = 0, q = 0; r < HP; r++)
+        for (int s = 0; s < WP; s++, q++) {
+            float g = gradient[o * CELLS + q];
+            hits[n] = (Hit){g, (2 * r * COLS + 2 * s + corner[which[WHICH(o, q)]]) * stride};
+            n += g != 0;
+            sum += g;
+        }
+    *total = sum;
+    return n;
+}
+
 #if CIN % LANES || (KH + 1) * (KW + 1) > 28
 /* Few channels in: vectors along the rows of a patch, one row of taps (and one more) in PATCH lanes. */
 
@@ -257,19 +274,9 @@ static void crop(const float *plane, float *x)
 /* Adds the gradients of one image to those of the weights, [COUT][CIN][KH] rows, and biases. */
 static void gather(const float *plane, const float *gradient, const uint8_t *which, float *sums, float *bias_sums)
 {
-    static const int corner[4] = {0, 1, COLS, COLS + 1};
     Hit hits[CELLS + 1];
     for (int o = 0; o < COUT; o++) {
-        int n = 0;
-        float total = bias_sums[o];
-        for (int r = 0, q = 0; r < HP; r++)
-            for (int s = 0; s < WP; s++, q++) {
-                float g = gradient[o * CELLS + q];
-                hits[n] = (Hit){g, 2 * r * COLS + 2 * s + corner[which[WHICH(o, q)]]};
-                n += g != 0;
-                total += g;
-            }
-        bias_sums[o] = total;
+        int n = collect(o, 1, gradient, which, hits, bias_sums + o);
         for (int c = 0; c < CIN; c += TILE_IN) {
             row sum[TILE_IN][KH], *mine = (row *)(sums + o * SUM) + c * KH;
             UNROLL for (int j = 0; j < TILE_IN * KH; j++) sum[j / KH][j % KH] = mine[j];
@@ -363,19 +370,9 @@ static void crop(const float *last, float *x)
 
 static void gather(const float *last, const float *gradient, const uint8_t *which, float *sums, float *bias_sums)
 {
-    static const int corner[4] = {0, CIN, COLS * CIN, (COLS + 1) * CIN};
     Hit hits[CELLS + 1];
     for (int o = 0; o < COUT; o++) {
-        int n = 0;
-        float total = bias_sums[o];
-        for (int r = 0, q = 0; r < HP; r++)
-            for (int s = 0; s < WP; s++, q++) {
-                float g = gradient[o * CELLS + q];
-                hits[n] = (Hit){g, 2 * (r * COLS + s) * CIN + corner[which[WHICH(o, q)]]};
-                n += g != 0;
-                total += g;
-            }
-        bias_sums[o] = total;
+        int n = collect(o, CIN, gradient, which, hits, bias_sums + o);
         for (int c = 0; c < CIN; c += LANES) {
             float *mine = sums + o * SUM + c * TAPS;
             vec sum[TAPS];

@@ -1,4 +1,4 @@
-"""Nothing is read or written outside the arrays, and nothing stays allocated."""
+"""Nothing is read or written outside the arrays."""
 
 import os
 import subprocess
