@@ -172,7 +172,7 @@ def test_bias_correction_keeps_its_digits(base: float, count: int) -> None:
         -math.expm1(count * math.log(base)) if count > 1000 else float(1 - Fraction(base) ** count)
     )
     for b in (base, torch.tensor(base, dtype=torch.float64)):
-        found = optim._one_minus_power(b, torch.tensor(count), torch.float32)
+        found = optim.transforms._one_minus_power(b, torch.tensor(count), torch.float32)
         assert math.isclose(found, exact, rel_tol=3e-7)
 
 

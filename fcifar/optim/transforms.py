@@ -1,68 +1,15 @@
-"""Optimizers as pairs of pure functions, in optax's vocabulary.
+"""Transformations: the parts that optimizers are chained of."""
 
-An ``Optimizer`` turns gradients into updates; ``apply_updates`` adds them to the parameters::
-
-    optimizer = chain(clip_by_global_norm(1.0), sgd(0.1, momentum=0.9))
-    opt_state = optimizer.init(params)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    params = apply_updates(params, updates)
-
-Everything is built with ``chain`` out of a few transformations. States are NamedTuples and tuples
-of tensors; counts are tensors too, so that no step ever recompiles.
-"""
-
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fcifar import tree
+from fcifar.optim.base import CountState, Optimizer, stateless, zero_count
 from fcifar.schedules import Schedule
 from fcifar.tree import Tree
-
-
-class Optimizer(NamedTuple):
-    """``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``."""
-
-    init: Callable[[Tree], Any]
-    update: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
-
-
-def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """``params + updates``, leaf by leaf, in the dtype of the parameters."""
-    return tree.map(lambda p, u: p + u.to(p.dtype), params, updates)
-
-
-def chain(*optimizers: Optimizer) -> Optimizer:
-    """One after the other: the updates of each are the gradients of the next."""
-
-    def init(params: Tree) -> tuple[Any, ...]:
-        return tuple(optimizer.init(params) for optimizer in optimizers)
-
-    def update(grads: Tree, states: tuple[Any, ...], params: Tree) -> tuple[Tree, tuple[Any, ...]]:
-        new_states = []
-        for optimizer, state in zip(optimizers, states, strict=True):
-            grads, state = optimizer.update(grads, state, params)
-            new_states.append(state)
-        return grads, tuple(new_states)
-
-    return Optimizer(init, update)
-
-
-# Transformations ---------------------------------------------------------------------------------
-
-
-class EmptyState(NamedTuple):
-    """The state of a transformation that has none."""
-
-
-class CountState(NamedTuple):
-    """How many updates have been made."""
-
-    count: Tensor  # int64 []
 
 
 class TraceState(NamedTuple):
@@ -77,14 +24,6 @@ class AdamState(NamedTuple):
     count: Tensor  # int64 []
     mu: Tree  # first moment, like params
     nu: Tree  # second moment, like params
-
-
-def stateless(function: Callable[[Tree, Tree], Tree]) -> Optimizer:
-    """The transformation ``updates = function(grads, params)``."""
-    return Optimizer(
-        init=lambda params: EmptyState(),
-        update=lambda grads, state, params: (function(grads, params), state),
-    )
 
 
 def scale(factor: float | Tensor) -> Optimizer:
@@ -106,7 +45,7 @@ def scale_by_schedule(schedule: Schedule) -> Optimizer:
         updates = tree.map(lambda g: (g * values[g.dtype]).to(g.dtype), grads)
         return updates, CountState(state.count + 1)
 
-    return Optimizer(lambda params: CountState(_count(params)), update)
+    return Optimizer(lambda params: CountState(zero_count(params)), update)
 
 
 def scale_by_learning_rate(learning_rate: float | Tensor | Schedule) -> Optimizer:
@@ -151,7 +90,7 @@ def scale_by_adam(
         return tree.map(direction, mu, nu), AdamState(count, mu, nu)
 
     def init(params: Tree) -> AdamState:
-        return AdamState(_count(params), tree.zeros_like(params), tree.zeros_like(params))
+        return AdamState(zero_count(params), tree.zeros_like(params), tree.zeros_like(params))
 
     return Optimizer(init, update)
 
@@ -192,71 +131,6 @@ def clip(max_delta: float) -> Optimizer:
     return stateless(
         lambda grads, params: tree.map(lambda g: g.clamp(-max_delta, max_delta), grads)
     )
-
-
-# Optimizers --------------------------------------------------------------------------------------
-
-
-def sgd(
-    learning_rate: float | Tensor | Schedule,
-    momentum: float | Tensor | None = None,
-    *,
-    nesterov: bool = False,
-) -> Optimizer:
-    """Stochastic gradient descent; the updates of ``torch.optim.SGD`` without dampening.
-
-    Raises:
-        ValueError: ``nesterov`` without ``momentum``.
-    """
-    if momentum is None:
-        if nesterov:
-            raise ValueError("sgd needs momentum for nesterov=True; give momentum, such as 0.9")
-        return chain(scale_by_learning_rate(learning_rate))
-    return chain(trace(momentum, nesterov=nesterov), scale_by_learning_rate(learning_rate))
-
-
-def adam(
-    learning_rate: float | Tensor | Schedule,
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float = 1e-8,
-) -> Optimizer:
-    """Adam; the updates of ``torch.optim.Adam``."""
-    return chain(scale_by_adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
-
-
-def adamw(
-    learning_rate: float | Tensor | Schedule,
-    b1: float | Tensor = 0.9,
-    b2: float | Tensor = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float | Tensor = 1e-4,
-) -> Optimizer:
-    """Adam with decoupled weight decay.
-
-    The updates of ``torch.optim.AdamW`` with the same ``weight_decay``; the default is optax's
-    (PyTorch's is 1e-2).
-    """
-    return chain(
-        scale_by_adam(b1, b2, eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(learning_rate),
-    )
-
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "sgd": sgd,
-    "momentum": functools.partial(sgd, momentum=0.9),
-    "nesterov": functools.partial(sgd, momentum=0.9, nesterov=True),
-    "adam": adam,
-    "adamw": adamw,
-}
-"""By name, each callable with a learning rate alone; the contract tests cover every entry."""
-
-
-def _count(params: Tree) -> Tensor:
-    first = tree.leaves(params)[0]
-    return torch.zeros((), dtype=torch.int64, device=first.device)
 
 
 def _one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,61 @@
+"""What every optimizer is made of: a pair of pure functions, and chains of such pairs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcifar import tree
+from fcifar.tree import Tree
+
+
+class Optimizer(NamedTuple):
+    """``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``."""
+
+    init: Callable[[Tree], Any]
+    update: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
+
+
+def apply_updates(params: Tree, updates: Tree) -> Tree:
+    """``params + updates``, leaf by leaf, in the dtype of the parameters."""
+    return tree.map(lambda p, u: p + u.to(p.dtype), params, updates)
+
+
+def chain(*optimizers: Optimizer) -> Optimizer:
+    """One after the other: the updates of each are the gradients of the next."""
+
+    def init(params: Tree) -> tuple[Any, ...]:
+        return tuple(optimizer.init(params) for optimizer in optimizers)
+
+    def update(grads: Tree, states: tuple[Any, ...], params: Tree) -> tuple[Tree, tuple[Any, ...]]:
+        new_states = []
+        for optimizer, state in zip(optimizers, states, strict=True):
+            grads, state = optimizer.update(grads, state, params)
+            new_states.append(state)
+        return grads, tuple(new_states)
+
+    return Optimizer(init, update)
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that has none."""
+
+
+class CountState(NamedTuple):
+    """How many updates have been made."""
+
+    count: Tensor  # int64 []
+
+
+def stateless(function: Callable[[Tree, Tree], Tree]) -> Optimizer:
+    """The transformation ``updates = function(grads, params)``."""
+    return Optimizer(
+        init=lambda params: EmptyState(),
+        update=lambda grads, state, params: (function(grads, params), state),
+    )
+
+
+def zero_count(params: Tree) -> Tensor:
+    """An int64 0 [] on the device of the first leaf: a count before the first update."""
+    return torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)

@@ -1,0 +1,72 @@
+"""Optimizers ready for use, and their names."""
+
+import functools
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fcifar.optim.base import Optimizer, chain
+from fcifar.optim.transforms import (
+    add_decayed_weights,
+    scale_by_adam,
+    scale_by_learning_rate,
+    trace,
+)
+from fcifar.schedules import Schedule
+
+
+def sgd(
+    learning_rate: float | Tensor | Schedule,
+    momentum: float | Tensor | None = None,
+    *,
+    nesterov: bool = False,
+) -> Optimizer:
+    """Stochastic gradient descent; the updates of ``torch.optim.SGD`` without dampening.
+
+    Raises:
+        ValueError: ``nesterov`` without ``momentum``.
+    """
+    if momentum is None:
+        if nesterov:
+            raise ValueError("sgd needs momentum for nesterov=True; give momentum, such as 0.9")
+        return chain(scale_by_learning_rate(learning_rate))
+    return chain(trace(momentum, nesterov=nesterov), scale_by_learning_rate(learning_rate))
+
+
+def adam(
+    learning_rate: float | Tensor | Schedule,
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float = 1e-8,
+) -> Optimizer:
+    """Adam; the updates of ``torch.optim.Adam``."""
+    return chain(scale_by_adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
+
+
+def adamw(
+    learning_rate: float | Tensor | Schedule,
+    b1: float | Tensor = 0.9,
+    b2: float | Tensor = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float | Tensor = 1e-4,
+) -> Optimizer:
+    """Adam with decoupled weight decay.
+
+    The updates of ``torch.optim.AdamW`` with the same ``weight_decay``; the default is optax's
+    (PyTorch's is 1e-2).
+    """
+    return chain(
+        scale_by_adam(b1, b2, eps),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+    "sgd": sgd,
+    "momentum": functools.partial(sgd, momentum=0.9),
+    "nesterov": functools.partial(sgd, momentum=0.9, nesterov=True),
+    "adam": adam,
+    "adamw": adamw,
+}
+"""By name, each callable with a learning rate alone; the contract tests cover every entry."""
