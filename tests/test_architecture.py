@@ -17,7 +17,7 @@ LEVELS = [
     {"errors"},
     {"random", "tree"},
     {"layers", "schedules", "precision", "transforms", "fingerprint"},
-    {"models", "optim", "augment", "losses", "metrics", "calibration", "comparison"},
+    {"models", "optim", "averaging", "augment", "losses", "metrics", "calibration", "comparison"},
     {"kernels"},
     {"step", "replicas", "parallel"},
     {"data", "recipes"},
