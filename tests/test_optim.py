@@ -18,6 +18,29 @@ from fcifar.step import Batch, init_train_state, make_train_step
 TwinOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 L2 = 0.01
 
+
+class PlainMuon(torch.optim.Optimizer):
+    """Muon for kernels by the singular value decomposition, Nesterov's momentum for the others."""
+
+    def __init__(self, params: list[nn.Parameter], rate: float) -> None:
+        super().__init__(params, {"rate": rate})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for p in self.param_groups[0]["params"]:
+            momentum = 0.6 if p.ndim == 4 else 0.85
+            trace = self.state[p].setdefault("trace", torch.zeros_like(p))
+            trace.mul_(momentum).add_(p.grad)
+            update = p.grad + momentum * trace
+            if p.ndim == 4:
+                u, s, vh = torch.linalg.svd(update.flatten(1), full_matrices=False)
+                s = s / s.norm()
+                for _ in range(3):
+                    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+                update = (u * s @ vh).reshape(p.shape)
+            p -= self.param_groups[0]["rate"] * update
+
+
 TWINS: dict[str, tuple[Optimizer, TwinOptimizer]] = {
     "sgd": (optim.sgd(0.05), lambda p: torch.optim.SGD(p, 0.05)),
     "momentum": (
@@ -41,6 +64,7 @@ TWINS: dict[str, tuple[Optimizer, TwinOptimizer]] = {
         optim.adamw(1e-3, weight_decay=L2),
         lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=L2),
     ),
+    "muon": (optim.muon_and_sgd(0.05, dtype=torch.float64), lambda p: PlainMuon(p, 0.05)),
 }
 
 

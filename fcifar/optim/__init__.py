@@ -19,7 +19,15 @@ from fcifar.optim.base import (
     chain,
     stateless,
 )
-from fcifar.optim.named import OPTIMIZERS, adam, adamw, sgd
+from fcifar.optim.groups import (
+    Label,
+    MultiTransformState,
+    freeze_after,
+    multi_transform,
+    set_to_zero,
+)
+from fcifar.optim.muon import muon, orthogonalize, renormalize_weights, scale_by_muon
+from fcifar.optim.named import OPTIMIZERS, adam, adamw, muon_and_sgd, sgd
 from fcifar.optim.transforms import (
     AdamState,
     TraceState,
@@ -38,6 +46,8 @@ __all__ = [
     "AdamState",
     "CountState",
     "EmptyState",
+    "Label",
+    "MultiTransformState",
     "Optimizer",
     "TraceState",
     "adam",
@@ -47,10 +57,18 @@ __all__ = [
     "chain",
     "clip",
     "clip_by_global_norm",
+    "freeze_after",
+    "multi_transform",
+    "muon",
+    "muon_and_sgd",
+    "orthogonalize",
+    "renormalize_weights",
     "scale",
     "scale_by_adam",
     "scale_by_learning_rate",
+    "scale_by_muon",
     "scale_by_schedule",
+    "set_to_zero",
     "sgd",
     "stateless",
     "trace",
