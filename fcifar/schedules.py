@@ -5,6 +5,7 @@ is floating and in the default dtype when it is an integer. As functions of a te
 cause a recompilation.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,39 @@ def cosine_decay_schedule(init_value: float, decay_steps: int, alpha: float = 0.
     def schedule(count: Tensor) -> Tensor:
         cosine = 0.5 * (1 + torch.cos(math.pi * _progress(count, decay_steps)))
         return init_value * ((1 - alpha) * cosine + alpha)
+
+    return schedule
+
+
+def piecewise_linear_schedule(points: Sequence[tuple[float, float]]) -> Schedule:
+    """Straight lines through ``points``, each a step and the value there; constant outside them.
+
+    optax's ``piecewise_interpolate_schedule("linear", ...)`` says the same with each value as a
+    factor of the one before. A steep rise and a slow fall, over 100 steps::
+
+        piecewise_linear_schedule([(0, 0.2), (23, 1.0), (100, 0.07)])
+
+    Args:
+        points: two or more, with steps that increase; they need not be whole.
+
+    Raises:
+        ValueError: there are fewer points, or their steps do not increase.
+    """
+    steps = [step for step, _ in points]
+    if len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
+        raise ValueError(
+            f"piecewise_linear_schedule needs two or more points with steps that increase, "
+            f"not {list(points)}"
+        )
+
+    def schedule(count: Tensor) -> Tensor:
+        at = _real(count)
+        value = torch.full_like(at, points[0][1])
+        for (start, _), (end, end_value) in itertools.pairwise(points):
+            # From where the line before ends; lerp is exact at both ends, and on a level line.
+            part = ((at - start) / (end - start)).clamp(0.0, 1.0)
+            value = torch.lerp(value, torch.full_like(at, end_value), part)
+        return value
 
     return schedule
 

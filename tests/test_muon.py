@@ -1,6 +1,8 @@
 """Muon: its iteration against the singular value decomposition, its steps against plain loops."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from fcifar.optim import Optimizer
 from fcifar.precision import FP64
 from fcifar.step import init_train_state, make_train_step
 
+OPTAX = json.loads((Path(__file__).parent / "golden/optax_muon.json").read_text())
 QUINTIC = (3.4445, -4.7750, 2.0315)
 CUBIC = (1.5, -0.5, 0.0)
 SHAPES = [(5, 5), (4, 9), (9, 4), (1, 7), (7, 1), (16, 27)]
@@ -155,6 +158,19 @@ def test_steps_equal_torchs_muon_where_it_means_the_same() -> None:
         twin_optimizer.step()
     moved = (found - params["c.weight"]).norm()
     assert (found - twin).norm() < 0.03 * moved
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_updates_equal_optaxs(shape: tuple[int, int]) -> None:
+    """Without Nesterov's acceleration, to which optax gives its own correction of a bias."""
+    optimizer = optim.scale_by_muon(nesterov=False, dtype=torch.float64)
+    w = torch.zeros(shape, dtype=torch.float64)
+    state = optimizer.init(w)
+    for step, golden in enumerate(OPTAX[f"{shape[0]}x{shape[1]}"]):
+        k = torch.arange(w.numel(), dtype=torch.float64)
+        update, state = optimizer.update(torch.cos(k * (step + 1)).reshape(shape), state, w)
+        expected = torch.tensor(golden, dtype=torch.float64)
+        torch.testing.assert_close(update, expected, rtol=0, atol=1e-13)
 
 
 def test_layers_of_one_shape_share_their_products() -> None:

@@ -174,6 +174,15 @@ def test_a_schedule_is_counted_from_zero_and_in_the_precision_of_the_updates() -
         (schedules.cosine_decay_schedule(2.0, 8), {0: 2.0, 4: 1.0, 8: 0.0, 20: 0.0}),
         (schedules.cosine_decay_schedule(2.0, 8, 0.5), {0: 2.0, 4: 1.5, 8: 1.0}),
         (
+            schedules.piecewise_linear_schedule([(2, 0.2), (4.5, 1.0), (10, 0.07)]),
+            {0: 0.2, 2: 0.2, 3: 0.52, 4: 0.84, 5: 1 - 0.93 / 11, 10: 0.07, 99: 0.07},
+        ),
+        # As optax 0.2.8 has piecewise_interpolate_schedule("linear", 0.2, {23: 5.0, 100: 0.07}).
+        (
+            schedules.piecewise_linear_schedule([(0, 0.2), (23, 1.0), (100, 0.07)]),
+            {0: 0.2, 10: 0.5478260869565217, 23: 1.0, 60: 0.5531168831168831, 100: 0.07, 120: 0.07},
+        ),
+        (
             schedules.warmup(schedules.linear_schedule(1.0, 0.0, 4), 0.0, 1.0, 2),
             {0: 0.0, 1: 0.5, 2: 1.0, 4: 0.5, 6: 0.0},
         ),
@@ -184,6 +193,14 @@ def test_schedules_pass_through_their_points(schedule, values: dict[int, float])
         found = schedule(torch.tensor(step))
         assert found.shape == ()
         assert math.isclose(found, value, abs_tol=1e-6), step
+
+
+def test_a_piecewise_schedule_is_exact_at_its_points_and_where_it_is_level() -> None:
+    points = [(0, 0.1), (3, 0.7), (10, 0.7), (11, 1e-9)]
+    schedule = schedules.piecewise_linear_schedule(points)
+    for step, value in points:
+        assert schedule(torch.tensor(float(step), dtype=torch.float64)) == value
+    assert torch.vmap(schedule)(torch.arange(3, 11)).eq(0.7).all()
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 1000, 10**6])
@@ -207,6 +224,8 @@ def test_bias_correction_keeps_its_digits(base: float, count: int) -> None:
         (lambda: optim.clip_by_global_norm(0.0), "above 0"),
         (lambda: optim.clip(-1.0), "above 0"),
         (lambda: schedules.linear_schedule(1, 0, 0), "at least 1 step"),
+        (lambda: schedules.piecewise_linear_schedule([(0, 1.0)]), "two or more"),
+        (lambda: schedules.piecewise_linear_schedule([(3, 1.0), (3, 0.5)]), "increase"),
         (lambda: schedules.join_schedules([schedules.constant_schedule(1)], [3]), "one increasing"),
     ],
 )
