@@ -10,12 +10,12 @@ import torch
 
 from benchmarks import tutorial
 from benchmarks.contenders import DEVICES, NETWORKS
+from fcifar.compiling import compile_pure
 from fcifar.data import Dataset
 from fcifar.runs import bench, evaluate, yardsticks
 from fcifar.runs.bench import Work
 from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime
-from fcifar.step import compile_pure
 
 IMAGES = 1000
 

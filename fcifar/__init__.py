@@ -34,21 +34,21 @@ if TYPE_CHECKING:
         transforms,
         tree,
     )
+    from fcifar.compiling import compile_step
     from fcifar.errors import UserError, WorldError
     from fcifar.metrics import Metrics
     from fcifar.models import Model, Variables
     from fcifar.optim import Optimizer, apply_updates
     from fcifar.precision import Policy
+    from fcifar.running import on_indices
     from fcifar.step import (
         Batch,
         Examples,
         TrainState,
-        compile_step,
         init_train_state,
         make_eval_step,
         make_train_step,
         normalize,
-        on_indices,
     )
 
 __version__ = "0.1.0"
@@ -99,13 +99,13 @@ _HOMES = {
         "Batch",
         "Examples",
         "TrainState",
-        "compile_step",
         "init_train_state",
         "make_eval_step",
         "make_train_step",
         "normalize",
-        "on_indices",
     ),
+    "running": ("on_indices",),
+    "compiling": ("compile_step",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Keyed initialisers, and the few layers that need a key."""
+"""Keyed initialisers, and the few layers that need a key or explicit statistics."""
 
 import math
 
@@ -38,6 +38,67 @@ def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
     return torch.where(kept, x / (1 - rate), 0.0)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """The same images [B, C, H, W], laid out in memory as [B, H, W, C].
+
+    Convolutions keep that layout, and in bfloat16 are a quarter faster in it. Unlike
+    ``memory_format=torch.channels_last`` this goes through ``vmap``.
+    """
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation whose statistics come out as values, so that it is a pure function.
+
+    The parameters and buffers have the names of ``nn.BatchNorm2d``; ``weight`` is there only with
+    ``scale``, and otherwise 1. Statistics are computed and kept in float32 at the least, whatever
+    the images' dtype.
+
+    Args:
+        momentum: the share of the new batch in the running statistics, as in PyTorch.
+        eps: added to the variance.
+
+    Ioffe and Szegedy, "Batch normalization", https://arxiv.org/abs/1502.03167.
+    """
+
+    def __init__(
+        self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5, scale: bool = True
+    ) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.empty(channels)) if scale else None
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.register_buffer("running_mean", torch.empty(channels))
+        self.register_buffer("running_var", torch.empty(channels))
+
+    def forward(self, x: Tensor, train: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """[B, C, H, W] normalised, and the running statistics after it.
+
+        In training by the mean and variance of the batch, which enter the running statistics (the
+        variance without bias, as in PyTorch); otherwise by the running statistics.
+        """
+        running = {"running_mean": self.running_mean, "running_var": self.running_var}
+        mean, var = running.values()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if train:
+            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+            count = x.numel() // x.shape[1]
+            new = {"running_mean": mean, "running_var": var * (count / max(count - 1, 1))}
+            running = {
+                k: torch.lerp(old, new[k].detach(), self.momentum) for k, old in running.items()
+            }
+        scale = torch.rsqrt(var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = self.bias - mean * scale
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype), running
+
+
+def named(prefix: str, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The buffers of a part under their names in the whole: ``prefix.name``."""
+    return {f"{prefix}.{name}": value for name, value in buffers.items()}
+
+
 def check_rate(name: str, rate: float) -> None:
     """Raise a ValueError unless ``rate`` is a number in [0, 1)."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
@@ -56,8 +117,8 @@ def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
     """PyTorch's default initialisation of every parameter of ``skeleton``, drawn from ``key``.
 
     Args:
-        skeleton: a module of ``nn.Linear`` and ``nn.Conv2d`` layers; only shapes are read, so it
-            may live on the meta device.
+        skeleton: a module of ``nn.Linear``, ``nn.Conv2d`` and ``BatchNorm`` layers; only shapes are
+            read, so it may live on the meta device.
         key: the draws are made on its device.
 
     Returns:
@@ -73,6 +134,13 @@ def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
     ]
     params = {}
     for (name, layer), layer_key in zip(layers, random.split(key, len(layers)), strict=True):
+        if isinstance(layer, BatchNorm):
+            fill = {"weight": 1.0, "bias": 0.0}
+            for kind, tensor in layer.named_parameters():
+                params[f"{name}.{kind}"] = torch.full(
+                    tensor.shape, fill[kind], device=key.device, dtype=torch.float32
+                )
+            continue
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             raise TypeError(f"no default initialisation for {type(layer).__name__} at {name!r}")
         fan_in = math.prod(layer.weight.shape[1:])
@@ -82,3 +150,16 @@ def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
         ):
             params[f"{name}.{kind}"] = fan_in_uniform(k, tuple(tensor.shape), fan_in)
     return params
+
+
+def default_buffers(skeleton: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """The running statistics of every ``BatchNorm`` of ``skeleton`` before any batch: 0 and 1."""
+    start = {"running_mean": 0.0, "running_var": 1.0}
+    return {
+        f"{name}.{kind}": torch.full(
+            layer.get_buffer(kind).shape, start[kind], device=device, dtype=torch.float32
+        )
+        for name, layer in skeleton.named_modules()
+        if isinstance(layer, BatchNorm)
+        for kind in start
+    }

@@ -11,3 +11,21 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], labels int64 [B]) -
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Softmax cross-entropy in nats: logits [B, C] and labels [B] to [B]; [C] and [] to []."""
     return F.cross_entropy(logits, labels, reduction="none")
+
+
+def smoothed_cross_entropy(label_smoothing: float) -> Loss:
+    """``cross_entropy`` against labels that give a share to all classes alike.
+
+    The target is ``1 - label_smoothing`` for the label and ``label_smoothing / C`` for each of the
+    C classes. Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
+
+    Raises:
+        ValueError: ``label_smoothing`` is outside [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+
+    return loss if label_smoothing else cross_entropy

@@ -72,6 +72,34 @@ def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros
     return _look_up(images, rows, columns, _colour(0.0, images))
 
 
+def resize(images: Tensor, size: int) -> Tensor:
+    """Images [..., H, W] made ``size`` pixels high and wide.
+
+    Each pixel of the result is a mean over a tent as wide as two of its pixels: bilinear, with
+    antialiasing where it makes images smaller, as torchvision's ``resize`` has it. Unlike there it
+    is two products with a matrix, on any device and through ``vmap``.
+
+    Raises:
+        ValueError: ``size`` is below 1.
+    """
+    if size < 1:
+        raise ValueError(f"resize needs a size from 1 up, not {size}")
+    if tuple(images.shape[-2:]) == (size, size):
+        return images
+    x = _float(images)
+    down, right = (_tents(side, size).to(x) for side in images.shape[-2:])
+    return _to_dtype(down @ x @ right.T, images.dtype)
+
+
+def _tents(side: int, size: int) -> Tensor:
+    """The matrix [size, side] of a resampling; float64, rows add up to 1."""
+    ratio = side / size
+    source = torch.arange(side, dtype=torch.float64) + 0.5
+    centre = (torch.arange(size, dtype=torch.float64) + 0.5) * ratio
+    weight = (1 - (source - centre[:, None]).abs() / max(ratio, 1.0)).clamp(min=0)
+    return weight / weight.sum(1, keepdim=True)
+
+
 def erase_square(
     images: Tensor, row: Tensor, column: Tensor, size: int, *, fill: Fill = 0.0
 ) -> Tensor:

@@ -8,14 +8,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from fcifar import models, optim, random, tree
-from fcifar.step import (
-    Batch,
-    TrainState,
-    compile_pure,
-    compile_step,
-    init_train_state,
-    make_train_step,
-)
+from fcifar.compiling import compile_pure, compile_step
+from fcifar.step import Batch, TrainState, init_train_state, make_train_step
 
 
 def double(state: dict[str, Tensor], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:

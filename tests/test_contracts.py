@@ -13,21 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcifar import losses, metrics, models, optim, random, recipes, tree
+from fcifar.compiling import compile_step
 from fcifar.precision import BF16, FP64
+from fcifar.running import accumulate, on_indices, start_running
 from fcifar.runs import checkpoint
 from fcifar.runs.evaluate import evaluate, padded_rows
 from fcifar.step import (
     Batch,
     TrainState,
     TrainStep,
-    accumulate,
-    compile_step,
     init_train_state,
     make_eval_step,
     make_train_step,
     normalize,
-    on_indices,
-    start_running,
 )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fcifar.cli import options, output
+from fcifar.cli import trained as trained_report
 
 
 def evaluate(
@@ -19,6 +20,14 @@ def evaluate(
     split: Annotated[
         str, typer.Option("--split", metavar="test|train|valid", help="Which images.")
     ] = "test",
+    tta: Annotated[
+        str,
+        typer.Option(
+            "--tta",
+            metavar="none|mirror|translate",
+            help="Measure again with several views of each image.",
+        ),
+    ] = "none",
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder for report.json and pictures.")
     ] = None,
@@ -43,19 +52,22 @@ def evaluate(
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
-        precision=precision or "fp32",
+        precision=precision,
+        preferred=network.recipe.precision,
         deterministic=deterministic,
     )
     data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
     pictured = trained.images_of(network, data, split)
     with progress.doing("evaluating", quiet=quiet):
         figures, examples = trained.evaluate(network, runtime, data, split)
+        views = trained.evaluate_views(network, runtime, data, split, tta)
     result: dict[str, Any] = {
         "run": str(run),
         "recipe": network.recipe.name,
         "dataset": data.name,
         "split": split,
         **figures,
+        **views,
     }
     if out is not None:
         write_json(out / "report.json", result)
@@ -75,6 +87,7 @@ def evaluate(
                 f"{output.percent(result['accuracy'], 2)} of {result['n']:,} {split} images "
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
             ),
+            *trained_report.of_views(result),
             ("loss", f"{result['loss']:.4f}"),
             ("calibration", output.calibration(result)),
             ("mistakes", output.confusions(result) or "none"),

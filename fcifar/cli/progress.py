@@ -68,7 +68,7 @@ def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
                 case Logged(record) if not quiet:
                     output.note(
                         f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "
-                        f"{_SPLITS[record.get('split')]:10}  loss {record['loss']:.3f}  "
+                        f"{_split(record):10}  loss {record['loss']:.3f}  "
                         f"accuracy {output.percent(record['accuracy'])}"
                     )
 
@@ -100,3 +100,8 @@ def _bar(fields: ProgressColumn, *, quiet: bool) -> Progress:
         disable=quiet or not output.stderr.is_terminal,
         refresh_per_second=5,
     )
+
+
+def _split(record: dict[str, Any]) -> str:
+    split = record.get("split")
+    return _SPLITS.get(split) or str(split)

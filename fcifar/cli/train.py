@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output
-from fcifar.errors import UserError
+from fcifar.cli import options, output, trained
+from fcifar.cli.overrides import given, refuse_changes, with_changes
 
 _RECIPE = "Instead of what the recipe says"
 _SAFETY = "How to keep the run safe"
@@ -32,7 +32,7 @@ def train(
         typer.Option(
             "--compile/--no-compile",
             help="Train through torch.compile: seconds to start, then fast.",
-            show_default="no-compile",
+            show_default="the recipe's",
         ),
     ] = None,
     out: Annotated[
@@ -109,6 +109,19 @@ def train(
         bool | None, _override("--drop-last/--keep-last", "Leave out a last short batch.")
     ] = None,
     log_every: Annotated[int | None, _override("--log-every", "Steps between log points.")] = None,
+    tta: Annotated[
+        str | None, _override("--tta", "none, mirror or translate: several views of a test image.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other value of a recipe or option of its network.",
+            show_default=False,
+            rich_help_panel=_RECIPE,
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         str | None,
         typer.Option(
@@ -163,7 +176,7 @@ def train(
     from fcifar.runs.runtime import make_runtime
     from fcifar.runs.safeguards import Safeguards
 
-    overrides = _given(
+    overrides = given(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -180,29 +193,30 @@ def train(
         patience=patience,
         restore_best=restore_best,
         log_every=log_every,
+        tta=tta,
     )
     if augment is not None:
         overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
-    options_of_model = _given(dropout=dropout, hidden=hidden)
-    where = _given(
+    options_of_model = given(dropout=dropout, hidden=hidden)
+    where = given(
         device=device,
         seed=seed,
         threads=threads,
         precision=precision,
         deterministic=deterministic,
     )
-    care = _given(
+    care = given(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         allow_nonfinite=allow_nonfinite,
     )
     if resume is not None:
-        _refuse_changes(
+        refuse_changes(
             overrides
             | options_of_model
             | where
-            | _given(recipe=recipe, dataset=dataset, out=out)
-            | _given(compile=compile)
+            | given(recipe=recipe, dataset=dataset, out=out)
+            | given(compile=compile, set=changes)
         )
         run = resume
         began = manifest.read_settings(run)
@@ -214,8 +228,10 @@ def train(
         the_recipe = recipes.get(recipe or "blitz")
         model_options = {**the_recipe.model_options, **options_of_model}
         the_recipe = the_recipe.replace(**overrides, model_options=model_options)
-        runtime = make_runtime(**where)
-        compiled, safeguards = bool(compile), Safeguards(**care)
+        the_recipe = with_changes(the_recipe, changes or [])
+        runtime = make_runtime(**where, preferred=the_recipe.precision)
+        compiled = the_recipe.compile if compile is None else compile
+        safeguards = Safeguards(**care)
         run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
         directory.check_free(run)
         data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
@@ -244,59 +260,10 @@ def train(
     if json:
         output.document(result)
     else:
-        _show(result)
+        trained.show(result)
     return 0
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _refuse_changes(changes: dict[str, Any]) -> None:
-    if changes:
-        names = ", ".join(changes)
-        raise UserError(
-            f"--resume continues a run with the settings it began with, and {names} would change "
-            "them; leave that out, or begin a new run"
-        )
 
 
 def _new_run(recipe: str, dataset: str, seed: int) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     return Path("runs") / f"{recipe}-{dataset}-seed{seed}-{stamp}"
-
-
-def _chosen(report: dict[str, Any]) -> str:
-    selected, steps = report["selected"], report["steps"]
-    stopped = f"; stopped early after step {steps:,}" if report["stopped_early"] else ""
-    if "valid_loss" not in selected:
-        return f"of the last step, {steps:,}{stopped}"
-    loss = selected["valid_loss"]
-    return f"of step {selected['step']:,}, chosen by validation loss {loss:.4f}{stopped}"
-
-
-def _show(report: dict[str, Any]) -> None:
-    low, high = report["interval95"]
-    output.class_table(report["per_class"])
-    output.stdout.print()
-    output.facts(
-        [
-            (
-                "test accuracy",
-                f"{output.percent(report['test_accuracy'], 2)} of {report['test_n']:,} "
-                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
-            ),
-            ("test loss", f"{report['test_loss']:.4f}"),
-            ("calibration", output.calibration(report)),
-            ("mistakes", output.confusions(report) or "none"),
-            ("network", _chosen(report)),
-            (
-                "training",
-                f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, "
-                f"{report['images_per_second']:,.0f} images/s",
-            ),
-            ("compiling", f"{report['compile_seconds']:.1f} s"),
-            ("run", report["run_dir"]),
-            ("digest", report["params_digest"]),
-        ]
-    )

@@ -13,12 +13,20 @@ from fcifar.models.base import (
     Model,
     Params,
     Variables,
+    from_normed_skeleton,
     from_skeleton,
 )
 from fcifar.models.conv3 import conv3
 from fcifar.models.lenet import lenet
+from fcifar.models.resnet import resnet18
+from fcifar.models.speednet import speednet
 
-MODELS: dict[str, Callable[..., Model]] = {"lenet": lenet, "conv3": conv3}
+MODELS: dict[str, Callable[..., Model]] = {
+    "lenet": lenet,
+    "conv3": conv3,
+    "speednet": speednet,
+    "resnet18": resnet18,
+}
 
 __all__ = [
     "LARGEST_MODEL",
@@ -29,6 +37,9 @@ __all__ = [
     "Params",
     "Variables",
     "conv3",
+    "from_normed_skeleton",
     "from_skeleton",
     "lenet",
+    "resnet18",
+    "speednet",
 ]

@@ -36,11 +36,21 @@ class Apply(Protocol):
         ...
 
 
+def keep(variables: Variables, images: Tensor) -> Variables:
+    """The variables as they are."""
+    return variables
+
+
 class Model(NamedTuple):
-    """An architecture as two pure functions. It holds no values."""
+    """An architecture as pure functions. It holds no values.
+
+    ``adapt`` fits what is not trained to a sample of normalised training images [N, 3, 32, 32],
+    before the first step; most networks have nothing of the kind and keep their variables.
+    """
 
     init: Callable[[Key], Variables]
     apply: Apply
+    adapt: Callable[[Variables, Tensor], Variables] = keep
 
 
 def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
@@ -53,6 +63,53 @@ def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
     Raises:
         ValueError: there are more than ``LARGEST_MODEL`` parameters; none has been allocated.
     """
+    skeleton = on_meta(make_skeleton)
+
+    def init(key: Key) -> Variables:
+        return Variables(params=default_init(skeleton, key), buffers={})
+
+    def apply(
+        variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
+    ) -> tuple[Tensor, Buffers]:
+        check_key(key, train)
+        return functional_call(skeleton, variables.params, (images, key if train else None)), {}
+
+    return Model(init, apply)
+
+
+def from_normed_skeleton(
+    skeleton: nn.Module,
+    init: Callable[[Key], Variables],
+    adapt: Callable[[Variables, Tensor], Variables] = keep,
+) -> Model:
+    """The ``Model`` of a module with ``layers.BatchNorm`` in it, and nothing drawn at random.
+
+    ``skeleton.forward`` takes images and whether this is training, and gives logits and the running
+    statistics after them, by name. Buffers that it does not give stay as they were.
+    """
+
+    def apply(
+        variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
+    ) -> tuple[Tensor, Buffers]:
+        check_key(key, train)
+        logits, changed = functional_call(skeleton, tuple(variables), (images, train))
+        return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
+
+    return Model(init, apply, adapt)
+
+
+def check_key(key: Key | None, train: bool) -> None:
+    """Raise a ValueError unless there is a key in training, whether or not a network draws."""
+    if train and key is None:
+        raise ValueError("a model in training draws at random; give apply a key")
+
+
+def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:
+    """A module without values, made on the meta device.
+
+    Raises:
+        ValueError: it has more than ``LARGEST_MODEL`` parameters.
+    """
     with torch.device("meta"):
         skeleton = make_skeleton()
     count = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -61,15 +118,4 @@ def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
             f"the network would have {count:,} parameters; at most {LARGEST_MODEL:,} are accepted, "
             "so make it smaller"
         )
-
-    def init(key: Key) -> Variables:
-        return Variables(params=default_init(skeleton, key), buffers={})
-
-    def apply(
-        variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
-    ) -> tuple[Tensor, Buffers]:
-        if train and key is None:
-            raise ValueError("a model in training draws at random; give apply a key")
-        return functional_call(skeleton, variables.params, (images, key if train else None)), {}
-
-    return Model(init, apply)
+    return skeleton

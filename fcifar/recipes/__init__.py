@@ -9,15 +9,21 @@ from fcifar.errors import UserError, shown
 from fcifar.recipes.named import AUGMENTS
 from fcifar.recipes.parts import (
     make_augment,
+    make_average,
+    make_loss,
     make_model,
     make_optimizer,
     make_preprocess,
+    make_reduction,
     make_schedule,
+    make_stages,
+    make_views,
 )
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
+from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in TUTORIALS}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SPEED)}
 
 
 def get(name: str) -> Recipe:
@@ -38,9 +44,14 @@ __all__ = [
     "from_dict",
     "get",
     "make_augment",
+    "make_average",
+    "make_loss",
     "make_model",
     "make_optimizer",
     "make_preprocess",
+    "make_reduction",
     "make_schedule",
+    "make_stages",
+    "make_views",
     "to_dict",
 ]

@@ -1,6 +1,6 @@
 """What the values of a recipe may be. The limits are here and nowhere else."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fcifar.errors import UserError, shown
@@ -57,6 +57,18 @@ def check_channels(name: str, value: Any, least: float) -> None:
         raise UserError(
             f"{name} is {shown(value)}; it must be three numbers from {least} to {LARGEST_NUMBER}"
         )
+
+
+def check_rates(name: str, value: Any, groups: Iterable[str]) -> None:
+    """Raise a UserError unless ``value`` gives positive numbers to some of ``groups``."""
+    if not isinstance(value, Mapping) or not set(value) <= set(groups):
+        raise UserError(
+            f"{name} is {shown(value)}; it must be numbers by group, of {', '.join(groups)}"
+        )
+    for group, rate in value.items():
+        check_number(f"{name} of {group}", rate)
+        if not rate:
+            raise UserError(f"{name} of {group} is 0; it must be above")
 
 
 def _is_number(value: Any) -> bool:

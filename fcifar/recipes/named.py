@@ -1,8 +1,8 @@
 """What a recipe names: its network, and its augmentations."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fcifar import augment
 from fcifar.errors import UserError, shown
@@ -10,15 +10,22 @@ from fcifar.models import MODELS, Model
 from fcifar.recipes.checks import check_choice
 from fcifar.step import Augment
 
+SMALLEST_IMAGE, LARGEST_IMAGE = 16, 64  # pixels a side, of resolutions
+
 
 def _color_jitter(strength: float) -> Augment:
     return augment.color_jitter(strength, strength, strength)
+
+
+def _reflect_crop(padding: int) -> Augment:
+    return augment.random_crop(padding, mode="reflect")
 
 
 AUGMENTS: dict[str, Callable[..., Augment]] = {
     "random_flip": augment.random_flip,
     "random_rotation": augment.random_rotation,
     "random_crop": augment.random_crop,
+    "reflect_crop": _reflect_crop,
     "cutout": augment.cutout,
     "color_jitter": _color_jitter,
 }
@@ -41,7 +48,8 @@ def named_model(name: str, options: Mapping[str, Any], num_classes: int) -> Mode
     if not set(options) <= set(known):
         raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}")
     try:
-        return MODELS[name](num_classes=num_classes, **options)
+        given = {o: tuple(v) if isinstance(v, list) else v for o, v in options.items()}
+        return MODELS[name](num_classes=num_classes, **given)  # JSON has no tuples
     except ValueError as error:
         raise UserError(f"{does_not_fit}: {error}") from error
 
@@ -62,6 +70,42 @@ def named_augment(text: str) -> Augment:
         return make(_number(strength)) if colon else make()
     except ValueError as error:
         raise UserError(f"augment {shown(text)} cannot be used: {error}") from error
+
+
+class Stage(NamedTuple):
+    """A part of a run, and the size of its images."""
+
+    size: int  # pixels a side; 0 for as they are
+    until: float  # part of the steps, in (0, 1]
+
+
+def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
+    """What SIZE:PART, ..., SIZE ask for; one stage that leaves the images alone if nothing does.
+
+    Raises:
+        UserError: a text of another form, a size below 16, or parts that do not rise to 1.
+    """
+    stages = []
+    for text in texts:
+        size, colon, until = text.partition(":") if isinstance(text, str) else ("", "", "")
+        try:
+            stages.append(Stage(int(size), float(until) if colon else 1.0))
+        except ValueError:
+            raise UserError(
+                f"resolutions has {shown(text)}; each must be SIZE:PART, such as 24:0.5, or SIZE"
+            ) from None
+    ends = [stage.until for stage in stages]
+    if stages and (ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1):
+        raise UserError(
+            f"resolutions is {shown(tuple(texts))}; the parts must rise and end with 1, as in "
+            "24:0.5, 32"
+        )
+    if any(not SMALLEST_IMAGE <= stage.size <= LARGEST_IMAGE for stage in stages):
+        raise UserError(
+            f"resolutions is {shown(tuple(texts))}; a size must lie between {SMALLEST_IMAGE} and "
+            f"{LARGEST_IMAGE}"
+        )
+    return tuple(stages) or (Stage(0, 1.0),)
 
 
 def _number(text: str) -> int | float:

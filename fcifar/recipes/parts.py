@@ -1,18 +1,27 @@
 """From the values of a recipe to the parts of a step."""
 
-from fcifar import augment, optim, schedules
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fcifar import augment, averaging, losses, optim, schedules, transforms, tta
+from fcifar.averaging import Average
 from fcifar.errors import UserError
+from fcifar.losses import Loss
 from fcifar.models import Model
 from fcifar.optim import Optimizer
-from fcifar.recipes.named import named_augment, named_model
-from fcifar.recipes.recipe import Recipe
+from fcifar.recipes.named import Stage, named_augment, named_model, named_stages
+from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
-from fcifar.step import Augment, Preprocess, normalize
+from fcifar.step import Augment, Preprocess, Reduction, normalize
+from fcifar.tta import Views
 
-_SCHEDULES = {
-    "constant": lambda peak, steps: schedules.constant_schedule(peak),
-    "linear": lambda peak, steps: schedules.linear_schedule(peak, 0.0, steps),
-    "cosine": schedules.cosine_decay_schedule,
+_SCHEDULES: dict[str, Callable[[float, float, int], Schedule]] = {
+    "constant": lambda peak, end, steps: schedules.constant_schedule(peak),
+    "linear": schedules.linear_schedule,
+    "cosine": lambda peak, end, steps: schedules.cosine_decay_schedule(peak, steps, end / peak),
 }
 
 
@@ -23,25 +32,61 @@ def make_model(recipe: Recipe, num_classes: int) -> Model:
 
 def make_optimizer(recipe: Recipe, total_steps: int) -> Optimizer:
     """The recipe's optimizer with its schedule spread over ``total_steps``."""
-    learning_rate = make_schedule(recipe, total_steps)
-    parts = []
-    if recipe.clip_norm:
-        parts.append(optim.clip_by_global_norm(recipe.clip_norm))
+    parts = [optim.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
+    if recipe.group_learning_rates or recipe.whiten_epochs or recipe.optimizer == "muon":
+        groups = {group: _of_group(recipe, group, total_steps) for group in GROUPS}
+        return optim.chain(*parts, optim.multi_transform(groups, group_of))
+    return optim.chain(*parts, *_of_all(recipe, make_schedule(recipe, total_steps)))
+
+
+def group_of(name: str, value: Tensor) -> str:
+    """Which group a parameter belongs to, by its name and its dimensions.
+
+    ``whiten``, the whitening layer; else ``kernel`` of four dimensions, ``linear`` of two, and
+    ``vector`` of one.
+    """
+    if name.startswith("whiten."):
+        return "whiten"
+    return {4: "kernel", 2: "linear"}.get(value.ndim, "vector")
+
+
+def _of_all(recipe: Recipe, learning_rate: float | Schedule) -> list[Optimizer]:
     if recipe.optimizer == "adamw":
-        parts.append(optim.adamw(learning_rate, weight_decay=recipe.weight_decay))
-        return optim.chain(*parts)
-    if recipe.weight_decay:
-        parts.append(optim.add_decayed_weights(recipe.weight_decay))
+        return [optim.adamw(learning_rate, weight_decay=recipe.weight_decay)]
+    parts = [optim.add_decayed_weights(recipe.weight_decay)] if recipe.weight_decay else []
     if recipe.optimizer == "adam":
-        parts.append(optim.adam(learning_rate))
+        return [*parts, optim.adam(learning_rate)]
+    return [*parts, optim.sgd(learning_rate, recipe.momentum or None, nesterov=recipe.nesterov)]
+
+
+def _of_group(recipe: Recipe, group: str, total_steps: int) -> Optimizer:
+    peak = recipe.group_learning_rates.get(group, recipe.learning_rate)
+    if group == "whiten" and recipe.whiten_epochs:
+        steps = max(1, math.ceil(total_steps * recipe.whiten_epochs / recipe.epochs))
+        learning_rate: float | Schedule = schedules.linear_schedule(peak, 0.0, steps)
+        ending = [optim.freeze_after(steps)]
     else:
-        parts.append(optim.sgd(learning_rate, recipe.momentum or None, nesterov=recipe.nesterov))
-    return optim.chain(*parts)
+        learning_rate = make_schedule(recipe.replace(learning_rate=peak), total_steps)
+        ending = []
+    muon = recipe.optimizer == "muon"
+    if muon and group == "kernel":
+        return optim.muon(learning_rate, recipe.momentum, renormalize=True)
+    decay = recipe.weight_decay * recipe.learning_rate / peak
+    return optim.chain(
+        *([optim.add_decayed_weights(decay)] if decay else []),
+        optim.sgd(
+            learning_rate,
+            recipe.group_momentum if muon else recipe.momentum or None,
+            nesterov=muon or recipe.nesterov,
+        ),
+        *ending,
+    )
 
 
 def make_schedule(recipe: Recipe, total_steps: int) -> float | Schedule:
     """The learning rate: a number where it is constant, else a function of the step."""
-    peak, warmup = recipe.learning_rate, recipe.warmup_steps
+    peak = recipe.learning_rate
+    warmup = recipe.warmup_steps or round(recipe.warmup_fraction * total_steps)
     if recipe.schedule == "constant" and not warmup:
         return peak
     if warmup >= total_steps:
@@ -49,8 +94,32 @@ def make_schedule(recipe: Recipe, total_steps: int) -> float | Schedule:
             f"warmup_steps is {warmup}, but the run has only {total_steps} steps; "
             "warm up for fewer, or train for longer"
         )
-    main = _SCHEDULES[recipe.schedule](peak, total_steps - warmup)
-    return schedules.warmup(main, 0.0, peak, warmup) if warmup else main
+    main = _SCHEDULES[recipe.schedule](peak, recipe.final_rate * peak, total_steps - warmup)
+    if not warmup:
+        return main
+    return schedules.warmup(main, recipe.initial_rate * peak, peak, warmup)
+
+
+def make_average(recipe: Recipe, total_steps: int) -> Average:
+    """The average of the variables over training that the recipe ends with."""
+    if recipe.ema_decay:
+        return averaging.ema(recipe.ema_decay)
+    if not recipe.lookahead_every:
+        return averaging.none()
+    final = recipe.lookahead_decay**recipe.lookahead_every
+    return averaging.lookahead(
+        lambda count: final * (count / total_steps) ** 3, recipe.lookahead_every
+    )
+
+
+def make_loss(recipe: Recipe) -> Loss:
+    """The loss that the recipe trains with; it is always measured with cross-entropy."""
+    return losses.smoothed_cross_entropy(recipe.label_smoothing)
+
+
+def make_reduction(recipe: Recipe) -> Reduction:
+    """From the losses of a batch to what is descended."""
+    return {"mean": torch.mean, "sum": torch.sum}[recipe.loss_reduction]
 
 
 def make_augment(recipe: Recipe) -> Augment:
@@ -58,6 +127,26 @@ def make_augment(recipe: Recipe) -> Augment:
     return augment.chain(*map(named_augment, recipe.augment))
 
 
-def make_preprocess(recipe: Recipe) -> Preprocess:
-    """The recipe's normalisation."""
-    return normalize(tuple(recipe.mean), tuple(recipe.std))
+def make_preprocess(recipe: Recipe, size: int = 0) -> Preprocess:
+    """The recipe's normalisation, and images of ``size`` pixels a side; 0 for as they are."""
+    normalized = normalize(tuple(recipe.mean), tuple(recipe.std))
+    if not size:
+        return normalized
+    return lambda images: transforms.resize(normalized(images), size)
+
+
+def make_stages(recipe: Recipe, total_steps: int) -> list[tuple[int, Stage]]:
+    """The stages of a run, and the step before which each begins."""
+    stages = named_stages(recipe.resolutions)
+    ends = [round(stage.until * total_steps) for stage in stages]
+    starts = [0, *ends[:-1]]
+    return [
+        (start, stage)
+        for start, end, stage in zip(starts, ends, stages, strict=True)
+        if end > start
+    ]
+
+
+def make_views(recipe: Recipe) -> Views:
+    """The recipe's test-time augmentation."""
+    return tta.VIEWS[recipe.tta]

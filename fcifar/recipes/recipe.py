@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcifar.errors import UserError, shown
+from fcifar.precision import POLICIES
 from fcifar.recipes.checks import (
     LARGEST_NUMBER,
     SMALLEST_NUMBER,
@@ -13,13 +14,22 @@ from fcifar.recipes.checks import (
     check_choice,
     check_count,
     check_number,
+    check_rates,
     check_switch,
     check_text,
 )
-from fcifar.recipes.named import named_augment, named_model
+from fcifar.recipes.named import named_augment, named_model, named_stages
+from fcifar.tta import VIEWS
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
+REDUCTIONS = ("mean", "sum")
+GROUPS = ("kernel", "linear", "vector", "whiten")
+_SWITCHES = ("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile")
+_PARTS = (
+    *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
+    *("lookahead_decay", "ema_decay", "label_smoothing", "valid_fraction"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +52,36 @@ class Recipe:
     expected: str = ""  # accuracy on CIFAR-10 and training time, compiled, on two CPU cores
 
     model: str = "lenet"  # an entry of models.MODELS
-    model_options: Mapping[str, int | float] = field(default_factory=dict)
+    model_options: Mapping[str, Any] = field(default_factory=dict)
 
-    optimizer: str = "sgd"  # sgd, adam or adamw
+    optimizer: str = "sgd"  # sgd, adam, adamw, or muon for kernels and sgd for the rest
     learning_rate: float = 1e-3
-    momentum: float = 0.0  # for sgd
+    momentum: float = 0.0  # for sgd, and for the kernels of muon
     nesterov: bool = False  # for sgd
-    weight_decay: float = 0.0  # L2 penalty for sgd and adam, decoupled for adamw
+    group_learning_rates: Mapping[str, float] = field(default_factory=dict)  # for sgd and muon
+    group_momentum: float = 0.85  # of Nesterov's form, for what muon leaves to sgd
+    weight_decay: float = 0.0  # L2 penalty, decoupled for adamw; learning rate x weight decay is
+    # the same in every group, and muon's kernels, whose norms are fixed, have none
     clip_norm: float = 0.0  # largest global gradient norm; 0 is no clipping
     schedule: str = "constant"  # constant, linear or cosine, over the whole run
-    warmup_steps: int = 0  # linear from 0 up to the learning rate
+    warmup_steps: int = 0  # linear up to the learning rate
+    warmup_fraction: float = 0.0  # the same as a part of the run
+    initial_rate: float = 0.0  # where the warm-up begins, as a part of the learning rate
+    final_rate: float = 0.0  # where linear and cosine end, as a part of the learning rate
+    whiten_epochs: float = 0.0  # in which the whitening layer's bias comes to rest; 0 for never
+    lookahead_every: int = 0  # steps between two steps of a lookahead; 0 for none
+    lookahead_decay: float = 0.95  # a step, at the end; it grows with the cube of the time
+    ema_decay: float = 0.0  # a step, of an average of the network to end with; 0 for none
+
+    loss_reduction: str = "mean"  # mean or sum over a batch
+    label_smoothing: float = 0.0  # the share of a label that all classes divide between them
 
     batch_size: int = 4
     epochs: int = 2  # at most, where patience ends a run early
     drop_last: bool = False  # leave out a last training batch that is not full
     augment: tuple[str, ...] = ()  # NAME or NAME:STRENGTH, entries of AUGMENTS, in order
+    alternating_flip: bool = False  # mirror each image in every other epoch
+    resolutions: tuple[str, ...] = ()  # SIZE:PART, pixels a side up to that part of the steps
 
     valid_fraction: float = 0.0  # of the training images, held out to choose by
     stratify: bool = False  # hold out the same fraction of each class
@@ -65,6 +90,10 @@ class Recipe:
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of images in [0, 1], by channel
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    tta: str = "none"  # mirror or translate: measured in the end beside the plain figure
+    precision: str = "fp32"  # or bf16, where nobody asks for another and the processor has it
+    compile: bool = False  # train through torch.compile, where nobody asks otherwise
 
     log_every: int = 2000  # steps over which loss and accuracy are averaged; 0 for an epoch
 
@@ -76,21 +105,31 @@ class Recipe:
         named_model(self.model, self.model_options, num_classes=10)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
+        check_choice("tta", self.tta, VIEWS)
+        check_choice("precision", self.precision, POLICIES)
         for name, least in (
             ("batch_size", 1),
             ("epochs", 1),
             ("log_every", 0),
             ("patience", 0),
             ("warmup_steps", 0),
+            ("lookahead_every", 0),
         ):
             check_count(name, getattr(self, name), least)
-        for name in ("nesterov", "drop_last", "stratify", "restore_best"):
+        for name in _SWITCHES:
             check_switch(name, getattr(self, name))
-        for name in ("learning_rate", "momentum", "weight_decay", "clip_norm", "valid_fraction"):
+        for name in ("learning_rate", "weight_decay", "clip_norm", "whiten_epochs", *_PARTS):
             check_number(name, getattr(self, name))
-        for name in ("momentum", "valid_fraction"):
+        for name in _PARTS:
             if getattr(self, name) >= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        check_rates("group_learning_rates", self.group_learning_rates, GROUPS)
+        if not isinstance(self.resolutions, tuple):
+            raise UserError(
+                f"resolutions is {shown(self.resolutions)}; it must be texts such as 24:0.5"
+            )
+        named_stages(self.resolutions)
         check_channels("mean", self.mean, -LARGEST_NUMBER)
         check_channels("std", self.std, SMALLEST_NUMBER)
         if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
@@ -104,13 +143,21 @@ class Recipe:
                 "patience, restore_best and stratify need validation images; "
                 "give valid_fraction, such as 0.2"
             )
-        if self.optimizer != "sgd" and (self.momentum or self.nesterov):
+        if self.optimizer not in ("sgd", "muon") and (self.momentum or self.group_learning_rates):
             raise UserError(
-                f"momentum and nesterov belong to the optimizer sgd, not to {self.optimizer}; "
-                "leave them out"
+                "momentum and group_learning_rates belong to the optimizers sgd and muon, not to "
+                f"{self.optimizer}; leave them out"
+            )
+        if self.optimizer != "sgd" and self.nesterov:
+            raise UserError(
+                f"nesterov belongs to the optimizer sgd, not to {self.optimizer}; leave it out"
             )
         if self.nesterov and not self.momentum:
             raise UserError("nesterov needs momentum; give momentum, such as 0.9")
+        if self.warmup_steps and self.warmup_fraction:
+            raise UserError("warmup_steps and warmup_fraction say the same; give one of them")
+        if self.lookahead_every and self.ema_decay:
+            raise UserError("lookahead_every and ema_decay are two averages; give one of them")
 
     def replace(self, **changes: Any) -> "Recipe":
         """The recipe with some values changed, validated again."""
@@ -136,7 +183,7 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
         what = f"unknown {', '.join(sorted(map(shown, unknown)))}" if unknown else "no name"
         raise UserError(f"not a recipe: {what}; a recipe has {', '.join(sorted(names))}")
     fields: dict[str, Any] = dict(values)
-    for name in ("mean", "std", "augment"):
+    for name in ("mean", "std", "augment", "resolutions"):
         if isinstance(fields.get(name), list):  # JSON has no tuples
             fields[name] = tuple(fields[name])
     return Recipe(**fields)

@@ -126,7 +126,7 @@ def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: boo
 
     def once() -> None:
         nonlocal running
-        running, _ = program.train_step(running, next(rows))
+        running, _ = program.step_at(0)(running, next(rows))
 
     return Contender(once, wait_for(runtime.device), params=lambda: running.state.variables.params)
 

@@ -1,6 +1,6 @@
 """Evaluation: every example exactly once, and what follows from it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,9 @@ from fcifar import calibration, tree
 from fcifar.errors import WorldError
 from fcifar.metrics import wilson_interval
 from fcifar.models import Variables
+from fcifar.running import on_indices
 from fcifar.runs import checkpoint
-from fcifar.step import Batch, EvalStep, Examples, on_indices
+from fcifar.step import Batch, EvalStep, Examples
 
 BATCH_SIZE = 500  # always the same, for results depend on it in the last bits
 
@@ -58,6 +59,11 @@ def evaluate(
         examples = step(variables, rows.index)
         parts.append(tree.map(lambda x, keep=rows.weight > 0: x[keep], examples))
     return tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
+
+
+def of_views(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that a test-time augmentation adds to those without."""
+    return {f"tta_{name}": figures[name] for name in ("accuracy", "loss", "interval95")}
 
 
 def summarize(examples: Examples, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from fcifar import tree
 from fcifar.runs import directory, jsonfiles
+from fcifar.runs.evaluate import of_views
+from fcifar.runs.process import since_process_start
 from fcifar.runs.saving import Place, read_network
 from fcifar.runs.selection import best_epoch
 from fcifar.runs.session import Session, measure, save_network
@@ -19,7 +21,7 @@ def finish(session: Session, place: Place, valid_losses: list[float]) -> dict[st
     run, program, recipe = session.run, session.program, session.recipe
     running, clock, mark = place
     step = int(running.state.step)
-    variables, chosen = running.state.variables, step
+    variables, chosen = program.value(running.state), step
     selected: dict[str, Any] = {"by": "last epoch", "step": step}
     if recipe.restore_best:
         epoch = best_epoch(valid_losses)
@@ -33,6 +35,12 @@ def finish(session: Session, place: Place, valid_losses: list[float]) -> dict[st
     started = time.perf_counter()
     summary, mark = measure(session, variables, "test", chosen, mark)
     eval_seconds = time.perf_counter() - started
+    views: dict[str, Any] = {}
+    if recipe.tta != "none":
+        started = time.perf_counter()
+        seen, mark = measure(session, variables, "test", chosen, mark, views=recipe.tta)
+        eval_seconds = time.perf_counter() - started  # the field's clock has this one alone
+        views = {"tta": recipe.tta, **of_views(seen)}
     save_network(session, directory.FINAL, variables)
     epochs = step / program.steps_per_epoch
     report = {
@@ -48,12 +56,15 @@ def finish(session: Session, place: Place, valid_losses: list[float]) -> dict[st
         "test_accuracy": summary["accuracy"],
         "test_loss": summary["loss"],
         "test_n": summary["n"],
+        **views,
         **{name: summary[name] for name in summary if name not in ("accuracy", "loss", "n")},
         "train_seconds": clock.train,
         "safeguard_seconds": clock.safeguards,
         "valid_seconds": clock.valid,
         "compile_seconds": clock.compile,
         "eval_seconds": eval_seconds,
+        "convention_seconds": clock.adapt + clock.train + eval_seconds,
+        "process_seconds": since_process_start(),
         "images_per_second": program.images_per_epoch * epochs / clock.train,
         "params_digest": tree.digest(variables.params),
         "log": mark._asdict(),

@@ -10,6 +10,7 @@ from fcifar.data import Dataset
 from fcifar.data.files import sweep
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
+from fcifar.running import Running
 from fcifar.runs import directory, environment, manifest, session
 from fcifar.runs.evaluate import evaluate
 from fcifar.runs.events import Advanced, Noted, Observe, Preparing, ignore
@@ -22,7 +23,6 @@ from fcifar.runs.safeguards import Safeguards
 from fcifar.runs.saving import Clock, Place, restore_running
 from fcifar.runs.selection import is_best, should_stop
 from fcifar.runs.session import Session
-from fcifar.step import Running
 
 Stop = Callable[[], int | None]
 Probe = Callable[[int, Running], None]
@@ -71,7 +71,9 @@ def train(
         environment.check_compiler(runtime.device)
     with activate(runtime):
         program = build(recipe, runtime, dataset, compiled=compiled)
+        started = time.perf_counter()
         first = program.init()
+        adapted = Clock(adapt=time.perf_counter() - started)
         sitting = Session(
             run=run,
             program=program,
@@ -93,7 +95,7 @@ def train(
                 place = _warm_up(sitting, _restore(sitting, first))
             else:
                 directory.check_free(run)  # again, for another process may have been quicker
-                place = _warm_up(sitting, Place(first, Clock(), Mark(0, "")))
+                place = _warm_up(sitting, Place(first, adapted, Mark(0, "")))
                 seal = directory.create(run, manifest.describe(sitting))
                 place = place._replace(mark=Mark(0, seal))
             place, losses, signum = _run_steps(sitting, place, stop, probe)
@@ -133,7 +135,7 @@ def _run_steps(
     log_every = recipe.log_every or program.steps_per_epoch
     if losses and is_best(losses) and step == len(losses) * program.steps_per_epoch:
         # The process may have ended between the checkpoint of a best epoch and its network.
-        session.save_network(sitting, directory.BEST, place.running.state.variables)
+        session.save_network(sitting, directory.BEST, program.value(place.running.state))
     started = time.perf_counter()
     saved_step, saved, next_tick = step if step else -1, started, 0.0
 
@@ -150,7 +152,7 @@ def _run_steps(
             if saved_step != step:
                 place = session.save(sitting, here(running))
             return place, losses, signum
-        running, _ = program.train_step(running, rows)
+        running, _ = program.step_at(step)(running, rows)
         step += 1
         due = step % every.steps == 0 or time.perf_counter() - saved >= every.seconds
         best = False
@@ -166,7 +168,7 @@ def _run_steps(
             place = session.save(sitting, here(running))
             saved_step, saved = step, time.perf_counter()
         if best:
-            session.save_network(sitting, directory.BEST, running.state.variables)
+            session.save_network(sitting, directory.BEST, program.value(running.state))
         if time.perf_counter() >= next_tick:
             place = here(running)
             session.check_finite(sitting, place)
@@ -184,7 +186,7 @@ def _run_steps(
 def _validate(sitting: Session, place: Place, step: int, losses: list[float]) -> Place:
     """Evaluate on the images held out, and add the loss to ``losses``."""
     started = time.perf_counter()
-    variables = place.running.state.variables
+    variables = sitting.program.value(place.running.state)
     summary, mark = session.measure(sitting, variables, "valid", step, place.mark)
     losses.append(summary["loss"])
     clock = place.clock._replace(valid=place.clock.valid + time.perf_counter() - started)
@@ -214,13 +216,15 @@ def _warm_up(sitting: Session, place: Place) -> Place:
     sitting.observe(Preparing("compiling"))
     program, started = sitting.program, time.perf_counter()
     last_epoch = program.rows_from(program.total_steps - program.steps_per_epoch)
-    for rows in {len(rows): rows for rows in last_epoch}.values():
-        # A donated state is overwritten: the copy is what gets lost.
-        copy, _ = program.train_step(tree.map(lambda x: x.clone(), place.running), rows)
-        int(copy.state.step)  # wait for the device
-    if len(program.valid.labels):
-        first = tree.map(lambda x: x[:1], program.valid)
-        evaluate(program.eval_step, place.running.state.variables, first)
+    shapes = {len(rows): rows for rows in last_epoch}.values()
+    for step in program.stages.values():
+        for rows in shapes:
+            # A donated state is overwritten: the copy is what gets lost.
+            copy, _ = step(tree.map(lambda x: x.clone(), place.running), rows)
+            int(copy.state.step)  # wait for the device
+    for eval_step in program.compiled_evals:
+        first = tree.map(lambda x: x[:1], program.test)
+        evaluate(eval_step, program.value(place.running.state), first)
     seconds = place.clock.compile + time.perf_counter() - started
     return place._replace(clock=place.clock._replace(compile=seconds))
 

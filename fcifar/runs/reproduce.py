@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError, UserError
+from fcifar.running import Running
 from fcifar.runs import checkpoint, directory, environment, integrity, loop, manifest, saving
 from fcifar.runs.differences import (
     Change,
@@ -23,7 +24,6 @@ from fcifar.runs.jsonfiles import finite
 from fcifar.runs.manifest import Settings
 from fcifar.runs.runtime import activate
 from fcifar.runs.safeguards import Safeguards
-from fcifar.step import Running
 
 _STOPPED = 0  # a signal number that no signal has: training came as far as was asked
 
@@ -149,7 +149,7 @@ def reproduce(
 
     def watch(event: Event) -> None:
         observe(event)
-        if isinstance(event, Logged) and (whole or event.record.get("split") != "test"):
+        if isinstance(event, Logged) and (whole or not _is_final(event.record)):
             record = json.loads(json.dumps(finite(event.record)))  # as the log holds it
             difference = compare_records(next(expected, None), record)
             compared.append(difference is None)
@@ -228,8 +228,13 @@ def describe_difference(difference: dict[str, Any]) -> str:
     return f"{where}: " + "; ".join(figures or ["the digest of the predictions"])
 
 
+def _is_final(record: dict[str, Any]) -> bool:
+    """Whether a record is of the test images, at the end; with several views too."""
+    return record.get("split", "").startswith("test")
+
+
 def _is_within(record: dict[str, Any], end: int) -> bool:
-    return record["step"] <= end and record.get("split") != "test"
+    return record["step"] <= end and not _is_final(record)
 
 
 def _compare_final(original: Original, new: Path, report: dict[str, Any]) -> dict[str, Any] | None:

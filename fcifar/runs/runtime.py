@@ -58,18 +58,22 @@ def make_runtime(
     device: str = "auto",
     seed: int = 0,
     threads: int | None = None,
-    precision: str = "fp32",
+    precision: str | None = None,
+    preferred: str = "fp32",
     deterministic: bool | None = None,
 ) -> Runtime:
     """A ``Runtime`` with the open questions answered for this machine.
 
     ``auto`` is the first of CUDA, MPS and CPU that is there. ``threads`` defaults to what torch
-    takes, one a physical core; ``deterministic`` to true on the CPU.
+    takes, one a physical core; ``deterministic`` to true on the CPU; ``precision`` to the
+    ``preferred`` one, or to fp32 on a CPU without instructions for it.
     """
     if device == "auto":
         device = next((d for d in ("cuda", "mps") if _available(d)), "cpu")
     if device == "cuda":
         device = "cuda:0"
+    if precision is None:
+        precision = preferred if device != "cpu" or _has_bf16() else "fp32"
     return Runtime(
         device=device,
         seed=seed,
@@ -145,6 +149,12 @@ def _available(kind: str) -> bool:
     if kind == "mps":
         return torch.backends.mps.is_available()
     return kind == "cpu"
+
+
+def _has_bf16() -> bool:
+    """Whether the processor multiplies bf16; others only convert it, which is slow."""
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, name)() for name in known if hasattr(torch.cpu, name))
 
 
 # As torch spells them: without a colon that nothing follows, and without leading zeros.

@@ -13,9 +13,9 @@ from fcifar.data.files import cannot_write
 from fcifar.errors import DamagedError
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
+from fcifar.running import Running
 from fcifar.runs import checkpoint, log
 from fcifar.runs.log import Mark
-from fcifar.step import Running
 
 _NAME = re.compile(r"checkpoint-([0-9]{8,})\.safetensors")
 _DAMAGED = ".damaged"
@@ -24,6 +24,7 @@ _DAMAGED = ".damaged"
 class Clock(NamedTuple):
     """Seconds spent so far, over all the sittings of a run."""
 
+    adapt: float = 0.0  # to initialise the network, and to adapt it to images
     train: float = 0.0
     compile: float = 0.0
     valid: float = 0.0

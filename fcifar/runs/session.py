@@ -63,17 +63,28 @@ def log_training(session: Session, place: Place) -> Place:
 
 
 def measure(
-    session: Session, variables: Variables, split: str, step: int, mark: log.Mark
+    session: Session,
+    variables: Variables,
+    split: str,
+    step: int,
+    mark: log.Mark,
+    *,
+    views: str = "none",
 ) -> tuple[dict[str, Any], log.Mark]:
-    """Evaluate on the validation or test images, and write it down."""
+    """Evaluate on the validation or test images, and write it down.
+
+    ``views`` is "none", or the name of the recipe's test-time augmentation.
+    """
     data: Batch = getattr(session.program, split)
     started = time.perf_counter()
-    examples = evaluate(session.program.eval_step, variables, data)
+    program, plain = session.program, views == "none"
+    eval_step = program.eval_step if plain else program.eval_views_step
+    examples = evaluate(eval_step, variables, data)
     summary = summarize(examples, data.labels, session.dataset.classes)
-    if split == "test":
+    if split == "test" and plain:
         save_predictions(session.run / directory.PREDICTIONS, examples, data.labels)
     figures = {
-        "split": split,
+        "split": split if plain else f"{split}-{views}",
         "loss": summary["loss"],
         "accuracy": summary["accuracy"],
         "count": summary["n"],

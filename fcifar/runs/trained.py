@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fcifar import recipes, tree
+from fcifar import recipes, tree, tta
 from fcifar.data import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UserError, shown
 from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, directory
@@ -16,6 +16,7 @@ from fcifar.runs import evaluate as evaluation
 from fcifar.runs.program import split_rows
 from fcifar.runs.runtime import Runtime, activate
 from fcifar.step import Batch, Examples, make_eval_step
+from fcifar.tta import Views
 
 
 class Trained(NamedTuple):
@@ -123,13 +124,34 @@ def evaluate(
     return figures, examples
 
 
-def examine(network: Trained, runtime: Runtime, data: Batch) -> Examples:
+def evaluate_views(
+    network: Trained, runtime: Runtime, dataset: Dataset, split: str, name: str
+) -> dict[str, Any]:
+    """Figures with a test-time augmentation: ``tta``, its name, and what belongs to it.
+
+    Nothing for "none".
+
+    Raises:
+        UserError: there is no such augmentation; or as ``images_of``.
+    """
+    if name not in tta.VIEWS:
+        raise UserError(f"--tta is {shown(name)}; it must be {' or '.join(tta.VIEWS)}")
+    if name == "none":
+        return {}
+    data = images_of(network, dataset, split)
+    examples = examine(network, runtime, data, tta.VIEWS[name])
+    figures = evaluation.summarize(examples, data.labels, dataset.classes)
+    return {"tta": name, **evaluation.of_views(figures)}
+
+
+def examine(network: Trained, runtime: Runtime, data: Batch, views: Views = tta.NONE) -> Examples:
     """What a network makes of each of any number of images, on the CPU."""
     with activate(runtime):
         step = make_eval_step(
             network.model,
             preprocess=recipes.make_preprocess(network.recipe),
             policy=runtime.policy,
+            views=views,
         )
         there = checkpoint.on_device((network.variables, data), runtime.device)
         return evaluation.evaluate(step, *there)

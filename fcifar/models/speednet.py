@@ -1,0 +1,196 @@
+"""The networks of the CIFAR-10 speed records: a frozen whitening layer and three groups.
+
+Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
+https://arxiv.org/abs/2404.00498, which stands on Page's "How to train your ResNet"
+(https://myrtle.ai/learn/how-to-train-your-resnet/).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcifar import layers, random
+from fcifar.errors import shown
+from fcifar.models.base import Model, Variables, from_normed_skeleton, on_meta
+from fcifar.random import Key
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
+PATCH = 2  # the side of a whitened patch, in pixels
+COMPONENTS = 3 * PATCH * PATCH
+EPSILON = 5e-4  # added to the eigenvalues
+
+_Normed = tuple[Tensor, dict[str, Tensor]]
+
+
+class _Group(nn.Module):
+    """conv, pool, norm, act; then conv, norm, act once, or twice with a residual connection."""
+
+    def __init__(self, inputs: int, outputs: int, depth: int, momentum: float, act: str) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[act]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(inputs if i == 0 else outputs, outputs, 3, padding=1, bias=False)
+            for i in range(depth)
+        )
+        self.norms = nn.ModuleList(
+            layers.BatchNorm(outputs, momentum=momentum, eps=1e-12, scale=False)
+            for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor, train: bool) -> _Normed:
+        statistics: dict[str, Tensor] = {}
+        skip: Tensor | float = 0.0
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = conv(x)
+            x, running = norm(F.max_pool2d(x, 2) if i == 0 else x, train)
+            statistics |= layers.named(f"norms.{i}", running)
+            x = self.act(x + skip if i == 2 else x)
+            skip = x if i == 0 else skip
+        return x, statistics
+
+
+class _SpeedNet(nn.Module):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        depth: int,
+        num_classes: int,
+        act: str,
+        whiten: bool,
+        momentum: float,
+        logit_scale: float,
+    ) -> None:
+        super().__init__()
+        self.act, self.logit_scale = ACTIVATIONS[act], logit_scale
+        self.whiten = nn.Conv2d(3, 2 * COMPONENTS, PATCH)
+        if whiten:  # frozen, hence a buffer
+            weight = self.whiten.weight.data
+            del self.whiten.weight
+            self.whiten.register_buffer("weight", weight)
+        sizes = [2 * COMPONENTS, *widths]
+        self.groups = nn.ModuleList(
+            _Group(inputs, outputs, depth, momentum, act)
+            for inputs, outputs in zip(sizes, widths, strict=False)
+        )
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+
+    def forward(self, x: Tensor, train: bool) -> _Normed:
+        statistics: dict[str, Tensor] = {}
+        x = layers.channels_last(x)
+        x = self.act(F.conv2d(x, self.whiten.weight.to(x.dtype), self.whiten.bias))
+        for i, group in enumerate(self.groups):
+            x, running = group(x, train)
+            statistics |= layers.named(f"groups.{i}", running)
+        return self.head(F.max_pool2d(x, x.shape[-2:]).flatten(1)) * self.logit_scale, statistics
+
+
+def speednet(
+    *,
+    widths: Sequence[int] = (64, 256, 256),
+    depth: int = 2,
+    num_classes: int = 10,
+    act: str = "gelu",
+    whiten: bool = True,
+    dirac: bool = True,
+    momentum: float = 0.4,
+    logit_scale: float = 1 / 9,
+    head_std: float = 0.0,
+) -> Model:
+    """Whitening 3-24 2x2, groups of 3x3 convolutions with batch norm, maximum, linear.
+
+    1.97 million parameters as it stands. Maps of a 32x32 image have 31, 15, 7 and 3 pixels a side;
+    any image of 16 pixels a side or more goes through. All parameters start as PyTorch's default
+    but for what the arguments say.
+
+    Args:
+        widths: channels of each of the groups.
+        depth: convolutions of a group, 2 or 3; the output of the first is added before the last
+            activation of three.
+        act: ``gelu`` or ``silu``.
+        whiten: whether the first layer is frozen to what ``adapt`` makes of a sample of images:
+            the principal components of their patches, scaled to unit variance, and their
+            negatives. Without, it is an ordinary convolution.
+        dirac: begin each 3x3 convolution with the identity on its first outputs.
+        momentum: the share of a batch in the running statistics, in [0, 1].
+        logit_scale: what logits are multiplied by.
+        head_std: the standard deviation that the head's initial weights are scaled to; 0 leaves
+            them.
+
+    Raises:
+        ValueError: an argument of another kind or outside its range, or more than
+            ``LARGEST_MODEL`` parameters.
+    """
+    _check(widths, depth, act, {"momentum": momentum, "logit_scale": logit_scale, "std": head_std})
+    layers.check_width("num_classes", num_classes)
+    skeleton = on_meta(
+        lambda: _SpeedNet(widths, depth, num_classes, act, whiten, momentum, logit_scale)
+    )
+
+    def init(key: Key) -> Variables:
+        params_key, whiten_key = random.split(key)
+        params = layers.default_init(skeleton, params_key)
+        buffers = layers.default_buffers(skeleton, key.device)
+        for name, value in params.items():
+            if dirac and name.startswith("groups.") and value.ndim == 4:
+                params[name] = with_identity(value)
+        if head_std:
+            head = params["head.weight"]
+            params["head.weight"] = head * (head_std / head.std(correction=0))
+        if whiten:
+            shape = (2 * COMPONENTS, 3, PATCH, PATCH)
+            buffers["whiten.weight"] = layers.fan_in_uniform(whiten_key, shape, COMPONENTS)
+        return Variables(params, buffers)
+
+    def adapt(variables: Variables, images: Tensor) -> Variables:
+        if not whiten:
+            return variables
+        weight = whitening(images).to(variables.buffers["whiten.weight"])
+        return variables._replace(buffers={**variables.buffers, "whiten.weight": weight})
+
+    return from_normed_skeleton(skeleton, init, adapt)
+
+
+def with_identity(weight: Tensor) -> Tensor:
+    """A kernel [O, I, h, w] whose first min(O, I) outputs are the inputs of the same number."""
+    count, centre = min(weight.shape[:2]), [side // 2 for side in weight.shape[2:]]
+    channel = torch.arange(count, device=weight.device)
+    result = weight.clone()
+    result[:count] = 0
+    result[channel, channel, centre[0], centre[1]] = 1
+    return result
+
+
+def whitening(images: Tensor) -> Tensor:
+    """The kernel [24, 3, 2, 2] that whitens the patches of ``images``, floating [N, 3, H, W].
+
+    With C the second moments of the 2x2 patches, and C = V diag(e) V', rows 0 to 11 are
+    v_i / sqrt(e_i + 5e-4), the largest e_i first, and rows 12 to 23 their negatives. So the first
+    twelve outputs have the second moments e_i / (e_i + 5e-4), and none in common. The images must
+    be a random sample: a prefix of a data set may hold a single class.
+
+    Computed in float64; the largest element of each v_i is positive, so that it is the same on
+    every machine.
+    """
+    patches = images.double().unfold(2, PATCH, 1).unfold(3, PATCH, 1)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, COMPONENTS)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    half = (vectors * largest.sign() * torch.rsqrt(values.clamp(min=0) + EPSILON)).T.flip(0)
+    return torch.cat([half, -half]).reshape(-1, 3, PATCH, PATCH)
+
+
+def _check(widths: Sequence[int], depth: int, act: str, numbers: dict[str, float]) -> None:
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 3:
+        raise ValueError(f"widths is {shown(widths)}; it must be one to three widths of groups")
+    for width in widths:
+        layers.check_width("widths", width)
+    if depth not in (2, 3) or isinstance(depth, bool):
+        raise ValueError(f"depth is {shown(depth)}; it must be 2 or 3")
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act is {shown(act)}; it must be {' or '.join(ACTIVATIONS)}")
+    for name, value in numbers.items():
+        most = 1.0 if name == "momentum" else 1e6
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            raise ValueError(f"{name} is {shown(value)}; it must lie in [0, {most:g}]")
