@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"random", "tree"},
-    {"layers", "schedules", "precision", "transforms", "fingerprint"},
+    {"layers", "schedules", "precision", "transforms", "fingerprint", "intervals"},
     {"models", "optim", "averaging", "augment", "losses", "metrics", "calibration", "comparison"},
     {"kernels", "tta"},
     {"step", "compiling"},

@@ -1,0 +1,75 @@
+"""What several runs say together: their mean, their spread, and how well the mean is known."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Summary(NamedTuple):
+    """Of n values."""
+
+    n: int
+    mean: float
+    std: float  # of the values, with n - 1; NaN for one value
+    low: float  # of the interval of the mean; NaN for one value
+    high: float
+    least: float
+    most: float
+
+
+def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
+    """Mean, standard deviation, and Student's interval of the mean at ``level``.
+
+    Student, "The probable error of a mean", 1908. It takes the values for independent and about
+    normal.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    n = len(values)
+    if not n:
+        raise ValueError("summarize needs at least one value")
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Summary(1, mean, math.nan, math.nan, math.nan, mean, mean)
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = t_quantile((1 + level) / 2, n - 1) * std / math.sqrt(n)
+    return Summary(n, mean, std, mean - half, mean + half, min(values), max(values))
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """What a variable with Student's distribution stays below with ``probability``.
+
+    Found by bisection, to the precision of float64.
+
+    Raises:
+        ValueError: ``probability`` is not in [0.5, 1), or there is no degree of freedom.
+    """
+    if not 0.5 <= probability < 1 or degrees < 1:
+        raise ValueError(
+            f"t_quantile needs a probability in [0.5, 1) and degrees from 1, "
+            f"not {probability}, {degrees}"
+        )
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < 2 * probability - 1:
+        high *= 2
+    for _ in range(200):
+        middle = (low + high) / 2
+        if _within(middle, degrees) < 2 * probability - 1:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _within(t: float, degrees: int) -> float:
+    """The probability of [-t, t]: Abramowitz and Stegun, "Handbook", 26.7.3 and 26.7.4."""
+    angle = math.atan2(t, math.sqrt(degrees))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = degrees % 2
+    term = cosine if odd else 1.0
+    total = 0.0 if degrees == 1 else term
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
