@@ -21,12 +21,17 @@ def _reflect_crop(padding: int) -> Augment:
     return augment.random_crop(padding, mode="reflect")
 
 
+def _mean_cutout(size: int) -> Augment:
+    return augment.cutout(size, fill=(0.4914, 0.4822, 0.4465))  # of CIFAR-10's training images
+
+
 AUGMENTS: dict[str, Callable[..., Augment]] = {
     "random_flip": augment.random_flip,
     "random_rotation": augment.random_rotation,
     "random_crop": augment.random_crop,
     "reflect_crop": _reflect_crop,
     "cutout": augment.cutout,
+    "mean_cutout": _mean_cutout,
     "color_jitter": _color_jitter,
 }
 """By name, each callable with its strength alone: a probability, degrees or pixels."""
