@@ -146,6 +146,22 @@ def test_chain_feeds_each_the_updates_before_it() -> None:
     assert path[0] == -1
 
 
+@pytest.mark.parametrize("layouts", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_states_and_parameters_keep_their_layout(name: str, layouts: tuple[int, int]) -> None:
+    """Gradients lie as their convolution likes; another layout would be compiled for again."""
+    formats = (torch.contiguous_format, torch.channels_last)
+    of_params, of_grads = (formats[i] for i in layouts)
+    params = random.normal(random.key(0), (4, 3, 2, 2)).contiguous(memory_format=of_params)
+    grads = random.normal(random.key(1), (4, 3, 2, 2)).contiguous(memory_format=of_grads)
+    optimizer = optim.OPTIMIZERS[name](0.1)
+    state = optimizer.init(params)
+    updates, after = optimizer.update(grads, state, params)
+    assert optim.apply_updates(params, updates).stride() == params.stride()
+    for old, new in zip(tree.leaves(state), tree.leaves(after), strict=True):
+        assert new.stride() == old.stride()
+
+
 def test_learning_rate_may_be_a_tensor_and_has_a_gradient() -> None:
     def after(learning_rate: Tensor) -> Tensor:
         return steps(optim.sgd(learning_rate, 0.5), [torch.tensor(1.0)] * 2, torch.tensor(0.0))[-1]

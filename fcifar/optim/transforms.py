@@ -63,7 +63,9 @@ def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
     """
 
     def accumulate(g: Tensor, t: Tensor) -> Tensor:
-        return g + decay * t
+        # The trace first: a sum lies in memory as its first term does, and gradients may lie
+        # otherwise than parameters. A state that changed its layout would be compiled for again.
+        return decay * t + g
 
     def update(grads: Tree, state: TraceState, params: Tree) -> tuple[Tree, TraceState]:
         new_trace = tree.map(accumulate, grads, state.trace)
