@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcifar import models, optim, random, schedules, tree
 from fcifar.optim import Optimizer
@@ -71,13 +72,13 @@ def test_a_batch_equals_its_matrices_one_by_one(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (64, 216), (216, 64), (128, 576)])
-def test_bfloat16_is_within_two_percent(shape) -> None:
+def test_bfloat16_is_within_three_percent(shape) -> None:
     """Eight bits of each product, and three steps that enlarge small values forty times."""
     x = some(*shape, dtype=torch.float32)
     exact = optim.orthogonalize(x, dtype=torch.float64)
     rough = optim.orthogonalize(x)
     assert rough.dtype == torch.float32
-    assert (rough - exact).norm() < 0.02 * exact.norm()
+    assert (rough - exact).norm() < 0.03 * exact.norm()
     single = optim.orthogonalize(x, dtype=torch.float32)
     torch.testing.assert_close(single, exact, rtol=0, atol=5e-6)
 
@@ -174,14 +175,13 @@ def test_updates_equal_optaxs(shape: tuple[int, int]) -> None:
 
 
 def test_layers_of_one_shape_share_their_products() -> None:
-    """Three leaves are [4, 12] as matrices, one is [12, 5]: two products each, for one step."""
-    calls = []
-    kept = torch.bmm
+    """Three leaves are [4, 12] as matrices, one is [12, 5]: three products each, for one step."""
+    sizes = []
 
-    class Counting(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function is kept:
-                calls.append(tuple(args[0].shape))
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.bmm.default:
+                sizes.append(len(args[0]))
             return function(*args, **(kwargs or {}))
 
     optimizer = optim.scale_by_muon(ns_steps=1)
@@ -189,7 +189,7 @@ def test_layers_of_one_shape_share_their_products() -> None:
     state = optimizer.init(params)
     with Counting():
         optimizer.update(some_grads(0), state, params)
-    assert sorted(calls) == [(1, 5, 12), (3, 4, 12)]
+    assert sorted(sizes) == [1, 1, 1, 3, 3, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -236,11 +236,10 @@ def test_mapped_over_seeds_and_rates(renormalize: bool, dtype: torch.dtype) -> N
         return run(optimizer, params, grads)
 
     together = torch.vmap(after)(tree.map(lambda *xs: torch.stack(xs), *starts), rates)
-    tolerance = 1e-12 if dtype == torch.float64 else 0.03  # of updates near 1, times the rates
     for i, start in enumerate(starts):
         alone = after(start, rates[i])
         for name, p in alone.items():
-            torch.testing.assert_close(together[name][i], p, rtol=0, atol=tolerance)
+            torch.testing.assert_close(together[name][i], p, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
