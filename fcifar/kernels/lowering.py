@@ -1,40 +1,26 @@
-"""Finds the convolutions with a max-pool in a compiled graph, and puts our kernel there.
+"""Puts our kernels into a compiled graph, where a convolution has a max-pool behind it.
 
-``torch.compile`` hands over a step as one graph of elementary operations, in which gradients are
-operations like others. In it, every
+``torch.compile`` hands over a step as one graph of elementary operations. In it, every pair that
+``pairs`` finds becomes
 
-    y = convolution(x, weight, bias);  pooled, indices = max_pool2d_with_indices(y, 2)
+    conv_pool and conv_pool_backward                  in float32, if it is small
+    the convolution, max_pool, wide_conv_backward     in bfloat16, if it is wide and has a gradient
 
-whose ``y`` serves nothing else but the gradient of the same pair,
-
-    convolution_backward(max_pool2d_with_indices_backward(gradient, y, indices), x, weight)
-
-becomes ``conv_pool`` and ``conv_pool_backward``. What does not look exactly like this stays with
-the compiler.
+What does not look exactly like this stays with the compiler.
 """
 
 import operator
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import building
-from fcifar.kernels.conv_pool import (
-    SOURCE,
-    WIDEST,
-    conv_pool,
-    conv_pool_backward,
-    fits,
-    library,
-    shape_of,
-)
+from fcifar.kernels import building, conv_pool, max_pool, pairs, wide_conv
 
 aten = torch.ops.aten
-_POOLING = (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
-_VIEWS = (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim)
 
 
 def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
@@ -57,153 +43,126 @@ def _make_pass() -> Any:
             fuse(graph)
 
         def uuid(self) -> Any:  # by which the compiler's cache knows this pass
-            return get_hash_for_files((__file__, building.__file__, str(SOURCE)))
+            here = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".c"))
+            return get_hash_for_files(tuple(map(str, here)))
 
     return Fuse()
 
 
 class _Table(dict[Any, Callable[..., Any]]):
-    """Inductor's decompositions, but for the small pools that ``fuse`` may want to find."""
+    """Inductor's decompositions, but for the pools that ``fuse`` may want to find."""
 
     def __init__(self) -> None:
         from torch._inductor.decomposition import select_decomp_table
 
         table = select_decomp_table()
         super().__init__(table)
-        self.update({op: _unless_small(table[op]) for op in _POOLING if op in table})
+        self.update({op: _unless_wanted(table[op]) for op in pairs.POOLING if op in table})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What the compiler's cache knows it by; its functions have no such name."""
         return _Table, ()
 
 
-def _unless_small(decompose: Callable[..., Any]) -> Callable[..., Any]:
-    def decompose_large(*arguments: Any, **settings: Any) -> Any:
-        values = arguments[0]
-        small = values.dtype == torch.float32 and values.shape[-3] <= WIDEST
-        return NotImplemented if small else decompose(*arguments, **settings)
+def _unless_wanted(decompose: Callable[..., Any]) -> Callable[..., Any]:
+    def decompose_others(*arguments: Any, **settings: Any) -> Any:
+        wanted = _may_be_small(arguments[0]) or _may_be_wide(arguments[0])
+        return NotImplemented if wanted else decompose(*arguments, **settings)
 
-    return decompose_large
+    return decompose_others
+
+
+def _may_be_small(values: Tensor) -> bool:
+    """Whether a pool of these values may have ``conv_pool`` before it."""
+    return values.dtype == torch.float32 and values.shape[-3] <= conv_pool.WIDEST
+
+
+def _may_be_wide(values: Tensor) -> bool:
+    """Whether a pool of these values, or its gradient, may be one of ``wide_conv``."""
+    return (
+        values.dtype == torch.bfloat16
+        and values.shape[-3] % wide_conv.PAIRS == 0
+        and wide_conv.why_not() is None
+    )
 
 
 def fuse(graph: fx.Graph) -> int:
-    """Replace every such pair of operations in ``graph``; how many there were."""
-    _look_through_views(graph)
+    """Replace every pair in ``graph`` that a kernel is for; how many there were."""
+    found = sum(_fuse_small(graph, pair) or _fuse_wide(graph, pair) for pair in pairs.find(graph))
     graph.eliminate_dead_code()
-    found = 0
-    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
-        found += _fuse_one(graph, node)
-    graph.eliminate_dead_code()
+    _leave_others_to_the_compiler(graph)
     return found
 
 
-def _look_through_views(graph: fx.Graph) -> None:
-    """Give each pool its convolution directly where only changes of shape, undone, lie between.
-
-    ``vmap`` puts them there.
-    """
-    for node in graph.find_nodes(op="call_function", target=_POOLING[0]):
-        source: Any = node.args[0]
-        while source.target in _VIEWS or _is_idle_permute(source):
-            source = source.args[0]
-        if source.target is aten.convolution.default:
-            values = [n.meta["val"] for n in (source, node.args[0])]
-            if values[0].shape == values[1].shape:
-                node.update_arg(0, source)
-
-
-def _is_idle_permute(node: fx.Node) -> bool:
-    """Whether a node permutes dimensions and leaves each where it was."""
-    dims: Any = node.args[1] if node.target is aten.permute.default else None
-    return dims is not None and dims == sorted(dims)
-
-
-def _fuse_one(graph: fx.Graph, conv: fx.Node) -> bool:
-    arguments: Any = conv.args
-    x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments
-    if (
-        bias is None
-        or transposed
-        or (stride, dilation, groups) != ([1, 1], [1, 1], 1)
-        or padding[0] != padding[1]
-        or not all(_is_plain(node) for node in (x, weight, bias))
-        or not fits(shape_of(x.meta["val"], weight.meta["val"], padding[0]))
-    ):
+def _fuse_small(graph: fx.Graph, pair: pairs.Pair) -> bool:
+    x, weight, bias, pad = pair.x, pair.weight, pair.bias, pair.padding
+    if bias is None or not all(_is_plain(n, torch.float32) for n in (x, weight, bias)):
         return False
-    pools = [user for user in conv.users if _is_pool(user, conv)]
-    if len(pools) != 1:
+    shape = conv_pool.shape_of(x.meta["val"], weight.meta["val"], pad)
+    if not conv_pool.fits(shape):
         return False
-    values, indices = _items(pools[0])
-    unpools = [user for user in conv.users if user is not pools[0]]
-    backwards = [b for u in unpools if (b := _backward_of(u, conv, indices)) is not None]
-    if len(backwards) != len(unpools) or any(set(i.users) - set(unpools) for i in indices):
-        return False
-
-    pad = padding[0]
-    library(shape_of(x.meta["val"], weight.meta["val"], pad))  # built now, not at the first step
-    with graph.inserting_before(pools[0]):
-        pooled, which = _call(graph, conv_pool, x, weight, bias, pad)
-    for old in values:
+    conv_pool.library(shape)  # built now, not at the first step
+    with graph.inserting_before(pair.pool):
+        pooled, which = _call(graph, conv_pool.conv_pool, x, weight, bias, pad)
+    for old in pair.pooled:
         old.replace_all_uses_with(pooled)
-    for unpool, backward in zip(unpools, backwards, strict=True):
+    for unpool, backward in pair.gradients:
         with graph.inserting_before(backward):
             mask: Any = backward.args[-1]
-            gradient = unpool.args[0]
-            results = _call(graph, conv_pool_backward, gradient, which, x, weight, pad, mask[0])
-        for item in list(backward.users):
-            number: Any = item.args[1]
-            item.replace_all_uses_with(results[number])
-            graph.erase_node(item)
-        graph.erase_node(backward)
+            arguments = (unpool.args[0], which, x, weight, pad, mask[0])
+            _replace(graph, backward, _call(graph, conv_pool.conv_pool_backward, *arguments))
         graph.erase_node(unpool)
     return True
 
 
-def _is_plain(node: Any) -> bool:
-    """Whether a node is a float32 tensor on the CPU whose shape is known."""
+def _fuse_wide(graph: fx.Graph, pair: pairs.Pair) -> bool:
+    x, weight = pair.x, pair.weight
+    if (
+        not pair.gradients
+        or (pair.bias, pair.padding) != (None, 1)
+        or not all(_is_plain(n, torch.bfloat16) for n in (x, weight))
+        or weight.meta["val"].shape[2:] != (3, 3)
+        or not wide_conv.fits(shape := wide_conv.shape_of(x.meta["val"], weight.meta["val"]))
+        or wide_conv.why_not() is not None
+    ):
+        return False
+    max_pool.library()  # built now, not at the first step
+    wide_conv.library(shape)
+    with graph.inserting_before(pair.pool):
+        pooled, which = _call(graph, max_pool.max_pool, _channels_last(graph, pair.conv))
+    for old in pair.pooled:
+        old.replace_all_uses_with(pooled)
+    for unpool, backward in pair.gradients:
+        with graph.inserting_before(backward):
+            mask: Any = backward.args[-1]
+            gradient, *inputs = (_channels_last(graph, n) for n in (unpool.args[0], x, weight))
+            arguments = (gradient, which, *inputs, *mask[:2])
+            _replace(graph, backward, _call(graph, wide_conv.wide_conv_backward, *arguments))
+        graph.erase_node(unpool)
+    return True
+
+
+def _is_plain(node: Any, dtype: torch.dtype) -> bool:
+    """Whether a node is a tensor of that dtype on the CPU whose shape is known."""
     value = node.meta.get("val")
     return (
         isinstance(value, Tensor)
-        and value.dtype == torch.float32
+        and value.dtype == dtype
         and value.device.type == "cpu"
         and all(isinstance(size, int) for size in value.shape)
         and value.dim() in (1, 4)
     )
 
 
-def _is_pool(node: fx.Node, conv: fx.Node) -> bool:
-    """Whether a node is the 2x2 max-pool of a convolution."""
-    return node.target is _POOLING[0] and node.args[0] is conv and _is_two_by_two(node.args[1:])
+def _channels_last(graph: fx.Graph, node: Any) -> fx.Node:
+    """The same values with their channels last, of which the compiler may make the first place."""
+    from torch._inductor.inductor_prims import force_stride_order
 
-
-def _is_two_by_two(settings: Sequence[Any]) -> bool:
-    """Whether kernel, stride, padding, dilation and ``ceil_mode``, as far as given, are those."""
-    kernel, stride, *rest = [*settings, *[[], [0, 0], [1, 1], False][len(settings) - 1 :]]
-    return kernel == [2, 2] == (stride or kernel) and rest == [[0, 0], [1, 1], False]
-
-
-def _items(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Those users of a node of two results that take the first, and the second."""
-    parts: tuple[list[fx.Node], list[fx.Node]] = ([], [])
-    for user in node.users:
-        number: Any = user.args[1]
-        parts[number].append(user)
-    return parts
-
-
-def _backward_of(unpool: fx.Node, conv: fx.Node, indices: list[fx.Node]) -> fx.Node | None:
-    """The gradient of a convolution behind that of its pool; None if it is anything else."""
-    if unpool.target is not _POOLING[1] or unpool.args[1] is not conv:
-        return None
-    if not _is_two_by_two(unpool.args[2:-1]) or unpool.args[-1] not in indices:
-        return None
-    if len(unpool.users) != 1:
-        return None
-    (backward,) = unpool.users
-    if backward.target is not aten.convolution_backward.default or backward.args[0] is not unpool:
-        return None
-    same = backward.args[1:3] == conv.args[:2] and backward.args[4:10] == conv.args[3:9]
-    return backward if same else None
+    value = node.meta["val"]
+    strides = torch.empty(value.shape, device="meta", memory_format=torch.channels_last).stride()
+    made = graph.call_function(force_stride_order, (node, list(strides)))
+    made.meta["val"] = value.new_empty_strided(value.shape, strides)
+    return made
 
 
 def _call(graph: fx.Graph, op: Any, *arguments: Any) -> list[fx.Node]:
@@ -217,3 +176,43 @@ def _call(graph: fx.Graph, op: Any, *arguments: Any) -> list[fx.Node]:
         results.append(graph.call_function(operator.getitem, (node, i)))
         results[-1].meta["val"] = value
     return results
+
+
+def _replace(graph: fx.Graph, node: fx.Node, results: list[fx.Node]) -> None:
+    """Put other results in the place of a node's."""
+    for item in list(node.users):
+        number: Any = item.args[1]
+        item.replace_all_uses_with(results[number])
+        graph.erase_node(item)
+    graph.erase_node(node)
+
+
+def _leave_others_to_the_compiler(graph: fx.Graph) -> None:
+    """Decompose the pools in bfloat16 that were kept from it for nothing."""
+    from torch._inductor import lowering  # noqa: F401  # decompositions look into it
+    from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    table = select_decomp_table()
+    for op in pairs.POOLING:
+        for node in graph.find_nodes(op="call_function", target=op):
+            inputs = [a for a in node.args if isinstance(a, fx.Node)]
+            values = [n.meta["val"] for n in inputs]
+            if op not in table or not _may_be_wide(values[0]):
+                continue
+
+            def decomposed(*tensors: Tensor, node: fx.Node = node) -> Any:
+                left = iter(tensors)
+                arguments = [next(left) if isinstance(a, fx.Node) else a for a in node.args]
+                return node.target(*arguments, **node.kwargs)  # type: ignore[operator]
+
+            with values[0].fake_mode:
+                module = make_fx(decomposed, decomposition_table=table)(*values)
+            places = module.graph.find_nodes(op="placeholder")
+            with graph.inserting_before(node):
+                result: Any = graph.graph_copy(module.graph, dict(zip(places, inputs, strict=True)))
+            if isinstance(result, fx.Node):
+                node.replace_all_uses_with(result)
+                graph.erase_node(node)
+            else:
+                _replace(graph, node, list(result))

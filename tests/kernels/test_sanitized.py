@@ -2,18 +2,23 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from fcifar.kernels import building
-from fcifar.kernels.conv_pool import SOURCE, Shape, macros
+from fcifar.kernels import building, conv_pool, max_pool, wide_conv
 from tests.kernels.test_conv_pool import SHAPES
 
 FLAGS = (
     *("-x", "c", "-std=gnu11", "-O1", "-g", "-march=native", "-fopenmp"),
     *("-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover"),
 )
+WIDE = {
+    "24 to 64, bands": wide_conv.Shape(24, 64, 27, 27),
+    "16 to 96, odd and even": wide_conv.Shape(16, 96, 7, 6),
+    "40 to 32, one cell": wide_conv.Shape(40, 32, 2, 3),
+}
 OFTEN = ("lenet 2", "conv3 2", "odd everything", "wider than a vector")
 
 
@@ -35,15 +40,10 @@ def _sanitizer(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip("the compiler has no address sanitizer here")
 
 
-@pytest.mark.usefixtures("_sanitizer")
-@pytest.mark.parametrize(
-    "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SHAPES]
-)
-def test_the_kernel_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
-    shape: Shape = SHAPES[name]
-    settings = [f"-D{macro}={value}" for macro, value in macros(shape).items()]
-    harness = Path(__file__).with_name("sanitized.c")
-    made = compiled(harness, tmp_path / "harness", f'-DSOURCE="{SOURCE}"', *settings)
+def assert_clean(tmp_path: Path, harness: str, source: Path, macros: Mapping[str, int]) -> None:
+    settings = [f"-D{macro}={value}" for macro, value in macros.items()]
+    path = Path(__file__).with_name(harness)
+    made = compiled(path, tmp_path / "harness", f'-DSOURCE="{source}"', *settings)
     assert made.returncode == 0, made.stderr
     # libgomp keeps its threads' stacks to the end.
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "ASAN_OPTIONS": "detect_leaks=0"}
@@ -51,3 +51,26 @@ def test_the_kernel_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
         [tmp_path / "harness"], capture_output=True, text=True, check=False, env=environment
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("_sanitizer")
+@pytest.mark.parametrize(
+    "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in SHAPES]
+)
+def test_the_kernel_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
+    macros = conv_pool.macros(SHAPES[name])
+    assert_clean(tmp_path, "sanitized.c", conv_pool.SOURCE, macros)
+
+
+@pytest.mark.usefixtures("_sanitizer")
+@pytest.mark.skipif(wide_conv.why_not() is not None, reason="no instructions for bfloat16")
+@pytest.mark.parametrize("name", WIDE)
+def test_the_kernel_for_wide_layers_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
+    macros = wide_conv.macros(WIDE[name])
+    assert_clean(tmp_path, "sanitized_wide.c", wide_conv.SOURCE, macros)
+
+
+@pytest.mark.usefixtures("_sanitizer")
+@pytest.mark.skipif(wide_conv.why_not() is not None, reason="no instructions for bfloat16")
+def test_the_pool_stays_inside_its_arrays(tmp_path: Path) -> None:
+    assert_clean(tmp_path, "sanitized_pool.c", max_pool.SOURCE, {})

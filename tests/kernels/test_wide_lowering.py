@@ -1,0 +1,144 @@
+"""Where the kernels for wide convolutions go into a graph, and where not."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch._inductor import config
+from torch.func import grad, grad_and_value, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fcifar import random, tree
+from fcifar.kernels import lowering, wide_conv
+from fcifar.kernels.max_pool import max_pool
+from fcifar.kernels.wide_conv import wide_conv_backward
+
+pytestmark = pytest.mark.skipif(
+    wide_conv.why_not() is not None, reason=f"no such kernel here: {wide_conv.why_not()}"
+)
+aten = torch.ops.aten
+POOLS = (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
+
+X = random.normal(random.key(1), (3, 16, 9, 8)).bfloat16()
+W = random.normal(random.key(2), (32, 16, 3, 3)) / 12
+
+
+def pooled(x: Tensor, w: Tensor) -> Tensor:
+    return F.max_pool2d(F.conv2d(x, w.bfloat16(), padding=1), 2)
+
+
+def loss(x: Tensor, w: Tensor) -> Tensor:
+    return pooled(x, w).float().square().sum()
+
+
+def traced(f: Callable[..., object], *inputs: Tensor) -> fx.GraphModule:
+    """The graph of ``f`` as the compiler hands it over, and after our pass."""
+    table = {op: rule for op, rule in lowering._Table().items() if op in POOLS}
+    module = make_fx(f, decomposition_table=table, tracing_mode="fake")(*inputs)
+    lowering.fuse(module.graph)
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+def calls(module: fx.GraphModule) -> list[object]:
+    ours = (max_pool, wide_conv_backward, *POOLS)
+    return [node.target for node in module.graph.nodes if node.target in ours]
+
+
+def assert_close(ours: object, theirs: object) -> None:
+    for a, b in zip(tree.leaves(ours), tree.leaves(theirs), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("wanted", [(0, 1), 0, 1])
+def test_the_gradients_of_the_pair_are_found(wanted: int | tuple[int, int]) -> None:
+    slopes = grad(loss, argnums=wanted)
+    module = traced(slopes, X, W)
+    assert calls(module) == [max_pool, wide_conv_backward]
+    assert_close(module(X, W), slopes(X, W))
+
+
+def test_two_pairs_in_a_row() -> None:
+    def both(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return pooled(pooled(x, w), v).float().square().sum()
+
+    slopes = grad(both, argnums=(0, 1, 2))
+    v = random.normal(random.key(4), (64, 32, 3, 3)) / 17
+    module = traced(slopes, X, W, v)
+    assert calls(module) == [max_pool] * 2 + [wide_conv_backward] * 2
+    assert_close(module(X, W, v), slopes(X, W, v))
+
+
+def test_under_vmap_it_is_left_alone_or_right() -> None:
+    slopes = vmap(grad(loss, argnums=1))
+    module = traced(slopes, X[None], W[None])
+    assert_close(module(X[None], W[None]), slopes(X[None], W[None]))
+
+
+OTHERS = {
+    "forward alone": pooled,
+    "a bias": grad(
+        lambda x, w: (
+            F.max_pool2d(F.conv2d(x, (v := w.bfloat16()), v[:, 0, 0, 0], padding=1), 2)
+            .float()
+            .sum()
+        )
+    ),
+    "no padding": grad(lambda x, w: F.max_pool2d(F.conv2d(x, w.bfloat16()), 2).float().sum()),
+    "stride": grad(
+        lambda x, w: F.max_pool2d(F.conv2d(x, w.bfloat16(), padding=1, stride=2), 2).float().sum()
+    ),
+    "pool of 3": grad(
+        lambda x, w: F.max_pool2d(F.conv2d(x, w.bfloat16(), padding=1), 3).float().sum()
+    ),
+    "used twice": grad(
+        lambda x, w: (
+            (y := F.conv2d(x, w.bfloat16(), padding=1)).sum().float()
+            + F.max_pool2d(y, 2).float().square().sum()
+        )
+    ),
+    "a pool alone": grad(lambda x, w: F.max_pool2d(torch.cat([x, x], 1), 2).float().sum()),
+    "few channels": grad(
+        lambda x, w: F.max_pool2d(F.conv2d(x[:, :8], w[:, :8].bfloat16(), padding=1), 2).sum()
+    ),
+    "float32": grad(lambda x, w: F.max_pool2d(F.conv2d(x.float(), w, padding=1), 2).sum()),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_not_exactly_the_pair_is_left_to_the_compiler(name: str) -> None:
+    """And as the compiler would have it: its own form of the pool."""
+    module = traced(OTHERS[name], X, W)
+    expected = [] if name != "float32" else list(POOLS)
+    assert calls(module) == expected
+    if name != "float32":
+        assert_close(OTHERS[name](X, W), make_fx(OTHERS[name])(X, W)(X, W))
+
+
+def test_a_compiled_step_agrees_with_the_step() -> None:
+    def step(params: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        def cost(p: dict[str, Tensor]) -> Tensor:
+            y = F.gelu(F.conv2d(x, p["a"].bfloat16(), padding=1))
+            return F.gelu(pooled(y, p["b"])).float().square().mean()
+
+        gradients, value = grad_and_value(cost)(params)
+        return gradients, value
+
+    params = {"a": random.normal(random.key(5), (24, 3, 3, 3)) / 3}
+    params["b"] = random.normal(random.key(6), (32, 24, 3, 3)) / 8
+    x = random.normal(random.key(7), (4, 3, 11, 10)).bfloat16()
+    torch._dynamo.reset()
+    seen: list[fx.Graph] = []
+    original = lowering.fuse
+    with pytest.MonkeyPatch.context() as patch, config.patch(fx_graph_cache=False):
+        patch.setattr(lowering, "fuse", lambda graph: seen.append(graph) or original(graph))
+        compiled = torch.compile(step, backend=lowering.backend)(params, x)
+    found = [n.target for graph in seen for n in graph.nodes]
+    assert wide_conv_backward in found
+    expected = step(params, x)
+    for a, b in zip(tree.leaves(compiled), tree.leaves(expected), strict=True):
+        assert (a - b).norm() <= 2e-2 * b.norm()
+    torch._dynamo.reset()
