@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fcifar import (
         augment,
+        averaging,
         calibration,
         comparison,
         fingerprint,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         step,
         transforms,
         tree,
+        tta,
     )
     from fcifar.compiling import compile_step
     from fcifar.errors import UserError, WorldError
@@ -66,6 +68,7 @@ __all__ = [
     "WorldError",
     "apply_updates",
     "augment",
+    "averaging",
     "calibration",
     "comparison",
     "compile_step",
@@ -87,6 +90,7 @@ __all__ = [
     "step",
     "transforms",
     "tree",
+    "tta",
 ]
 
 _HOMES = {

@@ -87,15 +87,15 @@ def resize(images: Tensor, size: int) -> Tensor:
     if tuple(images.shape[-2:]) == (size, size):
         return images
     x = _float(images)
-    down, right = (_tents(side, size).to(x) for side in images.shape[-2:])
+    down, right = (_tents(side, size, x) for side in images.shape[-2:])
     return _to_dtype(down @ x @ right.T, images.dtype)
 
 
-def _tents(side: int, size: int) -> Tensor:
-    """The matrix [size, side] of a resampling; float64, rows add up to 1."""
+def _tents(side: int, size: int, like: Tensor) -> Tensor:
+    """The matrix [size, side] of a resampling, in the dtype of ``like``; rows add up to 1."""
     ratio = side / size
-    source = torch.arange(side, dtype=torch.float64) + 0.5
-    centre = (torch.arange(size, dtype=torch.float64) + 0.5) * ratio
+    source = torch.arange(side, dtype=like.dtype, device=like.device) + 0.5
+    centre = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) * ratio
     weight = (1 - (source - centre[:, None]).abs() / max(ratio, 1.0)).clamp(min=0)
     return weight / weight.sum(1, keepdim=True)
 
