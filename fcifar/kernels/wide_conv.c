@@ -31,6 +31,9 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
+/* Compiled once for each constant that is its first argument. */
+#define SPECIALISED static inline __attribute__((always_inline))
+
 typedef uint16_t bf16;
 
 enum {
@@ -43,6 +46,7 @@ enum {
     BLOCKS = COUT / BLOCK,                          /* BLOCK channels out have their weights in the first cache */
     BAND_ROWS = 2 * BAND + 2,                       /* of pixels, for BAND rows of cells */
     PLANE = BAND_ROWS * COLS * PIXEL,               /* bytes, of two images */
+    MAP = ROUND_UP(BAND * WP, 4),
     TILES = GROUP / IMAGES * ((HP + BAND - 1) / BAND),
     LIST = IMAGES * BAND * WP + LANES,              /* a whole vector is written at its end */
     ENTRIES = GROUP * COUT * CELLS > TILES * COUT * LIST ? GROUP * COUT * CELLS : TILES * COUT * LIST,
@@ -53,7 +57,7 @@ enum {
 typedef struct {
     float *sums, *image;
     char *plane;
-    int32_t *values, *places, *lengths;
+    int32_t *values, *places, *lengths, *map;
     uint8_t (*counts)[4];
 } Scratch;
 
@@ -74,6 +78,7 @@ static size_t lay_out(Scratch *s, char *memory)
     s->values = take(memory, &used, sizeof(int32_t) * ((size_t)ENTRIES + LANES));
     s->places = take(memory, &used, sizeof(int32_t) * ((size_t)ENTRIES + LANES));
     s->lengths = take(memory, &used, sizeof(int32_t) * TILES * COUT);
+    s->map = take(memory, &used, sizeof(int32_t) * MAP * 4);
     s->counts = take(memory, &used, 4 * GROUP * BLOCKS * CELLS);
     return used;
 }
@@ -90,17 +95,23 @@ static inline void store_some(__mmask16 some, bf16 *p, __m512 v)
 static inline __m512i pair_up(__m512i low, __m512i high) { return _mm512_or_epi32(low, _mm512_slli_epi32(high, 16)); }
 static inline __m512i corners(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
 static inline __m512i count_up(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
-static inline __m512 multiply_add(__m512 sum, __m512i g, const char *p)
+/* sum += both products of g and what is at p; of the lower half of the lanes only, in half the time. */
+static inline __m512 multiply_add(__m512 sum, __m512i g, const char *p, int half)
 {
-    return _mm512_dpbf16_ps(sum, (__m512bh)g, (__m512bh)_mm512_load_si512(p));
+    if (!half) return _mm512_dpbf16_ps(sum, (__m512bh)g, (__m512bh)_mm512_load_si512(p));
+    __m256bh x = (__m256bh)_mm256_load_si256((const __m256i *)p), lower = (__m256bh)_mm512_castsi512_si256(g);
+    return _mm512_castps256_ps512(_mm256_dpbf16_ps(_mm512_castps512_ps256(sum), lower, x));
 }
 
 /* The channels in of a chunk that are there: the last chunk may have fewer. */
-static __mmask16 lanes_of(int chunk)
+static inline __mmask16 lanes_of(int chunk)
 {
     int left = CIN - chunk * LANES;
     return left >= LANES ? 0xffff : (1 << left) - 1;
 }
+
+/* Whether no more are there than half a vector takes. */
+static inline int is_half(int chunk) { return CIN - chunk * LANES <= LANES / 2; }
 
 /* Appends the pairs that are not zero to a list; how many these are. */
 static inline int append(__m512i pairs, __m512i at, int32_t *values, int32_t *places)
@@ -126,17 +137,22 @@ static inline void transpose(__m512i tile[LANES])
     }
 }
 
+/* Where in a plane the pixels begin that the four corners of each cell of a band reach. */
+static void draw_map(int32_t *map)
+{
+    for (int q = 0; q < MAP; q++)
+        for (int k = 0; k < 4; k++) map[4 * q + k] = ((2 * (q / WP) + k / 2) * COLS + 2 * (q % WP) + k % 2) * PIXEL;
+}
+
 /* For each channel out, the gradients of ``cells`` cells in each of some images, two images a pair. */
-static void list_for_gather(int images, int cells, const bf16 *gradient, const uint8_t *which,
+static void list_for_gather(const int32_t *map, int images, int cells, const bf16 *gradient, const uint8_t *which,
                             int32_t *lengths, int32_t *values, int32_t *places)
 {
-    const __m512i corner = _mm512_and_si512(count_up(), _mm512_set1_epi32(3));
     for (int o = 0; o < COUT; o += LANES, lengths += LANES, values += LANES * LIST, places += LANES * LIST) {
         int n[LANES] = {};
         for (int i = 0; i < images; i += 2)
             for (int q = 0; q < cells; q += 4) {        /* four cells of four corners are a tile's rows */
                 __m512i tile[LANES];
-                int32_t first[LANES];
                 UNROLL for (int j = 0; j < 4; j++) {
                     int64_t at = ((int64_t)i * CELLS + q + j) * COUT + o;
                     __m512i g0 = {}, g1 = {}, a0 = {}, a1 = {};
@@ -148,14 +164,10 @@ static void list_for_gather(int images, int cells, const bf16 *gradient, const u
                         __m512i number = _mm512_set1_epi32(k);
                         __m512i g = _mm512_maskz_mov_epi32(_mm512_cmpeq_epi32_mask(a0, number), g0);
                         tile[4 * j + k] = _mm512_mask_or_epi32(g, _mm512_cmpeq_epi32_mask(a1, number), g, g1);
-                        first[4 * j + k] = i / 2 * PLANE + (2 * ((q + j) / WP) * COLS + 2 * ((q + j) % WP)) * PIXEL;
                     }
                 }
                 transpose(tile);
-                /* Corners 0, 1, 2, 3 are 0, 1, COLS and COLS + 1 pixels from the cell's first. */
-                __m512i down = _mm512_mullo_epi32(_mm512_srli_epi32(corner, 1), _mm512_set1_epi32(COLS * PIXEL));
-                __m512i right = _mm512_slli_epi32(_mm512_and_si512(corner, _mm512_set1_epi32(1)), 6);
-                __m512i at = _mm512_add_epi32(_mm512_loadu_si512(first), _mm512_add_epi32(down, right));
+                __m512i at = _mm512_add_epi32(_mm512_load_si512(map + q * 4), _mm512_set1_epi32(i / 2 * PLANE));
                 UNROLL for (int j = 0; j < LANES; j++)
                     n[j] += append(tile[j], at, values + j * LIST + n[j], places + j * LIST + n[j]);
             }
@@ -179,7 +191,8 @@ static void interleave(const bf16 *x, const bf16 *other, int first, int rows, __
 }
 
 /* Adds to the sums of LANES channels in, [COUT, TAPS, LANES], what the lists of one tile say. */
-static void gather(const char *plane, const int32_t *lengths, const int32_t *values, const int32_t *places, float *sums)
+SPECIALISED void gather(int half, const char *plane, const int32_t *lengths, const int32_t *values,
+                        const int32_t *places, float *sums)
 {
     for (int o = 0; o < COUT; o++, values += LIST, places += LIST, sums += TAPS * LANES) {
         int n = lengths[o];
@@ -188,7 +201,8 @@ static void gather(const char *plane, const int32_t *lengths, const int32_t *val
         for (int i = 0; i < n; i++) {
             const char *x = plane + places[i];
             __m512i g = _mm512_set1_epi32(values[i]);
-            UNROLL for (int t = 0; t < TAPS; t++) sum[t] = multiply_add(sum[t], g, x + (t / 3 * COLS + t % 3) * PIXEL);
+            UNROLL for (int t = 0; t < TAPS; t++)
+                sum[t] = multiply_add(sum[t], g, x + (t / 3 * COLS + t % 3) * PIXEL, half);
         }
         UNROLL for (int t = 0; t < TAPS; t++) _mm512_store_ps(sums + t * LANES, sum[t]);
     }
@@ -206,7 +220,7 @@ static void gather_group(Scratch s, int images, const bf16 *gradient, const uint
                 int32_t *lengths = s.lengths + tile * COUT;
                 if (c < 0) {
                     int64_t at = ((int64_t)i * CELLS + r * WP) * COUT;
-                    list_for_gather(here, rows * WP, gradient + at, which + at, lengths, values, places);
+                    list_for_gather(s.map, here, rows * WP, gradient + at, which + at, lengths, values, places);
                     continue;
                 }
                 for (int j = 0; j < here; j += 2) {
@@ -214,7 +228,9 @@ static void gather_group(Scratch s, int images, const bf16 *gradient, const uint
                     const bf16 *other = j + 1 < here ? one + H * W * CIN : NULL;
                     interleave(one, other, 2 * r - 1, 2 * rows + 2, lanes_of(c), s.plane + j / 2 * PLANE);
                 }
-                gather(s.plane, lengths, values, places, s.sums + c * SUMS);
+                float *sums = s.sums + c * SUMS;
+                if (is_half(c)) gather(1, s.plane, lengths, values, places, sums);
+                else gather(0, s.plane, lengths, values, places, sums);
             }
     }
 }
@@ -241,7 +257,8 @@ static int64_t list_for_scatter(const bf16 *gradient, const uint8_t *which, uint
 
 /* Adds to LANES channels in of an image what the lists say of one block of channels out; how much
  * of the lists that was. A cell's sixteen pixels are four columns, of which the next cell shares two. */
-static int64_t scatter(const char *weight, uint8_t (*counts)[4], const int32_t *values, const int32_t *places, float *image)
+SPECIALISED int64_t scatter(int half, const char *weight, uint8_t (*counts)[4], const int32_t *values,
+                            const int32_t *places, float *image)
 {
     int64_t n = 0;
     for (int r = 0; r < HP; r++) {
@@ -257,7 +274,7 @@ static int64_t scatter(const char *weight, uint8_t (*counts)[4], const int32_t *
                     __m512i g = _mm512_set1_epi32(values[n]);
                     UNROLL for (int t = 0; t < TAPS; t++) {
                         __m512 *to = &sum[k / 2 + t / 3][k % 2 + t % 3];
-                        *to = multiply_add(*to, g, w + t * PIXEL);
+                        *to = multiply_add(*to, g, w + t * PIXEL, half);
                     }
                 }
             UNROLL for (int t = 0; t < 8; t++) {
@@ -290,11 +307,12 @@ static void scatter_group(Scratch s, int images, const bf16 *gradient, const uin
                 for (int j = i; j < end; j++) {
                     uint8_t (*counts)[4] = s.counts + (j * BLOCKS + b) * CELLS;
                     int64_t at = (int64_t)j * CELLS * COUT + b * BLOCK;
-                    if (c < 0)
-                        n += list_for_scatter(gradient + at, which + at, counts, s.values + n, s.places + n);
-                    else
-                        n += scatter(weight + (size_t)(c * BLOCKS + b) * BLOCK / 2 * TAPS * PIXEL, counts,
-                                     s.values + n, s.places + n, s.image + (j - i) * ROWS * COLS * LANES);
+                    const char *w = c < 0 ? NULL : weight + (size_t)(c * BLOCKS + b) * BLOCK / 2 * TAPS * PIXEL;
+                    int32_t *values = s.values + n, *places = s.places + n;
+                    float *image = s.image + (j - i) * ROWS * COLS * LANES;
+                    if (c < 0) n += list_for_scatter(gradient + at, which + at, counts, values, places);
+                    else if (is_half(c)) n += scatter(1, w, counts, values, places, image);
+                    else n += scatter(0, w, counts, values, places, image);
                 }
             for (int j = i; c >= 0 && j < end; j++)
                 crop(s.image + (j - i) * ROWS * COLS * LANES, lanes_of(c), x + (int64_t)j * H * W * CIN + c * LANES);
@@ -342,6 +360,7 @@ int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *
         Scratch scratch;
         lay_out(&scratch, memory + PREPARED + t * each);
         memset(scratch.sums, 0, sizeof(float) * CHUNKS * SUMS);
+        draw_map(scratch.map);
         int64_t end = n * (t + 1) / threads;
         for (int64_t i = n * t / threads; i < end; i += GROUP) {
             int images = end - i < GROUP ? end - i : GROUP;
