@@ -105,6 +105,18 @@ def check_rate(name: str, rate: float) -> None:
         raise ValueError(f"{name} is {shown(rate)}; it must lie in [0, 1)")
 
 
+def check_number(name: str, value: float, most: float) -> None:
+    """Raise a ValueError unless ``value`` is a number in [0, most]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise ValueError(f"{name} is {shown(value)}; it must lie in [0, {most:g}]")
+
+
+def check_switch(name: str, value: bool) -> None:
+    """Raise a ValueError unless ``value`` is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {shown(value)}; it must be true or false")
+
+
 def check_width(name: str, width: int) -> None:
     """Raise a ValueError unless ``width`` is a number of units that a layer can have."""
     if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= LARGEST_WIDTH:

@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 from fcifar import models, optim, random, tree
 from fcifar.compiling import compile_pure, compile_step
 from fcifar.step import Batch, TrainState, init_train_state, make_train_step
+from tests.small import compiled_models, make_model
 
 
 def double(state: dict[str, Tensor], batch: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -105,10 +106,10 @@ def test_any_function_of_two_trees_can_be_compiled() -> None:
     assert torch.equal(add({"x": torch.ones(2)}, {"x": torch.ones(2)})["x"], torch.full((2,), 2.0))
 
 
-@pytest.mark.parametrize("network", models.MODELS)
+@pytest.mark.parametrize("network", compiled_models())
 def test_what_was_compiled_before_is_found_in_the_cache(network: str) -> None:
     """By the second process as by the first, for the key is made of contents alone."""
-    model, optimizer = models.MODELS[network](), optim.sgd(0.1)
+    model, optimizer = make_model(network), optim.sgd(0.1)
     state = init_train_state(model, optimizer, key=random.key(0))
     batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2))
 

@@ -63,7 +63,9 @@ def test_a_value_out_of_its_range_is_named(changes: dict[str, Any], message: str
 
 @pytest.mark.parametrize("values", [None, [], "blitz", 3, {}, {"name": "a", "x\x1b": 1}])
 def test_what_is_no_recipe_is_named(values: Any) -> None:
-    with pytest.raises(UserError, match=r"not a recipe: .* a recipe has alternating_flip, augment, batch_size"):
+    with pytest.raises(
+        UserError, match=r"not a recipe: .* a recipe has alternating_flip, augment, batch_size"
+    ):
         recipes.from_dict(values)
 
 

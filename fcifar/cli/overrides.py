@@ -16,7 +16,8 @@ def given(**values: Any) -> dict[str, Any]:
 def with_changes(recipe: Any, changes: Sequence[str]) -> Any:
     """The recipe with each NAME=VALUE: a field of it, or an option of its network.
 
-    A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``.
+    A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another network
+    comes without the options of the one before.
 
     Raises:
         UserError: a text of another form, or what the recipe does not accept.
@@ -27,29 +28,40 @@ def with_changes(recipe: Any, changes: Sequence[str]) -> Any:
     values = to_dict(recipe)
     for text in changes:
         name, equals, value = text.partition("=")
+        network = values["model"]
         if not equals:
             raise UserError(f"--set is {shown(text)}; it must be NAME=VALUE")
-        if name in values and name not in ("model_options", "name"):
-            listed = isinstance(values[name], list | tuple)
-            values[name] = _parsed(value, listed=listed)
-        elif name in inspect.signature(MODELS[values["model"]]).parameters:
+        if name == "model" and value != network:
+            values |= {"model": value, "model_options": {}}
+        elif name in _TEXTS:
+            values[name] = _texts(value)
+        elif name in values and name not in ("model_options", "name"):
+            values[name] = _parsed(value)
+        elif network in MODELS and name in inspect.signature(MODELS[network]).parameters:
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
             raise UserError(
                 f"--set {shown(name)}: no value of a recipe is called so, and no option of the "
-                f"network {values['model']}; fcifar recipes show {recipe.name} lists the values"
+                f"network {shown(network)}; fcifar recipes show {recipe.name} lists the values"
             )
     return from_dict(values) if changes else recipe
 
 
-def _parsed(text: str, *, listed: bool = False) -> Any:
+_TEXTS = ("augment", "resolutions")  # lists of texts, each of which may look like a number
+
+
+def _texts(text: str) -> Any:
+    parsed = _parsed(text)
+    if isinstance(parsed, list) and text.startswith("["):
+        return parsed
+    return [] if text in ("", "none") else text.split(",")
+
+
+def _parsed(text: str) -> Any:
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = [_parsed(part) for part in text.split(",")] if "," in text else text
-    if not listed or isinstance(value, list):
-        return value
-    return [] if value in ("", "none") else [value if isinstance(value, str) else text]
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return [_parsed(part) for part in text.split(",")] if "," in text else text
 
 
 def refuse_changes(changes: dict[str, Any]) -> None:

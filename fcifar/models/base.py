@@ -110,8 +110,14 @@ def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:
     Raises:
         ValueError: it has more than ``LARGEST_MODEL`` parameters.
     """
-    with torch.device("meta"):
-        skeleton = make_skeleton()
+    try:
+        with torch.device("meta"):
+            skeleton = make_skeleton()
+    except RuntimeError as error:  # a tensor of more bytes than 64 bits count
+        raise ValueError(
+            f"the network would have more than 10**18 parameters; at most {LARGEST_MODEL:,} are "
+            "accepted, so make it smaller"
+        ) from error
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     if count > LARGEST_MODEL:
         raise ValueError(

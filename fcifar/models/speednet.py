@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from fcifar import layers, random
 from fcifar.errors import shown
-from fcifar.models.base import Model, Variables, from_normed_skeleton, on_meta
+from fcifar.models.base import Model, Variables, from_normed_skeleton, keep, on_meta
 from fcifar.random import Key
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
 PATCH = 2  # the side of a whitened patch, in pixels
 COMPONENTS = 3 * PATCH * PATCH
 EPSILON = 5e-4  # added to the eigenvalues
+LARGEST_SCALE = 1e6
 
 _Normed = tuple[Tensor, dict[str, Tensor]]
 
@@ -122,8 +123,13 @@ def speednet(
         ValueError: an argument of another kind or outside its range, or more than
             ``LARGEST_MODEL`` parameters.
     """
-    _check(widths, depth, act, {"momentum": momentum, "logit_scale": logit_scale, "std": head_std})
+    _check(widths, depth, act)
     layers.check_width("num_classes", num_classes)
+    layers.check_switch("whiten", whiten)
+    layers.check_switch("dirac", dirac)
+    layers.check_number("momentum", momentum, 1)
+    layers.check_number("logit_scale", logit_scale, LARGEST_SCALE)
+    layers.check_number("head_std", head_std, LARGEST_SCALE)
     skeleton = on_meta(
         lambda: _SpeedNet(widths, depth, num_classes, act, whiten, momentum, logit_scale)
     )
@@ -144,12 +150,10 @@ def speednet(
         return Variables(params, buffers)
 
     def adapt(variables: Variables, images: Tensor) -> Variables:
-        if not whiten:
-            return variables
         weight = whitening(images).to(variables.buffers["whiten.weight"])
         return variables._replace(buffers={**variables.buffers, "whiten.weight": weight})
 
-    return from_normed_skeleton(skeleton, init, adapt)
+    return from_normed_skeleton(skeleton, init, adapt if whiten else keep)
 
 
 def with_identity(weight: Tensor) -> Tensor:
@@ -181,16 +185,12 @@ def whitening(images: Tensor) -> Tensor:
     return torch.cat([half, -half]).reshape(-1, 3, PATCH, PATCH)
 
 
-def _check(widths: Sequence[int], depth: int, act: str, numbers: dict[str, float]) -> None:
+def _check(widths: Sequence[int], depth: int, act: str) -> None:
     if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 3:
         raise ValueError(f"widths is {shown(widths)}; it must be one to three widths of groups")
     for width in widths:
         layers.check_width("widths", width)
-    if depth not in (2, 3) or isinstance(depth, bool):
+    if not isinstance(depth, int) or depth not in (2, 3):
         raise ValueError(f"depth is {shown(depth)}; it must be 2 or 3")
-    if act not in ACTIVATIONS:
+    if not isinstance(act, str) or act not in ACTIVATIONS:
         raise ValueError(f"act is {shown(act)}; it must be {' or '.join(ACTIVATIONS)}")
-    for name, value in numbers.items():
-        most = 1.0 if name == "momentum" else 1e6
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            raise ValueError(f"{name} is {shown(value)}; it must lie in [0, {most:g}]")

@@ -1,6 +1,7 @@
 """What a recipe names: its network, and its augmentations."""
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -53,8 +54,7 @@ def named_model(name: str, options: Mapping[str, Any], num_classes: int) -> Mode
     if not set(options) <= set(known):
         raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}")
     try:
-        given = {o: tuple(v) if isinstance(v, list) else v for o, v in options.items()}
-        return MODELS[name](num_classes=num_classes, **given)  # JSON has no tuples
+        return MODELS[name](num_classes=num_classes, **options)
     except ValueError as error:
         raise UserError(f"{does_not_fit}: {error}") from error
 
@@ -100,7 +100,8 @@ def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
                 f"resolutions has {shown(text)}; each must be SIZE:PART, such as 24:0.5, or SIZE"
             ) from None
     ends = [stage.until for stage in stages]
-    if stages and (ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1):
+    rising = all(a < b for a, b in itertools.pairwise([0.0, *ends]))  # NaN is neither
+    if stages and not (rising and ends[-1] == 1):
         raise UserError(
             f"resolutions is {shown(tuple(texts))}; the parts must rise and end with 1, as in "
             "24:0.5, 32"

@@ -18,11 +18,13 @@ from fcifar.schedules import Schedule
 from fcifar.step import Augment, Preprocess, Reduction, normalize
 from fcifar.tta import Views
 
+# Of the peak, the part of it that is left at the end, and the steps until then.
 _SCHEDULES: dict[str, Callable[[float, float, int], Schedule]] = {
-    "constant": lambda peak, end, steps: schedules.constant_schedule(peak),
-    "linear": schedules.linear_schedule,
-    "cosine": lambda peak, end, steps: schedules.cosine_decay_schedule(peak, steps, end / peak),
+    "constant": lambda peak, final, steps: schedules.constant_schedule(peak),
+    "linear": lambda peak, final, steps: schedules.linear_schedule(peak, final * peak, steps),
+    "cosine": lambda peak, final, steps: schedules.cosine_decay_schedule(peak, steps, final),
 }
+LONGEST = 2**53  # steps, which any number of a schedule can count exactly
 
 
 def make_model(recipe: Recipe, num_classes: int) -> Model:
@@ -62,7 +64,8 @@ def _of_all(recipe: Recipe, learning_rate: float | Schedule) -> list[Optimizer]:
 def _of_group(recipe: Recipe, group: str, total_steps: int) -> Optimizer:
     peak = recipe.group_learning_rates.get(group, recipe.learning_rate)
     if group == "whiten" and recipe.whiten_epochs:
-        steps = max(1, math.ceil(total_steps * recipe.whiten_epochs / recipe.epochs))
+        steps = math.ceil(total_steps * recipe.whiten_epochs / recipe.epochs)
+        steps = min(max(1, steps), LONGEST)
         learning_rate: float | Schedule = schedules.linear_schedule(peak, 0.0, steps)
         ending = [optim.freeze_after(steps)]
     else:
@@ -71,7 +74,7 @@ def _of_group(recipe: Recipe, group: str, total_steps: int) -> Optimizer:
     muon = recipe.optimizer == "muon"
     if muon and group == "kernel":
         return optim.muon(learning_rate, recipe.momentum, renormalize=True)
-    decay = recipe.weight_decay * recipe.learning_rate / peak
+    decay = recipe.weight_decay * recipe.learning_rate / peak if peak else 0.0
     return optim.chain(
         *([optim.add_decayed_weights(decay)] if decay else []),
         optim.sgd(
@@ -94,7 +97,7 @@ def make_schedule(recipe: Recipe, total_steps: int) -> float | Schedule:
             f"warmup_steps is {warmup}, but the run has only {total_steps} steps; "
             "warm up for fewer, or train for longer"
         )
-    main = _SCHEDULES[recipe.schedule](peak, recipe.final_rate * peak, total_steps - warmup)
+    main = _SCHEDULES[recipe.schedule](peak, recipe.final_rate, total_steps - warmup)
     if not warmup:
         return main
     return schedules.warmup(main, recipe.initial_rate * peak, peak, warmup)

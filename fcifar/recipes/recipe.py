@@ -26,6 +26,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 REDUCTIONS = ("mean", "sum")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _SWITCHES = ("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile")
+_TUPLES = ("mean", "std", "augment", "resolutions")
 _PARTS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
     *("lookahead_decay", "ema_decay", "label_smoothing", "valid_fraction"),
@@ -182,8 +183,12 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     if unknown or "name" not in values:
         what = f"unknown {', '.join(sorted(map(shown, unknown)))}" if unknown else "no name"
         raise UserError(f"not a recipe: {what}; a recipe has {', '.join(sorted(names))}")
-    fields: dict[str, Any] = dict(values)
-    for name in ("mean", "std", "augment", "resolutions"):
-        if isinstance(fields.get(name), list):  # JSON has no tuples
-            fields[name] = tuple(fields[name])
+    fields = {name: _tuples(value) if name in _TUPLES else value for name, value in values.items()}
+    if isinstance(options := fields.get("model_options"), Mapping):
+        fields["model_options"] = {name: _tuples(value) for name, value in options.items()}
     return Recipe(**fields)
+
+
+def _tuples(value: Any) -> Any:
+    """A tuple for a list, for JSON has none."""
+    return tuple(value) if isinstance(value, list) else value

@@ -112,9 +112,9 @@ def check_compiler(device: str) -> None:
     if device == "mps" or shutil.which(compiler()):
         return
     raise UserError(
-        f"--compile needs a C++ compiler, and {compiler()!r} is not on this machine; install one "
-        "(Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: "
-        "xcode-select --install) or leave --compile out"
+        f"torch.compile needs a C++ compiler, and {compiler()!r} is not on this machine; install "
+        "one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: "
+        "xcode-select --install) or train with --no-compile"
     )
 
 
