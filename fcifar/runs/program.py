@@ -152,15 +152,15 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
             fed = on_indices(step, train)
         return compile_step(accumulate(fed)) if compiled else accumulate(fed)
 
-    # Compiling takes longer than evaluating a small network once, and less than a large one.
-    compile_eval = compiled and bool(len(valid_rows) or recipe.compile)
-
-    def make_eval(views: Views) -> EvalStep:
+    def make_eval(views: Views, *, compiled: bool) -> EvalStep:
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
-        return compile_pure(step) if compile_eval else step
+        return compile_pure(step) if compiled else step
 
-    eval_step = make_eval(tta.NONE)
-    views_step = eval_step if recipe.tta == "none" else make_eval(recipes.make_views(recipe))
+    # Compiling takes longer than evaluating once, and far less than after each epoch, or than
+    # evaluating several views.
+    eval_step = make_eval(tta.NONE, compiled=compiled and len(valid_rows) > 0)
+    views_step = make_eval(recipes.make_views(recipe), compiled=compiled)
+    wanted = {eval_step: len(valid_rows) > 0, views_step: recipe.tta != "none"}
     return Program(
         model=model,
         init=init,
@@ -170,7 +170,7 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
         },
         eval_step=eval_step,
         eval_views_step=views_step,
-        compiled_evals=tuple({eval_step, views_step}) if compile_eval else (),
+        compiled_evals=tuple(step for step in wanted if compiled and wanted[step]),
         value=lambda state: average.value(state.variables, state.average),
         rows_from=rows_from,
         steps_per_epoch=steps_per_epoch,
