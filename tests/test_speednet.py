@@ -367,10 +367,10 @@ def test_bfloat16_is_as_near_to_float32_as_with_autocast(depth: int) -> None:
 
 
 def test_compiled_bfloat16_has_the_gradients_of_eager() -> None:
-    """The compiler computes anew in float32 what it saved in bfloat16.
+    """They are finite above all.
 
-    A maximum that it compares with what went into it, as the derivative of ``amax`` does, is then
-    found nowhere, and the gradient is 0 / 0.
+    A compiler may compute anew in float32 what it saved in bfloat16. A maximum whose derivative
+    compares it with what went into it, such as ``amax``, is then found nowhere: 0 / 0.
     """
     model = models.speednet(widths=(16, 32, 32))
     variables = model.adapt(model.init(random.key(0)), some_images(100))

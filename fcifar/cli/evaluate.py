@@ -48,6 +48,7 @@ def evaluate(
     from fcifar.runs.jsonfiles import write as write_json
     from fcifar.runs.runtime import make_runtime
 
+    trained.find_views(tta)
     network = trained.load(run)
     runtime = make_runtime(
         device=device or "auto",

@@ -124,6 +124,17 @@ def evaluate(
     return figures, examples
 
 
+def find_views(name: str) -> Views:
+    """The test-time augmentation of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in tta.VIEWS:
+        raise UserError(f"--tta is {shown(name)}; it must be {' or '.join(tta.VIEWS)}")
+    return tta.VIEWS[name]
+
+
 def evaluate_views(
     network: Trained, runtime: Runtime, dataset: Dataset, split: str, name: str
 ) -> dict[str, Any]:
@@ -134,12 +145,11 @@ def evaluate_views(
     Raises:
         UserError: there is no such augmentation; or as ``images_of``.
     """
-    if name not in tta.VIEWS:
-        raise UserError(f"--tta is {shown(name)}; it must be {' or '.join(tta.VIEWS)}")
+    views = find_views(name)
     if name == "none":
         return {}
     data = images_of(network, dataset, split)
-    examples = examine(network, runtime, data, tta.VIEWS[name])
+    examples = examine(network, runtime, data, views)
     figures = evaluation.summarize(examples, data.labels, dataset.classes)
     return {"tta": name, **evaluation.of_views(figures)}
 
