@@ -1,6 +1,7 @@
 """Convolution with max-pool, forward and backward: ``fcifar.kernels`` against PyTorch's operations.
 
-Every such layer of the networks; all gradients that the layer's place in the network asks for.
+Every such layer of the tutorials' networks, in float32, and all gradients that the layer's place in
+the network asks for; and layers of wide networks, in bfloat16.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from fcifar import kernels, random
+from fcifar.kernels import wide_conv
 from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward
+from fcifar.kernels.max_pool import max_pool
+from fcifar.kernels.wide_conv import wide_conv_backward
 from fcifar.runs.runtime import activate, make_runtime
 
 LAYERS = {
@@ -20,6 +24,17 @@ LAYERS = {
     "conv3 conv2": Shape(16, 32, 16, 16, 3, 3, 1),
     "conv3 conv3": Shape(32, 64, 8, 8, 3, 3, 1),
 }
+WIDE = {  # in bfloat16, at the sizes of whole images and of smaller ones
+    "24 to 64, 31x31": wide_conv.Shape(24, 64, 31, 31),
+    "24 to 64, 23x23": wide_conv.Shape(24, 64, 23, 23),
+    "64 to 128, 15x15": wide_conv.Shape(64, 128, 15, 15),
+    "64 to 256, 15x15": wide_conv.Shape(64, 256, 15, 15),
+    "64 to 256, 11x11": wide_conv.Shape(64, 256, 11, 11),
+    "128 to 128, 7x7": wide_conv.Shape(128, 128, 7, 7),
+    "256 to 256, 7x7": wide_conv.Shape(256, 256, 7, 7),
+    "256 to 256, 5x5": wide_conv.Shape(256, 256, 5, 5),
+}
+POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)
 aten = torch.ops.aten
 
 
@@ -35,6 +50,48 @@ def test_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> No
         benchmark(_make(LAYERS[layer], batch)[name][way])
 
 
+@pytest.mark.parametrize("name", ["pytorch", "fcifar"])
+@pytest.mark.parametrize("way", ["pool", "backward"])
+@pytest.mark.parametrize("batch", [4, 64, 512])
+@pytest.mark.parametrize("layer", WIDE)
+def test_wide_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> None:
+    """Forward the pool alone, for the convolution is the library's either way."""
+    if name == "fcifar" and (reason := wide_conv.why_not()):
+        pytest.skip(f"no such kernel here: {reason}")
+    benchmark.group, benchmark.name = f"{layer}, bfloat16, {way}, batch {batch}", name
+    with activate(make_runtime(device="cpu")):
+        benchmark(_make_wide(WIDE[layer], batch)[name][way])
+
+
+def _make_wide(shape: wide_conv.Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
+    c, o, h, w = shape
+    keys = random.split(random.key(0), 3)
+    last = torch.channels_last
+    x = random.normal(keys[0], (batch, c, h, w)).bfloat16().contiguous(memory_format=last)
+    weight = random.normal(keys[1], (o, c, 3, 3)).bfloat16().contiguous(memory_format=last)
+    y = F.conv2d(x, weight, padding=1)
+    pooled, indices = F.max_pool2d(y, 2, return_indices=True)
+    gradient = random.normal(keys[2], tuple(pooled.shape)).bfloat16()
+    gradient = gradient.contiguous(memory_format=last)
+    which = max_pool(y)[1] if wide_conv.why_not() is None else gradient
+
+    def backward() -> object:
+        dy = aten.max_pool2d_with_indices_backward(gradient, y, *POOL, indices)
+        settings = ([o], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
+        return aten.convolution_backward(dy, x, weight, *settings)
+
+    return {
+        "pytorch": {
+            "pool": lambda: F.max_pool2d(y, 2, return_indices=True),
+            "backward": backward,
+        },
+        "fcifar": {
+            "pool": lambda: max_pool(y),
+            "backward": lambda: wide_conv_backward(gradient, which, x, weight, True, True),
+        },
+    }
+
+
 def _make(shape: Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
     c, o, h, w, k, l, pad = shape  # noqa: E741
     keys = random.split(random.key(0), 4)
@@ -48,8 +105,7 @@ def _make(shape: Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]
     of_input = c > 3  # the images themselves have no gradient
 
     def backward() -> object:
-        pool = ([2, 2], [2, 2], [0, 0], [1, 1], False)
-        dy = aten.max_pool2d_with_indices_backward(gradient, y, *pool, indices)
+        dy = aten.max_pool2d_with_indices_backward(gradient, y, *POOL, indices)
         settings = ([o], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, [of_input, True, True])
         return aten.convolution_backward(dy, x, weight, *settings)
 

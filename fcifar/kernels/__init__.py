@@ -1,11 +1,16 @@
-"""Kernels of our own, for what the libraries' kernels do badly: small convolutions on the CPU.
+"""Kernels of our own, for what the libraries' kernels do badly: convolutions with a 2x2 max-pool.
 
-The networks of the tutorials have convolutions of 3, 6, 16 and 32 channels, each followed by a 2x2
-max-pool. Libraries make such kernels for wide layers, and pay for padding, for changes of layout,
-and for the three of four gradients that are zero behind a max-pool. ``conv_pool.c`` is one kernel
-for the pair, forward and backward; ``lowering`` finds the pair in the graph of a compiled step and
-puts the kernel there. Models stay as they are written, and everything that is not compiled, or not
-in float32 on an x86 processor with AVX-512, runs as PyTorch runs it.
+Behind such a pool three of four gradients are zero, and libraries multiply by them all the same.
+Our kernels do not. There are two kinds, for the CPU alone:
+
+* ``conv_pool``: small convolutions, of 3 to 64 channels, in float32, forward and backward in one.
+  Libraries make theirs for wide layers, and pay for padding and for changes of layout as well.
+* ``wide_conv``: wide ones, of up to 512 channels, in bfloat16, backward; forward the library does
+  them well, and ``max_pool`` the pool.
+
+``pairs`` finds such convolutions in the graph of a compiled step, and ``lowering`` puts the kernels
+there. Models stay as they are written, and everything that is not compiled, or not on an x86
+processor with AVX-512, runs as PyTorch runs it.
 """
 
 from fcifar.kernels.building import why_not
