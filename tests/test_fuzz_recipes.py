@@ -1,6 +1,7 @@
 """Recipes from strangers: whatever a manifest says, it makes a recipe that trains, or one line."""
 
 import dataclasses
+import inspect
 import json
 import math
 from typing import Any
@@ -28,6 +29,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
+OPTIONS = sorted({o for make in models.MODELS.values() for o in inspect.signature(make).parameters})
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 AUGMENTS = st.builds(
     "{}{}{}".format,
@@ -43,19 +45,66 @@ AUGMENTS = st.builds(
     | TEXTS
     | st.sampled_from(NUMBERS).map(str),
 )
-LIKELY: dict[str, st.SearchStrategy] = {
-    "model": st.sampled_from(list(models.MODELS)),
-    "model_options": st.fixed_dictionaries(
-        {}, optional={"hidden": st.integers(1, 50), "dropout": st.floats(0, 0.99)}
+RESOLUTIONS = (
+    st.builds(
+        "{}{}".format,
+        st.sampled_from((15, 16, 24, 32, 64, 65, "", "x", "9" * 30)),
+        st.sampled_from(("", ":0.5", ":1", ":0", ":1e-9", ":nan", ":0.9999999999999999", ":")),
+    )
+    | TEXTS
+)
+NETWORKS = st.one_of(
+    st.tuples(
+        st.sampled_from(("lenet", "conv3")),
+        st.fixed_dictionaries({}, optional={"dropout": st.floats(0, 0.99)}),
     ),
-    "optimizer": st.sampled_from(("sgd", "adam", "adamw")),
+    st.tuples(
+        st.just("speednet"),
+        st.fixed_dictionaries(
+            {"widths": st.lists(st.integers(1, 30), min_size=1, max_size=3)},
+            optional={
+                "depth": st.sampled_from((2, 3)),
+                "act": st.sampled_from(("gelu", "silu")),
+                "whiten": st.booleans(),
+                "dirac": st.booleans(),
+                "momentum": st.floats(0, 1),
+                "logit_scale": st.floats(0, 1e6),
+                "head_std": st.floats(0, 1e6),
+            },
+        ),
+    ),
+    st.tuples(st.just("resnet18"), st.just({"width": 2})),
+)
+WARMUPS = st.sampled_from(
+    (
+        {},
+        *({"warmup_steps": steps} for steps in (1, 7, 10**9)),
+        *({"warmup_fraction": fraction} for fraction in (0.2, 0.999)),
+    )
+)
+AVERAGES = st.sampled_from(
+    ({}, {"ema_decay": 0.999}, *({"lookahead_every": every} for every in (1, 5, 10**9)))
+)
+LIKELY: dict[str, st.SearchStrategy] = {
+    "optimizer": st.sampled_from(("sgd", "adam", "adamw", "muon")),
+    "group_learning_rates": st.dictionaries(
+        st.sampled_from(("kernel", "linear", "vector", "whiten")), st.sampled_from((1e-30, 0.1, 9))
+    ),
+    "group_momentum": st.sampled_from((0, 0.85)),
+    "whiten_epochs": st.sampled_from((0, 1e-30, 0.5, 1e30)),
+    "initial_rate": st.sampled_from((0, 0.5)),
+    "final_rate": st.sampled_from((0, 0.5)),
+    "lookahead_decay": st.sampled_from((0, 0.95)),
+    "loss_reduction": st.sampled_from(("mean", "sum")),
+    "label_smoothing": st.sampled_from((0, 0.2, 0.9999)),
+    "resolutions": st.sampled_from(([], ["24"], ["16:1e-9", "32"], ["24:0.5", "28:0.7", "32"])),
+    "tta": st.sampled_from(("none", "mirror", "translate")),
     "learning_rate": st.sampled_from((0, -0.0, 1e-30, 1e-3, 1, 1e30)),
     "momentum": st.sampled_from((0, 0.5, 0.9999999999999999)),
     "nesterov": st.booleans(),
     "weight_decay": st.sampled_from((0, 1e-30, 0.1, 1e30)),
     "clip_norm": st.sampled_from((0, 1e-30, 1.0, 1e30)),
     "schedule": st.sampled_from(("constant", "linear", "cosine")),
-    "warmup_steps": st.sampled_from((0, 1, 7, 10**9)),
     "batch_size": st.sampled_from((1, 4, 10**9)),
     "epochs": st.sampled_from((1, 2, 10**9)),
     "augment": st.lists(AUGMENTS, max_size=2),
@@ -97,12 +146,18 @@ def build(recipe: Recipe, total_steps: int) -> tuple[models.Model, optim.Optimiz
     model = recipes.make_model(recipe, 10)
     recipes.make_preprocess(recipe)
     recipes.make_augment(recipe)
+    recipes.make_average(recipe, total_steps)
+    stages = recipes.make_stages(recipe, total_steps)
+    assert [start for start, _ in stages] == sorted({start for start, _ in stages})
+    assert stages[0][0] == 0
+    assert stages[-1][0] < total_steps
     try:
         rate = recipes.make_schedule(recipe, total_steps)
         optimizer = recipes.make_optimizer(recipe, total_steps)
     except UserError as error:
         is_one_line(error)
-        assert recipe.warmup_steps >= total_steps
+        warmup = recipe.warmup_steps or round(recipe.warmup_fraction * total_steps)
+        assert warmup >= total_steps
         return None
     for count in (0, recipe.warmup_steps, total_steps - 1, total_steps):
         now = rate if isinstance(rate, int | float) else float(rate(torch.tensor(count)))
@@ -139,7 +194,7 @@ def test_any_value_for_a_recipe(values: Any) -> None:
 @pytest.mark.parametrize("model", models.MODELS)
 @given(
     options=st.dictionaries(
-        st.sampled_from(("hidden", "dropout", "num_classes", "self")) | TEXTS, JSON, max_size=3
+        st.sampled_from((*OPTIONS, "num_classes", "self")) | TEXTS, JSON, max_size=3
     )
 )
 def test_any_options_for_a_model(model: str, options: dict[str, Any]) -> None:
@@ -156,20 +211,49 @@ def test_any_text_for_an_augmentation(text: str) -> None:
         assert images.dtype == torch.uint8
 
 
-@given(values=st.fixed_dictionaries({}, optional=LIKELY), total_steps=STEPS)
-def test_a_valid_recipe_trains(values: dict[str, Any], total_steps: int) -> None:
+@given(texts=st.lists(RESOLUTIONS, max_size=3), total_steps=STEPS)
+def test_any_texts_for_resolutions(texts: list[str], total_steps: int) -> None:
+    if recipe := read({**of("blitz"), "resolutions": texts}):
+        build(recipe, total_steps)
+
+
+@given(
+    network=NETWORKS,
+    warmup=WARMUPS,
+    average=AVERAGES,
+    values=st.fixed_dictionaries({}, optional=LIKELY),
+    total_steps=STEPS,
+)
+def test_a_valid_recipe_trains(
+    network: tuple[str, dict[str, Any]],
+    warmup: dict[str, Any],
+    average: dict[str, Any],
+    values: dict[str, Any],
+    total_steps: int,
+) -> None:
+    values = {"model": network[0], "model_options": network[1], **warmup, **average, **values}
+    if values.get("optimizer") in ("adam", "adamw"):
+        values = {**values, "momentum": 0, "group_learning_rates": {}}
     recipe = read({"name": "likely", **values})
     parts = recipe and build(recipe, total_steps)
     if not recipe or not parts:
         return
     model, optimizer = parts
-    state = init_train_state(model, optimizer, key=random.key(0))
+    kept = recipes.make_average(recipe, total_steps)
+    _, stage = recipes.make_stages(recipe, total_steps)[0]
+    preprocess = recipes.make_preprocess(recipe)
+    state = init_train_state(
+        model, optimizer, key=random.key(0), average=kept, sample=preprocess(BATCH.images)
+    )
     assert sum(leaf.numel() for leaf in tree.leaves(state.variables)) < SMALL
     step = make_train_step(
         model,
         optimizer,
         augment=recipes.make_augment(recipe),
-        preprocess=recipes.make_preprocess(recipe),
+        preprocess=recipes.make_preprocess(recipe, stage.size),
+        loss=recipes.make_loss(recipe),
+        reduction=recipes.make_reduction(recipe),
+        average=kept,
     )
     after, metrics = step(step(state, BATCH)[0], BATCH)
     assert int(after.step) == 2

@@ -232,6 +232,14 @@ def test_whitening_of_images_that_are_all_alike_is_finite() -> None:
     torch.testing.assert_close(flat[0], torch.tensor(12 / (12 + EPSILON), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 0.0])
+def test_whitening_of_what_is_hardly_an_image_is_finite(value: float) -> None:
+    images = some_images(3, 16)
+    images[1, 2, 3, 4] = value
+    assert whitening(images).isfinite().all()
+    assert whitening(torch.full_like(images, value)).isfinite().all()
+
+
 def test_adapting_changes_the_whitening_alone_and_training_leaves_it(make_batch) -> None:
     model, optimizer = models.speednet(**SMALL), optim.sgd(0.1, 0.9)
     variables, sample = model.init(random.key(0)), some_images(20)

@@ -56,7 +56,7 @@ Precision = Annotated[
         "--precision",
         metavar="fp32|bf16",
         help="Arithmetic; parameters stay float32.",
-        show_default="fp32",
+        show_default="the recipe's, else fp32",
         rich_help_panel=_RUNTIME,
     ),
 ]

@@ -179,7 +179,9 @@ def whitening(images: Tensor) -> Tensor:
     """
     patches = images.double().unfold(2, PATCH, 1).unfold(3, PATCH, 1)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, COMPONENTS)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    moments = patches.T @ patches / len(patches)
+    # eigh fails on what is not finite; it is the loss of such images that says so.
+    values, vectors = torch.linalg.eigh(torch.nan_to_num(moments, 0.0, 0.0, 0.0))
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     half = (vectors * largest.sign() * torch.rsqrt(values.clamp(min=0) + EPSILON)).T.flip(0)
     return torch.cat([half, -half]).reshape(-1, 3, PATCH, PATCH)
