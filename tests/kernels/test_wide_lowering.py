@@ -10,10 +10,12 @@ from torch._inductor import config
 from torch.func import grad, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fcifar import random, tree
+from fcifar import models, optim, random, tree
 from fcifar.kernels import lowering, wide_conv
 from fcifar.kernels.max_pool import max_pool
 from fcifar.kernels.wide_conv import wide_conv_backward
+from fcifar.precision import BF16
+from fcifar.step import Batch, init_train_state, make_train_step
 
 pytestmark = pytest.mark.skipif(
     wide_conv.why_not() is not None, reason=f"no such kernel here: {wide_conv.why_not()}"
@@ -33,7 +35,7 @@ def loss(x: Tensor, w: Tensor) -> Tensor:
     return pooled(x, w).float().square().sum()
 
 
-def traced(f: Callable[..., object], *inputs: Tensor) -> fx.GraphModule:
+def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
     """The graph of ``f`` as the compiler hands it over, and after our pass."""
     table = {op: rule for op, rule in lowering._Table().items() if op in POOLS}
     module = make_fx(f, decomposition_table=table, tracing_mode="fake")(*inputs)
@@ -70,6 +72,14 @@ def test_two_pairs_in_a_row() -> None:
     module = traced(slopes, X, W, v)
     assert calls(module) == [max_pool] * 2 + [wide_conv_backward] * 2
     assert_close(module(X, W, v), slopes(X, W, v))
+
+
+def test_every_such_convolution_of_a_training_step_is_found() -> None:
+    model, optimizer = models.speednet(widths=(32, 32, 64)), optim.sgd(0.1)
+    step = make_train_step(model, optimizer, policy=BF16)
+    state = init_train_state(model, optimizer, key=random.key(0))
+    module = traced(step, state, Batch(torch.zeros(2, 3, 32, 32), torch.tensor([3, 8])))
+    assert calls(module) == [max_pool] * 3 + [wide_conv_backward] * 3
 
 
 def test_under_vmap_it_is_left_alone_or_right() -> None:
