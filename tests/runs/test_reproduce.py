@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fcifar import recipes, tree
+from fcifar import tree
 from fcifar.data import Dataset, Split, make_dataset, save
 from fcifar.errors import UserError, WorldError
 from fcifar.recipes import RECIPES, Recipe
@@ -20,6 +20,7 @@ from fcifar.runs.differences import compare_environments, compare_records, compa
 from fcifar.runs.events import Noted
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.safeguards import Safeguards
+from tests.small import make_recipe
 
 KEEP = Safeguards(checkpoint_every="10", keep_checkpoints=9)
 
@@ -47,7 +48,7 @@ def test_every_recipe_is_identical(
     name: str, compiled: bool, tmp_path: Path, runtime: Runtime, dataset: Dataset
 ) -> None:
     """In this process; for a new process see the next test."""
-    recipe = recipes.get(name).replace(batch_size=7, epochs=2, log_every=3)
+    recipe = make_recipe(name).replace(batch_size=7, epochs=2, log_every=3)
     loop.train(tmp_path, recipe, runtime, dataset, compiled=compiled, safeguards=KEEP)
     found = again(tmp_path, dataset)
     assert found["identical"]
