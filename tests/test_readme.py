@@ -5,18 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.recipes import RECIPES
+from fcifar.recipes.speed import SPEED
+from fcifar.recipes.tutorials import TUTORIALS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_research_code_runs() -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    parts, step = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
-    exec(block, names)
+    exec(step, names)
     assert names["metrics"].count == 4
     assert names["state"].step == 2
+    exec(parts, names)
+    state, _ = names["step"](names["state"], names["batch"])
+    assert state.step == 1
 
 
 @pytest.mark.parametrize("word", ["fcifar train", "pytest"])
@@ -26,5 +30,7 @@ def test_a_newcomers_commands_are_one_line_each(word: str) -> None:
 
 
 def test_every_recipe_is_in_the_results() -> None:
-    for name in RECIPES:
-        assert f"fcifar train {name} --compile" in README, name
+    for recipe in TUTORIALS:
+        assert f"fcifar train {recipe.name} --compile" in README, recipe.name
+    for recipe in SPEED:
+        assert re.search(rf"`(fcifar train )?{recipe.name}`", README), recipe.name
