@@ -85,13 +85,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--recipe", action="append", choices=list(RECIPES))
     parser.add_argument("--name", default="recipes", help="of the record")
     options = parser.parse_args()
     names = options.recipe or [recipe.name for recipe in TUTORIALS]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     # Seed by seed, so that a mood of the machine does not fall on one recipe alone.
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in names:
             results[name].append(run(name, seed, options.dataset))
             print(line(name, results[name]), flush=True)
