@@ -74,21 +74,21 @@ SPEED94 = Recipe(
     **_speednet((64, 256, 256), **_MUON_HEAD),
     **_muon(batch_size=1000, learning_rate=0.2, momentum=0.65),
     **_DATA,
-    whiten_epochs=2.25,
-    epochs=6,
+    whiten_epochs=2.6,
+    epochs=7,
     augment=("reflect_crop:2",),
 )
 
 SPEED93 = SPEED94.replace(
     name="speed93",
-    summary="speed94 with a third less training",
+    summary="speed94 with four epochs in place of seven",
     epochs=4,
     whiten_epochs=1.5,
 )
 
 SPEED90 = SPEED94.replace(
     name="speed90",
-    summary="speed94 with half the width and half the training",
+    summary="speed94 with half the width, and three epochs",
     model_options={"widths": (64, 128, 128), **_MUON_HEAD},
     epochs=3,
     whiten_epochs=1.125,
