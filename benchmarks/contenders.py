@@ -3,8 +3,7 @@
 import torch
 
 from benchmarks import jax_steps, plain
-from fcifar.models import MODELS
-from fcifar.runs import bench
+from fcifar.runs import bench, yardsticks
 from fcifar.runs.bench import Make
 
 CONTENDERS: dict[str, Make] = {
@@ -14,7 +13,7 @@ CONTENDERS: dict[str, Make] = {
     "fcifar_compiled": bench.fcifar_compiled,
     **jax_steps.CONTENDERS,
 }
-NETWORKS = tuple(MODELS)
+NETWORKS = tuple(yardsticks.MODULES)  # those of the tutorials
 BATCHES = (1, 4, 20, 64, 512, 2048)
 DEVICES = ("cpu", "cuda")
 

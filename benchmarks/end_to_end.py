@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import records, tutorial
 from fcifar import data, recipes
+from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.runs import loop
 from fcifar.runs.runtime import make_runtime
 
@@ -25,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default="blitz", choices=list(recipes.RECIPES))
+    parser.add_argument("--recipe", default="blitz", choices=[r.name for r in TUTORIALS])
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=3)

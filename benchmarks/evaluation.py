@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks import processes, records, tutorial
 from fcifar import data, recipes
+from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.runs import loop, trained, yardsticks
 from fcifar.runs.runtime import make_runtime
 
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default="blitz", choices=list(recipes.RECIPES))
+    parser.add_argument("--recipe", default="blitz", choices=[r.name for r in TUTORIALS])
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--name", default="evaluation", help="of the record")

@@ -7,6 +7,7 @@ import torch
 
 from fcifar import models, optim, random, recipes
 from fcifar.recipes import Recipe
+from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.runs import bench, yardsticks
 from fcifar.runs.bench import Contender, Work
 from fcifar.runs.runtime import Runtime
@@ -19,7 +20,7 @@ def still(recipe: Recipe) -> Recipe:
     return recipe.replace(model_options={**recipe.model_options, "dropout": 0.0})
 
 
-@pytest.mark.parametrize("network", models.MODELS)
+@pytest.mark.parametrize("network", yardsticks.MODULES)
 def test_contenders_compute_the_same(network: str) -> None:
     recipe, data = still(bench.recipe_for(Work(network, 4))), bench.made_up(20)
     made = {
@@ -33,7 +34,7 @@ def test_contenders_compute_the_same(network: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", [recipe.name for recipe in TUTORIALS])
 def test_the_module_is_the_model(name: str) -> None:
     """The same logits, in float64, with dropout switched off in both."""
     recipe = recipes.get(name)
