@@ -134,7 +134,7 @@ def main() -> None:
         for name, runs in results.items():
             runs.append(measure(variant(base, VARIANTS[name]), seed, dataset))
             print(seed, name, runs[-1], flush=True)
-            records.write(options.name, config, {"runs": results, "table": {"": table(results)}})
+            records.write(options.name, config, results)
     print(table(results))
 
 

@@ -154,7 +154,13 @@ PATHS = st.sampled_from(
         *("x" * 255, "x" * 256, "x" * 5000, "x/" * 3000),
     )
 )
-BY_KIND = {int: NUMBERS | TEXTS, float: NUMBERS | TEXTS, str: TEXTS | NUMBERS, Path: PATHS | TEXTS}
+BY_KIND: dict[Any, st.SearchStrategy[str]] = {
+    int: NUMBERS | TEXTS,
+    float: NUMBERS | TEXTS,
+    str: TEXTS | NUMBERS,
+    list[str]: TEXTS | NUMBERS,
+    Path: PATHS | TEXTS,
+}
 BY_NAME: dict[str, st.SearchStrategy[str]] = {
     "dataset": st.sampled_from(("tiny", "other", "TINY", "cifar10", "shapes10", "../tiny", "a/b")),
     "name": st.sampled_from(("tiny", "other", "shapes10", "cifar10", "../tiny", "a.b", "blitz")),
@@ -179,6 +185,13 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
         ),
         max_size=3,
     ).map(",".join),
+    "tta": st.sampled_from(("none", "mirror", "translate", "Mirror")),
+    "changes": st.builds(
+        "{}{}{}".format,
+        st.sampled_from((*recipes.to_dict(recipes.get("blitz")), "widths", "hidden", "", "x")),
+        st.sampled_from(("=", "==", "")),
+        TEXTS | NUMBERS,
+    ),
     "url": st.sampled_from(
         (
             *("http://", "http://[::1", "http://nowhere.invalid/a", "https://nowhere.invalid"),
