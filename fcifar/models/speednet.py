@@ -84,7 +84,10 @@ class _SpeedNet(nn.Module):
         for i, group in enumerate(self.groups):
             x, running = group(x, train)
             statistics |= layers.named(f"groups.{i}", running)
-        return self.head(F.max_pool2d(x, x.shape[-2:]).flatten(1)) * self.logit_scale, statistics
+        # Not amax, whose gradient asks which values equal the maximum: a compiler that computes
+        # them anew, in another precision, may find none.
+        x = F.max_pool2d(x, x.shape[-2:]).flatten(1)
+        return self.head(x) * self.logit_scale, statistics
 
 
 def speednet(
