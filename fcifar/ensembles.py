@@ -1,0 +1,148 @@
+"""What several networks make of the same examples: errors, disagreement, uncertainty.
+
+For whole evaluations, outside any compiled step: the values are looked at and checked. Sums are in
+float64.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcifar import intervals
+from fcifar.variance import signed_std, split_variance
+
+
+class Ensemble(NamedTuple):
+    """What R networks together make of each of N examples.
+
+    Entropies are in nats. Where the logits of a network are not finite, they are NaN, and the
+    ensemble's prediction means nothing.
+    """
+
+    error_rate: Tensor  # float64 [N] in [0, 1], the share of the networks that are wrong
+    disagreement: Tensor  # float64 [N] in [0, 1], see disagreement(); NaN for one network
+    entropy: Tensor  # float64 [N] in [0, ln C], of the mean of the probabilities
+    mean_entropy: Tensor  # float64 [N], the mean of the networks' entropies
+    mutual_information: Tensor  # float64 [N], the difference of the two, 0 or more
+    prediction: Tensor  # int64 [N], the most likely class by the mean of the probabilities
+    correct: Tensor  # bool [N], whether that is right
+
+
+def examine(logits: Tensor, labels: Tensor) -> Ensemble:
+    """Put together what R networks say about the same N examples.
+
+    The ensemble's probabilities are the mean of the networks' softmax. The entropy of the mean is
+    the uncertainty in all; the mean entropy is what each network has on its own; and the rest, the
+    mutual information of class and network, is what comes of their contradicting one another.
+    Depeweg et al., https://arxiv.org/abs/1710.07283.
+
+    Args:
+        logits: [R, N, C], floating, R and C at least 1.
+        labels: integers [N].
+
+    Raises:
+        ValueError: the arguments are something else.
+    """
+    _check(logits, labels)
+    networks, examples, classes = logits.shape
+    predictions = logits.argmax(-1)
+    mean = torch.zeros(examples, classes, dtype=torch.float64, device=logits.device)
+    entropies = torch.zeros(examples, dtype=torch.float64, device=logits.device)
+    for each in logits:  # one at a time, for R of them in float64 may be large
+        probabilities = each.double().softmax(-1)
+        mean += probabilities / networks
+        entropies += _entropy(probabilities) / networks
+    entropy, prediction = _entropy(mean), mean.argmax(-1)
+    return Ensemble(
+        error_rate=(predictions != labels).double().mean(0),
+        disagreement=disagreement(predictions, classes),
+        entropy=entropy,
+        mean_entropy=entropies,
+        mutual_information=(entropy - entropies).clamp(min=0),
+        prediction=prediction,
+        correct=prediction == labels,
+    )
+
+
+def disagreement(predictions: Tensor, num_classes: int) -> Tensor:
+    """The share of the pairs of networks that predict different classes, for each example.
+
+    Args:
+        predictions: int64 [R, N], each in [0, num_classes).
+        num_classes: C.
+
+    Returns:
+        float64 [N] in [0, 1]; NaN where R is 1. Of two networks it is 0 or 1.
+    """
+    networks = len(predictions)
+    votes = predictions.new_zeros(num_classes, predictions.shape[1])
+    votes.scatter_add_(0, predictions, torch.ones_like(predictions))
+    alike = (votes * (votes - 1)).sum(0).double()
+    return 1 - alike / (networks * (networks - 1))
+
+
+def summarize_replicas(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Figures of R networks of one recipe on the same N examples, as values that JSON holds.
+
+    Accuracies are fractions, and so are their standard deviations; what one network alone does not
+    tell is None.
+
+    * replicas: R; n: N.
+    * accuracies: of each network, in order.
+    * mean_accuracy, std_accuracy, min_accuracy, max_accuracy; interval95: Student's, of the mean.
+    * std_independent: what errors independent from example to example would give.
+    * std_distribution: the rest, the networks' own difference on all images like these. It is the
+      root of an estimated variance; when that is negative, which says that no difference is seen,
+      it is minus the root of its opposite. See ``variance.split_variance`` for both.
+    * ensemble_accuracy: of the mean of the probabilities.
+    * mean_disagreement: over the examples, of the share of pairs that predict different classes.
+
+    Args:
+        logits: [R, N, C], floating, R, N and C at least 1.
+        labels: integers [N].
+
+    Raises:
+        ValueError: the arguments are something else.
+    """
+    together = examine(logits, labels)
+    correct = logits.argmax(-1) == labels
+    variance = split_variance(correct)
+    accuracies = [hits / len(labels) for hits in correct.sum(1).tolist()]
+    summary = intervals.summarize(accuracies)
+    interval = [summary.low, summary.high]
+    return {
+        "replicas": len(accuracies),
+        "n": len(labels),
+        "accuracies": accuracies,
+        "mean_accuracy": summary.mean,
+        "std_accuracy": _or_none(summary.std),
+        "interval95": None if math.isnan(summary.low) else interval,
+        "min_accuracy": summary.least,
+        "max_accuracy": summary.most,
+        "std_independent": _or_none(signed_std(variance.independent)),
+        "std_distribution": _or_none(signed_std(variance.distribution)),
+        "ensemble_accuracy": int(together.correct.sum()) / len(labels),
+        "mean_disagreement": _or_none(together.disagreement.mean().item()),
+    }
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities).sum(-1)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.ndim != 3 or not logits.is_floating_point() or 0 in logits.shape:
+        raise ValueError(
+            "logits must be floating [R, N, C], each at least 1, not "
+            f"{logits.dtype} {[*logits.shape]}"
+        )
+    if labels.is_floating_point() or labels.shape != logits.shape[1:2]:
+        raise ValueError(
+            f"labels must be integers [{logits.shape[1]}], not {labels.dtype} {[*labels.shape]}"
+        )
