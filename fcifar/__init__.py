@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         averaging,
         calibration,
         comparison,
+        ensembles,
+        examples,
         fingerprint,
         layers,
         losses,
@@ -35,9 +37,11 @@ if TYPE_CHECKING:
         transforms,
         tree,
         tta,
+        variance,
     )
     from fcifar.compiling import compile_step
     from fcifar.errors import UserError, WorldError
+    from fcifar.examples import Scores, make_score_step
     from fcifar.metrics import Metrics
     from fcifar.models import Model, Variables
     from fcifar.optim import Optimizer, apply_updates
@@ -62,6 +66,7 @@ __all__ = [
     "Model",
     "Optimizer",
     "Policy",
+    "Scores",
     "TrainState",
     "UserError",
     "Variables",
@@ -72,11 +77,14 @@ __all__ = [
     "calibration",
     "comparison",
     "compile_step",
+    "ensembles",
+    "examples",
     "fingerprint",
     "init_train_state",
     "layers",
     "losses",
     "make_eval_step",
+    "make_score_step",
     "make_train_step",
     "metrics",
     "models",
@@ -91,10 +99,12 @@ __all__ = [
     "transforms",
     "tree",
     "tta",
+    "variance",
 ]
 
 _HOMES = {
     "errors": ("UserError", "WorldError"),
+    "examples": ("Scores", "make_score_step"),
     "metrics": ("Metrics",),
     "models": ("Model", "Variables"),
     "optim": ("Optimizer", "apply_updates"),
