@@ -84,8 +84,8 @@ def epochs(size: int, runtime: Runtime, options: argparse.Namespace) -> dict[str
     recipe = bench.recipe_for(Work("lenet", 4)).replace(epochs=options.repetitions + 1)
     program = build(recipe, runtime, bench.made_up(size), compiled=True)
     running, seconds, started = program.init(), [], time.perf_counter()
-    for step, rows in enumerate(program.rows_from(0), start=1):
-        running, _ = program.step_at(0)(running, rows)
+    for step, feed in enumerate(program.feeds_from(0), start=1):
+        running, _ = program.step_at(0)(running, feed)
         if step % program.steps_per_epoch == 0:
             seconds.append(time.perf_counter() - started)
             started = time.perf_counter()

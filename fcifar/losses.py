@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,15 +14,24 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def smoothed_cross_entropy(label_smoothing: float) -> Loss:
+def smoothed_cross_entropy(label_smoothing: float | Tensor) -> Loss:
     """``cross_entropy`` against labels that give a share to all classes alike.
 
     The target is ``1 - label_smoothing`` for the label and ``label_smoothing / C`` for each of the
     C classes. Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
 
+    Args:
+        label_smoothing: in [0, 1); or a 0-d tensor, whose value nobody checks.
+
     Raises:
-        ValueError: ``label_smoothing`` is outside [0, 1).
+        ValueError: a number outside [0, 1).
     """
+    if isinstance(label_smoothing, Tensor):
+        return lambda logits, labels: torch.lerp(
+            cross_entropy(logits, labels),
+            -F.log_softmax(logits, -1).mean(-1),
+            label_smoothing.to(logits.dtype),
+        )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1)")
 

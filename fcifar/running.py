@@ -23,27 +23,49 @@ def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any,
     return step_on_indices
 
 
-def on_alternating_indices(
-    step: Callable[[TrainState, Batch], Any],
-    data: Batch,
-    mirrored: Tensor,
-    steps_per_epoch: int,
-) -> Callable[[TrainState, Tensor], Any]:
-    """``on_indices``, with every image mirrored in every other epoch.
+class Feed(NamedTuple):
+    """What the loop gives to one step. What a run does without is empty, and costs nothing."""
 
-    Images whose ``mirrored`` (bool, one for each row of ``data``) is true are mirrored in the
+    rows: Tensor  # int64 [B], of the training images
+    mirrored: Any = ()  # bool [B], the images to mirror before anything else
+    values: Any = {}  # noqa: RUF012 - numbers of the recipe that are arguments: 0-d by name
+
+
+def on_feed(
+    step_with: Callable[[dict[str, Tensor]], Callable[[Any, Batch], Any]], data: Batch
+) -> Callable[[Any, Feed], Any]:
+    """As ``on_indices``, for a step that is made of numbers which come with each batch.
+
+    Args:
+        step_with: the step with those numbers in place of the recipe's.
+        data: the data set, on the device.
+    """
+
+    def step_on_feed(state: Any, feed: Feed) -> Any:
+        images = data.images[feed.rows]
+        if isinstance(feed.mirrored, Tensor):
+            images = transforms.mirror(images, feed.mirrored)
+        return step_with(feed.values)(state, Batch(images, data.labels[feed.rows]))
+
+    return step_on_feed
+
+
+def alternate(mirrored: Tensor, rows: Tensor, epoch: int) -> Tensor:
+    """Which images of a batch to mirror, so that every image is mirrored in every other epoch.
+
+    Images whose ``mirrored`` (bool, one for each row of the data) is true are mirrored in the
     epochs 0, 2, 4, ..., the others in 1, 3, 5, .... So any two epochs in succession show all images
     both ways, which flips at random do for half of them.
 
     Jordan, https://arxiv.org/abs/2404.00498, "alternating flip".
+
+    Args:
+        rows: int64 [B], those of the batch.
+
+    Returns:
+        bool [B].
     """
-
-    def step_on_indices(state: TrainState, rows: Tensor) -> Any:
-        odd = state.step // steps_per_epoch % 2 == 1
-        images = transforms.mirror(data.images[rows], mirrored[rows] ^ odd)
-        return step(state, Batch(images, data.labels[rows]))
-
-    return step_on_indices
+    return mirrored[rows] ^ (epoch % 2 == 1)
 
 
 class Running(NamedTuple):

@@ -2,7 +2,7 @@
 
 A schedule takes a 0-d tensor and gives a 0-d tensor, computed in the tensor's own dtype when that
 is floating and in the default dtype when it is an integer. As functions of a tensor they never
-cause a recompilation.
+cause a recompilation. The values that they are made of may be 0-d tensors too.
 """
 
 import itertools
@@ -15,18 +15,22 @@ from torch import Tensor
 Schedule = Callable[[Tensor], Tensor]
 
 
-def constant_schedule(value: float) -> Schedule:
+def constant_schedule(value: float | Tensor) -> Schedule:
     """``value`` at every step."""
-    return lambda count: torch.full_like(_real(count), value)
+    return lambda count: value * torch.ones_like(_real(count))
 
 
-def linear_schedule(init_value: float, end_value: float, transition_steps: int) -> Schedule:
+def linear_schedule(
+    init_value: float | Tensor, end_value: float | Tensor, transition_steps: int
+) -> Schedule:
     """A straight line from ``init_value`` at step 0 to ``end_value``, constant after."""
     _check_steps(transition_steps)
     return lambda count: init_value + (end_value - init_value) * _progress(count, transition_steps)
 
 
-def cosine_decay_schedule(init_value: float, decay_steps: int, alpha: float = 0.0) -> Schedule:
+def cosine_decay_schedule(
+    init_value: float | Tensor, decay_steps: int, alpha: float = 0.0
+) -> Schedule:
     """Half a cosine from ``init_value`` at step 0 down to ``alpha * init_value``, constant after.
 
     Loshchilov and Hutter, "SGDR", https://arxiv.org/abs/1608.03983.
@@ -94,7 +98,9 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
     return schedule
 
 
-def warmup(schedule: Schedule, init_value: float, peak_value: float, steps: int) -> Schedule:
+def warmup(
+    schedule: Schedule, init_value: float | Tensor, peak_value: float | Tensor, steps: int
+) -> Schedule:
     """A straight line from ``init_value`` to ``peak_value`` over ``steps``, then ``schedule``."""
     return join_schedules([linear_schedule(init_value, peak_value, steps), schedule], [steps])
 

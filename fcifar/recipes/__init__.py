@@ -8,10 +8,12 @@ contract tests cover every entry.
 from fcifar.errors import UserError, shown
 from fcifar.recipes.named import AUGMENTS
 from fcifar.recipes.parts import (
+    Numbers,
     make_augment,
     make_average,
     make_loss,
     make_model,
+    make_numbers,
     make_optimizer,
     make_preprocess,
     make_reduction,
@@ -40,6 +42,7 @@ def get(name: str) -> Recipe:
 __all__ = [
     "AUGMENTS",
     "RECIPES",
+    "Numbers",
     "Recipe",
     "from_dict",
     "get",
@@ -47,6 +50,7 @@ __all__ = [
     "make_average",
     "make_loss",
     "make_model",
+    "make_numbers",
     "make_optimizer",
     "make_preprocess",
     "make_reduction",

@@ -1,7 +1,8 @@
 """From the values of a recipe to the parts of a step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from fcifar.step import Augment, Preprocess, Reduction, normalize
 from fcifar.tta import Views
 
 # Of the peak, the part of it that is left at the end, and the steps until then.
-_SCHEDULES: dict[str, Callable[[float, float, int], Schedule]] = {
+_SCHEDULES: dict[str, Callable[[Any, float, int], Schedule]] = {
     "constant": lambda peak, final, steps: schedules.constant_schedule(peak),
     "linear": lambda peak, final, steps: schedules.linear_schedule(peak, final * peak, steps),
     "cosine": lambda peak, final, steps: schedules.cosine_decay_schedule(peak, steps, final),
@@ -27,18 +28,34 @@ _SCHEDULES: dict[str, Callable[[float, float, int], Schedule]] = {
 LONGEST = 2**53  # steps, which any number of a schedule can count exactly
 
 
+class Numbers(NamedTuple):
+    """The numbers of a recipe that may be tensors: arguments of a compiled step, or mapped over."""
+
+    learning_rate: float | Tensor
+    momentum: float | Tensor
+    weight_decay: float | Tensor
+    label_smoothing: float | Tensor
+
+
+def make_numbers(recipe: Recipe, values: Mapping[str, Tensor] | None = None) -> Numbers:
+    """The recipe's, but for those that ``values`` gives by name as 0-d tensors."""
+    given = values or {}
+    return Numbers(*(given.get(name, getattr(recipe, name)) for name in Numbers._fields))
+
+
 def make_model(recipe: Recipe, num_classes: int) -> Model:
     """The recipe's network for a data set of ``num_classes`` classes."""
     return named_model(recipe.model, recipe.model_options, num_classes)
 
 
-def make_optimizer(recipe: Recipe, total_steps: int) -> Optimizer:
+def make_optimizer(recipe: Recipe, total_steps: int, numbers: Numbers | None = None) -> Optimizer:
     """The recipe's optimizer with its schedule spread over ``total_steps``."""
+    numbers = numbers or make_numbers(recipe)
     parts = [optim.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
     if recipe.group_learning_rates or recipe.whiten_epochs or recipe.optimizer == "muon":
-        groups = {group: _of_group(recipe, group, total_steps) for group in GROUPS}
+        groups = {group: _of_group(recipe, group, total_steps, numbers) for group in GROUPS}
         return optim.chain(*parts, optim.multi_transform(groups, group_of))
-    return optim.chain(*parts, *_of_all(recipe, make_schedule(recipe, total_steps)))
+    return optim.chain(*parts, *_of_all(recipe, total_steps, numbers))
 
 
 def group_of(name: str, value: Tensor) -> str:
@@ -52,43 +69,59 @@ def group_of(name: str, value: Tensor) -> str:
     return {4: "kernel", 2: "linear"}.get(value.ndim, "vector")
 
 
-def _of_all(recipe: Recipe, learning_rate: float | Schedule) -> list[Optimizer]:
+def _of_all(recipe: Recipe, total_steps: int, numbers: Numbers) -> list[Optimizer]:
+    learning_rate = make_schedule(recipe, total_steps, numbers.learning_rate)
     if recipe.optimizer == "adamw":
-        return [optim.adamw(learning_rate, weight_decay=recipe.weight_decay)]
-    parts = [optim.add_decayed_weights(recipe.weight_decay)] if recipe.weight_decay else []
+        return [optim.adamw(learning_rate, weight_decay=numbers.weight_decay)]
+    decay = numbers.weight_decay
+    parts = [optim.add_decayed_weights(decay)] if _is_used(decay) else []
     if recipe.optimizer == "adam":
         return [*parts, optim.adam(learning_rate)]
-    return [*parts, optim.sgd(learning_rate, recipe.momentum or None, nesterov=recipe.nesterov)]
+    return [*parts, optim.sgd(learning_rate, _momentum(numbers), nesterov=recipe.nesterov)]
 
 
-def _of_group(recipe: Recipe, group: str, total_steps: int) -> Optimizer:
-    peak = recipe.group_learning_rates.get(group, recipe.learning_rate)
+def _of_group(recipe: Recipe, group: str, total_steps: int, numbers: Numbers) -> Optimizer:
+    peak = recipe.group_learning_rates.get(group, numbers.learning_rate)
     if group == "whiten" and recipe.whiten_epochs:
         steps = math.ceil(total_steps * recipe.whiten_epochs / recipe.epochs)
         steps = min(max(1, steps), LONGEST)
-        learning_rate: float | Schedule = schedules.linear_schedule(peak, 0.0, steps)
+        learning_rate: float | Tensor | Schedule = schedules.linear_schedule(peak, 0.0, steps)
         ending = [optim.freeze_after(steps)]
     else:
-        learning_rate = make_schedule(recipe.replace(learning_rate=peak), total_steps)
+        learning_rate = make_schedule(recipe, total_steps, peak)
         ending = []
     muon = recipe.optimizer == "muon"
     if muon and group == "kernel":
-        return optim.muon(learning_rate, recipe.momentum, renormalize=True)
-    decay = recipe.weight_decay * recipe.learning_rate / peak if peak else 0.0
+        return optim.muon(learning_rate, numbers.momentum, renormalize=True)
+    decay = numbers.weight_decay * numbers.learning_rate / peak if _is_used(peak) else 0.0
     return optim.chain(
-        *([optim.add_decayed_weights(decay)] if decay else []),
+        *([optim.add_decayed_weights(decay)] if _is_used(decay) else []),
         optim.sgd(
             learning_rate,
-            recipe.group_momentum if muon else recipe.momentum or None,
+            recipe.group_momentum if muon else _momentum(numbers),
             nesterov=muon or recipe.nesterov,
         ),
         *ending,
     )
 
 
-def make_schedule(recipe: Recipe, total_steps: int) -> float | Schedule:
-    """The learning rate: a number where it is constant, else a function of the step."""
-    peak = recipe.learning_rate
+def _momentum(numbers: Numbers) -> float | Tensor | None:
+    return numbers.momentum if _is_used(numbers.momentum) else None
+
+
+def _is_used(number: float | Tensor) -> bool:
+    """Whether a number does something; of a tensor, nobody can say before the step is made."""
+    return isinstance(number, Tensor) or number != 0
+
+
+def make_schedule(
+    recipe: Recipe, total_steps: int, peak: float | Tensor | None = None
+) -> float | Tensor | Schedule:
+    """The learning rate: a number where it is constant, else a function of the step.
+
+    Its ``peak`` is the recipe's learning rate, unless another is given.
+    """
+    peak = recipe.learning_rate if peak is None else peak
     warmup = recipe.warmup_steps or round(recipe.warmup_fraction * total_steps)
     if recipe.schedule == "constant" and not warmup:
         return peak
@@ -115,9 +148,9 @@ def make_average(recipe: Recipe, total_steps: int) -> Average:
     )
 
 
-def make_loss(recipe: Recipe) -> Loss:
+def make_loss(recipe: Recipe, numbers: Numbers | None = None) -> Loss:
     """The loss that the recipe trains with; it is always measured with cross-entropy."""
-    return losses.smoothed_cross_entropy(recipe.label_smoothing)
+    return losses.smoothed_cross_entropy((numbers or recipe).label_smoothing)
 
 
 def make_reduction(recipe: Recipe) -> Reduction:

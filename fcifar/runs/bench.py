@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fcifar import random
 from fcifar.data import Dataset, Split, make_dataset
@@ -122,18 +121,18 @@ YARDSTICK = "module"  # what ratios are taken to
 
 def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Contender:
     program = build(recipe, runtime, dataset, compiled=compiled)
-    rows, running = repeated(program.rows_from), program.init()
+    feeds, running = repeated(program.feeds_from), program.init()
 
     def once() -> None:
         nonlocal running
-        running, _ = program.step_at(0)(running, next(rows))
+        running, _ = program.step_at(0)(running, next(feeds))
 
     return Contender(once, wait_for(runtime.device), params=lambda: running.state.variables.params)
 
 
-def repeated(rows_from: Callable[[int], Iterator[Tensor]]) -> Iterator[Tensor]:
+def repeated(batches_from: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
     """The batches of an epoch, again and again; drawn now, for drawing them is not in the step."""
-    return itertools.cycle(list(rows_from(0)))
+    return itertools.cycle(list(batches_from(0)))
 
 
 def wait_for(device: str) -> Callable[[], object]:

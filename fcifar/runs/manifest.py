@@ -25,6 +25,8 @@ class Settings(NamedTuple):
     dataset_name: str
     dataset_digest: str
     safeguards: Safeguards
+    traced: tuple[str, ...] = ()  # numbers of the recipe that are arguments of the step
+    mapped: int = 0  # how many runs one step is mapped over; 0 for one run by itself
 
 
 def describe(sitting: Session) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def describe(sitting: Session) -> dict[str, Any]:
         "recipe": recipes.to_dict(sitting.recipe),
         "runtime": dataclasses.asdict(sitting.runtime),
         "compile": sitting.compiled,
+        "traced": list(sitting.traced),
+        "mapped": sitting.mapped,
         "safeguards": dataclasses.asdict(sitting.safeguards),
         "dataset": {
             "name": dataset.name,
@@ -65,13 +69,18 @@ def read_settings(run: Path, *, device: str | None = None) -> Settings:
             dataset_name=manifest["dataset"]["name"],
             dataset_digest=manifest["dataset"]["digest"],
             safeguards=Safeguards(**manifest["safeguards"]),
+            traced=tuple(manifest.get("traced", ())),
+            mapped=manifest.get("mapped", 0),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{run / directory.MANIFEST} is not complete: {error!r}") from error
+    if unknown := set(settings.traced) - set(recipes.Numbers._fields):
+        raise UserError(f"{run / directory.MANIFEST}: no number is called {shown(unknown.pop())}")
     for name, value, kind in (
         ("compile", settings.compiled, bool),
         ("the name of the data set", settings.dataset_name, str),
         ("the digest of the data set", settings.dataset_digest, str),
+        ("mapped", settings.mapped, int),
     ):
         if not isinstance(value, kind):
             raise UserError(f"{run / directory.MANIFEST}: {name} is {shown(value)}")

@@ -3,56 +3,53 @@
 Everything that a run computes is determined here, and by nothing else.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fcifar import random, recipes, tta
+from fcifar import random, recipes, replicas, tta
 from fcifar.compiling import compile_pure, compile_step
 from fcifar.data import Dataset
 from fcifar.data.splits import holdout
 from fcifar.errors import UserError
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
+from fcifar.optim import Optimizer
 from fcifar.random import Key
 from fcifar.recipes import Recipe
-from fcifar.running import (
-    Running,
-    accumulate,
-    on_alternating_indices,
-    on_indices,
-    start_running,
-)
+from fcifar.running import Feed, Running, accumulate, alternate, on_feed, start_running
 from fcifar.runs.checkpoint import on_device
 from fcifar.runs.runtime import Runtime
 from fcifar.step import (
     Batch,
     EvalStep,
     TrainState,
+    TrainStep,
     init_train_state,
     make_eval_step,
     make_train_step,
 )
 from fcifar.tta import Views
 
-TrainRows = Callable[[Running, Tensor], tuple[Running, tuple[()]]]  # row numbers int64 [B]
+TrainFeed = Callable[[Running, Feed], tuple[Running, tuple[()]]]
 
 SAMPLE = 5000  # images that a model adapts to
 
 
 class Program(NamedTuple):
-    """A run as functions."""
+    """A run as functions. Those of runs that differ in their seeds alone are the same functions."""
 
     model: Model
     init: Callable[[], Running]
-    stages: dict[int, TrainRows]  # steps, by how many have been made before the first of each
+    stages: dict[int, TrainFeed]  # steps, by how many have been made before the first of each
+    mapped_stages: dict[int, TrainFeed]  # the same over a stack of runs
     eval_step: EvalStep
     eval_views_step: EvalStep  # with the recipe's test-time augmentation
     compiled_evals: tuple[EvalStep, ...]  # those of both that want to be warmed up
     value: Callable[[TrainState], Variables]  # the variables to evaluate and to end with
-    rows_from: Callable[[int], Iterator[Tensor]]  # those of each step from a given one to the last
+    feeds_from: Callable[[int], Iterator[Feed]]  # those of each step from a given one to the last
     steps_per_epoch: int
     images_per_epoch: int
     total_steps: int
@@ -60,9 +57,18 @@ class Program(NamedTuple):
     valid: Batch  # those held out; without rows where none are
     test: Batch
 
-    def step_at(self, step: int) -> TrainRows:
+    def step_at(self, step: int) -> TrainFeed:
         """The step to make after so many others."""
-        return self.stages[max(start for start in self.stages if start <= step)]
+        return stage_at(self.stages, step)
+
+    def rows_from(self, start: int) -> Iterator[Tensor]:
+        """The row numbers of each step from a given one to the last."""
+        return (feed.rows for feed in self.feeds_from(start))
+
+
+def stage_at(stages: Mapping[int, TrainFeed], step: int) -> TrainFeed:
+    """Of steps by where they begin, the one to make after ``step`` others."""
+    return stages[max(start for start in stages if start <= step)]
 
 
 def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,79 +84,82 @@ def _keys(seed: int) -> tuple[Key, ...]:
     return random.split(random.key(seed), 5).unbind()
 
 
-def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Program:
+def build(
+    recipe: Recipe,
+    runtime: Runtime,
+    dataset: Dataset,
+    *,
+    compiled: bool,
+    traced: Sequence[str] = (),
+) -> Program:
     """Put a run together. Enter ``activate(runtime)`` first.
+
+    Args:
+        traced: names of numbers of the recipe (``recipes.Numbers``) that are to be arguments of
+            the step, so that runs which differ in them share what is compiled.
 
     Raises:
         UserError: the recipe does not fit the data set.
     """
-    device = torch.device(runtime.device)
-    state_key, order_key, _, flip_key, sample_key = _keys(runtime.seed)
+    return build_all([recipe], [runtime.seed], runtime, dataset, compiled=compiled, traced=traced)[
+        0
+    ]
+
+
+def build_all(
+    variants: Sequence[Recipe],
+    seeds: Sequence[int],
+    runtime: Runtime,
+    dataset: Dataset,
+    *,
+    compiled: bool,
+    traced: Sequence[str] = (),
+) -> list[Program]:
+    """The programs of runs that share their functions: a recipe and a seed each.
+
+    Args:
+        variants: recipes that are the same but for the numbers in ``traced``.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    recipe, device, policy = variants[0], torch.device(runtime.device), runtime.policy
     train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
     test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
-    train_rows, valid_rows = (
-        rows.to(device) for rows in split_rows(recipe, runtime.seed, dataset.train_labels)
-    )
-    size, batch_size = len(train_rows), recipe.batch_size
-    if batch_size > size:
-        raise UserError(
-            f"batch_size is {batch_size}, but {dataset.name} has {size} training images"
-        )
-    if recipe.valid_fraction and not len(valid_rows):
-        raise UserError(
-            f"valid_fraction is {recipe.valid_fraction}, which is no image of the "
-            f"{size} in {dataset.name}; give a larger one"
-        )
-    steps_per_epoch = size // batch_size if recipe.drop_last else -(-size // batch_size)
+    size, held_out = map(len, split_rows(recipe, seeds[0], dataset.train_labels))
+    steps_per_epoch = _steps_per_epoch(recipe, size, held_out, dataset)
     total_steps = steps_per_epoch * recipe.epochs
-
     model = recipes.make_model(recipe, len(dataset.classes))
-    optimizer = recipes.make_optimizer(recipe, total_steps)
     average = recipes.make_average(recipe, total_steps)
     preprocess = recipes.make_preprocess(recipe)
-    policy = runtime.policy
 
-    def init() -> Running:
-        # Drawn on the CPU, so that a run starts from the same bits on every device.
-        sample = None
-        if model.adapt is not keep:
-            rows = random.permutation(sample_key, train_rows.cpu())[:SAMPLE]
-            sample = preprocess(dataset.train_images[rows])
-        state = init_train_state(
-            model,
-            optimizer,
-            key=state_key,
-            policy=policy,
-            average=average,
-            sample=sample,
-        )
-        return on_device(start_running(state), device)
+    def optimizer(values: Mapping[str, Tensor]) -> Optimizer:
+        return recipes.make_optimizer(recipe, total_steps, recipes.make_numbers(recipe, values))
 
-    def rows_from(start: int) -> Iterator[Tensor]:
-        first, done = divmod(start, steps_per_epoch)
-        for epoch in range(first, recipe.epochs):
-            order = random.permutation(random.fold_in(order_key.to(device), epoch), train_rows)
-            batches = order[: steps_per_epoch * batch_size].split(batch_size)
-            yield from batches[done if epoch == first else 0 :]
+    def make_stages(*, mapped: bool) -> dict[int, TrainFeed]:
+        return {
+            start: make_stage(stage.size, mapped=mapped)
+            for start, stage in recipes.make_stages(recipe, total_steps)
+        }
 
-    mirrored = random.bernoulli(flip_key, 0.5, (len(train.labels),)).to(device)
+    def make_stage(size: int, *, mapped: bool) -> TrainFeed:
+        def step_with(values: Mapping[str, Tensor]) -> TrainStep:
+            return make_train_step(
+                model,
+                optimizer(values),
+                loss=recipes.make_loss(recipe, recipes.make_numbers(recipe, values)),
+                augment=recipes.make_augment(recipe),
+                preprocess=recipes.make_preprocess(recipe, size),
+                policy=policy,
+                reduction=recipes.make_reduction(recipe),
+                average=average,
+            )
 
-    def make_step(size: int) -> TrainRows:
-        step = make_train_step(
-            model,
-            optimizer,
-            loss=recipes.make_loss(recipe),
-            augment=recipes.make_augment(recipe),
-            preprocess=recipes.make_preprocess(recipe, size),
-            policy=policy,
-            reduction=recipes.make_reduction(recipe),
-            average=average,
-        )
-        if recipe.alternating_flip:
-            fed = on_alternating_indices(step, train, mirrored, steps_per_epoch)
-        else:
-            fed = on_indices(step, train)
-        return compile_step(accumulate(fed)) if compiled else accumulate(fed)
+        # Made once where nothing of it is an argument: there is then less to trace.
+        plain = step_with({})
+        fed = on_feed(step_with if traced else lambda values: plain, train)
+        step = replicas.map_replicas(accumulate(fed)) if mapped else accumulate(fed)
+        return compile_step(step) if compiled else step
 
     def make_eval(views: Views, *, compiled: bool) -> EvalStep:
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
@@ -158,25 +167,77 @@ def build(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool)
 
     # Compiling takes longer than evaluating once, and far less than after each epoch, or than
     # evaluating several views.
-    eval_step = make_eval(tta.NONE, compiled=compiled and len(valid_rows) > 0)
+    eval_step = make_eval(tta.NONE, compiled=compiled and held_out > 0)
     views_step = make_eval(recipes.make_views(recipe), compiled=compiled)
-    wanted = {eval_step: len(valid_rows) > 0, views_step: recipe.tta != "none"}
-    return Program(
-        model=model,
-        init=init,
-        stages={
-            start: make_step(stage.size)
-            for start, stage in recipes.make_stages(recipe, total_steps)
-        },
-        eval_step=eval_step,
-        eval_views_step=views_step,
-        compiled_evals=tuple(step for step in wanted if compiled and wanted[step]),
-        value=lambda state: average.value(state.variables, state.average),
-        rows_from=rows_from,
-        steps_per_epoch=steps_per_epoch,
-        images_per_epoch=steps_per_epoch * batch_size if recipe.drop_last else size,
-        total_steps=total_steps,
-        train=train,
-        valid=Batch(train.images[valid_rows], train.labels[valid_rows]),
-        test=test,
-    )
+    wanted = {eval_step: held_out > 0, views_step: recipe.tta != "none"}
+    stages, mapped_stages = make_stages(mapped=False), make_stages(mapped=True)
+
+    def of_seed(own: Recipe, seed: int) -> Program:
+        state_key, order_key, _, flip_key, sample_key = _keys(seed)
+        rows, valid_rows = (
+            part.to(device) for part in split_rows(recipe, seed, dataset.train_labels)
+        )
+        mirrored = random.bernoulli(flip_key, 0.5, (len(train.labels),)).to(device)
+        values = {
+            name: torch.tensor(getattr(own, name), dtype=torch.float32, device=device)
+            for name in traced
+        }
+
+        def init() -> Running:
+            # Drawn on the CPU, so that a run starts from the same bits on every device.
+            sample = None
+            if model.adapt is not keep:
+                chosen = random.permutation(sample_key, rows.cpu())[:SAMPLE]
+                sample = preprocess(dataset.train_images[chosen])
+            state = init_train_state(
+                model,
+                optimizer(values),
+                key=state_key,
+                policy=policy,
+                average=average,
+                sample=sample,
+            )
+            return on_device(start_running(state), device)
+
+        def feeds_from(start: int) -> Iterator[Feed]:
+            first, done = divmod(start, steps_per_epoch)
+            for epoch in range(first, recipe.epochs):
+                order = random.permutation(random.fold_in(order_key.to(device), epoch), rows)
+                batches = order[: steps_per_epoch * recipe.batch_size].split(recipe.batch_size)
+                for batch in batches[done if epoch == first else 0 :]:
+                    flips = alternate(mirrored, batch, epoch) if recipe.alternating_flip else ()
+                    yield Feed(batch, flips, values)
+
+        return Program(
+            model=model,
+            init=init,
+            stages=stages,
+            mapped_stages=mapped_stages,
+            eval_step=eval_step,
+            eval_views_step=views_step,
+            compiled_evals=tuple(step for step in wanted if compiled and wanted[step]),
+            value=lambda state: average.value(state.variables, state.average),
+            feeds_from=feeds_from,
+            steps_per_epoch=steps_per_epoch,
+            images_per_epoch=steps_per_epoch * recipe.batch_size if recipe.drop_last else size,
+            total_steps=total_steps,
+            train=train,
+            valid=Batch(train.images[valid_rows], train.labels[valid_rows]),
+            test=test,
+        )
+
+    return [of_seed(own, seed) for own, seed in zip(variants, seeds, strict=True)]
+
+
+def _steps_per_epoch(recipe: Recipe, size: int, held_out: int, dataset: Dataset) -> int:
+    """Of ``size`` images to train on. Raises a UserError if the recipe does not fit them."""
+    if recipe.batch_size > size:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}, but {dataset.name} has {size} training images"
+        )
+    if recipe.valid_fraction and not held_out:
+        raise UserError(
+            f"valid_fraction is {recipe.valid_fraction}, which is no image of the "
+            f"{size} in {dataset.name}; give a larger one"
+        )
+    return size // recipe.batch_size if recipe.drop_last else -(-size // recipe.batch_size)

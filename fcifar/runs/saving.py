@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,8 +88,12 @@ def _place_of(metadata: Mapping[str, str], path: Path) -> tuple[Clock, Mark]:
         raise DamagedError(f"{path} is not a checkpoint of a run: {error!r}") from error
 
 
-def restore_running(run: Path, like: Running, seal: str) -> tuple[Place, list[str]]:
+def restore_running(
+    run: Path, like: Running, seal: str, steps: Container[int] | None = None
+) -> tuple[Place, list[str]]:
     """The latest state that is whole, with the metrics log cut back to it.
+
+    With ``steps``, the latest of those alone; checkpoints after it are removed.
 
     A checkpoint that is damaged, or that the log does not lead to, is set aside under another
     name, and the one before it is taken; without any, it is the beginning, ``like``. The second
@@ -100,6 +104,9 @@ def restore_running(run: Path, like: Running, seal: str) -> tuple[Place, list[st
     """
     notes: list[str] = []
     for step, path in list_checkpoints(run).items():
+        if steps is not None and step not in steps:
+            path.unlink()
+            continue
         try:
             place = load_running(path, like)
             log.rewind(run, seal, place.mark)

@@ -32,6 +32,8 @@ class Session(NamedTuple):
     runtime: Runtime
     dataset: Dataset
     compiled: bool
+    traced: tuple[str, ...]  # numbers of the recipe that are arguments of the step
+    mapped: int  # how many runs one step is mapped over; 0 for one run by itself
     safeguards: Safeguards
     observe: Observe
     multipliers: Tensor  # of the digests
