@@ -8,6 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fcifar import intervals
@@ -21,7 +22,9 @@ class Ensemble(NamedTuple):
     ensemble's prediction means nothing.
     """
 
+    votes: Tensor  # int64 [N, C], how many of the networks predict each class
     error_rate: Tensor  # float64 [N] in [0, 1], the share of the networks that are wrong
+    mean_loss: Tensor  # float64 [N], softmax cross-entropy in nats, the mean over the networks
     disagreement: Tensor  # float64 [N] in [0, 1], see disagreement(); NaN for one network
     entropy: Tensor  # float64 [N] in [0, ln C], of the mean of the probabilities
     mean_entropy: Tensor  # float64 [N], the mean of the networks' entropies
@@ -47,17 +50,21 @@ def examine(logits: Tensor, labels: Tensor) -> Ensemble:
     """
     _check(logits, labels)
     networks, examples, classes = logits.shape
-    predictions = logits.argmax(-1)
+    labels = labels.long()
     mean = torch.zeros(examples, classes, dtype=torch.float64, device=logits.device)
-    entropies = torch.zeros(examples, dtype=torch.float64, device=logits.device)
+    votes, entropies, losses = mean.long(), mean[:, 0].clone(), mean[:, 0].clone()
     for each in logits:  # one at a time, for R of them in float64 may be large
+        votes += F.one_hot(each.argmax(-1), classes)
         probabilities = each.double().softmax(-1)
         mean += probabilities / networks
         entropies += _entropy(probabilities) / networks
+        losses += F.cross_entropy(each.double(), labels, reduction="none") / networks
     entropy, prediction = _entropy(mean), mean.argmax(-1)
     return Ensemble(
-        error_rate=(predictions != labels).double().mean(0),
-        disagreement=disagreement(predictions, classes),
+        votes=votes,
+        error_rate=(networks - votes.gather(1, labels[:, None])[:, 0]).double() / networks,
+        mean_loss=losses,
+        disagreement=disagreement(votes),
         entropy=entropy,
         mean_entropy=entropies,
         mutual_information=(entropy - entropies).clamp(min=0),
@@ -66,21 +73,35 @@ def examine(logits: Tensor, labels: Tensor) -> Ensemble:
     )
 
 
-def disagreement(predictions: Tensor, num_classes: int) -> Tensor:
+def disagreement(votes: Tensor) -> Tensor:
     """The share of the pairs of networks that predict different classes, for each example.
 
     Args:
-        predictions: int64 [R, N], each in [0, num_classes).
-        num_classes: C.
+        votes: int64 [N, C], how many networks predict each class; each row adds up to R.
 
     Returns:
         float64 [N] in [0, 1]; NaN where R is 1. Of two networks it is 0 or 1.
     """
-    networks = len(predictions)
-    votes = predictions.new_zeros(num_classes, predictions.shape[1])
-    votes.scatter_add_(0, predictions, torch.ones_like(predictions))
-    alike = (votes * (votes - 1)).sum(0).double()
-    return 1 - alike / (networks * (networks - 1))
+    networks = votes.sum(-1)
+    pairs = networks * (networks - 1)
+    alike = (votes * (votes - 1)).sum(-1)
+    return (pairs - alike).double() / pairs
+
+
+def ranked(*keys: Tensor) -> Tensor:
+    """Row numbers by the first key, the largest first; equal ones by the next, and so on.
+
+    Args:
+        keys: one or more [N], floating. NaN is below everything else.
+
+    Returns:
+        int64 [N]. Rows that are equal in all keys are in their order.
+    """
+    order = torch.arange(len(keys[0]), device=keys[0].device)
+    for key in reversed(keys):
+        below = torch.where(key.isnan(), -torch.inf, key)
+        order = order[below[order].sort(descending=True, stable=True).indices]
+    return order
 
 
 def summarize_replicas(logits: Tensor, labels: Tensor) -> dict[str, Any]:

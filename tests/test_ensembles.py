@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fcifar import intervals, random
-from fcifar.ensembles import disagreement, examine, summarize_replicas
+from fcifar.ensembles import disagreement, examine, ranked, summarize_replicas
 from fcifar.variance import split_variance
 
 R, N, C = 5, 40, 4
@@ -29,10 +29,12 @@ def test_each_example_is_what_a_loop_says() -> None:
         mean = [sum(column) / R for column in zip(*probabilities, strict=True)]
         entropies = [-sum(x * math.log(x) for x in p) for p in (*probabilities, mean)]
         pairs = list(itertools.combinations(votes, 2))
-        row = {name: values[i].item() for name, values in together._asdict().items()}
+        row = {name: values[i].tolist() for name, values in together._asdict().items()}
+        assert row.pop("votes") == [votes.count(c) for c in range(C)]
         assert row == pytest.approx(
             {
                 "error_rate": sum(vote != label for vote in votes) / R,
+                "mean_loss": sum(-math.log(p[label]) for p in probabilities) / R,
                 "disagreement": sum(a != b for a, b in pairs) / len(pairs),
                 "entropy": entropies[-1],
                 "mean_entropy": sum(entropies[:-1]) / R,
@@ -64,9 +66,15 @@ def test_extremes() -> None:
 
 
 def test_disagreement_of_two_is_all_or_nothing() -> None:
-    predictions = torch.tensor([[0, 1, 2], [0, 2, 2]])
-    assert disagreement(predictions, 3).tolist() == [0, 1, 0]
-    assert disagreement(predictions[:1], 3).isnan().all()
+    assert disagreement(torch.tensor([[2, 0, 0], [0, 1, 1]])).tolist() == [0, 1]
+    assert disagreement(torch.tensor([[1, 0, 0]])).isnan().all()
+
+
+def test_rows_are_ranked_by_one_key_after_the_other() -> None:
+    first = torch.tensor([0.5, 1.0, math.nan, 1.0, 0.5, 1.0, math.inf])
+    second = torch.tensor([1.0, 2.0, 9.0, 3.0, math.nan, 2.0, 0.0])
+    assert ranked(first, second).tolist() == [6, 3, 1, 5, 0, 4, 2]
+    assert ranked(first).tolist() == [6, 1, 3, 5, 0, 4, 2]
 
 
 def test_a_network_that_diverged_shows_and_leaves_counts_alone() -> None:
@@ -74,6 +82,7 @@ def test_a_network_that_diverged_shows_and_leaves_counts_alone() -> None:
     logits[2] = math.nan
     together = examine(logits, labels)
     assert together.entropy.isnan().all()
+    assert together.mean_loss.isnan().all()
     assert together.error_rate.isfinite().all()
     assert together.disagreement.isfinite().all()
     assert json.dumps(summarize_replicas(logits, labels), allow_nan=False)
@@ -101,7 +110,7 @@ def test_the_summary_is_that_of_its_parts() -> None:
             "std_independent": math.sqrt(variance.independent),
             "std_distribution": std,
             "ensemble_accuracy": (probabilities.argmax(-1) == labels).double().mean().item(),
-            "mean_disagreement": disagreement(logits.argmax(-1), C).mean().item(),
+            "mean_disagreement": examine(logits, labels).disagreement.mean().item(),
         }
     )
 

@@ -6,12 +6,18 @@ from typing import Annotated, Any
 import typer
 
 from fcifar.cli import options, output
+from fcifar.cli import per_example as shown
 from fcifar.cli import trained as trained_report
 
 
 def evaluate(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run directory, or a final.safetensors.")
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="A run directory, or a final.safetensors. With several, the first is measured in "
+            "full, and all of them together.",
+        ),
     ],
     dataset: Annotated[
         str | None,
@@ -28,6 +34,15 @@ def evaluate(
             help="Measure again with several views of each image.",
         ),
     ] = "none",
+    per_example: Annotated[
+        Path | None,
+        typer.Option(
+            "--per-example",
+            metavar="FILE",
+            dir_okay=False,
+            help="A row of scores for each image: .csv, .npz or .parquet.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder for report.json and pictures.")
     ] = None,
@@ -40,16 +55,25 @@ def evaluate(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
-    """Measure a trained network: loss, accuracy with its interval, and accuracy by class."""
+    """Measure a trained network: loss, accuracy with its interval, and accuracy by class.
+
+    With --per-example also loss, probability, margin, gradient norm and error
+    norm of each image (without --tta); of several networks, how they disagree.
+    """
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.report import evaluation
-    from fcifar.runs import trained
+    from fcifar.report import examples as drawing
+    from fcifar.runs import per_example as scoring
+    from fcifar.runs import tables, trained
     from fcifar.runs.jsonfiles import write as write_json
     from fcifar.runs.runtime import make_runtime
 
     trained.find_views(tta)
-    network = trained.load(run)
+    if per_example is not None:
+        tables.check(per_example)
+    networks = [trained.load(run) for run in runs]
+    network = networks[0]
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
@@ -58,23 +82,33 @@ def evaluate(
         deterministic=deterministic,
     )
     data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
+    scoring.check_networks(networks, data, split)
     pictured = trained.images_of(network, data, split)
     with progress.doing("evaluating", quiet=quiet):
         figures, examples = trained.evaluate(network, runtime, data, split)
         views = trained.evaluate_views(network, runtime, data, split, tta)
+        logits = scoring.stack_logits(examples, networks[1:], runtime, pictured)
     result: dict[str, Any] = {
-        "run": str(run),
+        "run": str(runs[0]),
         "recipe": network.recipe.name,
         "dataset": data.name,
         "split": split,
         **figures,
         **views,
+        **scoring.of_networks(runs, logits, pictured.labels),
     }
+    examined = None
+    if per_example is not None:
+        with progress.doing("scoring each image", quiet=quiet):
+            examined = scoring.examine(network, runtime, data, split, logits)
+            result["per_example"] = scoring.write(per_example, examined, data.classes)
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"
         with progress.doing("drawing the pictures", quiet=quiet):
             evaluation.draw(out, pictured, examples, data.classes, title=title)
+            if examined is not None:
+                drawing.draw(out, pictured.images, examined, data.classes, title=title)
     if json:
         output.document(result)
         return 0
@@ -84,7 +118,7 @@ def evaluate(
     output.facts(
         [
             (
-                "accuracy",
+                "accuracy" if len(runs) == 1 else "first accuracy",
                 f"{output.percent(result['accuracy'], 2)} of {result['n']:,} {split} images "
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
             ),
@@ -93,6 +127,9 @@ def evaluate(
             ("calibration", output.calibration(result)),
             ("mistakes", output.confusions(result) or "none"),
             ("digest", result["params_digest"]),
+            *shown.of_networks(result),
         ]
     )
+    if examined is not None:
+        shown.hardest(examined, data.classes, result["per_example"])
     return 0

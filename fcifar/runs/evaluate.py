@@ -1,8 +1,8 @@
 """Evaluation: every example exactly once, and what follows from it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from fcifar.metrics import wilson_interval
 from fcifar.models import Variables
 from fcifar.running import on_indices
 from fcifar.runs import checkpoint
-from fcifar.step import Batch, EvalStep, Examples
+from fcifar.step import Batch, Examples
 
+T = TypeVar("T")
 BATCH_SIZE = 500  # always the same, for results depend on it in the last bits
 
 
@@ -49,9 +50,16 @@ def read_predictions(path: Path) -> tuple[Examples, Tensor]:
 
 @torch.no_grad()
 def evaluate(
-    eval_step: EvalStep, variables: Variables, data: Batch, *, batch_size: int = BATCH_SIZE
-) -> Examples:
-    """Loss, correctness and logits of every example of ``data``, in its order, on the CPU."""
+    eval_step: Callable[[Variables, Batch], T],
+    variables: Variables,
+    data: Batch,
+    *,
+    batch_size: int = BATCH_SIZE,
+) -> T:
+    """What a step makes of every example of ``data``, in its order, on the CPU.
+
+    Loss, correctness and logits for ``make_eval_step``; scores for ``make_score_step``.
+    """
     size = len(data.labels)
     step = on_indices(eval_step, data)
     parts = []
