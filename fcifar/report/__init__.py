@@ -6,6 +6,7 @@ from fcifar.report.pictures import labelled_grid, preview
 from fcifar.report.plots import learning_curve, per_class_bars
 from fcifar.report.predictions import predictions_grid, training_grid
 from fcifar.report.reliability import reliability_picture
+from fcifar.report.scores import score_histograms
 
 __all__ = [
     "channels_picture",
@@ -16,5 +17,6 @@ __all__ = [
     "predictions_grid",
     "preview",
     "reliability_picture",
+    "score_histograms",
     "training_grid",
 ]
