@@ -58,16 +58,17 @@ def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
                 case Advanced():
                     bar.update(
                         task,
-                        description=f"epoch {event.epoch}/{event.epochs}",
+                        description=f"{event.name} epoch {event.epoch}/{event.epochs}".strip(),
                         completed=event.step,
                         total=event.total_steps,
                         **_running(event),
                     )
                 case Noted(text):
                     output.note(text)
-                case Logged(record) if not quiet:
+                case Logged(record, name) if not quiet:
                     output.note(
-                        f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "
+                        (f"{name}  " if name else "")
+                        + f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "
                         f"{_split(record):10}  loss {record['loss']:.3f}  "
                         f"accuracy {output.percent(record['accuracy'])}"
                     )

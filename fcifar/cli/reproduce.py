@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcifar.cli import options, output
+from fcifar.errors import UserError
 
 if TYPE_CHECKING:
     from fcifar.runs.reproduce import Original
@@ -44,19 +45,27 @@ def reproduce(
     """
     import logging
 
-    from fcifar.cli import progress
+    from fcifar.cli import groups, progress
     from fcifar.cli.data import open_dataset
-    from fcifar.runs import directory, reproduce
+    from fcifar.runs import directory, group, reproduce
     from fcifar.runs.interrupt import catching_signals
 
     if out is not None:
         directory.check_free(out)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    if group.is_group(run):
+        if until is not None or device is not None:
+            raise UserError(
+                "--until and --device are of a single run; leave them out, or reproduce "
+                f"{group.finished(run)[0]} with them"
+            )
+        data = open_dataset(group.read(run).dataset_name, data_dir, quiet=quiet)
+        return groups.reproduce(run, data, out=out, json=json, quiet=quiet)
     original = reproduce.read(run, device=device)
     reproduce.last_step(original, until)
     data = open_dataset(original.settings.dataset_name, data_dir, quiet=quiet)
     if not quiet:
         _announce(original)
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:
         result = reproduce.reproduce(
             original, data, until=until, out=out, observe=observe, stop=stop
@@ -77,9 +86,9 @@ def verify(
     debug: options.Debug = False,
 ) -> int:
     """Check that every file of a run is as it was written, in a moment and without training."""
-    from fcifar.runs import integrity
+    from fcifar.runs import group, group_checks, integrity
 
-    problems = integrity.check(run)
+    problems = (group_checks if group.is_group(run) else integrity).check(run)
     if json:
         output.document({"run": str(run), "intact": not problems, "problems": problems})
     elif problems:

@@ -9,9 +9,11 @@ import typer
 
 from fcifar.cli import options, output, trained
 from fcifar.cli.overrides import given, refuse_changes, with_changes
+from fcifar.errors import UserError
 
 _RECIPE = "Instead of what the recipe says"
 _SAFETY = "How to keep the run safe"
+_MANY = "Many at once"
 
 
 def _override(name: str, help: str) -> Any:
@@ -122,6 +124,36 @@ def train(
             rich_help_panel=_RECIPE,
         ),
     ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--replicas",
+            metavar="N",
+            help="Train N seeds, from --seed on, and sum up.",
+            show_default=False,
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            metavar="NAME=V1,V2,...",
+            help="Train with each value, such as lr=0.01,0.1; several make a grid.",
+            show_default=False,
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
+    replica_method: Annotated[
+        str | None,
+        typer.Option(
+            "--replica-method",
+            metavar="auto|loop|vmap",
+            help="One run after another, or all as one more axis of each tensor.",
+            show_default="auto",
+            rich_help_panel=_MANY,
+        ),
+    ] = None,
     checkpoint_every: Annotated[
         str | None,
         typer.Option(
@@ -163,15 +195,16 @@ def train(
     """Train a recipe on a data set, evaluate it, and leave a run directory behind.
 
     [dim]fcifar train --dataset shapes10 --compile
-    fcifar train blitz --epochs 4 --seed 1 --device cuda --compile[/]
+    fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
+    fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     import logging
 
     from fcifar import recipes
-    from fcifar.cli import progress
+    from fcifar.cli import groups, progress
     from fcifar.cli.data import open_dataset
     from fcifar.report import run as drawing
-    from fcifar.runs import directory, loop, manifest
+    from fcifar.runs import directory, group, loop, manifest
     from fcifar.runs.interrupt import catching_signals
     from fcifar.runs.runtime import make_runtime
     from fcifar.runs.safeguards import Safeguards
@@ -210,18 +243,29 @@ def train(
         keep_checkpoints=keep_checkpoints,
         allow_nonfinite=allow_nonfinite,
     )
+    is_group = replicas is not None or bool(sweep)
+    if replica_method is not None and not is_group and resume is None:
+        raise UserError("--replica-method is of --replicas and --sweep; give one of them too")
+    # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if resume is not None:
         refuse_changes(
             overrides
             | options_of_model
             | where
             | given(recipe=recipe, dataset=dataset, out=out)
-            | given(compile=compile, set=changes)
+            | given(compile=compile, set=changes or None, sweep=sweep or None)
+            | given(replicas=replicas, replica_method=replica_method)
         )
         run = resume
+        if group.is_group(run):
+            asked = group.read(run)
+            asked = asked._replace(safeguards=dataclasses.replace(asked.safeguards, **care))
+            data = open_dataset(asked.dataset_name, data_dir, quiet=quiet)
+            return groups.train(run, asked, data, resume=True, json=json, quiet=quiet)
         began = manifest.read_settings(run)
         the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
-        safeguards = dataclasses.replace(began.safeguards, **care)
+        safeguards, traced = dataclasses.replace(began.safeguards, **care), began.traced
         data = open_dataset(began.dataset_name, data_dir, quiet=quiet)
         manifest.check_same_data(run, began, data)
     else:
@@ -231,13 +275,24 @@ def train(
         the_recipe = with_changes(the_recipe, changes or [])
         runtime = make_runtime(**where, preferred=the_recipe.precision)
         compiled = the_recipe.compile if compile is None else compile
-        safeguards = Safeguards(**care)
+        safeguards, traced = Safeguards(**care), ()
         run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
         directory.check_free(run)
         data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
+        if is_group:
+            asked = groups.plan(
+                the_recipe,
+                runtime,
+                data,
+                compiled=compiled,
+                safeguards=safeguards,
+                replicas=replicas,
+                sweep=sweep or [],
+                method=replica_method or "auto",
+            )
+            run = out or groups.new_path(the_recipe.name, data.name, len(asked.members))
+            return groups.train(run, asked, data, resume=False, json=json, quiet=quiet)
 
-    # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:
         result = loop.train(
             run,
@@ -245,6 +300,7 @@ def train(
             runtime,
             data,
             compiled=compiled,
+            traced=traced,
             resume=resume is not None,
             safeguards=safeguards,
             observe=observe,

@@ -20,12 +20,14 @@ class Advanced(NamedTuple):
     loss: float  # mean since the last log point; NaN right after one
     accuracy: float  # the same
     images_per_second: float
+    name: str = ""  # of the run, where there are several
 
 
 class Logged(NamedTuple):
     """A record was added to the metrics log."""
 
     record: dict[str, Any]
+    name: str = ""  # of the run, where there are several
 
 
 class Noted(NamedTuple):

@@ -1,7 +1,7 @@
 """The training loop: a thin shell around the step."""
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ def train(
     dataset: Dataset,
     *,
     compiled: bool = False,
+    traced: Sequence[str] = (),
     resume: bool = False,
     safeguards: Safeguards = Safeguards(),  # noqa: B008
     observe: Observe = ignore,
@@ -51,6 +52,7 @@ def train(
         run: the run directory, new or (with ``resume``) one that was interrupted. Of one that had
             come to its end, nothing but the report is returned.
         compiled: whether the step goes through ``torch.compile``.
+        traced: as ``program.build`` takes it; it changes results by rounding.
         safeguards: when to save, and what to stop at.
         observe: is told what happens.
         stop: asked before each step; a signal number ends the run after a checkpoint.
@@ -67,8 +69,16 @@ def train(
     if compiled:
         environment.check_compiler(runtime.device)
     with activate(runtime):
-        program = build(recipe, runtime, dataset, compiled=compiled)
-        settings = Settings(recipe, runtime, compiled, dataset.name, dataset.digest, safeguards)
+        program = build(recipe, runtime, dataset, compiled=compiled, traced=traced)
+        settings = Settings(
+            recipe=recipe,
+            runtime=runtime,
+            compiled=compiled,
+            dataset_name=dataset.name,
+            dataset_digest=dataset.digest,
+            safeguards=safeguards,
+            traced=tuple(traced),
+        )
         sitting, place = open_sitting(run, program, settings, dataset, observe)
         if not resume:
             directory.check_free(run)

@@ -47,8 +47,14 @@ class Original(NamedTuple):
             for change in self.changes
             if change.matters
         ]
-        fast = "the run was made with --fast, which promises no bits"
-        return changed + ([] if self.settings.runtime.deterministic else [fast])
+        if not self.settings.runtime.deterministic:
+            changed.append("the run was made with --fast, which promises no bits")
+        if self.settings.mapped:
+            changed.append(
+                f"it was one of {self.settings.mapped} that were trained at once, which agrees "
+                "with one alone to rounding; reproduce the group instead"
+            )
+        return changed
 
 
 def read(run: Path, *, device: str | None = None) -> Original:
@@ -178,6 +184,7 @@ def reproduce(
             settings.runtime,
             dataset,
             compiled=settings.compiled,
+            traced=settings.traced,
             safeguards=Safeguards(checkpoint_every="1h", keep_checkpoints=1, allow_nonfinite=True),
             observe=watch,
             stop=ask,
