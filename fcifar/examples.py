@@ -19,7 +19,7 @@ from fcifar.models import Model, Params, Variables
 from fcifar.precision import Policy
 from fcifar.step import Batch, Examples, Preprocess, make_eval_step, normalize
 
-GRADIENTS = 2**23  # numbers in the gradients that are held at a time: 32 MiB of float32
+GRADIENTS = 2**23  # numbers: 32 MiB of float32, and on a CPU as quick as any more
 
 
 class Scores(NamedTuple):
@@ -48,14 +48,17 @@ def make_score_step(
     loss: Loss = cross_entropy,
     preprocess: Preprocess = normalize(),  # noqa: B008
     policy: Policy = precision.FP32,
+    gradients: int = GRADIENTS,
 ) -> ScoreStep:
     """``score_step(variables, batch) -> Scores``, in evaluation: no dropout, running statistics.
 
-    Loss, correctness and logits are those of ``make_eval_step``, bit for bit. Gradients are taken
-    example by example under ``torch.func.vmap``, as many at a time as have ``GRADIENTS`` numbers
-    together (but at least one), so that memory does not grow with the batch.
+    Loss and correctness are those of ``make_eval_step``, bit for bit, and the arguments too, but
+    for one.
 
-    The arguments are those of ``make_eval_step``.
+    Args:
+        gradients: how many numbers the gradients that are held at a time have together, at least
+            those of one example. They are taken example by example under ``torch.func.vmap``, in
+            chunks, so that memory does not grow with the batch.
     """
     eval_step = make_eval_step(model, loss=loss, preprocess=preprocess, policy=policy)
 
@@ -74,7 +77,7 @@ def make_score_step(
     def score_step(variables: Variables, batch: Batch) -> Scores:
         examples = eval_step(variables, batch)
         size = sum(leaf.numel() for leaf in tree.leaves(variables.params))
-        norms = vmap(gradient_norm, in_dims=(None, 0, 0), chunk_size=max(1, GRADIENTS // size))(
+        norms = vmap(gradient_norm, in_dims=(None, 0, 0), chunk_size=max(1, gradients // size))(
             variables, batch.images, batch.labels
         )
         return vmap(_score)(examples, norms, batch.labels)

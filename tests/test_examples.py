@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcifar import examples, models, random, tree
+from fcifar import models, random, tree
 from fcifar.examples import Scores, make_score_step
 from fcifar.models import Model, Variables
 from fcifar.precision import BF16, FP64
@@ -67,25 +67,33 @@ def test_scores_equal_a_loop_over_examples(name: str, make_batch) -> None:
 
 
 @pytest.mark.parametrize("at_a_time", [0, 1, 3, 8])
-def test_gradients_are_the_same_however_many_are_held(
-    at_a_time: int, make_batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gradients_are_the_same_however_many_are_held(at_a_time: int, make_batch) -> None:
     model, batch = make_model("lenet"), make_batch(8)
     variables = variables_of(model)
     expected = make_score_step(model, policy=FP64)(variables, batch)
     size = sum(value.numel() for value in variables.params.values())
-    monkeypatch.setattr(examples, "GRADIENTS", at_a_time * size + 1)
     calls = []
 
     def apply(variables: Variables, images: Tensor, *, train: bool) -> object:
         calls.append(train)
         return model.apply(variables, images, train=train)
 
-    watched = make_score_step(model._replace(apply=apply), policy=FP64)
-    torch.testing.assert_close(watched(variables, batch), expected)
-    assert calls == [False] * (1 + math.ceil(8 / max(1, at_a_time))), (
-        "once for the logits, and in chunks"
+    watched = make_score_step(
+        model._replace(apply=apply), policy=FP64, gradients=at_a_time * size + 1
     )
+    torch.testing.assert_close(watched(variables, batch), expected)
+    chunks = math.ceil(8 / max(1, at_a_time))
+    assert calls == [False] * (1 + chunks), "once for the logits, and for each chunk"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", models.MODELS)
+def test_scores_on_a_gpu_are_near(name: str, make_batch) -> None:
+    model, batch = make_model(name), make_batch(8)
+    variables, step = variables_of(model), make_score_step(model, policy=FP64)
+    there = tree.map(lambda v: v.cuda(), (variables, batch))
+    found = tree.map(lambda v: v.cpu(), step(*there))
+    torch.testing.assert_close(found, step(variables, batch), rtol=1e-6, atol=1e-9)
 
 
 def test_loss_and_correctness_are_those_of_an_evaluation(make_batch) -> None:

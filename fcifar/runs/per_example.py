@@ -12,7 +12,7 @@ from fcifar import ensembles, recipes
 from fcifar.data import Dataset
 from fcifar.ensembles import Ensemble
 from fcifar.errors import UserError
-from fcifar.examples import Scores, make_score_step
+from fcifar.examples import GRADIENTS, Scores, make_score_step
 from fcifar.runs import checkpoint, tables, trained
 from fcifar.runs import evaluate as evaluation
 from fcifar.runs.program import split_rows
@@ -95,6 +95,7 @@ def score(network: Trained, runtime: Runtime, data: Batch) -> Scores:
             network.model,
             preprocess=recipes.make_preprocess(network.recipe),
             policy=runtime.policy,
+            gradients=GRADIENTS if runtime.device == "cpu" else 32 * GRADIENTS,  # 1 GiB of float32
         )
         there = checkpoint.on_device((network.variables, data), runtime.device)
         return evaluation.evaluate(step, *there)
