@@ -42,9 +42,10 @@ def compare(
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.runs import compare as comparing
-    from fcifar.runs import trained
+    from fcifar.runs import group, trained
     from fcifar.runs.runtime import make_runtime
 
+    runs = group.expand(runs)
     networks = [trained.load(run) for run in runs]
     comparing.check(runs, networks)
     runtime = make_runtime(

@@ -15,8 +15,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="A run directory, or a final.safetensors. With several, the first is measured in "
-            "full, and all of them together.",
+            help="A run directory, a group of runs, or a final.safetensors. With several, the "
+            "first is measured in full, and all of them together.",
         ),
     ],
     dataset: Annotated[
@@ -64,14 +64,15 @@ def evaluate(
     from fcifar.cli.data import open_dataset
     from fcifar.report import evaluation
     from fcifar.report import examples as drawing
+    from fcifar.runs import group, tables, trained
     from fcifar.runs import per_example as scoring
-    from fcifar.runs import tables, trained
     from fcifar.runs.jsonfiles import write as write_json
     from fcifar.runs.runtime import make_runtime
 
     trained.find_views(tta)
     if per_example is not None:
         tables.check(per_example)
+    runs = group.expand(runs)
     networks = [trained.load(run) for run in runs]
     network = networks[0]
     runtime = make_runtime(

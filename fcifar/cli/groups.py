@@ -67,7 +67,7 @@ def _axis(recipe: "Recipe", text: str) -> tuple[str, list[tuple[Any, "Recipe"]]]
         raise UserError(f"--sweep {shown(text)} has a value twice; give each once")
     field = _ALIASES.get(name, name)
     return _SHORT.get(field, field), [
-        (_plain(value), with_changes(recipe, [f"{field}={value}"])) for value in each
+        (_plain(value), with_changes(recipe, [f"{field}={value}"], "--sweep")) for value in each
     ]
 
 

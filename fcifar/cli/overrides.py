@@ -13,11 +13,11 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def with_changes(recipe: Any, changes: Sequence[str]) -> Any:
+def with_changes(recipe: Any, changes: Sequence[str], option: str = "--set") -> Any:
     """The recipe with each NAME=VALUE: a field of it, or an option of its network.
 
     A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another network
-    comes without the options of the one before.
+    comes without the options of the one before. ``option`` is what a message calls them.
 
     Raises:
         UserError: a text of another form, or what the recipe does not accept.
@@ -30,7 +30,7 @@ def with_changes(recipe: Any, changes: Sequence[str]) -> Any:
         name, equals, value = text.partition("=")
         network = values["model"]
         if not equals:
-            raise UserError(f"--set is {shown(text)}; it must be NAME=VALUE")
+            raise UserError(f"{option} is {shown(text)}; it must be NAME=VALUE")
         if name == "model" and value != network:
             values |= {"model": value, "model_options": {}}
         elif name in _TEXTS:
@@ -41,7 +41,7 @@ def with_changes(recipe: Any, changes: Sequence[str]) -> Any:
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
             raise UserError(
-                f"--set {shown(name)}: no value of a recipe is called so, and no option of the "
+                f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
                 f"network {shown(network)}; fcifar recipes show {recipe.name} lists the values"
             )
     return from_dict(values) if changes else recipe
