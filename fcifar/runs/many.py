@@ -3,27 +3,25 @@
 import contextlib
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcifar import replicas, tree
+from fcifar import replicas
 from fcifar.data import Dataset
 from fcifar.errors import UserError
-from fcifar.running import Feed, Running
-from fcifar.runs import directory, environment, group, loop, saving
+from fcifar.runs import directory, environment, group, lockstep, loop, saving
 from fcifar.runs.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
 from fcifar.runs.finishing import finish
 from fcifar.runs.group import Group, Member, Part
 from fcifar.runs.lock import locked
 from fcifar.runs.manifest import Settings
-from fcifar.runs.program import Program, build_all, stage_at
+from fcifar.runs.program import Program, build_all
 from fcifar.runs.runtime import activate
 from fcifar.runs.saving import Place
 from fcifar.runs.session import NonFiniteError, Session
-from fcifar.runs.stepping import Ended, Hold, Steps, Stop, hold_alone, steps
+from fcifar.runs.stepping import Ended, Stop, hold_alone, steps
 from fcifar.runs.summary import sum_up
 
 
@@ -178,13 +176,14 @@ def _at_once(
             if not seat.is_new:
                 seats[i] = seat._replace(place=loop.restore(seat.sitting, seat.place, shared))
         rows = [seats.get(i, seats[live[0]]).place.running for i in range(count)]
-        stacked, seconds = _warm_up(programs[live[0]], replicas.stack(rows), common.asked)
+        stacked = replicas.stack(rows)
+        seconds = lockstep.warm_up(programs[live[0]], stacked, compiled=common.asked.compiled)
         clock = seats[live[0]].place.clock
         warm = clock._replace(compile=clock.compile + seconds)
         seats[live[0]] = seats[live[0]]._replace(place=seats[live[0]].place._replace(clock=warm))
         began = {i: _begin(common, seat) for i, seat in seats.items()}
         sittings = {i: seat.sitting for i, seat in seats.items()}
-        ended = _drive(programs[live[0]], sittings, began, stacked, count, common.stop)
+        ended = lockstep.drive(programs[live[0]], sittings, began, stacked, count, common.stop)
         for i, end in ended.items():
             if isinstance(end, NonFiniteError):
                 seats[i].sitting.observe(Noted(str(end)))
@@ -196,68 +195,6 @@ def _at_once(
                 stopped[0].signum or 0, int(stopped[0].place.running.state.step)
             )
     return None
-
-
-def _drive(
-    program: Program,
-    sittings: dict[int, Session],
-    places: dict[int, Place],
-    stacked: Running,
-    count: int,
-    stop: Stop,
-) -> dict[int, Ended | NonFiniteError]:
-    """Make the steps of several runs at once, until the last has ended."""
-    signum: int | None = None
-    started = time.perf_counter()
-
-    def hold(i: int) -> Hold:
-        def put(running: Running) -> None:
-            tree.map(lambda rows, row: rows[i].copy_(row), stacked, running)
-
-        return Hold(lambda: tree.map(lambda row: row.clone(), replicas.take(stacked, i)), put)
-
-    moves: dict[int, Steps] = {
-        i: steps(
-            sittings[i],
-            places[i],
-            hold(i),
-            stop=lambda: signum,
-            timer=lambda: (time.perf_counter() - started) / count,  # its share
-        )
-        for i in sittings
-    }
-    ended: dict[int, Ended | NonFiniteError] = {}
-    while len(ended) < len(moves):
-        signum = stop()  # asked once, so that all end after the same step
-        asked: dict[int, tuple[int, Feed]] = {}
-        for i in moves.keys() - ended.keys():
-            try:
-                asked[i] = next(moves[i])
-            except StopIteration as end:
-                ended[i] = end.value
-            except NonFiniteError as error:
-                ended[i] = error
-        if asked:
-            (step,) = {step for step, _ in asked.values()}
-            filler = next(iter(asked.values()))
-            feeds = replicas.stack([asked.get(i, filler)[1] for i in range(count)])
-            stacked, _ = stage_at(program.mapped_stages, step)(stacked, feeds)
-    return ended
-
-
-def _warm_up(program: Program, stacked: Running, asked: Group) -> tuple[Running, float]:
-    """Compile the steps over a stack for each shape of batch; the stack, and the seconds."""
-    started = time.perf_counter()
-    if not asked.compiled:
-        return stacked, 0.0
-    count = len(stacked.nonfinite)
-    last_epoch = program.feeds_from(program.total_steps - program.steps_per_epoch)
-    shapes = {len(feed.rows): feed for feed in last_epoch}.values()
-    for step in program.mapped_stages.values():
-        for feed in shapes:
-            copy, _ = step(tree.map(lambda x: x.clone(), stacked), replicas.stack([feed] * count))
-            int(copy.state.step[0])  # wait for the device
-    return stacked, time.perf_counter() - started
 
 
 def _seat(common: Sitting, part: Part, member: Member, program: Program, observe: Observe) -> Seat:
