@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value, vmap
+from torch.func import vmap
 
 from fcifar import averaging, metrics, precision, random, tta
 from fcifar.augment import Augment
 from fcifar.averaging import Average
+from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss, cross_entropy
 from fcifar.metrics import Metrics
 from fcifar.models.base import Model, Params, Variables
@@ -124,6 +125,7 @@ def make_train_step(
     preprocess: Preprocess = normalize(),  # noqa: B008
     policy: Policy = precision.FP32,
     reduction: Reduction = torch.mean,
+    gradient: Gradient = of_batch,
     average: Average = averaging.none(),  # noqa: B008
 ) -> TrainStep:
     """The pure training step of a model under an optimizer.
@@ -135,6 +137,7 @@ def make_train_step(
         policy: dtypes; parameters, gradients, buffers and optimizer state stay in
             ``policy.param``.
         reduction: of the losses, ``torch.mean`` or ``torch.sum``: what the step descends.
+        gradient: of the reduced losses; or, for private training, ``privacy.dp_gradient``.
         average: of the variables over training, kept beside them.
 
     Returns:
@@ -146,16 +149,16 @@ def make_train_step(
         augment_key, model_key = random.split(random.fold_in(state.key, state.step))
         images = preprocess(augment(augment_key, batch.images)).to(policy.compute)
 
-        def objective(params: Params) -> tuple[Tensor, Any]:
+        def objective(params: Params, batch: Batch, key: Key) -> tuple[Tensor, Any]:
             cast = precision.cast(params, policy.compute)
             variables = Variables(cast, state.variables.buffers)
-            logits, buffers = model.apply(variables, images, key=model_key, train=True)
+            logits, buffers = model.apply(variables, batch.images, key=key, train=True)
             logits = logits.to(policy.output)
             losses = loss(logits, batch.labels)
             return reduction(losses), (losses, logits, buffers)
 
-        grads, (_, (losses, logits, buffers)) = grad_and_value(objective, has_aux=True)(
-            state.variables.params
+        grads, (_, (losses, logits, buffers)) = gradient(objective)(
+            state.variables.params, Batch(images, batch.labels), model_key
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.variables.params)
         variables, averaged = average.update(

@@ -16,8 +16,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"random", "tree"},
-    {"layers", "schedules", "precision", "transforms", "fingerprint", "intervals", "variance"},
-    {"models", "optim", "averaging", "augment", "losses", "metrics", "calibration", "comparison"},
+    {
+        *("layers", "schedules", "precision", "transforms", "fingerprint", "intervals"),
+        *("variance", "grads"),
+    },
+    {
+        *("models", "optim", "averaging", "augment", "losses", "metrics", "calibration"),
+        *("comparison", "privacy"),
+    },
     {"kernels", "tta", "ensembles"},
     {"step", "compiling"},
     {"running", "replicas", "parallel", "examples"},
