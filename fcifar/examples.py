@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
-from torch.linalg import vector_norm
+from torch.func import vmap
 
 from fcifar import precision, tree
+from fcifar.grads import per_example_norms
 from fcifar.losses import Loss, cross_entropy
-from fcifar.models import Model, Params, Variables
+from fcifar.models import Buffers, Model, Params, Variables
 from fcifar.precision import Policy
 from fcifar.step import Batch, Examples, Preprocess, make_eval_step, normalize
 
@@ -62,23 +62,17 @@ def make_score_step(
     """
     eval_step = make_eval_step(model, loss=loss, preprocess=preprocess, policy=policy)
 
-    def gradient_norm(variables: Variables, image: Tensor, label: Tensor) -> Tensor:
-        x = preprocess(image).to(policy.compute)[None]
-
-        def objective(params: Params) -> Tensor:
-            cast = variables._replace(params=precision.cast(params, policy.compute))
-            logits, _ = model.apply(cast, x, train=False)
-            return loss(logits[0].to(policy.output), label)
-
-        # Unlike tree.norm this makes no second copy of the gradients, which takes half the time.
-        leaves = tree.leaves(grad(objective)(variables.params))
-        return vector_norm(torch.stack([vector_norm(leaf) for leaf in leaves]))
+    def objective(params: Params, example: Batch, buffers: Buffers) -> Tensor:
+        x = preprocess(example.images).to(policy.compute)[None]
+        cast = Variables(precision.cast(params, policy.compute), buffers)
+        logits, _ = model.apply(cast, x, train=False)
+        return loss(logits[0].to(policy.output), example.labels)
 
     def score_step(variables: Variables, batch: Batch) -> Scores:
         examples = eval_step(variables, batch)
         size = sum(leaf.numel() for leaf in tree.leaves(variables.params))
-        norms = vmap(gradient_norm, in_dims=(None, 0, 0), chunk_size=max(1, gradients // size))(
-            variables, batch.images, batch.labels
+        norms = per_example_norms(objective, chunk_size=max(1, gradients // size))(
+            variables.params, batch, variables.buffers
         )
         return vmap(_score)(examples, norms, batch.labels)
 
