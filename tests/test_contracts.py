@@ -60,6 +60,7 @@ def of_recipe(name: str) -> Case:
         "augment": recipes.make_augment(recipe),
         "preprocess": recipes.make_preprocess(recipe, first.size),
         "reduction": recipes.make_reduction(recipe),
+        "gradient": recipes.make_gradient(recipe),
         "average": recipes.make_average(recipe, total_steps=100),
     }
     average = {"average": options["average"]}

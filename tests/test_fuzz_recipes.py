@@ -85,6 +85,9 @@ WARMUPS = st.sampled_from(
 AVERAGES = st.sampled_from(
     ({}, {"ema_decay": 0.999}, *({"lookahead_every": every} for every in (1, 5, 10**9)))
 )
+PRIVACY = st.sampled_from(
+    (*({} for _ in range(4)), {"dp_clip": 1e-30}, {"dp_clip": 1.0, "dp_noise": 1e30})
+)
 LIKELY: dict[str, st.SearchStrategy] = {
     "optimizer": st.sampled_from(("sgd", "adam", "adamw", "muon")),
     "group_learning_rates": st.dictionaries(
@@ -213,7 +216,7 @@ def test_any_text_for_an_augmentation(text: str) -> None:
 
 @given(texts=st.lists(RESOLUTIONS, max_size=3), total_steps=STEPS)
 def test_any_texts_for_resolutions(texts: list[str], total_steps: int) -> None:
-    if recipe := read({**of("blitz"), "resolutions": texts}):
+    if recipe := read({**of("speed90"), "resolutions": texts}):
         build(recipe, total_steps)
 
 
@@ -221,6 +224,7 @@ def test_any_texts_for_resolutions(texts: list[str], total_steps: int) -> None:
     network=NETWORKS,
     warmup=WARMUPS,
     average=AVERAGES,
+    privacy=PRIVACY,
     values=st.fixed_dictionaries({}, optional=LIKELY),
     total_steps=STEPS,
 )
@@ -228,10 +232,12 @@ def test_a_valid_recipe_trains(
     network: tuple[str, dict[str, Any]],
     warmup: dict[str, Any],
     average: dict[str, Any],
+    privacy: dict[str, Any],
     values: dict[str, Any],
     total_steps: int,
 ) -> None:
-    values = {"model": network[0], "model_options": network[1], **warmup, **average, **values}
+    own = {"model": network[0], "model_options": network[1], **warmup, **average, **privacy}
+    values = {**own, **values}
     if values.get("optimizer") in ("adam", "adamw"):
         values = {**values, "momentum": 0, "group_learning_rates": {}}
     recipe = read({"name": "likely", **values})
@@ -253,6 +259,7 @@ def test_a_valid_recipe_trains(
         preprocess=recipes.make_preprocess(recipe, stage.size),
         loss=recipes.make_loss(recipe),
         reduction=recipes.make_reduction(recipe),
+        gradient=recipes.make_gradient(recipe),
         average=kept,
     )
     after, metrics = step(step(state, BATCH)[0], BATCH)

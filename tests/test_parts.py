@@ -95,6 +95,13 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"resolutions": "24:0.5"}, "resolutions is '24:0.5'; it must be texts such as 24:0.5"),
         ({"resolutions": ["32"]}, r"resolutions is \['32'\]; it must be texts"),
         ({"resolutions": (32,)}, "resolutions has 32; each must be SIZE:PART, such as 24:0.5"),
+        ({"resolutions": ("24:0.5", "32")}, "resolutions has 24, and lenet takes no images of"),
+        ({"dp_clip": -1.0}, "dp_clip is -1.0; it must be 0, or a number from 1e-30"),
+        ({"dp_clip": True}, "dp_clip is True; it must be 0, or a number from 1e-30"),
+        ({"dp_noise": math.nan, "dp_clip": 1}, "dp_noise is nan; it must be 0, or a number from"),
+        ({"dp_noise": 0.5}, "dp_noise needs dp_clip, which it is a part of; give dp_clip"),
+        ({"dp_clip": 1, "model": "resnet18"}, "dp_clip needs .* and resnet18 has batch norm"),
+        ({"dp_clip": 1, "model": "speednet"}, "dp_clip needs .* and speednet has batch norm"),
         ({"model": "speednet", "model_options": {"act": "relu"}}, "do not fit the model speednet:"),
         ({"model": "speednet", "model_options": {"act": {}}}, "act is {}; it must be gelu or silu"),
         ({"model": "speednet", "model_options": {"whiten": 1}}, "whiten is 1; it must be true"),
@@ -164,7 +171,8 @@ def test_stages_begin_where_they_should(
     texts: tuple[str, ...], steps: int, starts: dict[int, int]
 ) -> None:
     """Each step has one; a stage without a step is left out."""
-    found = recipes.make_stages(recipe_of(resolutions=texts), steps)
+    recipe = recipe_of(model="resnet18", model_options={"width": 4}, resolutions=texts)
+    found = recipes.make_stages(recipe, steps)
     assert {start: stage.size for start, stage in found} == starts
 
 

@@ -82,6 +82,13 @@ def train(
     clip_norm: Annotated[
         float | None, _override("--clip-norm", "Largest gradient norm; 0 for any.")
     ] = None,
+    dp_clip: Annotated[
+        float | None,
+        _override("--dp-clip", "Private training: largest gradient norm of an image."),
+    ] = None,
+    dp_noise: Annotated[
+        float | None, _override("--dp-noise", "Its noise, in parts of --dp-clip.")
+    ] = None,
     schedule: Annotated[
         str | None, _override("--schedule", "Learning rate: constant, linear or cosine.")
     ] = None,
@@ -218,6 +225,8 @@ def train(
         nesterov=nesterov,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
+        dp_clip=dp_clip,
+        dp_noise=dp_noise,
         schedule=schedule,
         warmup_steps=warmup_steps,
         drop_last=drop_last,

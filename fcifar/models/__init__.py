@@ -15,6 +15,8 @@ from fcifar.models.base import (
     Variables,
     from_normed_skeleton,
     from_skeleton,
+    mixes_examples,
+    takes_images,
 )
 from fcifar.models.conv3 import conv3
 from fcifar.models.lenet import lenet
@@ -40,6 +42,8 @@ __all__ = [
     "from_normed_skeleton",
     "from_skeleton",
     "lenet",
+    "mixes_examples",
     "resnet18",
     "speednet",
+    "takes_images",
 ]

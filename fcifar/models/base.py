@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fcifar import random
 from fcifar.layers import default_init
 from fcifar.random import Key
 
@@ -102,6 +103,33 @@ def check_key(key: Key | None, train: bool) -> None:
     """Raise a ValueError unless there is a key in training, whether or not a network draws."""
     if train and key is None:
         raise ValueError("a model in training draws at random; give apply a key")
+
+
+def mixes_examples(model: Model) -> bool:
+    """Whether a network in training keeps statistics of its batches, as batch norm does.
+
+    That is, whether it gives other buffers than it is given.
+    """
+    before, after = _tried(model, 32)
+    return any(after[name] is not old for name, old in before.items())
+
+
+def takes_images(model: Model, size: int) -> bool:
+    """Whether images of ``size`` pixels a side go through a network."""
+    try:
+        _tried(model, size)
+    except RuntimeError:  # of a layer that images of this size do not fit
+        return False
+    return True
+
+
+def _tried(model: Model, size: int) -> tuple[Buffers, Buffers]:
+    """The buffers before and after a batch, on the meta device, where nothing is computed."""
+    key = random.key(0, device="meta")
+    variables = model.init(key)
+    images = torch.empty(2, 3, size, size, device="meta")
+    _, buffers = model.apply(variables, images, key=key, train=True)
+    return variables.buffers, buffers
 
 
 def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:

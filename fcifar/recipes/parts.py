@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import augment, averaging, losses, optim, schedules, transforms, tta
+from fcifar import augment, averaging, losses, optim, privacy, schedules, transforms, tta
 from fcifar.averaging import Average
 from fcifar.errors import UserError
+from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss
 from fcifar.models import Model
 from fcifar.optim import Optimizer
@@ -156,6 +157,14 @@ def make_loss(recipe: Recipe, numbers: Numbers | None = None) -> Loss:
 def make_reduction(recipe: Recipe) -> Reduction:
     """From the losses of a batch to what is descended."""
     return {"mean": torch.mean, "sum": torch.sum}[recipe.loss_reduction]
+
+
+def make_gradient(recipe: Recipe) -> Gradient:
+    """The gradient that the recipe descends: the batch's, or its images' clipped and noised."""
+    if not recipe.dp_clip:
+        return of_batch
+    reduction = make_reduction(recipe)
+    return privacy.dp_gradient(recipe.dp_clip, recipe.dp_noise, reduction=reduction)
 
 
 def make_augment(recipe: Recipe) -> Augment:

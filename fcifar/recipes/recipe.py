@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcifar.errors import UserError, shown
+from fcifar.models import mixes_examples, takes_images
 from fcifar.precision import POLICIES
 from fcifar.recipes.checks import (
     LARGEST_NUMBER,
@@ -26,6 +27,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 REDUCTIONS = ("mean", "sum")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _SWITCHES = ("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile")
+_NUMBERS = ("learning_rate", "weight_decay", "clip_norm", "dp_clip", "dp_noise", "whiten_epochs")
 _TUPLES = ("mean", "std", "augment", "resolutions")
 _PARTS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
@@ -64,6 +66,8 @@ class Recipe:
     weight_decay: float = 0.0  # L2 penalty, decoupled for adamw; learning rate x weight decay is
     # the same in every group, and muon's kernels, whose norms are fixed, have none
     clip_norm: float = 0.0  # largest global gradient norm; 0 is no clipping
+    dp_clip: float = 0.0  # largest gradient norm of a single image; 0 is no private training
+    dp_noise: float = 0.0  # its noise on a sum of images, in parts of dp_clip
     schedule: str = "constant"  # constant, linear or cosine, over the whole run
     warmup_steps: int = 0  # linear up to the learning rate
     warmup_fraction: float = 0.0  # the same as a part of the run
@@ -103,7 +107,7 @@ class Recipe:
             check_text(name, getattr(self, name))
         if not self.name:
             raise UserError("a recipe needs a name, and an empty one was given")
-        named_model(self.model, self.model_options, num_classes=10)
+        model = named_model(self.model, self.model_options, num_classes=10)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
@@ -120,7 +124,7 @@ class Recipe:
             check_count(name, getattr(self, name), least)
         for name in _SWITCHES:
             check_switch(name, getattr(self, name))
-        for name in ("learning_rate", "weight_decay", "clip_norm", "whiten_epochs", *_PARTS):
+        for name in (*_NUMBERS, *_PARTS):
             check_number(name, getattr(self, name))
         for name in _PARTS:
             if getattr(self, name) >= 1:
@@ -130,7 +134,12 @@ class Recipe:
             raise UserError(
                 f"resolutions is {shown(self.resolutions)}; it must be texts such as 24:0.5"
             )
-        named_stages(self.resolutions)
+        for stage in named_stages(self.resolutions):
+            if stage.size and not takes_images(model, stage.size):
+                raise UserError(
+                    f"resolutions has {stage.size}, and {self.model} takes no images of that size; "
+                    "leave resolutions out, or take speednet or resnet18"
+                )
         check_channels("mean", self.mean, -LARGEST_NUMBER)
         check_channels("std", self.std, SMALLEST_NUMBER)
         if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
@@ -155,6 +164,15 @@ class Recipe:
             )
         if self.nesterov and not self.momentum:
             raise UserError("nesterov needs momentum; give momentum, such as 0.9")
+        if self.dp_noise and not self.dp_clip:
+            raise UserError(
+                "dp_noise needs dp_clip, which it is a part of; give dp_clip, such as 1"
+            )
+        if self.dp_clip and mixes_examples(model):
+            raise UserError(
+                f"dp_clip needs a network that looks at each image alone, and {self.model} has "
+                "batch norm; take lenet or conv3"
+            )
         if self.warmup_steps and self.warmup_fraction:
             raise UserError("warmup_steps and warmup_fraction say the same; give one of them")
         if self.lookahead_every and self.ema_decay:

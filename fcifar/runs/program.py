@@ -152,6 +152,7 @@ def build_all(
                 preprocess=recipes.make_preprocess(recipe, size),
                 policy=policy,
                 reduction=recipes.make_reduction(recipe),
+                gradient=recipes.make_gradient(recipe),
                 average=average,
             )
 
