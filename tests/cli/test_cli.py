@@ -8,26 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from rich.console import Console
 
-from fcifar import cli, data
+from fcifar import data
 from fcifar.cli import output
 from fcifar.data import Split, make_dataset
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def root(tmp_path: Path, make_batch) -> Path:
     """A data root with a small set in it."""
     root = tmp_path / "data"
@@ -37,24 +29,6 @@ def root(tmp_path: Path, make_batch) -> Path:
     )
     data.save(tiny, root)
     return root
-
-
-@pytest.fixture
-def fcifar(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Callable[..., Outcome]:
-    """``fcifar("train", "--seed", "1")`` in a folder of its own, 80 columns wide."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCIFAR_DATA", str(root))
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)

@@ -1,54 +1,28 @@
 """fcifar train --replicas and --sweep: one table, one document, one line for a mistake."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from matplotlib.image import imread
 
-from fcifar import cli, data, random
+from fcifar import data, random
 from fcifar.data import Split, make_dataset
 from fcifar.runs import group
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
+from tests.commands import fits
 
 FEW = ("--dataset", "tiny", "--threads", 1, "--device", "cpu", "--epochs", 1, "--batch-size", 8)
 
 
-@pytest.fixture
-def fcifar(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Callable[..., Outcome]:
+@pytest.fixture(autouse=True)
+def _small_data(tmp_path: Path) -> None:
     train, test = (
         Split(random.randint(random.key(seed), (size, 3, 32, 32), 0, 256).byte(), labels)
         for seed, size in enumerate((42, 23))
         for labels in [torch.arange(size) % 10]
     )
     data.save(make_dataset("tiny", train, test, tuple("abcdefghij"), "tests"), tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-def fits(text: str) -> bool:
-    return all(len(line) <= 80 for line in text.splitlines()) and "\x1b" not in text
 
 
 def test_replicas(fcifar, tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """What the command line changes of a recipe: --set, --tta, and the recipe's own wishes."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from fcifar import cli, data, recipes
+from fcifar import data, recipes
 from fcifar.cli.overrides import with_changes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UserError
@@ -133,30 +131,10 @@ def test_what_cannot_be_set_is_named(changes: list[str], message: str) -> None:
 # The commands -------------------------------------------------------------------------------------
 
 
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def fcifar(
-    tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Callable[..., Outcome]:
-    """``fcifar("train", "--seed", "1")`` in a folder of its own, with a small data set."""
+@pytest.fixture(autouse=True)
+def _small_data(tmp_path: Path, make_batch) -> None:
     parts = (Split(*make_batch(size, seed=size)) for size in (42, 23))
     data.save(make_dataset("tiny", *parts, tuple("abcdefghij"), "tests"), tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 SMALL = ("--set", "widths=8,12,16", "--set", "learning_rate=0.05")

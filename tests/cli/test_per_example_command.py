@@ -4,26 +4,16 @@ import csv
 import importlib.util
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from fcifar import cli, data, random, recipes
+from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.report import evaluation
 from fcifar.runs import loop
 from fcifar.runs.runtime import Runtime
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
 
 ONE = ("--threads", 1, "--device", "cpu")
 RUNS = ("run0", "run1", "run2")
@@ -49,23 +39,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture
-def fcifar(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Callable[..., Outcome]:
-    """``fcifar("eval", "run0")`` in a copy of that folder, 80 columns wide."""
+@pytest.fixture(autouse=True)
+def _copied(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -2,26 +2,17 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from PIL import Image
 
-from fcifar import cli, data, random, recipes
+from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.runs import loop
 from fcifar.runs.runtime import Runtime
-
-
-class Outcome(NamedTuple):
-    status: int
-    out: str
-    err: str
-
+from tests.commands import fits
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ONE = ("--threads", 1, "--device", "cpu")
@@ -48,27 +39,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture
-def fcifar(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Callable[..., Outcome]:
-    """``fcifar("predict", "run0", "pictures")`` in a copy of that folder, 80 columns wide."""
+@pytest.fixture(autouse=True)
+def _copied(place: Path, tmp_path: Path) -> None:
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
-
-    return run
-
-
-def fits(text: str) -> bool:
-    return all(len(line) <= 80 for line in text.splitlines()) and "\x1b" not in text
 
 
 def test_predict(fcifar, tmp_path: Path) -> None:

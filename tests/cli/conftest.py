@@ -1,0 +1,28 @@
+"""The command line, called in a folder of its own."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fcifar import cli
+from tests.commands import Outcome
+
+
+@pytest.fixture
+def fcifar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., Outcome]:
+    """``fcifar("train", "--seed", "1")`` 80 columns wide, with the data sets of ``data/``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return Outcome(int(exit_.value.code or 0), *capsys.readouterr())
+
+    return run

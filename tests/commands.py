@@ -1,0 +1,16 @@
+"""What tests of the command line share."""
+
+from typing import NamedTuple
+
+
+class Outcome(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def fits(text: str) -> bool:
+    """Whether a person can read it in a terminal of 80 columns, and a program after a pipe."""
+    return all(len(line) <= 80 for line in text.splitlines()) and "\x1b" not in text
