@@ -90,9 +90,11 @@ SPEED93 = SPEED94.replace(
 
 SPEED90 = SPEED94.replace(
     name="speed90",
-    expected="86 to 87 % with TTA, 143 s",
-    summary="speed94 with half the width and three epochs",
+    expected="",
+    summary="speed94 with half the width, batches of 500 and three epochs",
     model_options={"widths": (64, 128, 128), **_MUON_HEAD},
+    # On images held out, a small network in as short a run gains a point by them (README).
+    **_muon(batch_size=500, learning_rate=0.12, momentum=0.8),
     epochs=3,
     whiten_epochs=1.125,
 )
