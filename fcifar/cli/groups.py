@@ -103,7 +103,7 @@ def train(
     """Train a group, draw its pictures, and print its summary."""
     from fcifar.cli import progress
     from fcifar.report import groups as drawing
-    from fcifar.runs import loop, many
+    from fcifar.runs import group, loop, many
     from fcifar.runs.interrupt import catching_signals
 
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:
@@ -111,6 +111,8 @@ def train(
     if isinstance(result, loop.Interrupted):
         output.note(
             f"stopped after step {result.step:,} of a run; go on with: fcifar train --resume {path}"
+            if group.is_group(path)
+            else "stopped before the first run"
         )
         if json:
             output.document({"run_dir": str(path), "interrupted": True, "steps": result.step})

@@ -109,12 +109,15 @@ def add_decayed_weights(weight_decay: float | Tensor) -> Optimizer:
     )
 
 
-def clip_by_global_norm(max_norm: float) -> Optimizer:
+def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
     """Shrink the gradients to a common Euclidean norm of at most ``max_norm`` (> 0).
 
     Pascanu, Mikolov and Bengio, https://arxiv.org/abs/1211.5063.
+
+    Raises:
+        ValueError: a number that is not above 0; of a tensor nobody looks at the value.
     """
-    if not max_norm > 0:
+    if not isinstance(max_norm, Tensor) and not max_norm > 0:
         raise ValueError(f"clip_by_global_norm needs a norm above 0, not {max_norm}")
 
     def clip(grads: Tree, params: Tree) -> Tree:

@@ -17,7 +17,7 @@ from fcifar.runs.finishing import finish
 from fcifar.runs.group import Group, Member, Part
 from fcifar.runs.lock import locked
 from fcifar.runs.manifest import Settings
-from fcifar.runs.program import Program, build_all
+from fcifar.runs.program import Program, share
 from fcifar.runs.runtime import activate
 from fcifar.runs.saving import Place
 from fcifar.runs.session import NonFiniteError, Session
@@ -33,7 +33,7 @@ class Seat(NamedTuple):
     is_new: bool
 
 
-class Sitting(NamedTuple):
+class Common(NamedTuple):
     """What the members of a group have in common while they train."""
 
     path: Path
@@ -82,11 +82,11 @@ def train(
         with locked(path):
             if not resume:
                 directory.check_free(path)
-            common = Sitting(path, asked, dataset, observe, stop, _establishing(path, asked))
+            common = Common(path, asked, dataset, observe, stop, _establishing(path, asked))
             before = 0
-            for part, programs in together:
+            for part, build in together:
                 train_part = _at_once if asked.method == "vmap" else _one_after_another
-                interrupted = train_part(common, part, programs, before)
+                interrupted = train_part(common, part, build, before)
                 if interrupted is not None:
                     return interrupted
                 before += len(part.members)
@@ -94,15 +94,10 @@ def train(
             return sum_up(path, asked)
 
 
-def _build(part: Part, asked: Group, dataset: Dataset) -> list[Program]:
-    return build_all(
-        [member.recipe for member in part.members],
-        [member.seed for member in part.members],
-        asked.runtime,
-        dataset,
-        compiled=asked.compiled,
-        traced=part.traced,
-    )
+def _build(part: Part, asked: Group, dataset: Dataset) -> Callable[[Member], Program]:
+    first = part.members[0].recipe
+    made = share(first, asked.runtime, dataset, compiled=asked.compiled, traced=part.traced)
+    return lambda member: made(member.recipe, member.seed)
 
 
 def _establishing(path: Path, asked: Group) -> Callable[[], None]:
@@ -119,17 +114,17 @@ def _establishing(path: Path, asked: Group) -> Callable[[], None]:
 
 
 def _one_after_another(
-    common: Sitting, part: Part, programs: Sequence[Program], before: int
+    common: Common, part: Part, build: Callable[[Member], Program], before: int
 ) -> loop.Interrupted | None:
     """Train the members of a part in turn, with what was compiled for the first."""
     is_warm = False
-    for number, (member, program) in enumerate(zip(part.members, programs, strict=True), before):
+    for number, member in enumerate(part.members, before):
         if (signum := common.stop()) is not None:
             return loop.Interrupted(signum, 0)
-        if is_done(common, member):
+        if _is_done(common, member):
             continue
         observe = _telling(common.observe, member.name, number, len(common.asked.members))
-        seat = _seat(common, part, member, program, observe)
+        seat = _seat(common, part, member, build(member), observe)
         with locked(seat.sitting.run):
             if not seat.is_new:
                 seat = seat._replace(place=loop.restore(seat.sitting, seat.place))
@@ -140,7 +135,7 @@ def _one_after_another(
             hold = hold_alone(place.running)
             try:
                 moves = steps(seat.sitting, place, hold, stop=common.stop)
-                ended = loop.run_alone(program, moves, hold)
+                ended = loop.run_alone(seat.sitting.program, moves, hold)
             except NonFiniteError as error:
                 observe(Noted(str(error)))
                 continue
@@ -151,14 +146,14 @@ def _one_after_another(
 
 
 def _at_once(
-    common: Sitting, part: Part, programs: Sequence[Program], before: int
+    common: Common, part: Part, build: Callable[[Member], Program], before: int
 ) -> loop.Interrupted | None:
     """Train the members of a part in lockstep, each a row of one stacked state.
 
     The stack always has a row for each member, so that rounding does not depend on who has ended:
     who has, or had before, is a row that nobody looks at.
     """
-    live = [i for i, member in enumerate(part.members) if not is_done(common, member)]
+    live = [i for i, member in enumerate(part.members) if not _is_done(common, member)]
     if not live:
         return None
     count = len(part.members)
@@ -169,7 +164,7 @@ def _at_once(
             watch = _telling(common.observe, member.name, before, len(common.asked.members), count)
             if i != live[0]:
                 watch = _without_progress(watch)
-            seats[i] = _seat(common, part, member, programs[i], watch)
+            seats[i] = _seat(common, part, member, build(member), watch)
             locks.enter_context(locked(seats[i].sitting.run))
         shared = _common_steps([seat.sitting.run for seat in seats.values()])
         for i, seat in seats.items():
@@ -177,13 +172,14 @@ def _at_once(
                 seats[i] = seat._replace(place=loop.restore(seat.sitting, seat.place, shared))
         rows = [seats.get(i, seats[live[0]]).place.running for i in range(count)]
         stacked = replicas.stack(rows)
-        seconds = lockstep.warm_up(programs[live[0]], stacked, compiled=common.asked.compiled)
+        program = seats[live[0]].sitting.program
+        seconds = lockstep.warm_up(program, stacked, compiled=common.asked.compiled)
         clock = seats[live[0]].place.clock
         warm = clock._replace(compile=clock.compile + seconds)
         seats[live[0]] = seats[live[0]]._replace(place=seats[live[0]].place._replace(clock=warm))
         began = {i: _begin(common, seat) for i, seat in seats.items()}
         sittings = {i: seat.sitting for i, seat in seats.items()}
-        ended = lockstep.drive(programs[live[0]], sittings, began, stacked, count, common.stop)
+        ended = lockstep.drive(program, sittings, began, stacked, count, common.stop)
         for i, end in ended.items():
             if isinstance(end, NonFiniteError):
                 seats[i].sitting.observe(Noted(str(end)))
@@ -197,7 +193,7 @@ def _at_once(
     return None
 
 
-def _seat(common: Sitting, part: Part, member: Member, program: Program, observe: Observe) -> Seat:
+def _seat(common: Common, part: Part, member: Member, program: Program, observe: Observe) -> Seat:
     asked, run = common.asked, common.path / member.name
     settings = Settings(
         recipe=member.recipe,
@@ -213,7 +209,7 @@ def _seat(common: Sitting, part: Part, member: Member, program: Program, observe
     return Seat(sitting, place, is_new=not (run / directory.MANIFEST).exists())
 
 
-def _begin(common: Sitting, seat: Seat) -> Place:
+def _begin(common: Common, seat: Seat) -> Place:
     """Make the directory of a new run, and of the group before the first."""
     if not seat.is_new:
         return seat.place
@@ -222,7 +218,7 @@ def _begin(common: Sitting, seat: Seat) -> Place:
     return loop.create(seat.sitting, seat.place)
 
 
-def is_done(common: Sitting, member: Member) -> bool:
+def _is_done(common: Common, member: Member) -> bool:
     """Whether a member came to its end, or to a loss that is not finite."""
     run = common.path / member.name
     failed = (run / directory.NONFINITE).exists() and not common.asked.safeguards.allow_nonfinite

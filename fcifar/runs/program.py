@@ -101,32 +101,30 @@ def build(
     Raises:
         UserError: the recipe does not fit the data set.
     """
-    return build_all([recipe], [runtime.seed], runtime, dataset, compiled=compiled, traced=traced)[
-        0
-    ]
+    made = share(recipe, runtime, dataset, compiled=compiled, traced=traced)
+    return made(recipe, runtime.seed)
 
 
-def build_all(
-    variants: Sequence[Recipe],
-    seeds: Sequence[int],
+def share(
+    recipe: Recipe,
     runtime: Runtime,
     dataset: Dataset,
     *,
     compiled: bool,
     traced: Sequence[str] = (),
-) -> list[Program]:
-    """The programs of runs that share their functions: a recipe and a seed each.
+) -> Callable[[Recipe, int], Program]:
+    """``(recipe, seed) -> Program``, for runs that share their functions and their images.
 
-    Args:
-        variants: recipes that are the same but for the numbers in ``traced``.
+    The recipes that it is called with are ``recipe`` but for the numbers in ``traced``. The other
+    arguments are those of ``build``.
 
     Raises:
         UserError: as ``build``.
     """
-    recipe, device, policy = variants[0], torch.device(runtime.device), runtime.policy
+    device, policy = torch.device(runtime.device), runtime.policy
     train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
     test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
-    size, held_out = map(len, split_rows(recipe, seeds[0], dataset.train_labels))
+    size, held_out = map(len, split_rows(recipe, runtime.seed, dataset.train_labels))
     steps_per_epoch = _steps_per_epoch(recipe, size, held_out, dataset)
     total_steps = steps_per_epoch * recipe.epochs
     model = recipes.make_model(recipe, len(dataset.classes))
@@ -227,7 +225,7 @@ def build_all(
             test=test,
         )
 
-    return [of_seed(own, seed) for own, seed in zip(variants, seeds, strict=True)]
+    return of_seed
 
 
 def _steps_per_epoch(recipe: Recipe, size: int, held_out: int, dataset: Dataset) -> int:
