@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcifar import losses, metrics, models, optim, random, recipes, tree
+from fcifar import losses, metrics, models, optim, privacy, random, recipes, tree
 from fcifar.compiling import compile_step
 from fcifar.models import Variables
 from fcifar.precision import BF16, FP64
@@ -73,6 +73,16 @@ def of_recipe(name: str) -> Case:
     )
 
 
+def in_private(model_name: str) -> Case:
+    model, optimizer = make_model(model_name), optim.sgd(1e-2, momentum=0.9)
+    gradient = privacy.dp_gradient(1.0, 0.01)
+    return Case(
+        lambda seed=0, **kw: init_train_state(model, optimizer, key=random.key(seed), **kw),
+        lambda **kw: make_train_step(model, optimizer, gradient=gradient, **kw),
+        model,
+    )
+
+
 def distinct_recipes() -> list[str]:
     """Without those that differ from one before in nothing that a step of a few images sees."""
     unseen = {*("name", "summary", "source", "notes", "expected", "log_every", "valid_fraction")}
@@ -95,6 +105,7 @@ CASES = {
         if optimizer in LARGE.get(model, optim.OPTIMIZERS)
     },
     **{f"recipe-{recipe}": (of_recipe, recipe) for recipe in distinct_recipes()},
+    **{f"private-{model}": (in_private, model) for model in ("lenet", "conv3")},
 }
 
 

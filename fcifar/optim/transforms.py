@@ -87,7 +87,10 @@ def scale_by_adam(
 
         def direction(m: Tensor, v: Tensor) -> Tensor:
             c1, c2 = _one_minus_power(b1, count, m.dtype), _one_minus_power(b2, count, v.dtype)
-            return (m / c1) / (torch.sqrt(v / c2) + eps)
+            # A root has no slope at 0, which is where the moments of a dead unit are: clamped, a
+            # gradient through training is 0 there and not NaN, and no value changes.
+            root = torch.sqrt((v / c2).clamp(min=torch.finfo(v.dtype).tiny))
+            return (m / c1) / (root + eps)
 
         return tree.map(direction, mu, nu), AdamState(count, mu, nu)
 
