@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fcifar import models, optim, precision, random, recipes, schedules, tree, tta
 from fcifar.errors import UserError
+from fcifar.grads import of_batch
 from fcifar.models import Params
 from fcifar.optim import Optimizer
 from fcifar.recipes import Recipe
@@ -39,6 +40,17 @@ def test_a_recipe_comes_back_from_json(name: str) -> None:
     assert json.dumps(recipes.to_dict(back), allow_nan=False) == text
     a, b = (recipes.make_model(r, 10).init(random.key(0)) for r in (recipe, back))
     assert tree.equal(a, b)
+
+
+def test_a_recipe_of_before_private_training_is_read() -> None:
+    values = recipes.to_dict(recipes.get("blitz"))
+    assert (values.pop("dp_clip"), values.pop("dp_noise")) == (0.0, 0.0)
+    assert recipes.from_dict(values) == recipes.get("blitz")
+
+
+def test_the_gradient_is_the_batchs_unless_it_is_private() -> None:
+    assert recipes.make_gradient(recipe_of()) is of_batch
+    assert recipes.make_gradient(recipe_of(dp_clip=1.0)) is not of_batch
 
 
 def test_a_list_for_a_network_comes_back_as_a_tuple() -> None:

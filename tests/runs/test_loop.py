@@ -109,6 +109,21 @@ def test_interrupted_anywhere_and_resumed_it_is_the_same_run(
     assert records(run) == records(tmp_path / "whole")
 
 
+def test_a_private_run_is_the_same_when_resumed(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """Its noise is a function of the seed and the step; another seed has another."""
+    recipe = recipe.replace(dp_clip=1.0, dp_noise=0.5, augment=("random_flip",))
+    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    run = tmp_path / "run"
+    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    resumed = loop.train(run, *manifest.read_settings(run)[:2], dataset, resume=True)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    assert records(run) == records(tmp_path / "whole")
+
+
 def test_log_points_after_the_checkpoint_are_made_again(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
@@ -140,6 +155,8 @@ def test_drop_last_leaves_the_short_batch_out(
         {"optimizer": "adam"},
         {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine", "warmup_steps": 5},
         {"nesterov": True, "weight_decay": 0.01, "clip_norm": 1.0, "schedule": "linear"},
+        {"dp_clip": 0.5},
+        {"dp_clip": 1e9, "dp_noise": 1e-10},
     ],
 )
 def test_settings_change_the_run(
