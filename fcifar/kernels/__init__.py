@@ -5,6 +5,7 @@ Our kernels do not. There are two kinds, for the CPU alone:
 
 * ``conv_pool``: small convolutions, of 3 to 64 channels, in float32, forward and backward in one.
   Libraries make theirs for wide layers, and pay for padding and for changes of layout as well.
+  Backward also with a gradient of the weights for each image, as under ``vmap(grad)``.
 * ``wide_conv``: wide ones, of up to 512 channels, in bfloat16, backward; forward the library does
   them well, and ``max_pool`` the pool.
 

@@ -419,9 +419,20 @@ static void scatter(const float *stencils, const float *gradient, const uint8_t 
 }
 #endif
 
-/* gradient, which [n, COUT, HP, WP], x -> those of x (unless that is null), weight and bias. */
-int backward(int64_t n, const float *gradient, const uint8_t *which, const float *x, const float *weight,
-             float *x_gradient, float *weight_gradient, float *bias_gradient)
+/* Puts the sums of ``gather`` where they belong, or adds them to what is there. */
+static void deliver(const float *sums, int add, float *weight_gradient, float *bias_gradient)
+{
+    for (int o = 0; o < COUT; o++) {
+        float *to = weight_gradient + o * CIN * TAPS;
+        for (int c = 0; c < CIN; c++)
+            for (int k = 0; k < KH; k++)
+                for (int l = 0; l < KW; l++, to++) *to = (add ? *to : 0) + sums[o * SUM + tap(c, k, l)];
+        bias_gradient[o] = (add ? bias_gradient[o] : 0) + sums[COUT * SUM + o];
+    }
+}
+
+static inline int back(int64_t n, int each, const float *gradient, const uint8_t *which, const float *x,
+                       const float *weight, float *x_gradient, float *weight_gradient, float *bias_gradient)
 {
     enum {
         SUMS = ROUND_UP(COUT * SUM + COUT, LANES),
@@ -442,7 +453,9 @@ int backward(int64_t n, const float *gradient, const uint8_t *which, const float
             const float *g = gradient + i * COUT * CELLS;
             const uint8_t *a = which + i * COUT * CELLS;
             arrange(x + i * CIN * H * W, plane);
+            if (each) memset(sums, 0, sizeof(float) * SUMS);
             gather(plane, g, a, sums, sums + COUT * SUM);
+            if (each) deliver(sums, 0, weight_gradient + i * COUT * CIN * TAPS, bias_gradient + i * COUT);
             if (!x_gradient) continue;
             memset(other, 0, sizeof(float) * CIN * XPLANE);
             scatter(memory, g, a, other);
@@ -450,15 +463,22 @@ int backward(int64_t n, const float *gradient, const uint8_t *which, const float
         }
     }
     const float *first = memory + STENCILS + 2 * CIN * XPLANE;
-    for (int t = 0; t < threads; t++)
-        for (int o = 0; o < COUT; o++) {
-            const float *sums = first + (size_t)t * EACH;
-            float *to = weight_gradient + o * CIN * TAPS;
-            for (int c = 0; c < CIN; c++)
-                for (int k = 0; k < KH; k++)
-                    for (int l = 0; l < KW; l++, to++) *to = (t ? *to : 0) + sums[o * SUM + tap(c, k, l)];
-            bias_gradient[o] = (t ? bias_gradient[o] : 0) + sums[COUT * SUM + o];
-        }
+    for (int t = 0; t < threads && !each; t++)
+        deliver(first + (size_t)t * EACH, t, weight_gradient, bias_gradient);
     free(memory);
     return 0;
+}
+
+/* gradient, which [n, COUT, HP, WP], x -> those of x (unless that is null), weight and bias. */
+int backward(int64_t n, const float *gradient, const uint8_t *which, const float *x, const float *weight,
+             float *x_gradient, float *weight_gradient, float *bias_gradient)
+{
+    return back(n, 0, gradient, which, x, weight, x_gradient, weight_gradient, bias_gradient);
+}
+
+/* The same, with a weight's and a bias's gradient for each image: [n, COUT, CIN, KH, KW], [n, COUT]. */
+int backward_each(int64_t n, const float *gradient, const uint8_t *which, const float *x, const float *weight,
+                  float *x_gradient, float *weight_gradient, float *bias_gradient)
+{
+    return back(n, 1, gradient, which, x, weight, x_gradient, weight_gradient, bias_gradient);
 }

@@ -90,10 +90,11 @@ def _columns(width: int) -> int:
 
 
 class Library(NamedTuple):
-    """The two functions of ``conv_pool.c`` for one shape."""
+    """The functions of ``conv_pool.c`` for one shape."""
 
     forward: Callable[..., int]
     backward: Callable[..., int]
+    backward_each: Callable[..., int]
 
 
 @functools.cache
@@ -107,8 +108,8 @@ def library(shape: Shape) -> Library:
     made = building.load(SOURCE, macros(shape))
     pointer = ctypes.c_void_p
     made.forward.argtypes = [ctypes.c_int64, *[pointer] * 5]
-    made.backward.argtypes = [ctypes.c_int64, *[pointer] * 7]
-    return Library(made.forward, made.backward)
+    made.backward.argtypes = made.backward_each.argtypes = [ctypes.c_int64, *[pointer] * 7]
+    return Library(made.forward, made.backward, made.backward_each)
 
 
 # The operations. ``which`` (uint8) says which of the four a pooled value was; how it lies in memory
@@ -116,10 +117,11 @@ def library(shape: Shape) -> Library:
 
 _OPS = torch.library.Library("fcifar", "DEF")
 _OPS.define("conv_pool(Tensor x, Tensor weight, Tensor bias, int padding) -> (Tensor, Tensor)")
-_OPS.define(
-    "conv_pool_backward(Tensor gradient, Tensor which, Tensor x, Tensor weight, int padding, "
-    "bool input_too) -> (Tensor, Tensor, Tensor)"
-)
+for _name in ("conv_pool_backward", "conv_pool_backward_each"):
+    _OPS.define(
+        f"{_name}(Tensor gradient, Tensor which, Tensor x, Tensor weight, int padding, "
+        "bool input_too) -> (Tensor, Tensor, Tensor)"
+    )
 
 
 def _empty_forward(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> tuple[Tensor, Tensor]:
@@ -132,6 +134,13 @@ def _empty_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     x_shape = x.shape if input_too else (0,)
     return x.new_empty(x_shape), x.new_empty(weight.shape), x.new_empty(len(weight))
+
+
+def _empty_backward_each(
+    gradient: Tensor, which: Tensor, x: Tensor, weight: Tensor, padding: int, input_too: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    of_x, of_weight, of_bias = _empty_backward(gradient, which, x, weight, padding, input_too)
+    return of_x, x.new_empty(len(x), *of_weight.shape), x.new_empty(len(x), *of_bias.shape)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> tuple[Tensor, Tensor]:
@@ -152,6 +161,17 @@ def _backward(
     return out
 
 
+def _backward_each(
+    gradient: Tensor, which: Tensor, x: Tensor, weight: Tensor, padding: int, input_too: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``_backward``, with gradients [N, *of the weight] and [N, *of the bias]."""
+    gradient, x, weight = gradient.contiguous(), x.contiguous(), weight.contiguous()
+    out = _empty_backward_each(gradient, which, x, weight, padding, input_too)
+    run = library(shape_of(x, weight, padding)).backward_each
+    _call(run, len(x), gradient, which, x, weight, out[0] if input_too else None, *out[1:])
+    return out
+
+
 def _call(run: Callable[..., int], count: int, *tensors: Any) -> None:
     if run(count, *(None if tensor is None else tensor.data_ptr() for tensor in tensors)):
         raise MemoryError("no memory for a convolution's scratch")
@@ -159,8 +179,11 @@ def _call(run: Callable[..., int], count: int, *tensors: Any) -> None:
 
 _OPS.impl("conv_pool", _forward, "CPU")
 _OPS.impl("conv_pool_backward", _backward, "CPU")
+_OPS.impl("conv_pool_backward_each", _backward_each, "CPU")
 torch.library.register_fake("fcifar::conv_pool", _empty_forward, lib=_OPS)
 torch.library.register_fake("fcifar::conv_pool_backward", _empty_backward, lib=_OPS)
+torch.library.register_fake("fcifar::conv_pool_backward_each", _empty_backward_each, lib=_OPS)
 
 conv_pool = torch.ops.fcifar.conv_pool.default
 conv_pool_backward = torch.ops.fcifar.conv_pool_backward.default
+conv_pool_backward_each = torch.ops.fcifar.conv_pool_backward_each.default

@@ -4,6 +4,7 @@
 ``pairs`` finds becomes
 
     conv_pool and conv_pool_backward                  in float32, if it is small
+    conv_pool and conv_pool_backward_each             there, where each image has its own gradient
     the convolution, max_pool, wide_conv_backward     in bfloat16, if it is wide and has a gradient
 
 What does not look exactly like this stays with the compiler.
@@ -107,18 +108,45 @@ def _fuse_small(graph: fx.Graph, pair: pairs.Pair) -> bool:
     for old in pair.pooled:
         old.replace_all_uses_with(pooled)
     for unpool, backward in pair.gradients:
+        arguments = (unpool.args[0], which, x, weight, pad)
+        if isinstance(backward, pairs.Each):
+            _fuse_each(graph, unpool, backward, arguments)
+            continue
         with graph.inserting_before(backward):
             mask: Any = backward.args[-1]
-            arguments = (unpool.args[0], which, x, weight, pad, mask[0])
-            _replace(graph, backward, _call(graph, conv_pool.conv_pool_backward, *arguments))
+            results = _call(graph, conv_pool.conv_pool_backward, *arguments, mask[0])
+            _replace(graph, backward, results)
         graph.erase_node(unpool)
     return True
 
 
+def _fuse_each(graph: fx.Graph, unpool: fx.Node, each: pairs.Each, arguments: Any) -> None:
+    with graph.inserting_before(unpool):
+        op, input_too = conv_pool.conv_pool_backward_each, each.input is not None
+        of_input, of_weight, of_bias = _call(graph, op, *arguments, input_too)
+        (weight,) = each.weight.users
+        shape = weight.meta["val"].shape
+        _replace(graph, each.weight, [of_input, _reshaped(graph, of_weight, shape), of_bias])
+        if each.input is not None:
+            _replace(graph, each.input, [of_input, of_weight, of_bias])
+        if each.bias is not None:
+            shape = each.bias.meta["val"].shape
+            each.bias.replace_all_uses_with(_reshaped(graph, of_bias, shape))
+            graph.erase_node(each.bias)
+
+
+def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+    made = graph.call_function(aten.reshape.default, (node, list(shape)))
+    made.meta["val"] = node.meta["val"].reshape(shape)
+    return made
+
+
 def _fuse_wide(graph: fx.Graph, pair: pairs.Pair) -> bool:
     x, weight = pair.x, pair.weight
+    gradients = [(u, b) for u, b in pair.gradients if isinstance(b, fx.Node)]
     if (
-        not pair.gradients
+        not gradients
+        or len(gradients) != len(pair.gradients)
         or (pair.bias, pair.padding) != (None, 1)
         or not all(_is_plain(n, torch.bfloat16) for n in (x, weight))
         or weight.meta["val"].shape[2:] != (3, 3)
@@ -132,7 +160,7 @@ def _fuse_wide(graph: fx.Graph, pair: pairs.Pair) -> bool:
         pooled, which = _call(graph, max_pool.max_pool, _channels_last(graph, pair.conv))
     for old in pair.pooled:
         old.replace_all_uses_with(pooled)
-    for unpool, backward in pair.gradients:
+    for unpool, backward in gradients:
         with graph.inserting_before(backward):
             mask: Any = backward.args[-1]
             gradient, *inputs = (_channels_last(graph, n) for n in (unpool.args[0], x, weight))

@@ -7,8 +7,17 @@ In the graph of a training step gradients are operations like others. A pair is
 whose ``y`` serves nothing else but the gradient of the same pair,
 
     convolution_backward(max_pool2d_with_indices_backward(gradient, y, indices), x, weight)
+
+Under ``vmap(grad)``, where each of N images has a gradient of its own, there are several operations
+on one ``spread = max_pool2d_with_indices_backward(gradient, y, indices)`` instead, with changes of
+shape before each:
+
+    convolution_backward(spread, anything, weight), for the input
+    convolution_backward(spread [1, N O, ...], x [1, N C, ...], anything, groups=N), for the weight
+    sum(spread) over the positions, for the bias
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +27,14 @@ from torch import fx
 aten = torch.ops.aten
 POOLING = (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
 _VIEWS = (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.squeeze.dim)
+
+
+class Each(NamedTuple):
+    """The gradients of a convolution with those of weight and bias for each image."""
+
+    input: fx.Node | None
+    weight: fx.Node
+    bias: fx.Node | None
 
 
 class Pair(NamedTuple):
@@ -30,7 +47,7 @@ class Pair(NamedTuple):
     conv: fx.Node
     pool: fx.Node
     pooled: list[fx.Node]  # the pool's first result
-    gradients: list[tuple[fx.Node, fx.Node]]  # of the pool, and of the convolution
+    gradients: list[tuple[fx.Node, fx.Node | Each]]  # of the pool, and of the convolution
 
 
 def find(graph: fx.Graph) -> Iterator[Pair]:
@@ -60,24 +77,42 @@ def _pair_of(conv: fx.Node) -> Pair | None:
 
 
 def _look_through_views(graph: fx.Graph) -> None:
-    """Give each pool its convolution directly where only changes of shape, undone, lie between.
+    """Give each pool, and its gradient, what it needs directly where only views lie between.
 
     ``vmap`` puts them there.
     """
-    for node in graph.find_nodes(op="call_function", target=POOLING[0]):
-        source: Any = node.args[0]
-        while source.target in _VIEWS or _is_idle_permute(source):
-            source = source.args[0]
-        if source.target is aten.convolution.default:
-            values = [n.meta["val"] for n in (source, node.args[0])]
-            if values[0].shape == values[1].shape:
-                node.update_arg(0, source)
+    for op, places in zip(POOLING, ((0,), (1, -1)), strict=True):
+        for node in graph.find_nodes(op="call_function", target=op):
+            for place in places:
+                given: Any = node.args[place]
+                source = _origin(given)
+                if source.meta["val"].shape == given.meta["val"].shape:
+                    node.update_arg(place % len(node.args), source)
 
 
-def _is_idle_permute(node: fx.Node) -> bool:
-    """Whether a node permutes dimensions and leaves each where it was."""
-    dims: Any = node.args[1] if node.target is aten.permute.default else None
-    return dims is not None and dims == sorted(dims)
+def _origin(node: Any) -> Any:
+    """The node that a node is a view of, with the same elements in the same order."""
+    while _is_view(node):
+        node = node.args[0]
+    return node
+
+
+def _is_view(node: Any) -> bool:
+    """Whether a node changes the shape alone: the elements stay, and their order."""
+    if node.target is not aten.permute.default:
+        return node.target in _VIEWS
+    shape, dims = node.args[0].meta["val"].shape, [d % len(node.args[1]) for d in node.args[1]]
+    moved = [d for d in dims if shape[d] != 1]
+    return moved == sorted(moved)
+
+
+def _uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Who uses a node, or a view of it: the user and what it is given."""
+    for user in node.users:
+        if _is_view(user):
+            yield from _uses(user)
+        else:
+            yield user, node
 
 
 def _is_pool(node: fx.Node, conv: fx.Node) -> bool:
@@ -100,16 +135,78 @@ def _items(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
     return parts
 
 
-def _backward_of(unpool: fx.Node, conv: fx.Node, indices: list[fx.Node]) -> fx.Node | None:
+def _backward_of(unpool: fx.Node, conv: fx.Node, indices: list[fx.Node]) -> fx.Node | Each | None:
     """The gradient of a convolution behind that of its pool; None if it is anything else."""
     if unpool.target is not POOLING[1] or unpool.args[1] is not conv:
         return None
     if not _is_two_by_two(unpool.args[2:-1]) or unpool.args[-1] not in indices:
         return None
-    if len(unpool.users) != 1:
+    backward = next(iter(unpool.users))
+    if (
+        len(unpool.users) == 1
+        and backward.target is aten.convolution_backward.default
+        and backward.args[:3] == (unpool, *conv.args[:2])
+        and backward.args[4:10] == conv.args[3:9]
+    ):
+        return backward
+    return _each_of(unpool, conv)
+
+
+def _each_of(unpool: fx.Node, conv: fx.Node) -> Each | None:
+    """The gradients with those of weight and bias for each image; None if it is anything else."""
+    found: dict[str, fx.Node] = {}
+    for user, given in _uses(unpool):
+        kinds = [kind for kind, is_it in _KINDS.items() if is_it(user, given, conv)]
+        if len(kinds) != 1 or kinds[0] in found:
+            return None
+        found[kinds[0]] = user
+    if "weight" not in found:
         return None
-    (backward,) = unpool.users
-    if backward.target is not aten.convolution_backward.default or backward.args[0] is not unpool:
-        return None
-    same = backward.args[1:3] == conv.args[:2] and backward.args[4:10] == conv.args[3:9]
-    return backward if same else None
+    return Each(found.get("input"), found["weight"], found.get("bias"))
+
+
+def _is_of_input(user: fx.Node, given: fx.Node, conv: fx.Node) -> bool:
+    return (
+        _is_backward(user, given, [True, False, False])
+        and user.args[2] is conv.args[1]
+        and user.args[4:10] == conv.args[3:9]
+        and _shape(given) == _shape(conv)
+        and _shape(user.args[1]) == _shape(conv.args[0])
+    )
+
+
+def _is_of_weight(user: fx.Node, given: fx.Node, conv: fx.Node) -> bool:
+    x: Any = conv.args[0]
+    count, *plane = _shape(conv)
+    images, *image = _shape(x)
+    return (
+        _is_backward(user, given, [False, True, False])
+        and _origin(user.args[1]) is _origin(x)
+        and user.args[4:10] == (*conv.args[3:8], count)
+        and _shape(given) == [1, count * plane[0], *plane[1:]]
+        and _shape(user.args[1]) == [1, images * image[0], *image[1:]]
+    )
+
+
+def _is_of_bias(user: fx.Node, given: fx.Node, conv: fx.Node) -> bool:
+    """A sum over the positions, and over dimensions of one element."""
+    if user.target is not aten.sum.dim_IntList or user.kwargs:
+        return False
+    shape = _shape(given)
+    dims: Any = [d % len(shape) for d in user.args[1]]  # type: ignore[union-attr]
+    long = [d for d in range(len(shape)) if shape[d] != 1]
+    summed = [d in dims for d in long]
+    kept = math.prod(shape[d] for d in long if d not in dims)
+    return summed == sorted(summed) and kept == math.prod(_shape(conv)[:2])
+
+
+def _is_backward(user: fx.Node, given: fx.Node, mask: list[bool]) -> bool:
+    is_it = user.target is aten.convolution_backward.default
+    return is_it and user.args[0] is given and user.args[-1] == mask
+
+
+def _shape(node: Any) -> list[int]:
+    return list(node.meta["val"].shape)
+
+
+_KINDS = {"input": _is_of_input, "weight": _is_of_weight, "bias": _is_of_bias}

@@ -17,6 +17,10 @@ int main(void)
     int bad = forward(N, x, weight, bias, pooled, which);
     bad |= backward(N, gradient, which, x, weight, dx, dw, db);
     bad |= backward(N, gradient, which, x, weight, NULL, dw, db);
+    float *dws = array(N * WEIGHTS), *dbs = array(N * COUT);
+    bad |= backward_each(N, gradient, which, x, weight, dx, dws, dbs);
+    bad |= backward_each(N, gradient, which, x, weight, NULL, dws, dbs);
+    free(dws), free(dbs);
     for (int i = 0; i < POOLED; i++) bad |= which[i] > 3;
     free(x), free(weight), free(bias), free(gradient), free(pooled), free(dx), free(dw), free(db), free(which);
     return bad;

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.kernels import building
-from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward, fits, macros
+from fcifar.kernels.conv_pool import (
+    Shape,
+    conv_pool,
+    conv_pool_backward,
+    conv_pool_backward_each,
+    fits,
+    macros,
+)
 
 pytestmark = pytest.mark.skipif(
     not shutil.which(building.compiler()), reason="the kernel needs a C++ compiler"
@@ -77,6 +84,26 @@ def assert_equal(shape: Shape, count: int, seed: int = 0) -> None:
     )
     for name, ours, theirs in results:
         assert torch.equal(ours, theirs), name
+    assert_each_is_equal(arguments, shape.padding)
+
+
+def assert_each_is_equal(arguments: Arguments, padding: int) -> None:
+    """Of every image by itself, and so that they add up."""
+    x, weight, bias, gradient = arguments
+    _, which = conv_pool(x, weight, bias, padding)
+    whole = conv_pool_backward(gradient, which, x, weight, padding, True)
+    each = conv_pool_backward_each(gradient, which, x, weight, padding, True)
+    assert torch.equal(each[0], whole[0])
+    for i in range(len(x)):
+        alone = arguments._replace(x=x[i : i + 1], gradient=gradient[i : i + 1])
+        _, _, of_weight, of_bias = reference(alone, padding)
+        assert torch.equal(each[1][i], of_weight)
+        assert torch.equal(each[2][i], of_bias)
+    for of_images, of_all in zip(each[1:], whole[1:], strict=True):
+        assert torch.equal(of_images.sum(0), of_all)
+    without = conv_pool_backward_each(gradient, which, x, weight, padding, False)
+    assert without[0].numel() == 0
+    assert all(torch.equal(a, b) for a, b in zip(without[1:], each[1:], strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -153,6 +180,7 @@ def test_how_tensors_lie_in_memory_does_not_matter() -> None:
     x, weight, gradient = (t.contiguous(memory_format=last) for t in (x, weight, gradient))
     strided = kernel(Arguments(x, weight, bias.repeat(2).reshape(2, -1)[0], gradient), 0)
     assert all(torch.equal(a, b) for a, b in zip(plain, strided, strict=True))
+    assert_each_is_equal(draw(SHAPES["lenet 2"], whole=True)._replace(x=x.round()), 0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -167,6 +195,7 @@ def test_the_same_threads_give_the_same_bits(threads: int) -> None:
             for _ in range(3)
             for a, b in zip(first, kernel(arguments, 0), strict=True)
         )
+        assert_each_is_equal(draw(SHAPES["lenet 2"], 7, whole=True), 0)
     finally:
         torch.set_num_threads(before)
 

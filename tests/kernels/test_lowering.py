@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
-from torch.func import grad
+from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fcifar import kernels, models, optim, random, tree
-from fcifar.compiling import compile_step
+from fcifar import grads, kernels, losses, models, optim, random, tree
+from fcifar.compiling import compile_pure, compile_step
 from fcifar.kernels import building, lowering
-from fcifar.kernels.conv_pool import conv_pool, conv_pool_backward
+from fcifar.kernels.conv_pool import conv_pool, conv_pool_backward, conv_pool_backward_each
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +29,7 @@ def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
 
 
 def calls(graph: fx.Graph) -> list[object]:
-    ours = (conv_pool, conv_pool_backward)
+    ours = (conv_pool, conv_pool_backward, conv_pool_backward_each)
     return [n.target for n in graph.nodes if n.target in ours]
 
 
@@ -87,6 +87,92 @@ def test_a_gradient_of_a_gradient_is_left_alone_or_right() -> None:
 
     fused(grad(slope, argnums=1), X / 9, W / 9, B / 9)
 
+
+# Gradients of each image --------------------------------------------------------------------------
+
+
+def example_loss(name: str) -> tuple[grads.Loss, models.Params, Batch]:
+    model = models.MODELS[name]()
+
+    def loss(params: models.Params, example: Batch) -> Tensor:
+        logits, _ = model.apply(models.Variables(params, {}), example.images[None])
+        return losses.cross_entropy(logits[0], example.labels)
+
+    batch = Batch(random.uniform(random.key(1), (4, 3, 32, 32)), torch.tensor([3, 8, 0, 1]))
+    return loss, model.init(random.key(0)).params, batch
+
+
+@pytest.mark.parametrize(("name", "pairs"), [("lenet", 2), ("conv3", 3)])
+def test_every_convolution_of_a_gradient_of_each_image_is_found(name: str, pairs: int) -> None:
+    loss, params, batch = example_loss(name)
+    module = traced(grads.per_example(loss), params, batch)
+    assert lowering.fuse(module.graph) == pairs
+    module.graph.lint()
+    assert calls(module.graph) == [conv_pool] * pairs + [conv_pool_backward_each] * pairs
+    assert not [n for n in module.graph.nodes if "convolution" in n.name or "max_pool" in n.name]
+
+
+def squares(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """A loss of one image [C, H, W]."""
+    return F.max_pool2d(F.conv2d(x[None], w, b, padding=1), 2).square().sum()
+
+
+def of_each(loss: Callable[..., Tensor], argnums: tuple[int, ...]) -> Callable[..., object]:
+    return vmap(grad(loss, argnums=argnums), in_dims=(0, None, None))
+
+
+@pytest.mark.parametrize("argnums", [(1, 2), (0, 1, 2), (0, 1), (1,)])
+def test_gradients_of_each_image(argnums: tuple[int, ...]) -> None:
+    assert fused(of_each(squares, argnums), X, W, B) == 1
+    assert fused(of_each(squares, argnums), X[:1], W, B) == 1
+
+
+def pooled(x: Tensor, w: Tensor, b: Tensor, **settings: int) -> Tensor:
+    return F.max_pool2d(F.conv2d(x, w, b, **settings), 2)
+
+
+def twice(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two gradients behind one pool."""
+    y, back = torch.func.vjp(lambda v: pooled(x[None], v, b), w)
+    return back(torch.ones_like(y))[0], back(y)[0]
+
+
+def two_images(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return pooled(torch.stack([x, 0.5 * x]), w, b).square().sum()
+
+
+def in_steps_of_two(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return pooled(x[None], w, b, stride=2).square().sum()
+
+
+WS, BS = torch.stack([W, 2 * W]), torch.stack([B, -B])
+APART: dict[str, tuple[Callable[..., object], Tensor, Tensor]] = {
+    "the biases' alone": (of_each(squares, (2,)), W, B),
+    "the images' alone": (of_each(squares, (0,)), W, B),
+    "two images an example": (of_each(two_images, (1, 2)), W, B),
+    "a stride": (of_each(in_steps_of_two, (1, 2)), W, B),
+    "weights of their own": (vmap(grad(squares, argnums=(1, 2))), WS, BS),
+    "two gradients": (vmap(twice, in_dims=(0, None, None)), W, B),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_other_gradients_under_vmap_are_left_alone_or_right(name: str) -> None:
+    """``fused`` compares the results."""
+    function, weight, bias = APART[name]
+    fused(function, X, weight, bias)
+
+
+def test_compiled_gradients_of_each_image_agree() -> None:
+    torch._dynamo.reset()
+    loss, params, batch = example_loss("lenet")
+    function = grads.per_example(loss)
+    found, expected = compile_pure(function)(params, batch), function(params, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    torch._dynamo.reset()
+
+
+# What is left alone -------------------------------------------------------------------------------
 
 OTHERS = {
     "stride": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b, stride=2), 2),
