@@ -1,12 +1,13 @@
 """Gradients of each example, beside one pass over the batch.
 
-    python -m benchmarks.grads [--dataset cifar10] [--images 10000] [--chunk 125] [--repetitions 5]
+    python -m benchmarks.grads [--dataset cifar10] [--images 10000] [--repetitions 5]
+        [--chunk 125] [--compiled-chunk 50] [--name grads]
 
 In turns, with the tutorial's network and test images: the gradient of the mean loss, over all
-images at once and over CHUNKS of them; the gradient of each image, one chunk after the other, the
-norms alone, the sum of clipped ones, and the noise scale; a Hessian-vector product. Eager and
-compiled. Then the memory that each takes at its peak beyond torch and the images, in processes of
-their own. Writes bench_results/NAME.json.
+images at once and by 500; the gradient of each image, one chunk after the other; the norms alone,
+the sum of clipped ones, and the noise scale; a Hessian-vector product. Eager and compiled. Then the
+memory that the eager ones take at their peak beyond that of a process which loads the images and
+has made one gradient. Writes bench_results/NAME.json.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from fcifar.runs.runtime import activate, make_runtime
 from fcifar.step import Batch, normalize
 
 MODEL, PREPROCESS = models.lenet(), normalize()
-PASS = 500  # images of a pass where they do not go at once: the fastest for an eager one
+PASS = 500  # images of a batch where they do not go at once: no other is faster
 
 Way = Callable[[Params, Batch], object]
 
@@ -59,7 +60,7 @@ def product(params: Params, batch: Batch) -> Params:
 
 
 FUNCTIONS: dict[str, Way] = {
-    "each": grads.per_example(example_loss),
+    "each image": grads.per_example(example_loss),
     "norms": grads.per_example_norms(example_loss),
     "clipped sum": clipped,
     "noise scale": grads.noise_scale(example_loss),
@@ -76,18 +77,23 @@ def in_chunks(way: Way, size: int) -> Way:
     return over_all
 
 
-def make_ways(chunk: int) -> dict[str, Way]:
-    """What is measured, by name; the first is what the others are compared with."""
-    ways: dict[str, Way] = {
+def eager(chunk: int) -> dict[str, Way]:
+    """What is measured, by name."""
+    return {
+        "batch by 500": in_chunks(batch_gradient, PASS),
         "batch at once": batch_gradient,
-        f"batch by {PASS}": in_chunks(batch_gradient, PASS),
+        **{name: in_chunks(function, chunk) for name, function in FUNCTIONS.items()},
+        "Hessian-vector product by 500": in_chunks(product, PASS),
     }
-    ways |= {f"{name} by {chunk}": in_chunks(f, chunk) for name, f in FUNCTIONS.items()}
-    ways[f"Hessian-vector product by {PASS}"] = in_chunks(product, PASS)
-    compiled = {"batch": batch_gradient, **FUNCTIONS}
-    for name, function in compiled.items():
-        ways[f"{name} by {chunk}, compiled"] = in_chunks(compile_pure(function), chunk)
-    return ways
+
+
+def compiled(chunk: int) -> dict[str, Way]:
+    """The same, compiled for one chunk."""
+    return {
+        "batch by 500": in_chunks(compile_pure(batch_gradient), PASS),
+        **{name: in_chunks(compile_pure(f), chunk) for name, f in FUNCTIONS.items()},
+        "Hessian-vector product by 500": in_chunks(compile_pure(product), PASS),
+    }
 
 
 def main() -> None:
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--chunk", type=int, default=125)
+    parser.add_argument("--compiled-chunk", type=int, default=50)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="grads", help="of the record")
@@ -104,47 +111,51 @@ def main() -> None:
     dataset = data.load(options.dataset, data.data_root())
     batch = Batch(dataset.test_images[: options.images], dataset.test_labels[: options.images])
     params = MODEL.init(random.key(0)).params
-    ways, seconds = make_ways(options.chunk), {}
+    groups = {
+        "eager_seconds": eager(options.chunk),
+        "compiled_seconds": compiled(options.compiled_chunk),
+    }
+    seconds = {group: {name: [] for name in ways} for group, ways in groups.items()}
     with activate(make_runtime(device="cpu", threads=options.threads)):
         for repetition in range(options.repetitions + 1):
-            for name, way in ways.items():
-                started = time.perf_counter()
-                way(params, batch)
-                if repetition:  # the first round compiles, and counts nowhere
-                    seconds.setdefault(name, []).append(time.perf_counter() - started)
-    medians = {name: records.median(values) for name, values in seconds.items()}
-    first, passes = medians["batch at once"], medians[f"batch by {PASS}"]
-    of_compiled = medians[f"batch by {options.chunk}, compiled"]
-    ratios = {
-        name: {
-            "to_the_batch_at_once": median / first,
-            "to_the_batch_in_passes": median / passes,
-            "to_the_compiled_batch": median / of_compiled,
-        }
-        for name, median in medians.items()
-    }
-    for name, median in medians.items():
-        shown = "".join(f"{ratio:8.2f}" for ratio in ratios[name].values())
-        print(f"{name:34} {median:7.2f} s {shown}", flush=True)
+            for group, ways in groups.items():
+                for name, way in ways.items():
+                    started = time.perf_counter()
+                    way(params, batch)
+                    if repetition:  # the first round compiles, and counts nowhere
+                        seconds[group][name].append(time.perf_counter() - started)
+    ratios = {group: times_the_first(of_group) for group, of_group in seconds.items()}
     memory = peaks(options)
+    for group, of_group in seconds.items():
+        for name, values in of_group.items():
+            ratio = ratios[group][name]
+            print(f"{group:17} {name:30} {records.median(values):7.2f} s {ratio:6.2f}", flush=True)
     for name, size in memory.items():
-        print(f"{name:34} {size / 2**20:7.0f} MiB", flush=True)
+        print(f"{'peak':17} {name:30} {size / 2**20:7.0f} MiB", flush=True)
     config = {
         **vars(options),
         "cores": sorted(os.sched_getaffinity(0)),
         "data_source": dataset.source,
         "parameters": sum(p.numel() for p in params.values()),
     }
-    results = {"seconds": seconds, "ratios": ratios, "peak_bytes": memory}
+    results = {**seconds, "times_batch_by_500": ratios, "peak_bytes": memory}
     print(records.write(options.name, config, results))
 
 
+def times_the_first(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Medians in parts of the first one."""
+    medians = {name: records.median(values) for name, values in seconds.items()}
+    first = next(iter(medians.values()))
+    return {name: median / first for name, median in medians.items()}
+
+
 def peaks(options: argparse.Namespace) -> dict[str, int]:
-    """Bytes that the eager ways take at their peak, beyond a process that loads the images."""
+    """Bytes that the eager ways take at their peak, beyond a process that goes none of them."""
     words = [options.dataset, str(options.images), str(options.chunk), str(options.threads)]
-    base = processes.peak_memory(_PEAK, [*words, "nothing"])
-    names = [name for name in make_ways(options.chunk) if not name.endswith("compiled")]
-    return {name: processes.peak_memory(_PEAK, [*words, name]) - base for name in names}
+    base = processes.peak_memory(_PEAK, [*words, "none"])
+    return {
+        name: processes.peak_memory(_PEAK, [*words, name]) - base for name in eager(options.chunk)
+    }
 
 
 _PEAK = """
@@ -155,13 +166,13 @@ grads.once(*sys.argv[1:])
 
 
 def once(dataset: str, images: str, chunk: str, threads: str, name: str) -> None:
-    """Go one way once, or, for a name that is none, one chunk of a pass."""
+    """Go one of the eager ways once; of another name, none."""
     torch.set_num_threads(int(threads))
     loaded = data.load(dataset, data.data_root())
     batch = Batch(loaded.test_images[: int(images)], loaded.test_labels[: int(images)])
     params = MODEL.init(random.key(0)).params
     batch_gradient(params, next(grads.chunks(batch, 1)))  # imports what autograd needs
-    if way := make_ways(int(chunk)).get(name):
+    if way := eager(int(chunk)).get(name):
         way(params, batch)
 
 

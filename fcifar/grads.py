@@ -121,7 +121,11 @@ class NoiseScale(NamedTuple):
 
 
 def noise_scale(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., NoiseScale]:
-    """``(params, examples, *rest) -> NoiseScale``, from the gradient of each of B > 1 examples."""
+    """``(params, examples, *rest) -> NoiseScale``, from the gradient of each of B examples.
+
+    Raises:
+        ValueError: when called, with a single example.
+    """
     of_chunk = _mapped(grad(loss))
 
     def scale(params: Tree, examples: Tree, *rest: Any) -> NoiseScale:
@@ -130,8 +134,10 @@ def noise_scale(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., N
             total = tree.map(lambda leaf: leaf.sum(0), gradients)
             return total, norms(gradients).square().sum()
 
-        total, squares = add_up(map(sums, chunks(examples, chunk_size)))
         size = len(tree.leaves(examples)[0])
+        if size < 2:
+            raise ValueError(f"noise_scale needs two examples or more, not {size}")
+        total, squares = add_up(map(sums, chunks(examples, chunk_size)))
         return noise_scale_of_norms(
             squares / size, tree.norm(total).square() / size**2, sizes=(1, size)
         )
@@ -154,7 +160,7 @@ def noise_scale_of_norms(small: Tensor, large: Tensor, *, sizes: tuple[int, int]
     """
     few, many = sizes
     if not 1 <= few < many:
-        raise ValueError(f"noise_scale needs two sizes of batches that increase, not {sizes}")
+        raise ValueError(f"noise_scale_of_norms needs two sizes that increase, not {sizes}")
     return NoiseScale(
         variance=(small - large) / (1 / few - 1 / many),
         squared_norm=(many * large - few * small) / (many - few),

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare_records, page, processes, record, records, steps, tutorial
+from benchmarks import compare_records, grads, page, processes, record, records, steps, tutorial
 from benchmarks.contenders import CONTENDERS, DEVICES, NETWORKS, why_not
-from fcifar import models, recipes
+from fcifar import data, models, recipes
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.runs import bench, yardsticks
 from fcifar.runs.bench import Work
@@ -99,6 +99,27 @@ def test_peak_memory_is_the_childs_own() -> None:
     size = 200 * 2**20
     little, much = processes.peak_memory("pass"), processes.peak_memory(f"x = b'1' * {size}")
     assert 0.9 * size < much - little < 1.1 * size
+
+
+def test_gradients_of_each_image_are_measured_beside_the_batchs(
+    folder: Path, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(grads, "compile_pure", lambda function: function)
+    monkeypatch.setattr(grads, "peaks", lambda options: {"batch by 500": 2**20})
+    data.save(bench.made_up(16)._replace(name="tiny"), tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
+    words = "--dataset tiny --images 8 --chunk 4 --compiled-chunk 2 --repetitions 2 --name few"
+    monkeypatch.setattr(sys, "argv", ["grads", *words.split()])
+    grads.main()
+    found = records.read(folder / "few.json")
+    for group in ("eager_seconds", "compiled_seconds"):
+        seconds = found["results"][group]
+        assert all(len(values) == 2 for values in seconds.values())
+        assert found["results"]["times_batch_by_500"][group]["batch by 500"] == 1
+        assert {"each image", "norms", "clipped sum", "noise scale"} < set(seconds)
+    assert found["config"]["threads"] == 1
+    assert found["config"]["parameters"] == 62_006
+    assert "each image" in page.section(found)
 
 
 # Records -----------------------------------------------------------------------------------------
