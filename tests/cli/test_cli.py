@@ -259,6 +259,8 @@ def test_signals_end_a_run_that_can_go_on(
     signum: signal.Signals, root: Path, tmp_path: Path
 ) -> None:
     """In a process of its own: interrupted, it says how to resume, and resumed it ends the same."""
+    if signal.getsignal(signum) == signal.SIG_IGN:
+        pytest.skip("whoever started the tests has this signal ignored, and so do we")
     command = [sys.executable, "-m", "fcifar", *map(str, TRAIN), "--device", "cpu", "--json"]
     command += ["--epochs", "400", "--log-every", "9"]
     environment = {**os.environ, "FCIFAR_DATA": str(root), "OMP_NUM_THREADS": "1"}
