@@ -13,11 +13,15 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_research_code_runs() -> None:
-    parts, step = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    parts, step, each = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(step, names)
     assert names["metrics"].count == 4
     assert names["state"].step == 2
+    exec(each, names)
+    assert names["gradients"]["fc3.weight"].shape == (4, 10, 84)
+    state, metrics = names["step"](names["state"], names["batch"])
+    assert (state.step, metrics.count) == (3, 4)
     exec(parts, names)
     state, _ = names["step"](names["state"], names["batch"])
     assert state.step == 1
