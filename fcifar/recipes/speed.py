@@ -93,7 +93,7 @@ SPEED90 = SPEED94.replace(
     expected="86.4 % with TTA, 139 s",
     summary="speed94 with half the width, batches of 500 and three epochs",
     model_options={"widths": (64, 128, 128), **_MUON_HEAD},
-    # On images held out, a small network in as short a run gains a point by them (README).
+    # On images held out, a small network in as short a run gained a point, within its interval.
     **_muon(batch_size=500, learning_rate=0.12, momentum=0.8),
     epochs=3,
     whiten_epochs=1.125,
