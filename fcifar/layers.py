@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fcifar import random
 from fcifar.errors import shown
+from fcifar.parallel import ALONE, Axis, pmean
 from fcifar.random import Key
 
 LARGEST_WIDTH = 10**9  # a product of two still fits into 64 bits
@@ -57,15 +58,22 @@ class BatchNorm(nn.Module):
     Args:
         momentum: the share of the new batch in the running statistics, as in PyTorch.
         eps: added to the variance.
+        axis: the ranks that divide a batch, whose statistics are then those of the whole batch.
 
     Ioffe and Szegedy, "Batch normalization", https://arxiv.org/abs/1502.03167.
     """
 
     def __init__(
-        self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5, scale: bool = True
+        self,
+        channels: int,
+        *,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        scale: bool = True,
+        axis: Axis = ALONE,
     ) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
+        self.momentum, self.eps, self.axis = momentum, eps, axis
         self.weight = nn.Parameter(torch.empty(channels)) if scale else None
         self.bias = nn.Parameter(torch.empty(channels))
         self.register_buffer("running_mean", torch.empty(channels))
@@ -82,7 +90,9 @@ class BatchNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if train:
             var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-            count = x.numel() // x.shape[1]
+            count = self.axis.size * (x.numel() // x.shape[1])
+            if self.axis.size > 1:
+                mean, var = _over_ranks(self.axis, self.running_mean, mean, var)
             new = {"running_mean": mean, "running_var": var * (count / max(count - 1, 1))}
             running = {
                 k: torch.lerp(old, new[k].detach(), self.momentum) for k, old in running.items()
@@ -92,6 +102,17 @@ class BatchNorm(nn.Module):
             scale = scale * self.weight
         shift = self.bias - mean * scale
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype), running
+
+
+def _over_ranks(axis: Axis, near: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over all ranks, from those of each; all [C].
+
+    Means are counted from ``near``, the same on each rank and close to them, so that nothing is
+    lost where they are large and the variance is not.
+    """
+    shift = mean - near
+    first, second = pmean((shift, var + shift.square()), axis)
+    return near + first, (second - first.square()).clamp(min=0)
 
 
 def named(prefix: str, buffers: dict[str, Tensor]) -> dict[str, Tensor]:

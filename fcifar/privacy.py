@@ -22,6 +22,7 @@ from torch.func import grad_and_value, vmap
 
 from fcifar import random, tree
 from fcifar.grads import Gradient, Objective, chunks, norms, rows
+from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 from fcifar.tree import Tree
 
@@ -63,6 +64,7 @@ def dp_gradient(
     *,
     reduction: Callable[[Tensor], Tensor] = torch.mean,
     chunk_size: int | None = None,
+    axis: Axis = ALONE,
 ) -> Gradient:
     """For ``make_train_step``: examples one at a time, clipped, summed and noised.
 
@@ -77,6 +79,7 @@ def dp_gradient(
         reduction: that of the step.
         chunk_size: examples whose gradients are held at a time; None for as many as have
             ``GRADIENTS`` numbers together (but at least one), in parts of one size.
+        axis: that of the step. Each rank adds its share of the one noise.
 
     Raises:
         ValueError: a number outside its range; when called, a network with buffers, for batch norm
@@ -103,7 +106,7 @@ def dp_gradient(
         def of_examples(params: Tree, examples: Tree, key: Key) -> Any:
             draw_key, noise_key = random.split(key)
             count = len(tree.leaves(examples)[0])
-            keyed = (examples, random.split(draw_key, count))
+            keyed = (examples, random.row_keys(draw_key, count))
             total, outputs = tree.zeros_like(params), []
             for chunk, keys in chunks(keyed, chunk_size or _fitting(params, count)):
                 gradients, output = of_chunk(params, chunk, keys)
@@ -111,7 +114,8 @@ def dp_gradient(
                 outputs.append(output)
             losses, logits = tree.map(lambda *parts: torch.cat(parts), *outputs)
             share = reduction(torch.ones_like(losses)) / count  # what one loss counts
-            noised = add_noise(noise_key, total, noise_multiplier * max_norm)
+            std = noise_multiplier * max_norm / axis.size
+            noised = add_noise(random.common(noise_key), total, std)
             found = tree.map(lambda leaf: leaf * share.to(leaf.dtype), noised)
             return found, (reduction(losses), (losses, logits, {}))
 

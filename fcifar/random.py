@@ -13,6 +13,9 @@ arithmetic, exact on any device and in any version, in eager mode, compiled, or 
 ``jax.random`` exactly. ``normal`` and ``truncated_normal`` agree to 4 units in the last place, for
 the logarithm inside is not the same code. The draws are float32 or int64 tensors on the key's
 device.
+
+Who holds some rows of a batch, and others the rest, draws for those rows alone: ``from_row`` gives
+a key whose draws begin there.
 """
 
 import math
@@ -21,7 +24,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Key = Tensor  # int64 [2], each word in [0, 2**32)
+Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row that its draws begin at
 
 _WORD = 0xFFFF_FFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -45,7 +48,7 @@ def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
     ``a, b = split(key)`` is the usual way to write it.
     """
     shape = (num,) if isinstance(num, int) else tuple(num)
-    return _to_words(torch.stack(_cipher(key, _counters(key, shape)), dim=-1))
+    return _child(key, _cipher(key, _count(key, shape)))
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:
@@ -56,7 +59,42 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
     """
     if not isinstance(data, Tensor):
         data = torch.tensor(data & _WORD, device=key.device)
-    return _to_words(torch.stack(_cipher(key, data.to(torch.int32)), dim=-1))
+    return _child(key, _cipher(key, data.to(torch.int32)))
+
+
+# Rows of a batch ---------------------------------------------------------------------------------
+
+
+def from_row(key: Key, row: int | Tensor) -> Key:
+    """``key``, with all draws from it beginning at ``row``: int64 [3].
+
+    A draw of shape ``(n, ...)`` from it is rows ``row`` to ``row + n`` of a larger draw from
+    ``key``, bit for bit. So processes that divide a batch draw for their own rows what one process
+    would draw for them. Keys that ``split`` and ``fold_in`` make of it begin at the same row; a
+    draw of shape ``()`` belongs to no row, and is the same everywhere.
+
+    Args:
+        row: 0 or more, a number or an int64 tensor []; all elements of the larger draw number
+            fewer than 2**31.
+    """
+    row = torch.as_tensor(row, dtype=torch.int64, device=key.device)
+    return torch.cat([common(key), row.reshape(1)])
+
+
+def common(key: Key) -> Key:
+    """The key without the row that its draws begin at, for what all rows have in common."""
+    return key[:2]
+
+
+def row_keys(key: Key, count: int) -> Tensor:
+    """A key for each of ``count`` rows: int64 [count, 2], which ``split`` gives for a plain key.
+
+    They are rows themselves: those of a key that begins at row r are rows r and on of all.
+    """
+    return _to_words(torch.stack(_cipher(key, _counters(key, (count,))), dim=-1))
+
+
+# Draws -------------------------------------------------------------------------------------------
 
 
 def bits(key: Key, shape: Sequence[int] = ()) -> Tensor:
@@ -118,6 +156,8 @@ def permutation(key: Key, x: int | Tensor) -> Tensor:
     An integer n gives int64 [n], the numbers below n in a random order. A tensor gives its rows
     (first axis) in a random order.
     """
+    if key.shape != (2,):
+        raise ValueError("permutation orders all rows; give it random.common(key)")
     values = torch.arange(x, device=key.device) if isinstance(x, int) else x
     n = values.shape[0]
     # Sorting by random words: enough rounds that ties do not matter (as many as JAX makes).
@@ -215,16 +255,32 @@ def _shift_right(x: Tensor, r: int) -> Tensor:
 
 
 def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
-    if key.shape != (2,) or key.dtype != torch.int64:
+    if key.shape not in ((2,), (3,)) or key.dtype != torch.int64:
         raise ValueError(
             f"a key is an int64 tensor of shape [2], not {key.dtype} {list(key.shape)}; "
             "use torch.vmap to draw for several keys"
         )
-    k0, k1 = key.to(torch.int32).unbind()
+    k0, k1 = key[:2].to(torch.int32).unbind()
     return _threefry2x32(k0, k1, torch.zeros_like(counters), counters)
 
 
+def _child(key: Key, words: tuple[Tensor, Tensor]) -> Tensor:
+    """Keys of those words [...], with the row of ``key`` if it has one."""
+    keys = _to_words(torch.stack(words, dim=-1))
+    if key.shape == (2,):
+        return keys
+    return torch.cat([keys, key[2:].expand(*words[0].shape, -1)], dim=-1)
+
+
 def _counters(key: Key, shape: Sequence[int]) -> Tensor:
+    """Those of a draw, from the row of ``key`` on."""
+    counters = _count(key, shape)
+    if key.shape == (2,) or not shape:
+        return counters
+    return counters + (key[2] * math.prod(shape[1:])).to(torch.int32)
+
+
+def _count(key: Key, shape: Sequence[int]) -> Tensor:
     size = math.prod(shape)
     if size >= 2**31:
         raise ValueError(f"one draw has fewer than 2**31 elements, not {size}; split the key")

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import metrics, transforms, tree
+from fcifar import metrics, parallel, transforms, tree
 from fcifar.metrics import Metrics
-from fcifar.step import Batch, TrainState
+from fcifar.step import Batch, Shard, TrainState
 
 
 def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any, Tensor], Any]:
@@ -29,10 +29,24 @@ class Feed(NamedTuple):
     rows: Tensor  # int64 [B], of the training images
     mirrored: Any = ()  # bool [B], the images to mirror before anything else
     values: Any = {}  # noqa: RUF012 - numbers of the recipe that are arguments: 0-d by name
+    first: Any = ()  # of a shard: which row of the batch its first one is, int64 []
+
+
+def shard(feed: Feed, rank: int, size: int) -> Feed:
+    """What one of ``size`` ranks is fed with; all of it where there is one.
+
+    Raises:
+        ValueError: the rows cannot be divided into ``size`` equal parts.
+    """
+    if size == 1:
+        return feed
+    rows, mirrored = parallel.shard((feed.rows, feed.mirrored), rank, size)
+    first = torch.tensor(rank * len(rows), device=rows.device)
+    return feed._replace(rows=rows, mirrored=mirrored, first=first)
 
 
 def on_feed(
-    step_with: Callable[[dict[str, Tensor]], Callable[[Any, Batch], Any]], data: Batch
+    step_with: Callable[[dict[str, Tensor]], Callable[[Any, Any], Any]], data: Batch
 ) -> Callable[[Any, Feed], Any]:
     """As ``on_indices``, for a step that is made of numbers which come with each batch.
 
@@ -45,7 +59,10 @@ def on_feed(
         images = data.images[feed.rows]
         if isinstance(feed.mirrored, Tensor):
             images = transforms.mirror(images, feed.mirrored)
-        return step_with(feed.values)(state, Batch(images, data.labels[feed.rows]))
+        labels = data.labels[feed.rows]
+        is_part = isinstance(feed.first, Tensor)
+        batch = Shard(images, labels, feed.first) if is_part else Batch(images, labels)
+        return step_with(feed.values)(state, batch)
 
     return step_on_feed
 

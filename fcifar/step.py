@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcifar import averaging, metrics, precision, random, tta
+from fcifar import averaging, metrics, precision, random, tree, tta
 from fcifar.augment import Augment
 from fcifar.averaging import Average
 from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss, cross_entropy
 from fcifar.metrics import Metrics
-from fcifar.models.base import Model, Params, Variables
+from fcifar.models.base import Buffers, Model, Params, Variables
 from fcifar.optim import Optimizer, apply_updates
+from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
 from fcifar.random import Key
 from fcifar.tta import Views
@@ -38,6 +39,14 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 [B, 3, 32, 32], or floating in [0, 1]
     labels: Tensor  # int64 [B]
+
+
+class Shard(NamedTuple):
+    """Some rows of a batch, in the hands of one of the processes that divide it."""
+
+    images: Tensor  # [b, 3, 32, 32], as in Batch
+    labels: Tensor  # int64 [b]
+    first: Tensor  # int64 [], which row of the batch is the first of these
 
 
 class TrainState(NamedTuple):
@@ -58,7 +67,7 @@ class Examples(NamedTuple):
     logits: Tensor  # [B, C]
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch | Shard], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], Examples]
 Preprocess = Callable[[Tensor], Tensor]
 Reduction = Callable[[Tensor], Tensor]  # [B] -> []
@@ -127,6 +136,7 @@ def make_train_step(
     reduction: Reduction = torch.mean,
     gradient: Gradient = of_batch,
     average: Average = averaging.none(),  # noqa: B008
+    axis: Axis = ALONE,
 ) -> TrainStep:
     """The pure training step of a model under an optimizer.
 
@@ -139,14 +149,15 @@ def make_train_step(
         reduction: of the losses, ``torch.mean`` or ``torch.sum``: what the step descends.
         gradient: of the reduced losses; or, for private training, ``privacy.dp_gradient``.
         average: of the variables over training, kept beside them.
+        axis: the ranks that divide a batch, see ``fcifar.parallel``.
 
     Returns:
         ``train_step(state, batch) -> (state, metrics)``, with the metrics of the batch under the
-        parameters before the update.
+        parameters before the update. The ranks of an ``axis`` call it with a ``Shard`` each.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        augment_key, model_key = random.split(random.fold_in(state.key, state.step))
+    def train_step(state: TrainState, batch: Batch | Shard) -> tuple[TrainState, Metrics]:
+        augment_key, model_key = random.split(_key_of(state, batch))
         images = preprocess(augment(augment_key, batch.images)).to(policy.compute)
 
         def objective(params: Params, batch: Batch, key: Key) -> tuple[Tensor, Any]:
@@ -160,6 +171,9 @@ def make_train_step(
         grads, (_, (losses, logits, buffers)) = gradient(objective)(
             state.variables.params, Batch(images, batch.labels), model_key
         )
+        seen = metrics.measure(losses, logits.argmax(-1) == batch.labels)
+        if axis.size > 1:
+            grads, buffers, seen = _over_ranks(axis, reduction, state, grads, buffers, losses, seen)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.variables.params)
         variables, averaged = average.update(
             Variables(
@@ -169,9 +183,38 @@ def make_train_step(
             state.average,
         )
         new_state = TrainState(state.step + 1, variables, opt_state, state.key, averaged)
-        return new_state, metrics.measure(losses, logits.argmax(-1) == batch.labels)
+        return new_state, seen
 
     return train_step
+
+
+def _key_of(state: TrainState, batch: Batch | Shard) -> Key:
+    key = random.fold_in(state.key, state.step)
+    return random.from_row(key, batch.first) if isinstance(batch, Shard) else key
+
+
+def _over_ranks(
+    axis: Axis,
+    reduction: Reduction,
+    state: TrainState,
+    grads: Params,
+    buffers: Buffers,
+    losses: Tensor,
+    seen: Metrics,
+) -> tuple[Params, Buffers, Metrics]:
+    """Gradients, buffers and metrics of the whole batch, from those of each rank's rows.
+
+    Buffers are the mean of the ranks' ones, which are the same where batch norm sees all rows.
+    """
+    # Of their change: the mean of what is constant would round, that of 0 does not.
+    old = state.variables.buffers
+    change = tree.map(torch.sub, buffers, old)
+    grads, change, seen = axis.psum((grads, change, seen))
+    # The whole batch's reduction, in parts of the sum of the ranks' ones: 1 / size for the mean.
+    all_rows = torch.ones_like(losses).repeat(axis.size)
+    weight = reduction(all_rows) / (axis.size * reduction(torch.ones_like(losses)))
+    grads = tree.map(lambda leaf: leaf * weight.to(leaf.dtype), grads)
+    return grads, tree.map(lambda o, c: o + c / axis.size, old, change), seen
 
 
 def make_eval_step(

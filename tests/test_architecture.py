@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = [
     {"errors"},
     {"random", "tree"},
+    {"parallel"},
     {
         *("layers", "schedules", "precision", "transforms", "fingerprint", "intervals"),
         *("variance", "grads"),
@@ -26,7 +27,7 @@ LEVELS = [
     },
     {"kernels", "tta", "ensembles"},
     {"step", "compiling"},
-    {"running", "replicas", "parallel", "examples"},
+    {"running", "replicas", "examples"},
     {"data", "recipes"},
     {"runs"},
     {"report", "interop"},

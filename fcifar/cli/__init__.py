@@ -4,12 +4,25 @@ Modules here import typer alone at the top; torch comes in when a command runs, 
 is quick.
 """
 
+import logging
 import sys
 import traceback
+from typing import Any
 
 import typer
 
-from fcifar.cli import about, bench, compare, data, evaluate, output, predict, reproduce, train
+from fcifar.cli import (
+    about,
+    bench,
+    compare,
+    data,
+    evaluate,
+    output,
+    predict,
+    processes,
+    reproduce,
+    train,
+)
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -37,8 +50,10 @@ _Misuse = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the world failed, 2 the user erred."""
+    # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        status = app(standalone_mode=False)
+        status = processes.play_part(_command) if processes.several() else _command()
     except UserError as error:
         status = _fail(error, 2)
     except (WorldError, OSError) as error:
@@ -50,6 +65,10 @@ def main() -> None:
         # The message is empty where typer has shown the help instead.
         status = _fail(error, 2, message or "a command is missing; give one of those above")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _command() -> Any:
+    return app(standalone_mode=False)
 
 
 def _fail(error: BaseException, status: int, message: str | None = None) -> int:

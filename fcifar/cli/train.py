@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output, trained
+from fcifar.cli import options, output, processes, trained
 from fcifar.cli.overrides import given, refuse_changes, with_changes
 from fcifar.errors import UserError
 
@@ -205,13 +205,11 @@ def train(
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
-    import logging
-
     from fcifar import recipes
     from fcifar.cli import groups, progress
     from fcifar.cli.data import open_dataset
     from fcifar.report import run as drawing
-    from fcifar.runs import directory, group, loop, manifest
+    from fcifar.runs import directory, group, loop, manifest, ranks
     from fcifar.runs.interrupt import catching_signals
     from fcifar.runs.runtime import make_runtime
     from fcifar.runs.safeguards import Safeguards
@@ -255,8 +253,6 @@ def train(
     is_group = replicas is not None or bool(sweep)
     if replica_method is not None and not is_group and resume is None:
         raise UserError("--replica-method is of --replicas and --sweep; give one of them too")
-    # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if resume is not None:
         refuse_changes(
             overrides
@@ -266,6 +262,9 @@ def train(
             | given(compile=compile, set=changes or None, sweep=sweep or None)
             | given(replicas=replicas, replica_method=replica_method)
         )
+    else:
+        resume = processes.left_behind(out)
+    if resume is not None:
         run = resume
         if group.is_group(run):
             asked = group.read(run)
@@ -282,11 +281,13 @@ def train(
         model_options = {**the_recipe.model_options, **options_of_model}
         the_recipe = the_recipe.replace(**overrides, model_options=model_options)
         the_recipe = with_changes(the_recipe, changes or [])
-        runtime = make_runtime(**where, preferred=the_recipe.precision)
+        count = ranks.here().size
+        runtime = make_runtime(**where, preferred=the_recipe.precision, processes=count)
         compiled = the_recipe.compile if compile is None else compile
         safeguards, traced = Safeguards(**care), ()
         run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
         directory.check_free(run)
+        processes.remember(run)
         data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
         if is_group:
             asked = groups.plan(
@@ -300,6 +301,7 @@ def train(
                 method=replica_method or "auto",
             )
             run = out or groups.new_path(the_recipe.name, data.name, len(asked.members))
+            processes.remember(run)
             return groups.train(run, asked, data, resume=False, json=json, quiet=quiet)
 
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:

@@ -39,6 +39,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...]
     source: str  # where the images came from, for a person
     digest: str  # SHA-256 of content: see content_digest
+    path: str = ""  # the prepared file that it is mapped from, if it is
 
 
 def make_dataset(

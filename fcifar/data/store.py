@@ -200,7 +200,7 @@ def _read(path: Path) -> Dataset:
             f"{one_line(path)} is damaged or not a prepared data set ({reason(error)}); "
             f"{_remedy(path.stem)}"
         ) from error
-    return Dataset(path.stem, *train, *test, classes, source, digest)
+    return Dataset(path.stem, *train, *test, classes, source, digest, str(path.absolute()))
 
 
 def _summary(name: str, path: Path) -> Summary:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fcifar import layers, random
 from fcifar.models.base import Model, Variables, from_normed_skeleton, on_meta
+from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 
 _Normed = tuple[Tensor, dict[str, Tensor]]
@@ -21,15 +22,15 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, axis: Axis) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, outputs, 3, stride)
-        self.bn1 = layers.BatchNorm(outputs)
+        self.bn1 = layers.BatchNorm(outputs, axis=axis)
         self.conv2 = _conv(outputs, outputs, 3)
-        self.bn2 = layers.BatchNorm(outputs)
+        self.bn2 = layers.BatchNorm(outputs, axis=axis)
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(
-                _conv(inputs, outputs, 1, stride), layers.BatchNorm(outputs)
+                _conv(inputs, outputs, 1, stride), layers.BatchNorm(outputs, axis=axis)
             )
         else:
             self.downsample = None
@@ -46,14 +47,14 @@ class _Block(nn.Module):
 
 
 class _ResNet18(nn.Module):
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, axis: Axis) -> None:
         super().__init__()
         self.conv1 = _conv(3, width, 3)
-        self.bn1 = layers.BatchNorm(width)
+        self.bn1 = layers.BatchNorm(width, axis=axis)
         for i in range(4):
             outputs, inputs = width << i, width << max(i - 1, 0)
             stride = 1 if i == 0 else 2
-            blocks = [_Block(inputs, outputs, stride), _Block(outputs, outputs, 1)]
+            blocks = [_Block(inputs, outputs, stride, axis), _Block(outputs, outputs, 1, axis)]
             setattr(self, f"layer{i + 1}", nn.ModuleList(blocks))
         self.fc = nn.Linear(width << 3, num_classes)
 
@@ -67,12 +68,15 @@ class _ResNet18(nn.Module):
         return self.fc(x.mean((2, 3))), statistics
 
 
-def resnet18(*, width: int = 64, num_classes: int = 10) -> Model:
+def resnet18(*, width: int = 64, num_classes: int = 10, axis: Axis = ALONE) -> Model:
     """ResNet-18 with a 3x3 stem and no pooling behind it, as used on CIFAR-10.
 
     11.2 million parameters with a ``width`` of 64 channels in the stem. Parameters and buffers have
     the names of ``torchvision.models.resnet18``, and start as there: convolutions normal with
     variance 2 / fan-out, batch norms 1 and 0, the linear layer PyTorch's default.
+
+    Args:
+        axis: the ranks over which batch norm takes its statistics.
 
     Raises:
         ValueError: an argument is no whole number from 1 up, or there would be more than
@@ -80,7 +84,7 @@ def resnet18(*, width: int = 64, num_classes: int = 10) -> Model:
     """
     layers.check_width("width", width)
     layers.check_width("num_classes", num_classes)
-    skeleton = on_meta(lambda: _ResNet18(width, num_classes))
+    skeleton = on_meta(lambda: _ResNet18(width, num_classes, axis))
 
     def init(key: Key) -> Variables:
         default_key, convs_key = random.split(key)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fcifar import layers, random
 from fcifar.errors import shown
 from fcifar.models.base import Model, Variables, from_normed_skeleton, keep, on_meta
+from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu}
@@ -28,7 +29,9 @@ _Normed = tuple[Tensor, dict[str, Tensor]]
 class _Group(nn.Module):
     """conv, pool, norm, act; then conv, norm, act once, or twice with a residual connection."""
 
-    def __init__(self, inputs: int, outputs: int, depth: int, momentum: float, act: str) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, depth: int, momentum: float, act: str, axis: Axis
+    ) -> None:
         super().__init__()
         self.act = ACTIVATIONS[act]
         self.convs = nn.ModuleList(
@@ -36,7 +39,7 @@ class _Group(nn.Module):
             for i in range(depth)
         )
         self.norms = nn.ModuleList(
-            layers.BatchNorm(outputs, momentum=momentum, eps=1e-12, scale=False)
+            layers.BatchNorm(outputs, momentum=momentum, eps=1e-12, scale=False, axis=axis)
             for _ in range(depth)
         )
 
@@ -62,6 +65,7 @@ class _SpeedNet(nn.Module):
         whiten: bool,
         momentum: float,
         logit_scale: float,
+        axis: Axis,
     ) -> None:
         super().__init__()
         self.act, self.logit_scale = ACTIVATIONS[act], logit_scale
@@ -72,7 +76,7 @@ class _SpeedNet(nn.Module):
             self.whiten.register_buffer("weight", weight)
         sizes = [2 * COMPONENTS, *widths]
         self.groups = nn.ModuleList(
-            _Group(inputs, outputs, depth, momentum, act)
+            _Group(inputs, outputs, depth, momentum, act, axis)
             for inputs, outputs in zip(sizes, widths, strict=False)
         )
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
@@ -101,6 +105,7 @@ def speednet(
     momentum: float = 0.4,
     logit_scale: float = 1 / 9,
     head_std: float = 0.0,
+    axis: Axis = ALONE,
 ) -> Model:
     """Whitening 3-24 2x2, groups of 3x3 convolutions with batch norm, maximum, linear.
 
@@ -121,6 +126,7 @@ def speednet(
         logit_scale: what logits are multiplied by.
         head_std: the standard deviation that the head's initial weights are scaled to; 0 leaves
             them.
+        axis: the ranks over which batch norm takes its statistics.
 
     Raises:
         ValueError: an argument of another kind or outside its range, or more than
@@ -134,7 +140,7 @@ def speednet(
     layers.check_number("logit_scale", logit_scale, LARGEST_SCALE)
     layers.check_number("head_std", head_std, LARGEST_SCALE)
     skeleton = on_meta(
-        lambda: _SpeedNet(widths, depth, num_classes, act, whiten, momentum, logit_scale)
+        lambda: _SpeedNet(widths, depth, num_classes, act, whiten, momentum, logit_scale, axis)
     )
 
     def init(key: Key) -> Variables:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from fcifar import augment
 from fcifar.errors import UserError, shown
 from fcifar.models import MODELS, Model
+from fcifar.parallel import ALONE, Axis
 from fcifar.recipes.checks import check_choice
 from fcifar.step import Augment
 
@@ -38,8 +39,13 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
 """By name, each callable with its strength alone: a probability, degrees or pixels."""
 
 
-def named_model(name: str, options: Mapping[str, Any], num_classes: int) -> Model:
+def named_model(
+    name: str, options: Mapping[str, Any], num_classes: int, axis: Axis = ALONE
+) -> Model:
     """An entry of ``MODELS`` with its options.
+
+    Args:
+        axis: the ranks over which its batch norm takes its statistics, if it has any.
 
     Raises:
         UserError: there is no such model, or the options do not fit it.
@@ -50,11 +56,13 @@ def named_model(name: str, options: Mapping[str, Any], num_classes: int) -> Mode
             f"model_options is {shown(options)}; it must be options by name, such as dropout"
         )
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
-    known = [o for o in inspect.signature(MODELS[name]).parameters if o != "num_classes"]
+    takes = inspect.signature(MODELS[name]).parameters
+    known = [option for option in takes if option not in ("num_classes", "axis")]
     if not set(options) <= set(known):
         raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}")
     try:
-        return MODELS[name](num_classes=num_classes, **options)
+        normed = {"axis": axis} if "axis" in takes else {}
+        return MODELS[name](num_classes=num_classes, **normed, **options)
     except ValueError as error:
         raise UserError(f"{does_not_fit}: {error}") from error
 

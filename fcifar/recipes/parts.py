@@ -14,6 +14,7 @@ from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss
 from fcifar.models import Model
 from fcifar.optim import Optimizer
+from fcifar.parallel import ALONE, Axis
 from fcifar.recipes.named import Stage, named_augment, named_model, named_stages
 from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
@@ -44,9 +45,14 @@ def make_numbers(recipe: Recipe, values: Mapping[str, Tensor] | None = None) -> 
     return Numbers(*(given.get(name, getattr(recipe, name)) for name in Numbers._fields))
 
 
-def make_model(recipe: Recipe, num_classes: int) -> Model:
-    """The recipe's network for a data set of ``num_classes`` classes."""
-    return named_model(recipe.model, recipe.model_options, num_classes)
+def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
+    """The recipe's network for a data set of ``num_classes`` classes.
+
+    Args:
+        axis: the ranks that divide a batch.
+    """
+    over = axis if recipe.sync_batch_norm else ALONE
+    return named_model(recipe.model, recipe.model_options, num_classes, over)
 
 
 def make_optimizer(recipe: Recipe, total_steps: int, numbers: Numbers | None = None) -> Optimizer:
@@ -159,12 +165,16 @@ def make_reduction(recipe: Recipe) -> Reduction:
     return {"mean": torch.mean, "sum": torch.sum}[recipe.loss_reduction]
 
 
-def make_gradient(recipe: Recipe) -> Gradient:
-    """The gradient that the recipe descends: the batch's, or its images' clipped and noised."""
+def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
+    """The gradient that the recipe descends: the batch's, or its images' clipped and noised.
+
+    Args:
+        axis: the ranks that divide a batch.
+    """
     if not recipe.dp_clip:
         return of_batch
     reduction = make_reduction(recipe)
-    return privacy.dp_gradient(recipe.dp_clip, recipe.dp_noise, reduction=reduction)
+    return privacy.dp_gradient(recipe.dp_clip, recipe.dp_noise, reduction=reduction, axis=axis)
 
 
 def make_augment(recipe: Recipe) -> Augment:

@@ -26,7 +26,10 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 REDUCTIONS = ("mean", "sum")
 GROUPS = ("kernel", "linear", "vector", "whiten")
-_SWITCHES = ("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile")
+_SWITCHES = (
+    *("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile"),
+    "sync_batch_norm",
+)
 _NUMBERS = ("learning_rate", "weight_decay", "clip_norm", "dp_clip", "dp_noise", "whiten_epochs")
 _TUPLES = ("mean", "std", "augment", "resolutions")
 _PARTS = (
@@ -81,12 +84,14 @@ class Recipe:
     loss_reduction: str = "mean"  # mean or sum over a batch
     label_smoothing: float = 0.0  # the share of a label that all classes divide between them
 
-    batch_size: int = 4
+    batch_size: int = 4  # over all processes that divide it
     epochs: int = 2  # at most, where patience ends a run early
     drop_last: bool = False  # leave out a last training batch that is not full
     augment: tuple[str, ...] = ()  # NAME or NAME:STRENGTH, entries of AUGMENTS, in order
     alternating_flip: bool = False  # mirror each image in every other epoch
     resolutions: tuple[str, ...] = ()  # SIZE:PART, pixels a side up to that part of the steps
+
+    sync_batch_norm: bool = True  # where processes divide a batch: statistics of the whole of it
 
     valid_fraction: float = 0.0  # of the training images, held out to choose by
     stratify: bool = False  # hold out the same fraction of each class

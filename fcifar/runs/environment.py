@@ -15,6 +15,7 @@ import fcifar
 from fcifar import kernels
 from fcifar.errors import UserError
 from fcifar.kernels.building import compiler
+from fcifar.runs import ranks
 from fcifar.runs.runtime import read_switches
 
 # Those that change how kernels are chosen or built, or how sums are cut into threads.
@@ -59,6 +60,7 @@ def describe() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "devices": _devices(),
+        "distributed": ranks.available(),
         "compiler": _compiler_version(),
         "kernels": kernels.why_not() or "yes",
         "variables": {

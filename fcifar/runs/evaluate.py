@@ -55,18 +55,33 @@ def evaluate(
     data: Batch,
     *,
     batch_size: int = BATCH_SIZE,
+    rank: int = 0,
+    size: int = 1,
 ) -> T:
     """What a step makes of every example of ``data``, in its order, on the CPU.
 
     Loss, correctness and logits for ``make_eval_step``; scores for ``make_score_step``.
+
+    Args:
+        rank, size: evaluate every ``size``-th batch from number ``rank`` on, and leave what belongs
+            to the other examples zero.
     """
-    size = len(data.labels)
+    count = len(data.labels)
     step = on_indices(eval_step, data)
-    parts = []
-    for rows in padded_rows(size, batch_size, data.labels.device):
+    places, parts = [], []
+    batches = list(padded_rows(count, batch_size, data.labels.device))
+    for rows in batches[rank::size] or batches[:1]:
+        keep = rows.weight > 0
         examples = step(variables, rows.index)
-        parts.append(tree.map(lambda x, keep=rows.weight > 0: x[keep], examples))
-    return tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
+        parts.append(tree.map(lambda x, keep=keep: x[keep], examples))
+        places.append(rows.index[keep])
+    found = tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
+    if size == 1:
+        return found
+    place = torch.cat(places).cpu()
+    if rank >= len(batches):  # looked at one batch, for the shapes alone
+        found = tree.zeros_like(found)
+    return tree.map(lambda x: x.new_zeros(count, *x.shape[1:]).index_copy(0, place, x), found)
 
 
 def of_views(figures: Mapping[str, Any]) -> dict[str, Any]:

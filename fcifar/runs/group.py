@@ -128,6 +128,17 @@ def parts(members: Sequence[Member]) -> Iterator[Part]:
         yield Part(tuple(together), tuple(differing))
 
 
+def share(part: Part, members: Sequence[Member], number: int, processes: int) -> Part:
+    """What one of several processes trains of a part.
+
+    Args:
+        members: of the whole group, which the processes take in turn.
+        number: of the process, from 0.
+    """
+    own = {member.name for member in members[number::processes]}
+    return part._replace(members=tuple(m for m in part.members if m.name in own))
+
+
 def choose_method(asked: str, recipe: Recipe, device: str) -> str:
     """``loop`` or ``vmap``; for ``auto``, what is likely to be faster.
 

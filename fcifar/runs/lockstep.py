@@ -30,7 +30,6 @@ def drive(
         How each ended, with its state taken out of the stack; or that it met a number that is not
         finite.
     """
-    signum: int | None = None
     started = time.perf_counter()
 
     def hold(i: int) -> Hold:
@@ -44,7 +43,6 @@ def drive(
             sittings[i],
             places[i],
             hold(i),
-            stop=lambda: signum,
             timer=lambda: (time.perf_counter() - started) / count,  # its share
         )
         for i in sittings
@@ -55,7 +53,10 @@ def drive(
         asked: dict[int, tuple[int, Feed]] = {}
         for i in moves.keys() - ended.keys():
             try:
-                asked[i] = next(moves[i])
+                move = next(moves[i])
+                if signum is not None:
+                    moves[i].send(signum)
+                asked[i] = move
             except StopIteration as end:
                 ended[i] = end.value
             except NonFiniteError as error:

@@ -1,28 +1,28 @@
 """The training loop: a thin shell around the step."""
 
+import contextlib
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcifar import tree
 from fcifar.data import Dataset
 from fcifar.data.files import sweep
-from fcifar.errors import UserError
+from fcifar.errors import UserError, WorldError
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, environment, manifest, session
-from fcifar.runs.evaluate import evaluate
+from fcifar.runs import directory, environment, leading, manifest, ranks, session, together
+from fcifar.runs.driving import drive
 from fcifar.runs.events import Noted, Observe, Preparing, ignore
 from fcifar.runs.finishing import finish
 from fcifar.runs.lock import locked
 from fcifar.runs.log import Mark
 from fcifar.runs.manifest import Settings
-from fcifar.runs.program import Program, build
+from fcifar.runs.program import Program, build, count
 from fcifar.runs.runtime import Runtime, activate
 from fcifar.runs.safeguards import Safeguards
 from fcifar.runs.saving import Clock, Place, restore_running
 from fcifar.runs.session import Session
-from fcifar.runs.stepping import Ended, Hold, Probe, Steps, Stop, hold_alone, steps
+from fcifar.runs.stepping import Probe, Stop, hold_alone, steps
 
 
 class Interrupted(NamedTuple):
@@ -45,6 +45,7 @@ def train(
     observe: Observe = ignore,
     stop: Stop = lambda: None,
     probe: Probe | None = None,
+    until: int | None = None,
 ) -> dict[str, Any] | Interrupted:
     """Train, evaluate, and leave a run directory behind.
 
@@ -57,6 +58,7 @@ def train(
         observe: is told what happens.
         stop: asked before each step; a signal number ends the run after a checkpoint.
         probe: sees the state after each step, as a checkpoint would hold it.
+        until: end the run after so many steps, as a signal of number 0 would.
 
     Returns:
         The report, which is also in ``report.json``; or ``Interrupted``.
@@ -68,20 +70,21 @@ def train(
     """
     if compiled:
         environment.check_compiler(runtime.device)
-    with activate(runtime):
-        program = build(recipe, runtime, dataset, compiled=compiled, traced=traced)
-        settings = Settings(
-            recipe=recipe,
-            runtime=runtime,
-            compiled=compiled,
-            dataset_name=dataset.name,
-            dataset_digest=dataset.digest,
-            safeguards=safeguards,
-            traced=tuple(traced),
-        )
+    settings = Settings(
+        recipe=recipe,
+        runtime=runtime,
+        compiled=compiled,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+        safeguards=safeguards,
+        traced=tuple(traced),
+    )
+    if not resume:
+        directory.check_free(run)
+    count(recipe, dataset, seed=runtime.seed, processes=runtime.processes)
+    with _resumable(run, runtime), activate(runtime), leading.lead(settings, dataset) as axis:
+        program = build(recipe, runtime, dataset, compiled=compiled, traced=traced, axis=axis)
         sitting, place = open_sitting(run, program, settings, dataset, observe)
-        if not resume:
-            directory.check_free(run)
         with locked(run):
             if resume and (run / directory.REPORT).exists():
                 observe(Noted(f"{run} had come to its end already"))
@@ -91,12 +94,39 @@ def train(
             else:
                 directory.check_free(run)  # again, for another process may have been quicker
                 place = create(sitting, warm_up(sitting, place))
+            together.begin(program, place.running)
             hold = hold_alone(place.running)
-            ended = run_alone(program, steps(sitting, place, hold, stop=stop, probe=probe), hold)
+            ended = drive(
+                program, steps(sitting, place, hold, probe=probe), hold, stop=stop, until=until
+            )
             if ended.signum is not None:
                 return Interrupted(ended.signum, int(ended.place.running.state.step))
+            _check_agreement(sitting, ended.place)
             observe(Preparing("evaluating"))
             return finish(sitting, ended.place, ended.losses)
+
+
+@contextlib.contextmanager
+def _resumable(run: Path, runtime: Runtime) -> Iterator[None]:
+    """Say how to go on, where a process of several was lost."""
+    try:
+        yield
+    except ranks.LostError as error:
+        if not (run / directory.MANIFEST).exists():
+            raise
+        raise ranks.LostError(
+            f"{error}; go on with: torchrun --nproc-per-node {runtime.processes} -m fcifar train "
+            f"--resume {run}"
+        ) from error
+
+
+def _check_agreement(sitting: Session, place: Place) -> None:
+    """Make sure that all processes have trained the same network. Raises a WorldError."""
+    if not together.agree(sitting.program, place.running):
+        raise WorldError(
+            f"the {sitting.runtime.processes} processes of {sitting.run} have come to different "
+            "parameters, as processors of different kinds may; run them on hosts of one kind"
+        )
 
 
 def open_sitting(
@@ -145,32 +175,12 @@ def restore(sitting: Session, beginning: Place, steps: Container[int] | None = N
     return place
 
 
-def run_alone(program: Program, moves: Steps, hold: Hold) -> Ended:
-    """Make every step that a run asks for."""
-    while True:
-        try:
-            step, feed = next(moves)
-        except StopIteration as end:
-            return end.value
-        running, _ = program.step_at(step)(hold.get(), feed)
-        hold.put(running)
-
-
 def warm_up(sitting: Session, place: Place) -> Place:
     """Compile the steps for each shape of batch, on a copy of the state, and count the seconds."""
     if not sitting.compiled:
         return place
     sitting.observe(Preparing("compiling"))
-    program, started = sitting.program, time.perf_counter()
-    last_epoch = program.feeds_from(program.total_steps - program.steps_per_epoch)
-    shapes = {len(feed.rows): feed for feed in last_epoch}.values()
-    for step in program.stages.values():
-        for feed in shapes:
-            # A donated state is overwritten: the copy is what gets lost.
-            copy, _ = step(tree.map(lambda x: x.clone(), place.running), feed)
-            int(copy.state.step)  # wait for the device
-    for eval_step in program.compiled_evals:
-        first = tree.map(lambda x: x[:1], program.test)
-        evaluate(eval_step, program.value(place.running.state), first)
+    started = time.perf_counter()
+    together.warm_up(sitting.program, place.running)
     seconds = place.clock.compile + time.perf_counter() - started
     return place._replace(clock=place.clock._replace(compile=seconds))

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,19 +12,22 @@ from typing import Any, NamedTuple
 
 from fcifar import replicas
 from fcifar.data import Dataset
-from fcifar.errors import UserError
-from fcifar.runs import directory, environment, group, lockstep, loop, saving
+from fcifar.errors import UserError, WorldError
+from fcifar.runs import directory, environment, group, leading, lockstep, loop, ranks, saving
+from fcifar.runs.driving import drive
 from fcifar.runs.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
 from fcifar.runs.finishing import finish
 from fcifar.runs.group import Group, Member, Part
 from fcifar.runs.lock import locked
 from fcifar.runs.manifest import Settings
-from fcifar.runs.program import Program, share
+from fcifar.runs.program import Program, count, share
 from fcifar.runs.runtime import activate
 from fcifar.runs.saving import Place
 from fcifar.runs.session import NonFiniteError, Session
 from fcifar.runs.stepping import Ended, Stop, hold_alone, steps
 from fcifar.runs.summary import sum_up
+
+_POLL = 0.2  # seconds between two looks at what other processes have done
 
 
 class Seat(NamedTuple):
@@ -42,6 +47,7 @@ class Common(NamedTuple):
     observe: Observe
     stop: Stop
     establish: Callable[[], None]  # write down what was asked, if that has not been done
+    total: int  # members that this process trains
 
 
 def train(
@@ -71,27 +77,85 @@ def train(
         UserError: the request cannot be carried out; nothing was written.
         WorldError: the disk failed; what was written before is whole.
     """
-    if asked.compiled:
-        environment.check_compiler(asked.runtime.device)
     if not resume:
         directory.check_free(path)
     if dataset.digest != asked.dataset_digest:
         raise UserError(f"the data set {dataset.name} is not the one that {path} began with")
+    with locked(path):
+        if not resume:
+            directory.check_free(path)
+        number = _call_others(path, asked, dataset)
+        result = train_shares(path, asked, dataset, observe=observe, stop=stop)
+        if result is None and number is not None:
+            observe(Preparing("waiting for the other processes"))
+            result = _wait_for_others(number, path, asked, stop)
+        if result is not None:
+            return result
+        observe(Preparing("summing up"))
+        return sum_up(path, asked)
+
+
+def train_shares(
+    path: Path, asked: Group, dataset: Dataset, *, observe: Observe = ignore, stop: Stop
+) -> loop.Interrupted | None:
+    """Train what this process is to train of a group.
+
+    That is the share of one of ``asked.runtime.processes``, and where fewer are here than that,
+    those of several, one after another: who trains a share changes no bit of it.
+    """
+    if asked.compiled:
+        environment.check_compiler(asked.runtime.device)
+    rank, processes = ranks.here(), asked.runtime.processes
+    numbers = range(rank.rank, processes, rank.size)
+    total = sum(len(asked.members[number::processes]) for number in numbers)
+    common = Common(path, asked, dataset, observe, stop, _establishing(path, asked), total)
+    train_part = _at_once if asked.method == "vmap" else _one_after_another
+    before = 0
     with activate(asked.runtime):
-        together = [(part, _build(part, asked, dataset)) for part in group.parts(asked.members)]
-        with locked(path):
-            if not resume:
-                directory.check_free(path)
-            common = Common(path, asked, dataset, observe, stop, _establishing(path, asked))
-            before = 0
-            for part, build in together:
-                train_part = _at_once if asked.method == "vmap" else _one_after_another
-                interrupted = train_part(common, part, build, before)
-                if interrupted is not None:
-                    return interrupted
-                before += len(part.members)
-            observe(Preparing("summing up"))
-            return sum_up(path, asked)
+        parts = [(part, _build(part, asked, dataset)) for part in group.parts(asked.members)]
+        for part, build in parts:
+            for number in numbers:
+                share = group.share(part, asked.members, number, processes)
+                if share.members:
+                    interrupted = train_part(common, share, build, before)
+                    if interrupted is not None:
+                        return interrupted
+                    before += len(share.members)
+    return None
+
+
+def _call_others(path: Path, asked: Group, dataset: Dataset) -> int | None:
+    """Have the other processes train their shares; the number of their job, if there are any."""
+    if ranks.here().size == 1:
+        return None
+    for part in group.parts(asked.members):  # is there anything wrong that they would stumble on?
+        count(part.members[0].recipe, dataset, seed=asked.runtime.seed)
+    where = leading.describe(dataset)
+    _establishing(path, asked)()  # they read it
+    job = {"kind": "group", "path": str(path.absolute()), "dataset": where}
+    return ranks.post({**job, "safeguards": dataclasses.asdict(asked.safeguards)})
+
+
+def _wait_for_others(number: int, path: Path, asked: Group, stop: Stop) -> loop.Interrupted | None:
+    """Wait until the other processes have trained their shares."""
+    outcomes: dict[int, str | None] = dict.fromkeys(range(1, ranks.here().size))
+    while None in outcomes.values():
+        if (signum := stop()) is not None:
+            return loop.Interrupted(signum, 0)
+        time.sleep(_POLL)
+        outcomes = {rank: seen or ranks.reported(number, rank) for rank, seen in outcomes.items()}
+    if failed := [rank for rank, outcome in outcomes.items() if outcome == "failed"]:
+        raise WorldError(
+            f"process {failed[0]} failed, as it says itself; go on with: fcifar train --resume {path}"
+        )
+    if "interrupted" in outcomes.values():
+        return loop.Interrupted(stop() or signal.SIGTERM, 0)
+    if missing := [m.name for m in asked.members if not _has_ended(path / m.name, asked)]:
+        raise WorldError(
+            f"the run {missing[0]} was trained elsewhere, and is not in {path}; --out must be in a "
+            "folder that all processes share"
+        )
+    return None
 
 
 def _build(part: Part, asked: Group, dataset: Dataset) -> Callable[[Member], Program]:
@@ -123,7 +187,7 @@ def _one_after_another(
             return loop.Interrupted(signum, 0)
         if _is_done(common, member):
             continue
-        observe = _telling(common.observe, member.name, number, len(common.asked.members))
+        observe = _telling(common.observe, member.name, number, common.total)
         seat = _seat(common, part, member, build(member), observe)
         with locked(seat.sitting.run):
             if not seat.is_new:
@@ -134,8 +198,8 @@ def _one_after_another(
             place = _begin(common, seat)
             hold = hold_alone(place.running)
             try:
-                moves = steps(seat.sitting, place, hold, stop=common.stop)
-                ended = loop.run_alone(seat.sitting.program, moves, hold)
+                moves = steps(seat.sitting, place, hold)
+                ended = drive(seat.sitting.program, moves, hold, stop=common.stop)
             except NonFiniteError as error:
                 observe(Noted(str(error)))
                 continue
@@ -161,7 +225,7 @@ def _at_once(
         seats = {}
         for i in live:
             member = part.members[i]
-            watch = _telling(common.observe, member.name, before, len(common.asked.members), count)
+            watch = _telling(common.observe, member.name, before, common.total, count)
             if i != live[0]:
                 watch = _without_progress(watch)
             seats[i] = _seat(common, part, member, build(member), watch)
@@ -197,7 +261,7 @@ def _seat(common: Common, part: Part, member: Member, program: Program, observe:
     asked, run = common.asked, common.path / member.name
     settings = Settings(
         recipe=member.recipe,
-        runtime=dataclasses.replace(asked.runtime, seed=member.seed),
+        runtime=dataclasses.replace(asked.runtime, seed=member.seed, processes=1),
         compiled=asked.compiled,
         dataset_name=common.dataset.name,
         dataset_digest=common.dataset.digest,
@@ -220,8 +284,11 @@ def _begin(common: Common, seat: Seat) -> Place:
 
 def _is_done(common: Common, member: Member) -> bool:
     """Whether a member came to its end, or to a loss that is not finite."""
-    run = common.path / member.name
-    failed = (run / directory.NONFINITE).exists() and not common.asked.safeguards.allow_nonfinite
+    return _has_ended(common.path / member.name, common.asked)
+
+
+def _has_ended(run: Path, asked: Group) -> bool:
+    failed = (run / directory.NONFINITE).exists() and not asked.safeguards.allow_nonfinite
     return (run / directory.REPORT).exists() or failed
 
 

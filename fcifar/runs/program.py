@@ -17,6 +17,7 @@ from fcifar.errors import UserError
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer
+from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 from fcifar.recipes import Recipe
 from fcifar.running import Feed, Running, accumulate, alternate, on_feed, start_running
@@ -42,6 +43,7 @@ class Program(NamedTuple):
     """A run as functions. Those of runs that differ in their seeds alone are the same functions."""
 
     model: Model
+    axis: Axis  # the processes that divide each batch
     init: Callable[[], Running]
     stages: dict[int, TrainFeed]  # steps, by how many have been made before the first of each
     mapped_stages: dict[int, TrainFeed]  # the same over a stack of runs
@@ -91,17 +93,19 @@ def build(
     *,
     compiled: bool,
     traced: Sequence[str] = (),
+    axis: Axis = ALONE,
 ) -> Program:
     """Put a run together. Enter ``activate(runtime)`` first.
 
     Args:
         traced: names of numbers of the recipe (``recipes.Numbers``) that are to be arguments of
             the step, so that runs which differ in them share what is compiled.
+        axis: the processes that divide each batch; each feeds its steps with ``running.shard``.
 
     Raises:
         UserError: the recipe does not fit the data set.
     """
-    made = share(recipe, runtime, dataset, compiled=compiled, traced=traced)
+    made = share(recipe, runtime, dataset, compiled=compiled, traced=traced, axis=axis)
     return made(recipe, runtime.seed)
 
 
@@ -112,6 +116,7 @@ def share(
     *,
     compiled: bool,
     traced: Sequence[str] = (),
+    axis: Axis = ALONE,
 ) -> Callable[[Recipe, int], Program]:
     """``(recipe, seed) -> Program``, for runs that share their functions and their images.
 
@@ -124,10 +129,9 @@ def share(
     device, policy = torch.device(runtime.device), runtime.policy
     train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
     test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
-    size, held_out = map(len, split_rows(recipe, runtime.seed, dataset.train_labels))
-    steps_per_epoch = _steps_per_epoch(recipe, size, held_out, dataset)
+    size, steps_per_epoch = count(recipe, dataset, seed=runtime.seed, processes=axis.size)
     total_steps = steps_per_epoch * recipe.epochs
-    model = recipes.make_model(recipe, len(dataset.classes))
+    model = recipes.make_model(recipe, len(dataset.classes), axis)
     average = recipes.make_average(recipe, total_steps)
     preprocess = recipes.make_preprocess(recipe)
 
@@ -150,8 +154,9 @@ def share(
                 preprocess=recipes.make_preprocess(recipe, size),
                 policy=policy,
                 reduction=recipes.make_reduction(recipe),
-                gradient=recipes.make_gradient(recipe),
+                gradient=recipes.make_gradient(recipe, axis),
                 average=average,
+                axis=axis,
             )
 
         # Made once where nothing of it is an argument: there is then less to trace.
@@ -166,9 +171,9 @@ def share(
 
     # Compiling takes longer than evaluating once, and far less than after each epoch, or than
     # evaluating several views.
-    eval_step = make_eval(tta.NONE, compiled=compiled and held_out > 0)
+    eval_step = make_eval(tta.NONE, compiled=compiled and recipe.valid_fraction > 0)
     views_step = make_eval(recipes.make_views(recipe), compiled=compiled)
-    wanted = {eval_step: held_out > 0, views_step: recipe.tta != "none"}
+    wanted = {eval_step: recipe.valid_fraction > 0, views_step: recipe.tta != "none"}
     stages, mapped_stages = make_stages(mapped=False), make_stages(mapped=True)
 
     def of_seed(own: Recipe, seed: int) -> Program:
@@ -209,6 +214,7 @@ def share(
 
         return Program(
             model=model,
+            axis=axis,
             init=init,
             stages=stages,
             mapped_stages=mapped_stages,
@@ -228,8 +234,13 @@ def share(
     return of_seed
 
 
-def _steps_per_epoch(recipe: Recipe, size: int, held_out: int, dataset: Dataset) -> int:
-    """Of ``size`` images to train on. Raises a UserError if the recipe does not fit them."""
+def count(recipe: Recipe, dataset: Dataset, *, seed: int, processes: int = 1) -> tuple[int, int]:
+    """How many images a run trains on, and how many steps an epoch has.
+
+    Raises:
+        UserError: the recipe does not fit the data set, or so many processes.
+    """
+    size, held_out = map(len, split_rows(recipe, seed, dataset.train_labels))
     if recipe.batch_size > size:
         raise UserError(
             f"batch_size is {recipe.batch_size}, but {dataset.name} has {size} training images"
@@ -239,4 +250,15 @@ def _steps_per_epoch(recipe: Recipe, size: int, held_out: int, dataset: Dataset)
             f"valid_fraction is {recipe.valid_fraction}, which is no image of the "
             f"{size} in {dataset.name}; give a larger one"
         )
-    return size // recipe.batch_size if recipe.drop_last else -(-size // recipe.batch_size)
+    if recipe.batch_size % processes:
+        raise UserError(
+            f"batch_size is {recipe.batch_size}, which {processes} processes cannot divide "
+            f"equally; give a --batch-size that is a multiple of {processes}"
+        )
+    steps, last = divmod(size, recipe.batch_size)
+    if last % processes and not recipe.drop_last:
+        raise UserError(
+            f"the last batch of an epoch has {last} images, which {processes} processes cannot "
+            "divide equally; give --drop-last, or another --batch-size"
+        )
+    return size, steps if recipe.drop_last or not last else steps + 1

@@ -1,6 +1,5 @@
 """A run trained again from its manifest alone, and compared with itself bit for bit."""
 
-import itertools
 import json
 import tempfile
 import time
@@ -25,7 +24,7 @@ from fcifar.runs.manifest import Settings
 from fcifar.runs.runtime import activate
 from fcifar.runs.safeguards import Safeguards
 
-_STOPPED = 0  # a signal number that no signal has: training came as far as was asked
+_STOPPED = 0  # in place of a signal's number: training came as far as was asked
 
 
 class Original(NamedTuple):
@@ -168,13 +167,6 @@ def reproduce(
             if found:
                 differ({"step": step, "kind": "checkpoint", "what": [], "tensors": _names(found)})
 
-    asked = itertools.count()
-
-    def ask() -> int | None:
-        if (signum := stop()) is not None:
-            return signum
-        return _STOPPED if not whole and next(asked) >= end else None
-
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
         new = Path(folder) if out else Path(folder) / "run"
@@ -187,8 +179,9 @@ def reproduce(
             traced=settings.traced,
             safeguards=Safeguards(checkpoint_every="1h", keep_checkpoints=1, allow_nonfinite=True),
             observe=watch,
-            stop=ask,
+            stop=stop,
             probe=look,
+            until=None if whole else end,
         )
         if isinstance(result, loop.Interrupted) and result.signum != _STOPPED:
             return result

@@ -16,6 +16,8 @@ import torch
 from fcifar.errors import UserError, shown
 from fcifar.precision import POLICIES, Policy
 
+LARGEST_WORLD = 100_000  # processes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
@@ -24,6 +26,8 @@ class Runtime:
     threads: of torch's CPU kernels; results depend on it in the last bits.
     precision: ``fp32`` or ``bf16`` arithmetic; parameters are float32 in both.
     deterministic: run only kernels that give the same bits each time.
+    processes: how many divide each batch, or a group of runs; results depend on it in the last
+        bits.
     """
 
     device: str = "cpu"
@@ -31,10 +35,11 @@ class Runtime:
     threads: int = 1
     precision: str = "fp32"
     deterministic: bool = True
+    processes: int = 1
 
     def __post_init__(self) -> None:
         _check_device(self.device)
-        for name in ("seed", "threads"):
+        for name in ("seed", "threads", "processes"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise UserError(f"--{name} is {shown(value)}; it must be a whole number")
@@ -44,6 +49,10 @@ class Runtime:
             raise UserError(f"--seed is {shown(self.seed)}; it must lie in [-2**31, 2**32)")
         if not 1 <= self.threads <= 1024:
             raise UserError(f"--threads is {shown(self.threads)}; it must lie between 1 and 1024")
+        if not 1 <= self.processes <= LARGEST_WORLD:
+            raise UserError(
+                f"processes is {shown(self.processes)}; it must lie between 1 and {LARGEST_WORLD:,}"
+            )
         if not isinstance(self.precision, str) or self.precision not in POLICIES:
             raise UserError(f"--precision is {shown(self.precision)}; it must be fp32 or bf16")
 
@@ -61,15 +70,22 @@ def make_runtime(
     precision: str | None = None,
     preferred: str = "fp32",
     deterministic: bool | None = None,
+    processes: int = 1,
 ) -> Runtime:
     """A ``Runtime`` with the open questions answered for this machine.
 
     ``auto`` is the first of CUDA, MPS and CPU that is there. ``threads`` defaults to what torch
     takes, one a physical core; ``deterministic`` to true on the CPU; ``precision`` to the
-    ``preferred`` one, or to fp32 on a CPU without instructions for it.
+    ``preferred`` one, or to fp32 on a CPU without instructions for it. Each of several processes
+    computes on a CUDA device of its own (``on_rank``), the first on the first.
     """
     if device == "auto":
         device = next((d for d in ("cuda", "mps") if _available(d)), "cpu")
+    if processes > 1 and device.startswith("cuda:"):
+        raise UserError(
+            f"--device {device} was asked for, and each of {processes} processes takes a CUDA "
+            "device of its own; give --device cuda"
+        )
     if device == "cuda":
         device = "cuda:0"
     if precision is None:
@@ -80,7 +96,13 @@ def make_runtime(
         threads=torch.get_num_threads() if threads is None else threads,
         precision=precision,
         deterministic=device == "cpu" if deterministic is None else deterministic,
+        processes=processes,
     )
+
+
+def on_rank(device: str, local: int) -> str:
+    """The device of process number ``local`` of a host, where the first one's is ``device``."""
+    return f"cuda:{local}" if device.startswith("cuda") else device
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from fcifar.data import Dataset
 from fcifar.errors import WorldError
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, jsonfiles, log, saving
-from fcifar.runs.evaluate import evaluate, save_predictions, summarize
+from fcifar.runs import directory, jsonfiles, log, saving, together
+from fcifar.runs.evaluate import save_predictions, summarize
 from fcifar.runs.events import Logged, Observe
 from fcifar.runs.program import Program
 from fcifar.runs.runtime import Runtime
@@ -77,11 +77,10 @@ def measure(
 
     ``views`` is "none", or the name of the recipe's test-time augmentation.
     """
-    data: Batch = getattr(session.program, split)
-    started = time.perf_counter()
     program, plain = session.program, views == "none"
-    eval_step = program.eval_step if plain else program.eval_views_step
-    examples = evaluate(eval_step, variables, data)
+    data: Batch = getattr(program, split)
+    started = time.perf_counter()
+    examples = together.evaluate(program, variables, split, plain=plain)
     summary = summarize(examples, data.labels, session.dataset.classes)
     if split == "test" and plain:
         save_predictions(session.run / directory.PREDICTIONS, examples, data.labels)

@@ -35,7 +35,9 @@ class Ended(NamedTuple):
     signum: int | None  # of the signal that stopped it
 
 
-Steps = Generator[tuple[int, Feed], None, Ended]  # how many were made before, and what to feed
+Steps = Generator[tuple[int, Feed], int | None, Ended]
+"""How many steps were made before, and what to feed to the next; a signal's number, sent back in
+place of making it, ends the run there."""
 
 
 def hold_alone(running: Running) -> Hold:
@@ -49,7 +51,6 @@ def steps(
     place: Place,
     hold: Hold,
     *,
-    stop: Stop = lambda: None,
     probe: Probe | None = None,
     timer: Callable[[], float] = time.perf_counter,
 ) -> Steps:
@@ -79,12 +80,12 @@ def steps(
         return place._replace(running=hold.get(), clock=clock)
 
     for feed in () if should_stop(losses, recipe.patience) else program.feeds_from(step):
-        if (signum := stop()) is not None:
+        signum = yield step, feed
+        if signum is not None:
             place = here()
             if saved_step != step:
                 place = session.save(sitting, place)
             return Ended(place, losses, signum)
-        yield step, feed
         step += 1
         due = step % every.steps == 0 or time.perf_counter() - saved >= every.seconds
         best = False

@@ -1,0 +1,119 @@
+"""One model over many processes: each holds some rows of a batch, and they add up what they find.
+
+Every process (rank) makes the same step with its own rows, and gets the same new state:
+
+    axis = across_ranks()                                   # 1 process: nothing is exchanged
+    step = make_train_step(model, optimizer, axis=axis)
+    images, labels = shard((images, labels), rank, axis.size)
+    first = torch.tensor(rank * len(labels))
+    state, metrics = step(state, Shard(images, labels, first))
+
+``first`` is where a rank's rows begin, so that they have the draws that they have in one process.
+What the ranks exchange is a sum over them, ``psum``, as in ``jax.lax``. It is made of one flat
+vector, so that a step has one exchange, and it is part of the compiled step.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcifar import tree
+from fcifar.tree import Tree
+
+
+class Axis(NamedTuple):
+    """The ranks that divide each batch into equal parts."""
+
+    size: int
+    psum: Callable[[Tree], Tree]  # the sum over the ranks, the same bits on each
+
+
+def _itself(values: Tree) -> Tree:
+    return values
+
+
+ALONE = Axis(1, _itself)
+"""One process, which has nothing to exchange."""
+
+
+def across_ranks() -> Axis:
+    """The processes of ``torch.distributed``'s default group; ``ALONE`` for one of them.
+
+    Raises:
+        RuntimeError: the group has not been made (``torch.distributed.init_process_group``).
+    """
+    from torch import distributed
+
+    size = distributed.get_world_size()
+    psum = functools.partial(sum_flat, sum_vector=_AllReduce.apply)
+    return ALONE if size == 1 else Axis(size, psum)
+
+
+def pmean(values: Tree, axis: Axis) -> Tree:
+    """The mean of each leaf over the ranks; at one rank, the values as they are."""
+    if axis.size == 1:
+        return values
+    return tree.map(lambda leaf: leaf / axis.size, axis.psum(values))
+
+
+def shard(values: Tree, rank: int, size: int) -> Tree:
+    """The rows of a rank: leaves [B, ...] become [B / size, ...].
+
+    Raises:
+        ValueError: the rows cannot be divided into ``size`` equal parts.
+    """
+
+    def part(leaf: Tensor) -> Tensor:
+        if len(leaf) % size:
+            raise ValueError(f"{len(leaf)} rows cannot be divided into {size} equal parts")
+        return leaf.tensor_split(size)[rank]
+
+    return tree.map(part, values)
+
+
+def sum_flat(values: Tree, *, sum_vector: Callable[[Tensor], Tensor]) -> Tree:
+    """The sum of a tree over the ranks, by that of one vector which holds all of its leaves.
+
+    The vector has the widest dtype of the floating leaves, float32 at the least. Whole numbers are
+    exact in it up to 2**24, or 2**53 beside float64.
+
+    Args:
+        sum_vector: the sum over the ranks of a vector [N].
+    """
+    leaves, unflatten = tree.flatten(values)
+    floating = [leaf.dtype for leaf in leaves if leaf.is_floating_point()]
+    dtype = functools.reduce(torch.promote_types, floating, torch.float32)
+    total = sum_vector(torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves]))
+    parts = total.split([leaf.numel() for leaf in leaves])
+    return unflatten(
+        [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
+    )
+
+
+class _AllReduce(torch.autograd.Function):
+    """The sum of a vector over all ranks.
+
+    If a value z on each rank depends on the sum of what the ranks put in, what a rank put in is
+    answerable for a part of every z: the gradient of the sum of all z is the sum of the gradients.
+
+    A class of its own, for torch's gradient of this operation does not work under ``torch.func``.
+    """
+
+    @staticmethod
+    def forward(vector: Tensor) -> Tensor:
+        import torch.distributed._functional_collectives as collectives
+        from torch import distributed
+
+        group: Any = distributed.group.WORLD
+        return collectives.wait_tensor(collectives.all_reduce(vector, "sum", group))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing is kept for the way back."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _AllReduce.apply(gradients[0])
