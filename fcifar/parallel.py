@@ -14,7 +14,7 @@ vector, so that a step has one exchange, and it is part of the compiled step.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,14 +28,10 @@ class Axis(NamedTuple):
     """The ranks that divide each batch into equal parts."""
 
     size: int
-    psum: Callable[[Tree], Tree]  # the sum over the ranks, the same bits on each
+    psum: Callable[[Sequence[Tensor]], list[Tensor]]  # sums over the ranks, the same bits on each
 
 
-def _itself(values: Tree) -> Tree:
-    return values
-
-
-ALONE = Axis(1, _itself)
+ALONE = Axis(1, list)
 """One process, which has nothing to exchange."""
 
 
@@ -52,11 +48,10 @@ def across_ranks() -> Axis:
     return ALONE if size == 1 else Axis(size, psum)
 
 
-def pmean(values: Tree, axis: Axis) -> Tree:
-    """The mean of each leaf over the ranks; at one rank, the values as they are."""
-    if axis.size == 1:
-        return values
-    return tree.map(lambda leaf: leaf / axis.size, axis.psum(values))
+def pmean(tensors: Sequence[Tensor], axis: Axis) -> list[Tensor]:
+    """The mean of each tensor over the ranks; at one rank, the tensors as they are."""
+    sums = axis.psum(tensors)
+    return sums if axis.size == 1 else [total / axis.size for total in sums]
 
 
 def shard(values: Tree, rank: int, size: int) -> Tree:
@@ -74,23 +69,23 @@ def shard(values: Tree, rank: int, size: int) -> Tree:
     return tree.map(part, values)
 
 
-def sum_flat(values: Tree, *, sum_vector: Callable[[Tensor], Tensor]) -> Tree:
-    """The sum of a tree over the ranks, by that of one vector which holds all of its leaves.
+def sum_flat(tensors: Sequence[Tensor], *, sum_vector: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The sum of each tensor over the ranks, by that of one vector which holds all of them.
 
-    The vector has the widest dtype of the floating leaves, float32 at the least. Whole numbers are
+    The vector has the widest dtype of the floating tensors, float32 at the least. Whole numbers are
     exact in it up to 2**24, or 2**53 beside float64.
 
     Args:
         sum_vector: the sum over the ranks of a vector [N].
     """
-    leaves, unflatten = tree.flatten(values)
-    floating = [leaf.dtype for leaf in leaves if leaf.is_floating_point()]
+    floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floating, torch.float32)
-    total = sum_vector(torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves]))
-    parts = total.split([leaf.numel() for leaf in leaves])
-    return unflatten(
-        [part.reshape(leaf.shape).to(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)]
-    )
+    total = sum_vector(torch.cat([tensor.reshape(-1).to(dtype) for tensor in tensors]))
+    parts = total.split([tensor.numel() for tensor in tensors])
+    return [
+        part.reshape(tensor.shape).to(tensor.dtype)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
 
 
 class _AllReduce(torch.autograd.Function):

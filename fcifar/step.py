@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcifar import averaging, metrics, precision, random, tree, tta
+from fcifar import averaging, metrics, precision, random, tta
 from fcifar.augment import Augment
 from fcifar.averaging import Average
 from fcifar.grads import Gradient, of_batch
@@ -208,13 +208,14 @@ def _over_ranks(
     """
     # Of their change: the mean of what is constant would round, that of 0 does not.
     old = state.variables.buffers
-    change = tree.map(torch.sub, buffers, old)
-    grads, change, seen = axis.psum((grads, change, seen))
+    change = [buffers[name] - old[name] for name in old]
+    sums = iter(axis.psum([*grads.values(), *change, *seen]))
     # The whole batch's reduction, in parts of the sum of the ranks' ones: 1 / size for the mean.
     all_rows = torch.ones_like(losses).repeat(axis.size)
     weight = reduction(all_rows) / (axis.size * reduction(torch.ones_like(losses)))
-    grads = tree.map(lambda leaf: leaf * weight.to(leaf.dtype), grads)
-    return grads, tree.map(lambda o, c: o + c / axis.size, old, change), seen
+    grads = {name: next(sums) * weight.to(leaf.dtype) for name, leaf in grads.items()}
+    buffers = {name: old[name] + next(sums) / axis.size for name in old}
+    return grads, buffers, Metrics(*sums)
 
 
 def make_eval_step(

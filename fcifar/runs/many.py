@@ -146,7 +146,8 @@ def _wait_for_others(number: int, path: Path, asked: Group, stop: Stop) -> loop.
         outcomes = {rank: seen or ranks.reported(number, rank) for rank, seen in outcomes.items()}
     if failed := [rank for rank, outcome in outcomes.items() if outcome == "failed"]:
         raise WorldError(
-            f"process {failed[0]} failed, as it says itself; go on with: fcifar train --resume {path}"
+            f"process {failed[0]} failed, as it says itself; go on with: fcifar train --resume "
+            f"{path}"
         )
     if "interrupted" in outcomes.values():
         return loop.Interrupted(stop() or signal.SIGTERM, 0)

@@ -199,10 +199,7 @@ def telling() -> Iterator[None]:
         if not _is_of_an_exchange(error):
             raise
         how = "did not answer in time" if "imed out" in str(error) else "has ended"
-        raise LostError(
-            f"another of the {here().size} processes {how} (process {here().rank} says: "
-            f"{one_line(str(error).splitlines()[0])})"
-        ) from error
+        raise LostError(f"another of the {here().size} processes {how}") from error
 
 
 def _is_of_an_exchange(error: RuntimeError) -> bool:

@@ -56,7 +56,8 @@ def _evaluate(
     data = getattr(program, split)
     size = program.axis.size
     # Zero where another process evaluates: the sum is what each of them found.
-    return program.axis.psum(evaluation.evaluate(step, variables, data, rank=rank, size=size))
+    found = evaluation.evaluate(step, variables, data, rank=rank, size=size)
+    return Examples(*program.axis.psum(found))
 
 
 def _agree(state: Running) -> bool:
