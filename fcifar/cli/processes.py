@@ -75,6 +75,11 @@ def _leave_the_word_to_the_first(error: WorldError) -> None:
     raise SystemExit(1) from error
 
 
+def command(processes: int) -> str:
+    """How to start fcifar in so many processes."""
+    return f"torchrun --nproc-per-node {processes} -m fcifar" if processes > 1 else "fcifar"
+
+
 def left_behind(out: Path | None) -> Path | None:
     """The run that these processes trained when one of them failed and torchrun began anew."""
     from fcifar.runs import directory, group, ranks

@@ -318,7 +318,10 @@ def train(
             stop=stop,
         )
     if isinstance(result, loop.Interrupted):
-        output.note(f"stopped after step {result.step:,}; go on with: fcifar train --resume {run}")
+        command = processes.command(runtime.processes)
+        output.note(
+            f"stopped after step {result.step:,}; go on with: {command} train --resume {run}"
+        )
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
         return 128 + result.signum

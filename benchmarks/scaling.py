@@ -1,0 +1,203 @@
+"""Steps of one process and of two that divide the same batch, and what the exchange takes of them.
+
+    python -m benchmarks.scaling [--recipe blitz64 --recipe speed90 ...] [--batch 64 ...]
+                                 [--rounds 9] [--seconds 1] [--name scaling]
+
+Everything is measured in one pair of processes, in turns: process 0 alone with all rows and one
+thread (the other sleeps), alone with two threads, both with half of the rows each, both without the
+exchange, and the exchange of as many bytes by itself. Writes bench_results/NAME.json.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from benchmarks import records
+from fcifar import parallel, recipes, running
+from fcifar.parallel import ALONE, Axis
+from fcifar.recipes import Recipe
+from fcifar.runs import bench, ranks
+from fcifar.runs.program import build
+from fcifar.runs.runtime import Runtime, activate, make_runtime
+
+WORKS = (("blitz64", 64), ("blitz64", 512), ("speed90", 500), ("resnet18", 128))
+SIZES = (2**2, 2**12, 2**18, 2**22, 2**25)  # bytes of bare exchanges
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", action="append")
+    parser.add_argument("--batch", action="append", type=int)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
+    parser.add_argument("--name", default="scaling", help="of the record")
+    parser.add_argument("--out", type=Path, help="for the processes themselves")
+    options = parser.parse_args()
+    works = list(zip(options.recipe, options.batch, strict=True)) if options.recipe else WORKS
+    if options.out:
+        results = measure(works, options.rounds, options.seconds)
+        if ranks.here().rank == 0:
+            options.out.write_text(json.dumps(results))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "results.json"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", "2", "-m", "benchmarks.scaling", *sys.argv[1:]]
+        subprocess.run([*command, "--out", str(out)], check=True)
+        results = json.loads(out.read_text())
+    config = {"works": works, "rounds": options.rounds, "seconds": options.seconds}
+    print(records.write(options.name, config, results))
+    print(table(results["steps"]))
+
+
+def measure(works: Any, rounds: int, seconds: float) -> dict[str, Any]:
+    """In each of the two processes; the first one's figures count."""
+    ranks.join("cpu")
+    steps = {}
+    for name, batch_size in works:
+        recipe = recipes.get(name).replace(batch_size=batch_size, drop_last=True, epochs=1)
+        steps[f"{recipe.model}, batch {batch_size}"] = measure_steps(recipe, rounds, seconds)
+        if ranks.here().rank == 0:
+            print(table(steps), flush=True)
+    return {"steps": steps, "exchanges": {str(size): exchange(size // 4) for size in SIZES}}
+
+
+def measure_steps(recipe: Recipe, rounds: int, seconds: float) -> dict[str, Any]:
+    """Median seconds of a step: see the top."""
+    rank = ranks.here().rank
+    axis = parallel.across_ranks()
+    silent = Axis(axis.size, lambda tensors: [tensor * 1 for tensor in tensors])
+    takes: dict[str, Callable[[], None] | None] = {
+        "one": taker(recipe, ALONE, threads=1) if rank == 0 else None,
+        "one_two_threads": taker(recipe, ALONE, threads=2) if rank == 0 else None,
+        "two": taker(recipe, axis, threads=1),
+        "two_silent": taker(recipe, silent, threads=1),
+    }
+    counted, exchanges = count(recipe, axis.size)
+    bare = torch.zeros(max(exchanges) // 4)
+    takes["exchange"] = lambda: distributed.all_reduce(bare)
+    found: dict[str, list[float]] = {name: [] for name in takes}
+    for number in range(rounds):
+        for name, take in takes.items():
+            distributed.barrier()
+            found[name].append(timed(take, seconds, together=name.startswith(("two", "ex"))))
+            if number == 0:
+                found[name].clear()  # it compiled, or warmed up
+    medians = {name: statistics.median(times) for name, times in found.items() if times}
+    return {
+        "seconds": medians,
+        "each": found,
+        "bytes": counted,
+        "exchanges": len(exchanges),
+        "precision": make_runtime(preferred=recipe.precision).precision,
+        "share": 1 - medians["two_silent"] / medians["two"],
+        "speedup": medians["one"] / medians["two"] if "one" in medians else None,
+    }
+
+
+def taker(recipe: Recipe, axis: Axis, threads: int) -> Callable[[], None]:
+    """A function that makes one compiled step, with this process's rows."""
+    rank = ranks.here().rank
+    dataset = bench.made_up(4 * recipe.batch_size)
+    runtime = make_runtime(threads=threads, preferred=recipe.precision, processes=axis.size)
+    with activate(runtime):
+        program = build(recipe, runtime, dataset, compiled=True, axis=axis)
+        state = [program.init()]
+        feed = running.shard(next(program.feeds_from(0)), rank, axis.size)
+
+    def take() -> None:
+        with activated(runtime):
+            state[0] = program.step_at(0)(state[0], feed)[0]
+
+    return take
+
+
+def activated(runtime: Runtime) -> Any:
+    return activate(runtime)
+
+
+def timed(take: Callable[[], None] | None, seconds: float, *, together: bool) -> float:
+    """Seconds of one call, over as many as fit; both processes make the same number."""
+    if take is None:
+        return 0.0
+    started = time.perf_counter()
+    take()
+    once = torch.tensor(time.perf_counter() - started, dtype=torch.float64)
+    if together:
+        distributed.broadcast(once, 0)
+    calls = max(1, int(seconds / max(float(once), 1e-6)))
+    started = time.perf_counter()
+    for _ in range(calls):
+        take()
+    return (time.perf_counter() - started) / calls
+
+
+def exchange(numbers: int, calls: int = 30) -> float:
+    """Median seconds of a sum of so many float32 numbers over the processes."""
+    vector, found = torch.zeros(numbers), []
+    for _ in range(calls):
+        started = time.perf_counter()
+        distributed.all_reduce(vector)
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def count(recipe: Recipe, size: int) -> tuple[int, list[int]]:
+    """Bytes that a process puts into the exchanges of a step, and of each of them."""
+    found: list[int] = []
+
+    class Counting(torch.autograd.Function):
+        @staticmethod
+        def forward(vector: Tensor) -> Tensor:
+            found.append(vector.numel() * vector.element_size())
+            return vector * 1
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return Counting.apply(gradients[0])
+
+    axis = Axis(size, functools.partial(parallel.sum_flat, sum_vector=Counting.apply))
+    runtime = make_runtime(threads=1, precision="fp32", processes=size)
+    with activate(runtime):
+        small = recipe.replace(batch_size=2 * size)
+        program = build(small, runtime, bench.made_up(64), compiled=False, axis=axis)
+        feed = running.shard(next(program.feeds_from(0)), 0, size)
+        program.step_at(0)(program.init(), feed)
+    return sum(found), found
+
+
+def table(steps: dict[str, Any]) -> str:
+    """A line for each step."""
+    lines = [
+        f"{'':24} {'one, ms':>9} {'2 threads':>9} {'two':>9} {'silent':>9} {'share':>7} "
+        f"{'bytes':>12} {'exchanges':>9} {'bare, ms':>9}"
+    ]
+    for name, f in steps.items():
+        ms = {k: 1000 * v for k, v in f["seconds"].items()}
+        lines.append(
+            f"{name:24} {ms.get('one', 0):9.2f} {ms.get('one_two_threads', 0):9.2f} "
+            f"{ms['two']:9.2f} {ms['two_silent']:9.2f} {100 * f['share']:5.1f} % "
+            f"{f['bytes']:12,} {f['exchanges']:9} {ms['exchange']:9.3f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Two processes of torchrun: what one makes alone, also when one of them is killed."""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchrun
+from commands import Outcome
+
+from fcifar import data
+from fcifar.runs import checkpoint, directory, integrity
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="finds and kills processes as Linux tells them"
+)
+
+SMALL = ("--batch-size", "4", "--log-every", "5", "--threads", "1")
+TRAIN = ("train", "blitz", "--dataset", "tiny", "--quiet", "--json", *SMALL)
+AUGMENTED = ("--augment", "random_flip,random_crop:4", "--valid-fraction", "0.25", "--drop-last")
+RUN = (*TRAIN, *AUGMENTED, "--epochs", "40", "--checkpoint-every", "20")
+FOR_EVER = (*TRAIN, "--epochs", "100000")
+NORMED = (
+    *("train", "speed90", "--dataset", "tiny", "--quiet", "--json", "--no-compile", "--drop-last"),
+    *("--set", "widths=4,8,8", "--precision", "fp32", "--epochs", "1", *SMALL),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("torchrun")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(dataset: data.Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """42 images: ten batches of four, and a last one of two."""
+    if not (folder / "tiny.safetensors").exists():
+        data.save(dataset, folder)
+    monkeypatch.setenv("FCIFAR_DATA", str(folder))
+
+
+@pytest.fixture
+def undisturbed(folder: Path) -> Path:
+    """A run of two processes."""
+    run = folder / "undisturbed"
+    if not run.exists():
+        report(torchrun.run([*RUN, "--out", str(run)]))
+    return run
+
+
+def report(outcome: Outcome) -> dict[str, Any]:
+    assert outcome.status == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return directory.read_records(run)
+
+
+def assert_close(run: Path, other: Path) -> None:
+    """Losses and parameters to rounding, counts exactly."""
+    assert len(records(run)) == len(records(other)) > 3
+    for found, wanted in zip(records(run), records(other), strict=True):
+        assert found["count"] == wanted["count"]
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
+    (found, _), (wanted, _) = (checkpoint.read(r / directory.FINAL) for r in (run, other))
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_processes_make_the_run_of_one(undisturbed: Path, tmp_path: Path) -> None:
+    report(torchrun.alone([*RUN, "--out", str(tmp_path / "single")]))
+    assert_close(undisturbed, tmp_path / "single")
+    assert not integrity.check(undisturbed)
+    manifest = directory.read_manifest(undisturbed)
+    assert manifest["runtime"]["processes"] == 2
+    assert "gloo" in manifest["environment"]["distributed"]
+
+
+def test_torchrun_begins_anew_where_the_last_checkpoint_is(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launcher = torchrun.start([*RUN, "--out", str(run)], options=("--max-restarts", "2"))
+    torchrun.wait_for_steps(run, 5)
+    (process,) = torchrun.find(launcher, 1)
+    os.kill(process, signal.SIGKILL)
+    found = report(torchrun.end(launcher))
+    assert found["params_digest"] == directory.read_report(undisturbed)["params_digest"]
+    without = {"seconds", "check"}
+    whole, anew = (
+        [{k: v for k, v in record.items() if k not in without} for record in records(path)]
+        for path in (undisturbed, run)
+    )
+    assert whole == anew
+
+
+def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
+    single, double = (tmp_path / name for name in ("single", "double"))
+    report(torchrun.alone([*NORMED, "--out", str(single)]))
+    report(torchrun.run([*NORMED, "--out", str(double)]))
+    losses = [[r["loss"] for r in records(run) if r["kind"] == "train"] for run in (single, double)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_exchange_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path) -> None:
+    words = [*RUN[: RUN.index("--epochs")], "--epochs", "2", "--compile"]
+    report(torchrun.run([*words, "--out", str(tmp_path / "run")]))
+    compiled, eager = (
+        [r["loss"] for r in records(run) if r["kind"] == "train"][:3]
+        for run in (tmp_path / "run", undisturbed)
+    )
+    assert compiled == pytest.approx(eager, rel=1e-4)
+
+
+def test_a_run_goes_on_and_is_made_again(tmp_path: Path) -> None:
+    """Stopped by a signal to torchrun, resumed, and reproduced, each in two processes."""
+    run = tmp_path / "run"
+    launcher = torchrun.start([*TRAIN, "--epochs", "200", "--out", str(run)])
+    torchrun.wait_for_steps(run, 4)
+    launcher.send_signal(signal.SIGTERM)
+    stopped = torchrun.end(launcher)
+    assert stopped.status != 0
+    assert "go on with: torchrun --nproc-per-node 2 -m fcifar train --resume" in stopped.err
+    report(torchrun.run(["train", "--resume", str(run), "-q", "--json"]))
+    alone = torchrun.alone(["reproduce", str(run)])
+    assert alone.status == 2
+    assert "torchrun --nproc-per-node 2 -m fcifar" in alone.err
+    assert report(torchrun.run(["reproduce", str(run), "--json", "-q"]))["identical"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_is_killed_the_others_end_soon_and_say_so(tmp_path: Path, rank: int) -> None:
+    run = tmp_path / "run"
+    launcher = torchrun.start([*FOR_EVER, "--out", str(run)])
+    torchrun.wait_for_steps(run, 2)
+    (process,) = torchrun.find(launcher, rank)
+    os.kill(process, signal.SIGKILL)
+    started = time.monotonic()
+    outcome = torchrun.end(launcher)
+    assert time.monotonic() - started < 30
+    assert outcome.status != 0
+    assert outcome.err.count("error: another of the 2 processes has ended") == 1
+    assert ("--resume" in outcome.err) == (rank == 1)
+    assert not torchrun.find(launcher, 1 - rank)
+
+
+def test_replicas_are_shared_out_and_gathered(tmp_path: Path) -> None:
+    """Each is bit for bit what one process makes of it, and so is the group afterwards."""
+    words = [*TRAIN, "--epochs", "1", "--replicas", "3", "--sweep", "lr=0.001,0.01"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    single = report(torchrun.alone([*words, "--out", str(one)]))
+    double = report(torchrun.run([*words, "--out", str(two)]))
+    digests = [
+        {m["name"]: m["params_digest"] for m in found["members"]} for found in (single, double)
+    ]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 6
+    again = torchrun.alone(["reproduce", str(two), "--json", "-q"])
+    assert report(again)["identical"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*TRAIN, "--set", "batch_size=5"], "batch_size is 5, which 2 processes"),
+        (["eval", "nowhere"], "there is no nowhere"),
+    ],
+    ids=["odd", "eval"],
+)
+def test_a_mistake_is_told_once(tmp_path: Path, words: list[str], message: str) -> None:
+    words = [*words, "--out", str(tmp_path / "run")] if words[0] == "train" else words
+    outcome = torchrun.run(words)
+    assert outcome.status != 0
+    assert outcome.err.count("error: ") == 1
+    assert message in outcome.err
+    assert not (tmp_path / "run").exists()
