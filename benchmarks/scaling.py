@@ -29,7 +29,7 @@ from fcifar.parallel import ALONE, Axis
 from fcifar.recipes import Recipe
 from fcifar.runs import bench, ranks
 from fcifar.runs.program import build
-from fcifar.runs.runtime import Runtime, activate, make_runtime
+from fcifar.runs.runtime import activate, make_runtime
 
 WORKS = (("blitz64", 64), ("blitz64", 512), ("speed90", 500), ("resnet18", 128))
 SIZES = (2**2, 2**12, 2**18, 2**22, 2**25)  # bytes of bare exchanges
@@ -49,6 +49,7 @@ def main() -> None:
     works = list(zip(options.recipe, options.batch, strict=True)) if options.recipe else WORKS
     if options.out:
         results = measure(works, options.rounds, options.seconds)
+        ranks.leave()
         if ranks.here().rank == 0:
             options.out.write_text(json.dumps(results))
         return
@@ -119,14 +120,10 @@ def taker(recipe: Recipe, axis: Axis, threads: int) -> Callable[[], None]:
         feed = running.shard(next(program.feeds_from(0)), rank, axis.size)
 
     def take() -> None:
-        with activated(runtime):
+        with activate(runtime):
             state[0] = program.step_at(0)(state[0], feed)[0]
 
     return take
-
-
-def activated(runtime: Runtime) -> Any:
-    return activate(runtime)
 
 
 def timed(take: Callable[[], None] | None, seconds: float, *, together: bool) -> float:

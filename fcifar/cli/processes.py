@@ -12,6 +12,7 @@ from typing import Any
 
 from fcifar.errors import WorldError
 
+_PATIENCE = 5  # seconds for a process to end by itself, once another was lost
 _TOLD = 1.0  # seconds for process 0 to say what went wrong
 
 
@@ -28,15 +29,23 @@ def play_part(command: Callable[[], Any]) -> Any:
     """
     from fcifar.runs import ranks
 
-    if ranks.here().rank > 0:
-        return _follow()
     try:
-        return command()
-    except BaseException:
-        ranks.claim("failure")  # so that the others say nothing
+        if ranks.here().rank > 0:
+            return _follow()
+        try:
+            return command()
+        except BaseException:
+            ranks.claim("failure")  # so that the others say nothing
+            raise
+        finally:
+            ranks.dismiss()
+    except ranks.LostError:
+        # A thread of torch's that waits for the lost one can keep Python from ending.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_PATIENCE)
         raise
     finally:
-        ranks.dismiss()
+        ranks.leave()
 
 
 def _follow() -> None:
@@ -80,17 +89,15 @@ def command(processes: int) -> str:
     return f"torchrun --nproc-per-node {processes} -m fcifar" if processes > 1 else "fcifar"
 
 
-def left_behind(out: Path | None) -> Path | None:
+def left_behind() -> Path | None:
     """The run that these processes trained when one of them failed and torchrun began anew."""
+    if not several():
+        return None
     from fcifar.runs import directory, group, ranks
 
-    if not several() or not ranks.here().restart:
-        return None
-    path = out or ranks.recall("run")
+    path = ranks.recall("run")
     run = Path(path) if path else None
-    if run and ((run / directory.MANIFEST).exists() or group.is_group(run)):
-        return run
-    return None
+    return run if run and ((run / directory.MANIFEST).exists() or group.is_group(run)) else None
 
 
 def remember(run: Path) -> None:

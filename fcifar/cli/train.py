@@ -263,7 +263,7 @@ def train(
             | given(replicas=replicas, replica_method=replica_method)
         )
     else:
-        resume = processes.left_behind(out)
+        resume = processes.left_behind()
     if resume is not None:
         run = resume
         if group.is_group(run):

@@ -5,8 +5,11 @@ jobs, values that JSON holds, which it leaves in the store of the rendezvous.
 """
 
 import contextlib
+import functools
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -21,6 +24,11 @@ from fcifar.tree import Tree
 TIMEOUT = timedelta(minutes=10)  # of one exchange; who is later hangs
 _FOR_EVER = timedelta(days=365)
 _QUIT = "quit"
+_POLL = 0.02  # seconds between two looks
+
+
+class LostError(WorldError):
+    """Another process ended, or did not answer in time."""
 
 
 class Rank(NamedTuple):
@@ -29,7 +37,6 @@ class Rank(NamedTuple):
     rank: int = 0
     size: int = 1
     local: int = 0  # which of those on this host
-    restart: int = 0  # how many times torchrun has started them anew
 
 
 def here() -> Rank:
@@ -43,7 +50,6 @@ def here() -> Rank:
         ("rank", "RANK"),
         ("size", "WORLD_SIZE"),
         ("local", "LOCAL_RANK"),
-        ("restart", "TORCHELASTIC_RESTART_COUNT"),
     ):
         text = os.environ.get(variable, str(Rank._field_defaults[name]))
         if not text.isdecimal():
@@ -123,17 +129,40 @@ def recall(name: str) -> str | None:
     return store.get(key).decode() if store.check([key]) else None
 
 
-_STORES: list[distributed.Store] = []
-
-
+@functools.cache
 def _store() -> distributed.Store:
-    """The one that all ranks share, since torchrun started them last."""
-    if not _STORES:
-        # The server may outlive the processes, and what they said must not count again.
-        _STORES.append(distributed.PrefixStore(f"fcifar/{here().restart}", _open_store()))
-    return _STORES[0]
+    """The one that all ranks share, and had no part in anything before they met in it.
+
+    The server may outlive the processes: what was said before torchrun started them anew must not
+    count again, and no variable says how often it did. So each rank knocks with a name of its own,
+    new each time, and rank 0 answers it with the name of the place to go to.
+
+    Raises:
+        LostError: not all of them came.
+    """
+    store, rank = _open_store(), here()
+    if rank.rank:
+        own = uuid.uuid4().hex
+        store.set(f"fcifar/knock/{rank.rank}", own)
+        with telling():
+            store.wait([f"fcifar/answer/{own}"], _FOR_EVER)
+        place = store.get(f"fcifar/answer/{own}").decode()
+        store.set(f"fcifar/{place}/{rank.rank}", "here")
+        return distributed.PrefixStore(place, store)
+    place, deadline = uuid.uuid4().hex, time.monotonic() + TIMEOUT.total_seconds()
+    missing = set(range(1, rank.size))
+    while missing:
+        for other in missing:
+            if store.check([knock := f"fcifar/knock/{other}"]):
+                store.set(f"fcifar/answer/{store.get(knock).decode()}", place)
+        missing = {other for other in missing if not store.check([f"fcifar/{place}/{other}"])}
+        if missing and time.monotonic() > deadline:
+            raise LostError(f"process {min(missing)} of {rank.size} did not come to the others")
+        time.sleep(_POLL)
+    return distributed.PrefixStore(place, store)
 
 
+@functools.cache
 def _open_store() -> distributed.Store:
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -153,10 +182,6 @@ def _open_store() -> distributed.Store:
 
 
 # Exchanges ---------------------------------------------------------------------------------------
-
-
-class LostError(WorldError):
-    """Another process ended, or did not answer in time."""
 
 
 def join(device: str) -> None:

@@ -134,6 +134,14 @@ def test_a_run_goes_on_and_is_made_again(tmp_path: Path) -> None:
     assert report(torchrun.run(["reproduce", str(run), "--json", "-q"]))["identical"]
 
 
+@pytest.mark.cuda
+def test_two_devices_make_the_run_of_one(undisturbed: Path, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices, one for each process")
+    report(torchrun.run([*RUN, "--device", "cuda", "--out", str(tmp_path / "run")]))
+    assert_close(tmp_path / "run", undisturbed)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_one_is_killed_the_others_end_soon_and_say_so(tmp_path: Path, rank: int) -> None:
     run = tmp_path / "run"
