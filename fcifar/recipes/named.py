@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fcifar import augment
-from fcifar.errors import UserError, shown
+from fcifar.errors import UserError, did_you_mean, shown
 from fcifar.models import MODELS, Model
 from fcifar.recipes.checks import check_choice
 from fcifar.step import Augment
@@ -51,8 +51,9 @@ def named_model(name: str, options: Mapping[str, Any], num_classes: int) -> Mode
         )
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
     known = [o for o in inspect.signature(MODELS[name]).parameters if o != "num_classes"]
-    if not set(options) <= set(known):
-        raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}")
+    if unknown := [option for option in options if option not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}{hint}")
     try:
         return MODELS[name](num_classes=num_classes, **options)
     except ValueError as error:
