@@ -3,10 +3,11 @@
 Each message is one line that says what was given, what is accepted and what to do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _ROOM = 100  # letters of a value
 _LONGEST = 400  # letters of a text
+_NAMES, _FIRST = 20, 8  # how many names are shown, and how many of more than that
 
 
 class UserError(ValueError):
@@ -36,6 +37,13 @@ def one_line(text: object) -> str:
     if len(words) > _LONGEST:
         words = f"{words[: _LONGEST // 2]}...{words[-_LONGEST // 2 :]}"
     return words if words.isprintable() else repr(words)
+
+
+def names_of(names: Sequence[str]) -> str:
+    """``cat, dog``, or of very many the first and how many more there are."""
+    if len(names) <= _NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_FIRST])} and {len(names) - _FIRST:,} more"
 
 
 def reason(error: BaseException) -> str:

@@ -9,8 +9,19 @@ import traceback
 
 import typer
 
-from fcifar.cli import about, bench, compare, data, evaluate, output, predict, reproduce, train
-from fcifar.errors import UserError, WorldError
+from fcifar.cli import (
+    about,
+    bench,
+    compare,
+    data,
+    evaluate,
+    output,
+    predict,
+    reproduce,
+    runs,
+    train,
+)
+from fcifar.errors import UserError, WorldError, did_you_mean
 
 app = typer.Typer(
     name="fcifar",
@@ -27,6 +38,7 @@ app.command(name="compare")(compare.compare)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
 app.add_typer(about.recipes_app, name="recipes")
 app.command(name="bench")(bench.bench)
 app.command(name="env")(about.env)
@@ -46,10 +58,18 @@ def main() -> None:
     except KeyboardInterrupt as error:
         status = _fail(error, 130, "interrupted")
     except (typer.Abort, _Misuse) as error:
-        message = getattr(error, "format_message", lambda: "aborted")()
+        message = _message(error)
         # The message is empty where typer has shown the help instead.
         status = _fail(error, 2, message or "a command is missing; give one of those above")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _message(error: BaseException) -> str:
+    """What typer says, with our way of offering another option."""
+    if options := getattr(error, "possibilities", None):
+        wrong = getattr(error, "option_name", "")
+        return f"No such option: {wrong}{did_you_mean(wrong, options)}"
+    return getattr(error, "format_message", lambda: "aborted")()
 
 
 def _fail(error: BaseException, status: int, message: str | None = None) -> int:

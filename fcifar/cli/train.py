@@ -1,13 +1,12 @@
 """fcifar train."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output, trained
+from fcifar.cli import completion, options, output, trained
 from fcifar.cli.overrides import given, refuse_changes, with_changes
 from fcifar.errors import UserError
 
@@ -23,11 +22,21 @@ def _override(name: str, help: str) -> Any:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="See fcifar recipes.", show_default="blitz"),
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="See fcifar recipes.",
+            show_default="blitz",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="See fcifar data list.", show_default="cifar10"),
+        typer.Option(
+            "--dataset",
+            help="See fcifar data list.",
+            show_default="cifar10",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     compile: Annotated[
         bool | None,
@@ -43,7 +52,7 @@ def train(
             "--out",
             help="The run directory.",
             callback=options.in_utf8,
-            show_default="a new one in runs/",
+            show_default="a new one in --runs-dir",
         ),
     ] = None,
     resume: Annotated[
@@ -195,6 +204,7 @@ def train(
     precision: options.Precision = None,
     deterministic: options.Deterministic = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -213,6 +223,7 @@ def train(
     from fcifar.report import run as drawing
     from fcifar.runs import directory, group, loop, manifest
     from fcifar.runs.interrupt import catching_signals
+    from fcifar.runs.places import new_run, runs_root
     from fcifar.runs.runtime import make_runtime
     from fcifar.runs.safeguards import Safeguards
 
@@ -264,7 +275,7 @@ def train(
             | where
             | given(recipe=recipe, dataset=dataset, out=out)
             | given(compile=compile, set=changes or None, sweep=sweep or None)
-            | given(replicas=replicas, replica_method=replica_method)
+            | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
         )
         run = resume
         if group.is_group(run):
@@ -285,9 +296,12 @@ def train(
         runtime = make_runtime(**where, preferred=the_recipe.precision)
         compiled = the_recipe.compile if compile is None else compile
         safeguards, traced = Safeguards(**care), ()
-        run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
+        if out is not None and runs_dir is not None:
+            raise UserError("--out and --runs-dir both say where the run goes; give one of them")
+        root, name = runs_root(runs_dir), dataset or "cifar10"
+        run = out or new_run(root, the_recipe.name, name, f"seed{runtime.seed}")
         directory.check_free(run)
-        data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
+        data = open_dataset(name, data_dir, quiet=quiet)
         if is_group:
             asked = groups.plan(
                 the_recipe,
@@ -299,7 +313,7 @@ def train(
                 sweep=sweep or [],
                 method=replica_method or "auto",
             )
-            run = out or groups.new_path(the_recipe.name, data.name, len(asked.members))
+            run = out or new_run(root, the_recipe.name, name, f"{len(asked.members)}runs")
             return groups.train(run, asked, data, resume=False, json=json, quiet=quiet)
 
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:
@@ -327,8 +341,3 @@ def train(
     else:
         trained.show(result)
     return 0
-
-
-def _new_run(recipe: str, dataset: str, seed: int) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{recipe}-{dataset}-seed{seed}-{stamp}"

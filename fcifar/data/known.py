@@ -74,7 +74,7 @@ def get(name: str) -> Known:
     """
     if name not in KNOWN:
         raise UserError(
-            f"no data set {shown(name)} can be fetched; there is {', '.join(KNOWN)}"
-            f"{did_you_mean(name, KNOWN)}; another is prepared from files with fcifar data import"
+            f"no data set {shown(name)} can be fetched; there is {', '.join(KNOWN)}; another is "
+            f"prepared from files with fcifar data import{did_you_mean(name, KNOWN)}"
         )
     return KNOWN[name]

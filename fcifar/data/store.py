@@ -205,8 +205,8 @@ def _missing(name: str, root: Path) -> str:
     hint = "" if name in KNOWN else did_you_mean(name, [*there, *KNOWN])
     return (
         f"there is no data set {name!r} in {one_line(root)}, which offers: {', '.join(there)}"
-        f"{hint}; prepare it with `fcifar data import`{fetch}, "
-        f"or use the built-in one with `--dataset {shapes10.NAME}`"
+        f"; prepare it with `fcifar data import`{fetch}, "
+        f"or use the built-in one with `--dataset {shapes10.NAME}`{hint}"
     )
 
 
