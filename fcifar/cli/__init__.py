@@ -26,7 +26,9 @@ from fcifar.errors import UserError, WorldError, did_you_mean
 app = typer.Typer(
     name="fcifar",
     help="CIFAR-10 image classification as pure functions in PyTorch.",
-    epilog="Start with: fcifar train --dataset shapes10 --compile",
+    epilog="Start with: fcifar train --dataset shapes10 --compile\n\n"
+    "FCIFAR_DATA and FCIFAR_RUNS name the folders of data sets and of runs. NO_COLOR and "
+    "FORCE_COLOR are respected.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",

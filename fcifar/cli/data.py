@@ -142,7 +142,10 @@ def preview(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a grid of training images, a row a class; of many classes, some."""
+    """Draw a grid of training images, a row a class; of many classes, some.
+
+    [dim]fcifar data preview cifar10 --out cifar10.png[/]
+    """
     from fcifar import data, random
     from fcifar.report import pictures
     from fcifar.runs.runtime import Runtime

@@ -18,7 +18,7 @@ def fetch(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="[NAME]",
+            metavar="NAME",
             help="Which; --list shows them.",
             autocompletion=completion.fetchable,
         ),

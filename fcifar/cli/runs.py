@@ -94,7 +94,7 @@ def rm(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Names in the folder of runs, or paths.",
             autocompletion=completion.runs,
         ),
@@ -106,8 +106,8 @@ def rm(
 ) -> None:
     """Remove runs and groups of runs, with all that is in their folders.
 
-    What is no run, a link, and a run that a process is training into are refused; nothing is
-    removed then.
+    What is no run, a link, one run of a group, and a run that a process is
+    training into are refused; nothing is removed then.
 
     [dim]fcifar runs rm blitz-cifar10-seed0-20260102-030405[/]
     """

@@ -11,19 +11,39 @@ from fcifar.cli.overrides import given, refuse_changes, with_changes
 from fcifar.errors import UserError
 
 _RECIPE = "Instead of what the recipe says"
+_LENGTH, _DESCENT, _IMAGES = (f"{_RECIPE}: {what}" for what in ("length", "optimizer", "images"))
+_PANELS = {
+    **dict.fromkeys(("--batch-size", "--drop-last/--keep-last", "--log-every"), _LENGTH),
+    **dict.fromkeys(
+        (
+            *("--optimizer", "--momentum", "--nesterov/--no-nesterov", "--weight-decay"),
+            *("--clip-norm", "--dp-clip", "--dp-noise", "--schedule", "--warmup-steps"),
+        ),
+        _DESCENT,
+    ),
+    **dict.fromkeys(
+        (
+            *("--augment", "--tta", "--valid-fraction", "--stratify/--no-stratify"),
+            *("--patience", "--restore-best/--keep-last-epoch"),
+        ),
+        _IMAGES,
+    ),
+}
 _SAFETY = "How to keep the run safe"
 _MANY = "Many at once"
 
 
 def _override(name: str, help: str) -> Any:
-    return typer.Option(name, help=help, show_default=False, rich_help_panel=_RECIPE)
+    return typer.Option(
+        name, help=help, show_default=False, rich_help_panel=_PANELS.get(name, _RECIPE)
+    )
 
 
 def train(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="See fcifar recipes.",
             show_default="blitz",
             autocompletion=completion.recipes,
@@ -66,7 +86,7 @@ def train(
             "--max-epochs",
             help="Passes over the training images.",
             show_default=False,
-            rich_help_panel=_RECIPE,
+            rich_help_panel=_LENGTH,
         ),
     ] = None,
     batch_size: Annotated[int | None, _override("--batch-size", "Images a step.")] = None,
@@ -77,7 +97,7 @@ def train(
             "--learning-rate",
             help="Peak learning rate.",
             show_default=False,
-            rich_help_panel=_RECIPE,
+            rich_help_panel=_DESCENT,
         ),
     ] = None,
     optimizer: Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")] = None,
@@ -213,6 +233,7 @@ def train(
 
     [dim]fcifar train --dataset shapes10 --compile
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
+    fcifar train speed94 --dataset cifar100
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     import logging

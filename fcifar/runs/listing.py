@@ -201,6 +201,6 @@ def _describe_group(path: Path) -> Entry:
 def _members(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Name and values of each; a name that leads elsewhere is damage."""
     found = [(str(m["name"]), m) for m in jsonfiles.read_sealed(path / GROUP)["members"]]
-    if not found or any(name in (".", "..") or Path(name).name != name for name, _ in found):
+    if not found or any(name in ("", ".", "..") or Path(name).name != name for name, _ in found):
         raise WorldError(f"{path / GROUP} names runs that cannot be in it")
     return found
