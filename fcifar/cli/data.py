@@ -72,7 +72,7 @@ def list_(
                 f"{s.train_size:,}" if s.bytes else "-",
                 f"{s.test_size:,}" if s.bytes else "-",
                 str(len(s.classes)),
-                f"{s.bytes / 1e6:.0f} MB" if s.bytes else "built in",
+                output.size(s.bytes) if s.bytes else "built in",
                 s.source,
             )
             for s in summaries
@@ -107,7 +107,7 @@ def info(
             ("mean", ", ".join(f"{m:.4f}" for m in facts.mean)),
             ("std", ", ".join(f"{s:.4f}" for s in facts.std)),
             ("source", facts.source),
-            ("file", f"{facts.path} ({facts.bytes / 1e6:.0f} MB)"),
+            ("file", f"{facts.path} ({output.size(facts.bytes)})"),
             ("digest", facts.digest),
         ]
     )

@@ -79,6 +79,14 @@ def count(number: int, what: str, several: str = "") -> str:
     return f"{number:,} {what if number == 1 else several or what + 's'}"
 
 
+def size(count: int) -> str:
+    """Bytes as ``2.5 MB``."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:.1f} {unit}"
+    return f"{count} B"
+
+
 def percent(fraction: float | None, digits: int = 1) -> str:
     """``0.564`` as ``56.4 %``."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"

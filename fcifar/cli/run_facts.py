@@ -31,13 +31,6 @@ def date(created: str) -> str:
         return created or "-"
 
 
-def size(count: int) -> str:
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bytes_:
-            return f"{count / bytes_:.1f} {unit}"
-    return f"{count} B"
-
-
 def show_run(entry: "Entry", json: bool) -> None:
     from fcifar.runs import directory
 
@@ -65,7 +58,7 @@ def show_run(entry: "Entry", json: bool) -> None:
             *_asked(manifest),
             ("begun", date(entry.created)),
             *(_figures(report) if report else []),
-            ("size", size(entry.bytes)),
+            ("size", output.size(entry.bytes)),
             *commands.items(),
         ]
     )
@@ -165,7 +158,7 @@ def show_group(entry: "Entry", json: bool) -> None:
     output.table(
         ("run", "state", "", "test", "size"),
         [
-            (m.name, m.state, m.about, output.percent(m.test_accuracy, 2), size(m.bytes))
+            (m.name, m.state, m.about, output.percent(m.test_accuracy, 2), output.size(m.bytes))
             for m in members[:_MEMBERS]
         ],
     )
@@ -183,7 +176,7 @@ def show_group(entry: "Entry", json: bool) -> None:
             ("method", asked["method"]),
             ("begun", date(entry.created)),
             ("test accuracy", f"{output.percent(entry.test_accuracy, 2)} on average"),
-            ("size", size(entry.bytes)),
+            ("size", output.size(entry.bytes)),
             *commands.items(),
         ]
     )

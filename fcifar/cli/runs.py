@@ -45,7 +45,7 @@ def list_(
                 entry.state,
                 output.percent(entry.test_accuracy, 2),
                 run_facts.date(entry.created)[:10],
-                run_facts.size(entry.bytes),
+                output.size(entry.bytes),
             )
             for entry in entries
         ],
@@ -124,7 +124,7 @@ def rm(
             raise UserError("nobody is there to be asked; add --yes to remove without asking")
         for entry in entries:
             members = f", {output.count(entry.members, 'run')}" if entry.members else ""
-            output.note(f"{entry.path}: {entry.state}{members}, {run_facts.size(entry.bytes)}")
+            output.note(f"{entry.path}: {entry.state}{members}, {output.size(entry.bytes)}")
         if not typer.confirm(f"remove {output.count(len(paths), 'run')}?", err=True):
             raise typer.Abort
     for path in paths:
@@ -133,4 +133,4 @@ def rm(
     if json:
         output.document({"removed": [str(path) for path in paths], "bytes": freed})
     else:
-        output.line(f"removed {', '.join(map(str, paths))}: {run_facts.size(freed)}")
+        output.line(f"removed {', '.join(map(str, paths))}: {output.size(freed)}")
