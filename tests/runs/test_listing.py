@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from fcifar.errors import UserError, WorldError
-from fcifar.runs import directory, jsonfiles, listing, lock, places, removing
+from fcifar.runs import directory, group, jsonfiles, listing, lock, places, removing
 
 RECIPE = {"name": "blitz"}
 
@@ -48,6 +48,10 @@ def state(path: Path) -> tuple[str, str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_group_has_the_files_that_are_looked_for() -> None:
+    assert (listing.GROUP, listing.SUMMARY) == (group.FILE, group.SUMMARY)
 
 
 # Listing ------------------------------------------------------------------------------------------
@@ -92,16 +96,16 @@ def test_states(tmp_path: Path) -> None:
 
 
 def test_groups_are_one_with_their_runs(tmp_path: Path) -> None:
-    group = make_group(tmp_path / "group", ["seed0", "seed1", "seed2"], 2)
-    assert state(group) == ("interrupted", "2 of 3 runs")
-    assert [m.state for m in listing.members(group)] == ["finished", "finished", "waiting"]
-    make_run(group / "seed2")
-    jsonfiles.write(group / "seed2" / directory.NONFINITE, {"what": "the loss", "step": 7})
-    jsonfiles.write_sealed(group / listing.SUMMARY, {"test_accuracy": 0.75})
-    entry = listing.describe(group)
+    there = make_group(tmp_path / "group", ["seed0", "seed1", "seed2"], 2)
+    assert state(there) == ("interrupted", "2 of 3 runs")
+    assert [m.state for m in listing.members(there)] == ["finished", "finished", "waiting"]
+    make_run(there / "seed2")
+    jsonfiles.write(there / "seed2" / directory.NONFINITE, {"what": "the loss", "step": 7})
+    jsonfiles.write_sealed(there / listing.SUMMARY, {"test_accuracy": 0.75})
+    entry = listing.describe(there)
     assert (entry.state, entry.about) == ("finished", "2 of 3 runs, 1 failed")
     assert (entry.members, entry.test_accuracy) == (3, 0.75)
-    assert entry.bytes == sum(map(len, contents(group).values()))
+    assert entry.bytes == sum(map(len, contents(there).values()))
 
 
 def test_a_group_whose_runs_would_lie_elsewhere_is_damaged(tmp_path: Path) -> None:
@@ -155,11 +159,11 @@ def test_a_run_is_removed_and_nothing_that_it_links_to(tmp_path: Path) -> None:
 
 
 def test_a_group_goes_as_one(tmp_path: Path) -> None:
-    group = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
+    there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
     with pytest.raises(UserError, match=r"is one run of the group .*; remove the group"):
-        removing.remove(group / "seed0")
-    assert (group / "seed0").is_dir()
-    removing.remove(group)
+        removing.remove(there / "seed0")
+    assert (there / "seed0").is_dir()
+    removing.remove(there)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -188,12 +192,12 @@ def test_what_is_no_run_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("held", ["", "seed1"])
 def test_what_is_being_trained_stays(tmp_path: Path, held: str) -> None:
-    group = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
-    with FileLock(group / held / lock.FILE), pytest.raises(UserError, match="is training into"):
-        removing.remove(group)
-    assert (group / "seed1" / directory.REPORT).exists()
-    removing.remove(group)
-    assert not group.exists()
+    there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
+    with FileLock(there / held / lock.FILE), pytest.raises(UserError, match="is training into"):
+        removing.remove(there)
+    assert (there / "seed1" / directory.REPORT).exists()
+    removing.remove(there)
+    assert not there.exists()
 
 
 @pytest.mark.skipif(os.name == "nt" or not os.geteuid(), reason="this user may remove everything")
