@@ -3,8 +3,11 @@
 Each message is one line that says what was given, what is accepted and what to do.
 """
 
+from collections.abc import Iterable, Sequence
+
 _ROOM = 100  # letters of a value
 _LONGEST = 400  # letters of a text
+_NAMES, _FIRST = 20, 8  # how many names are shown, and how many of more than that
 
 
 class UserError(ValueError):
@@ -36,7 +39,25 @@ def one_line(text: object) -> str:
     return words if words.isprintable() else repr(words)
 
 
+def names_of(names: Sequence[str]) -> str:
+    """``cat, dog``, or of very many the first and how many more there are."""
+    if len(names) <= _NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_FIRST])} and {len(names) - _FIRST:,} more"
+
+
 def reason(error: BaseException) -> str:
     """What an exception says, as one line."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return one_line(" ".join(text.split()) or type(error).__name__)
+
+
+def did_you_mean(word: object, choices: Iterable[str]) -> str:
+    """``"; did you mean 'blitz'?"``, to go behind what is accepted; or nothing if none is close."""
+    if not isinstance(word, str) or len(word) > _ROOM:
+        return ""
+    from difflib import get_close_matches  # for a mistake alone
+
+    known = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(word.lower(), known, n=1)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""

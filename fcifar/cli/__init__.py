@@ -21,14 +21,17 @@ from fcifar.cli import (
     predict,
     processes,
     reproduce,
+    runs,
     train,
 )
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UserError, WorldError, did_you_mean
 
 app = typer.Typer(
     name="fcifar",
     help="CIFAR-10 image classification as pure functions in PyTorch.",
-    epilog="Start with: fcifar train --dataset shapes10 --compile",
+    epilog="Start with: fcifar train --dataset shapes10 --compile\n\n"
+    "FCIFAR_DATA and FCIFAR_RUNS name the folders of data sets and of runs. NO_COLOR and "
+    "FORCE_COLOR are respected.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -40,6 +43,7 @@ app.command(name="compare")(compare.compare)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
+app.add_typer(runs.app, name="runs")
 app.add_typer(about.recipes_app, name="recipes")
 app.command(name="bench")(bench.bench)
 app.command(name="env")(about.env)
@@ -61,7 +65,7 @@ def main() -> None:
     except KeyboardInterrupt as error:
         status = _fail(error, 130, "interrupted")
     except (typer.Abort, _Misuse) as error:
-        message = getattr(error, "format_message", lambda: "aborted")()
+        message = _message(error)
         # The message is empty where typer has shown the help instead.
         status = _fail(error, 2, message or "a command is missing; give one of those above")
     sys.exit(status if isinstance(status, int) else 0)
@@ -69,6 +73,14 @@ def main() -> None:
 
 def _command() -> Any:
     return app(standalone_mode=False)
+
+
+def _message(error: BaseException) -> str:
+    """What typer says, with our way of offering another option."""
+    if options := getattr(error, "possibilities", None):
+        wrong = getattr(error, "option_name", "")
+        return f"No such option: {wrong}{did_you_mean(wrong, options)}"
+    return getattr(error, "format_message", lambda: "aborted")()
 
 
 def _fail(error: BaseException, status: int, message: str | None = None) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 import fcifar
-from fcifar.cli import options, output
+from fcifar.cli import completion, options, output
 
 recipes_app = typer.Typer(
     help="List the recipes, or show one.",
@@ -60,11 +60,16 @@ def list_recipes(
 
 @recipes_app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="The recipe.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The recipe.", autocompletion=completion.recipes)
+    ],
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Show every setting of a recipe."""
+    """Show every setting of a recipe.
+
+    [dim]fcifar recipes show speed94[/]
+    """
     from fcifar import recipes
 
     values = recipes.to_dict(recipes.get(name))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output
+from fcifar.cli import completion, options, output
 
 SHORT = 8  # of the 64 letters of a digest
 
@@ -14,12 +14,17 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Run directories, or final.safetensors files; two or more."
+            metavar="RUN", help="Run directories, or final.safetensors files; two or more."
         ),
     ],
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="See fcifar data list.", show_default="the first run's"),
+        typer.Option(
+            "--dataset",
+            help="See fcifar data list.",
+            show_default="the first run's",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     split: Annotated[
         str, typer.Option("--split", metavar="test|train", help="Which images.")
@@ -38,6 +43,8 @@ def compare(
     The test is McNemar's, exact and two-sided, at the 5 % level for each pair. It
     is about these networks: whether other seeds give the same order takes more
     runs to see.
+
+    [dim]fcifar compare runs/a runs/b[/]
     """
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset

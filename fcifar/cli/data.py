@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fcifar.cli import options, output
+from fcifar.cli import completion, options, output, prepare
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -15,78 +15,37 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(name="fetch")(prepare.fetch)
+app.command(name="import")(prepare.import_)
 
-Name = Annotated[str, typer.Argument(help="See fcifar data list.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a data set of that name.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="See fcifar data list.",
+        autocompletion=completion.prepared,
+    ),
+]
+_ROWS = 30  # of a table of classes; --json has all
 
 
 def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
-    """The data set, checked against its digest; CIFAR-10 is fetched when it is not there."""
+    """The data set, checked against its digest; one that can be fetched is, if it is not there."""
     from fcifar import data
     from fcifar.cli.progress import counting
+    from fcifar.data.known import KNOWN
 
     root = data.data_root(data_dir)
-    if name == "cifar10" and all(s.name != name for s in data.list_prepared(root)):
-        output.note(f"cifar10 is not prepared in {root}; fetching it")
+    if name in KNOWN and all(s.name != name for s in data.list_prepared(root)):
+        size = f"{KNOWN[name].bytes / 1e6:,.0f} MB"
+        output.note(f"{name} is not prepared in {root}; fetching it ({size})")
         with counting(quiet=quiet) as progress:
-            return data.fetch(root, progress=progress)
+            return data.fetch(root, name, progress=progress)
     if name == "shapes10" and not quiet and not (root / "shapes10.safetensors").exists():
         output.note("drawing shapes10, once")
     dataset = data.load(name, root)
     data.verify(name, root)
     return dataset
-
-
-@app.command()
-def fetch(
-    url: Annotated[
-        str | None, typer.Option("--url", help="A mirror of the official archive.")
-    ] = None,
-    md5: Annotated[
-        str | None, typer.Option("--md5", help="Its checksum, if not the official one.")
-    ] = None,
-    force: Force = False,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
-    """Download the official CIFAR-10 archive, check it, and prepare it as cifar10."""
-    from fcifar import data
-    from fcifar.cli.progress import counting
-
-    with counting(quiet=quiet) as progress:
-        dataset = data.fetch(
-            data.data_root(data_dir), url=url, md5=md5, progress=progress, overwrite=force
-        )
-    _announce(dataset, json)
-
-
-@app.command("import")
-def import_(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="The official archive or folder, a folder of train/CLASS/*.png and "
-            "test/CLASS/*.png, a .zip or .tar.gz of one, or an .npz."
-        ),
-    ],
-    name: Annotated[str, typer.Option("--name", help="What to call it.")] = "cifar10",
-    force: Force = False,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
-) -> None:
-    """Prepare a data set from files."""
-    from fcifar import data
-    from fcifar.cli.progress import counting
-
-    with counting(quiet=quiet) as progress:
-        dataset = data.import_source(
-            source, name, data.data_root(data_dir), progress=progress, overwrite=force
-        )
-    _announce(dataset, json)
 
 
 @app.command("list")
@@ -113,7 +72,7 @@ def list_(
                 f"{s.train_size:,}" if s.bytes else "-",
                 f"{s.test_size:,}" if s.bytes else "-",
                 str(len(s.classes)),
-                f"{s.bytes / 1e6:.0f} MB" if s.bytes else "built in",
+                output.size(s.bytes) if s.bytes else "built in",
                 s.source,
             )
             for s in summaries
@@ -136,21 +95,19 @@ def info(
     if json:
         output.document(facts._asdict())
         return
-    output.table(
-        ("class", "train", "test"),
-        [
-            (c, f"{a:,}", f"{b:,}")
-            for c, a, b in zip(facts.classes, facts.train_counts, facts.test_counts, strict=True)
-        ],
-    )
+    rows = list(zip(facts.classes, facts.train_counts, facts.test_counts, strict=True))
+    output.table(("class", "train", "test"), [(c, f"{a:,}", f"{b:,}") for c, a, b in rows[:_ROWS]])
+    if len(rows) > _ROWS:
+        output.line(f"... and {output.count(len(rows) - _ROWS, 'class', 'classes')} more")
     output.stdout.print()
     output.facts(
         [
+            ("classes", f"{len(rows):,}"),
             ("images", f"{sum(facts.train_counts):,} + {sum(facts.test_counts):,}"),
             ("mean", ", ".join(f"{m:.4f}" for m in facts.mean)),
             ("std", ", ".join(f"{s:.4f}" for s in facts.std)),
             ("source", facts.source),
-            ("file", f"{facts.path} ({facts.bytes / 1e6:.0f} MB)"),
+            ("file", f"{facts.path} ({output.size(facts.bytes)})"),
             ("digest", facts.digest),
         ]
     )
@@ -185,7 +142,10 @@ def preview(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw a grid of training images, a row a class."""
+    """Draw a grid of training images, a row a class; of many classes, some.
+
+    [dim]fcifar data preview cifar10 --out cifar10.png[/]
+    """
     from fcifar import data, random
     from fcifar.report import pictures
     from fcifar.runs.runtime import Runtime
@@ -197,27 +157,3 @@ def preview(
         output.document({"name": name, "path": str(path)})
     else:
         output.facts([("drawn", path)])
-
-
-def _announce(dataset: "Dataset", json: bool) -> None:
-    train, test = len(dataset.train_labels), len(dataset.test_labels)
-    if json:
-        output.document(
-            {
-                "name": dataset.name,
-                "train": train,
-                "test": test,
-                "classes": dataset.classes,
-                "source": dataset.source,
-                "digest": dataset.digest,
-            }
-        )
-        return
-    output.facts(
-        [
-            ("prepared", dataset.name),
-            ("images", f"{train:,} for training, {test:,} for testing"),
-            ("classes", ", ".join(dataset.classes)),
-            ("digest", dataset.digest),
-        ]
-    )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output
+from fcifar.cli import completion, options, output
 from fcifar.cli import per_example as shown
 from fcifar.cli import trained as trained_report
 
@@ -14,14 +14,19 @@ def evaluate(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="A run directory, a group of runs, or a final.safetensors. With several, the "
             "first is measured in full, and all of them together.",
         ),
     ],
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="See fcifar data list.", show_default="the run's"),
+        typer.Option(
+            "--dataset",
+            help="See fcifar data list.",
+            show_default="the run's",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     split: Annotated[
         str, typer.Option("--split", metavar="test|train|valid", help="Which images.")
@@ -59,6 +64,10 @@ def evaluate(
 
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta); of several networks, how they disagree.
+
+    [dim]fcifar eval runs/a
+    fcifar eval runs/a --tta translate --out evaluated/
+    fcifar eval runs/a runs/b runs/c --per-example scores.csv[/]
     """
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,11 +89,6 @@ def _plain(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, int | float) else text
-
-
-def new_path(recipe: str, dataset: str, members: int) -> Path:
-    """Where a group goes when nobody says."""
-    return Path("runs") / f"{recipe}-{dataset}-{members}runs-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def train(

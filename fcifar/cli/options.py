@@ -79,6 +79,16 @@ DataDir = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+RunsDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--runs-dir",
+        help="The folder of runs.",
+        callback=in_utf8,
+        show_default="$FCIFAR_RUNS, else runs/",
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=_OUTPUT),

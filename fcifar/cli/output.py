@@ -1,6 +1,7 @@
 """What a person sees: results on stdout, everything else on stderr."""
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,8 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-# Without emoji, for ":smile:" may be the name of a file.
-stderr = Console(stderr=True, highlight=False, emoji=False)
+_CLASSES, _EXTREMES = 40, 10  # classes of a table; and of each end of it, where there are more
+
+# Without emoji, for ":smile:" may be the name of a file. rich respects NO_COLOR and FORCE_COLOR;
+# the latter is of colours, and shall not bring a moving bar into a file.
+_live = None if sys.stderr is not None and sys.stderr.isatty() else False
+stderr = Console(stderr=True, highlight=False, emoji=False, force_interactive=_live)
 stdout = Console(highlight=False, emoji=False)
 
 
@@ -69,14 +74,27 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, what: str, several: str = "") -> str:
     """``1 step``, ``2 steps``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
+
+
+def size(count: int) -> str:
+    """Bytes as ``2.5 MB``."""
+    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= bytes_:
+            return f"{count / bytes_:.1f} {unit}"
+    return f"{count} B"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
     """``0.564`` as ``56.4 %``."""
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
+
+
+def number(value: float | None) -> str:
+    """``0.6934``, or a dash for what JSON cannot hold."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def calibration(report: dict[str, Any]) -> str:
@@ -88,22 +106,33 @@ def calibration(report: dict[str, Any]) -> str:
 def confusions(report: dict[str, Any], count: int = 3) -> str:
     """The most frequent mistakes, in words."""
     classes = list(report["per_class"])
-    cells = [
-        (number, true, predicted)
-        for true, row in zip(classes, report["confusion"], strict=True)
-        for predicted, number in zip(classes, row, strict=True)
-        if true != predicted and number
+    cells = [cell for cell in _cells(report) if cell[0] != cell[1]]
+    worst = sorted(cells, key=lambda cell: -cell[2])[:count]
+    return ", ".join(f"{classes[i]} as {classes[j]} ({number:,})" for i, j, number in worst)
+
+
+def _cells(report: dict[str, Any]) -> list[list[int]]:
+    """True class, predicted class and count, where that is not 0."""
+    if "confusion_cells" in report:
+        return report["confusion_cells"]
+    matrix = report["confusion"]
+    return [
+        [i, j, number] for i, row in enumerate(matrix) for j, number in enumerate(row) if number
     ]
-    worst = sorted(cells, key=lambda cell: -cell[0])[:count]
-    return ", ".join(f"{true} as {predicted} ({number:,})" for number, true, predicted in worst)
 
 
 def class_table(per_class: dict[str, dict[str, Any]]) -> None:
-    """Accuracy class by class, with counts."""
-    table(
-        ("class", "accuracy", "correct", "of"),
-        [
-            (name, percent(c["accuracy"]), f"{c['correct']:,}", f"{c['total']:,}")
-            for name, c in per_class.items()
-        ],
-    )
+    """Accuracy class by class, with counts; of many classes, the lowest and the highest."""
+    rows = [
+        (name, percent(c["accuracy"]), f"{c['correct']:,}", f"{c['total']:,}")
+        for name, c in per_class.items()
+    ]
+    if len(rows) <= _CLASSES:
+        table(("class", "accuracy", "correct", "of"), rows)
+        return
+    seen = [(c["accuracy"], row) for c, row in zip(per_class.values(), rows, strict=True)]
+    ranked = sorted((pair for pair in seen if pair[0] is not None), key=lambda pair: pair[0])
+    for title, part in (("lowest", ranked[:_EXTREMES]), ("highest", ranked[-_EXTREMES:][::-1])):
+        table((title, "accuracy", "correct", "of"), [row for _, row in part])
+        stdout.print()
+    line(f"... of {len(rows):,} classes; --json and report.json have all")

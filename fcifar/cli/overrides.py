@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fcifar.errors import UserError, shown
+from fcifar.errors import UserError, did_you_mean, shown
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -40,9 +40,11 @@ def with_changes(recipe: Any, changes: Sequence[str], option: str = "--set") -> 
         elif network in MODELS and name in inspect.signature(MODELS[network]).parameters:
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
+            own = inspect.signature(MODELS[network]).parameters if network in MODELS else {}
             raise UserError(
                 f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
                 f"network {shown(network)}; fcifar recipes show {recipe.name} lists the values"
+                f"{did_you_mean(name, [*values, *own])}"
             )
     return from_dict(values) if changes else recipe
 

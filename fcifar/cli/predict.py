@@ -25,7 +25,7 @@ def predict(
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", help="Picture files, or folders of them."),
+        typer.Argument(metavar="IMAGE", help="Picture files, or folders of them."),
     ],
     grid: Annotated[
         Path | None,
@@ -48,6 +48,9 @@ def predict(
     The shorter side is resized to 32 pixels and the middle of the longer one cut
     out; a picture of 32x32 pixels is taken as it is. What is transparent is seen
     on white. Folders are searched, with those in them.
+
+    [dim]fcifar predict runs/a photo.jpg
+    fcifar predict runs/a photos/ --grid sheet.png[/]
     """
     from fcifar.cli.progress import counting
     from fcifar.data import pictures

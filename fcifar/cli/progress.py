@@ -27,7 +27,7 @@ def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
         def progress(description: str, done: int, total: int) -> None:
             if description not in tasks:
                 tasks[description] = bar.add_task(description)
-                if not bar.console.is_terminal and not quiet:
+                if not bar.console.is_interactive and not quiet:
                     output.note(description)
             bar.update(tasks[description], completed=done, total=total or None)
 
@@ -53,7 +53,7 @@ def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
             match event:
                 case Preparing(what):
                     bar.update(task, description=what)
-                    if not bar.console.is_terminal and not quiet:
+                    if not bar.console.is_interactive and not quiet:
                         output.note(what)
                 case Advanced():
                     bar.update(
@@ -98,7 +98,7 @@ def _bar(fields: ProgressColumn, *, quiet: bool) -> Progress:
         console=output.stderr,
         transient=True,
         expand=True,
-        disable=quiet or not output.stderr.is_terminal,
+        disable=quiet or not output.stderr.is_interactive,
         refresh_per_second=5,
     )
 

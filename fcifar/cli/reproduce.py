@@ -42,6 +42,9 @@ def reproduce(
     """Train a run again from its manifest, and compare it bit for bit. Exit 0: identical; 1: not.
 
     Compares each log point, each checkpoint that was kept, and the final parameters.
+
+    [dim]fcifar reproduce runs/a
+    fcifar reproduce runs/a --until 4000[/]
     """
     import logging
 
@@ -85,7 +88,10 @@ def verify(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> int:
-    """Check that every file of a run is as it was written, in a moment and without training."""
+    """Check that every file of a run is as it was written, in a moment and without training.
+
+    [dim]fcifar verify runs/a[/]
+    """
     from fcifar.runs import group, group_checks, integrity
 
     problems = (group_checks if group.is_group(run) else integrity).check(run)

@@ -1,33 +1,62 @@
 """fcifar train."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output, processes, trained
+from fcifar.cli import completion, options, output, processes, trained
 from fcifar.cli.overrides import given, refuse_changes, with_changes
 from fcifar.errors import UserError
 
 _RECIPE = "Instead of what the recipe says"
+_LENGTH, _DESCENT, _IMAGES = (f"{_RECIPE}: {what}" for what in ("length", "optimizer", "images"))
+_PANELS = {
+    **dict.fromkeys(("--batch-size", "--drop-last/--keep-last", "--log-every"), _LENGTH),
+    **dict.fromkeys(
+        (
+            *("--optimizer", "--momentum", "--nesterov/--no-nesterov", "--weight-decay"),
+            *("--clip-norm", "--dp-clip", "--dp-noise", "--schedule", "--warmup-steps"),
+        ),
+        _DESCENT,
+    ),
+    **dict.fromkeys(
+        (
+            *("--augment", "--tta", "--valid-fraction", "--stratify/--no-stratify"),
+            *("--patience", "--restore-best/--keep-last-epoch"),
+        ),
+        _IMAGES,
+    ),
+}
 _SAFETY = "How to keep the run safe"
 _MANY = "Many at once"
 
 
 def _override(name: str, help: str) -> Any:
-    return typer.Option(name, help=help, show_default=False, rich_help_panel=_RECIPE)
+    return typer.Option(
+        name, help=help, show_default=False, rich_help_panel=_PANELS.get(name, _RECIPE)
+    )
 
 
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="See fcifar recipes.", show_default="blitz"),
+        typer.Argument(
+            metavar="RECIPE",
+            help="See fcifar recipes.",
+            show_default="blitz",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="See fcifar data list.", show_default="cifar10"),
+        typer.Option(
+            "--dataset",
+            help="See fcifar data list.",
+            show_default="cifar10",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     compile: Annotated[
         bool | None,
@@ -43,7 +72,7 @@ def train(
             "--out",
             help="The run directory.",
             callback=options.in_utf8,
-            show_default="a new one in runs/",
+            show_default="a new one in --runs-dir",
         ),
     ] = None,
     resume: Annotated[
@@ -57,7 +86,7 @@ def train(
             "--max-epochs",
             help="Passes over the training images.",
             show_default=False,
-            rich_help_panel=_RECIPE,
+            rich_help_panel=_LENGTH,
         ),
     ] = None,
     batch_size: Annotated[int | None, _override("--batch-size", "Images a step.")] = None,
@@ -68,7 +97,7 @@ def train(
             "--learning-rate",
             help="Peak learning rate.",
             show_default=False,
-            rich_help_panel=_RECIPE,
+            rich_help_panel=_DESCENT,
         ),
     ] = None,
     optimizer: Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")] = None,
@@ -195,6 +224,7 @@ def train(
     precision: options.Precision = None,
     deterministic: options.Deterministic = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -203,6 +233,7 @@ def train(
 
     [dim]fcifar train --dataset shapes10 --compile
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
+    fcifar train speed94 --dataset cifar100
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     from fcifar import recipes
@@ -211,6 +242,7 @@ def train(
     from fcifar.report import run as drawing
     from fcifar.runs import directory, group, loop, manifest, ranks
     from fcifar.runs.interrupt import catching_signals
+    from fcifar.runs.places import new_run, runs_root
     from fcifar.runs.runtime import make_runtime
     from fcifar.runs.safeguards import Safeguards
 
@@ -260,7 +292,7 @@ def train(
             | where
             | given(recipe=recipe, dataset=dataset, out=out)
             | given(compile=compile, set=changes or None, sweep=sweep or None)
-            | given(replicas=replicas, replica_method=replica_method)
+            | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
         )
     else:
         resume = processes.left_behind()
@@ -285,10 +317,13 @@ def train(
         runtime = make_runtime(**where, preferred=the_recipe.precision, processes=count)
         compiled = the_recipe.compile if compile is None else compile
         safeguards, traced = Safeguards(**care), ()
-        run = out or _new_run(the_recipe.name, dataset or "cifar10", runtime.seed)
+        if out is not None and runs_dir is not None:
+            raise UserError("--out and --runs-dir both say where the run goes; give one of them")
+        root, name = runs_root(runs_dir), dataset or "cifar10"
+        run = out or new_run(root, the_recipe.name, name, f"seed{runtime.seed}")
         directory.check_free(run)
         processes.remember(run)
-        data = open_dataset(dataset or "cifar10", data_dir, quiet=quiet)
+        data = open_dataset(name, data_dir, quiet=quiet)
         if is_group:
             asked = groups.plan(
                 the_recipe,
@@ -300,7 +335,7 @@ def train(
                 sweep=sweep or [],
                 method=replica_method or "auto",
             )
-            run = out or groups.new_path(the_recipe.name, data.name, len(asked.members))
+            run = out or new_run(root, the_recipe.name, name, f"{len(asked.members)}runs")
             processes.remember(run)
             return groups.train(run, asked, data, resume=False, json=json, quiet=quiet)
 
@@ -332,8 +367,3 @@ def train(
     else:
         trained.show(result)
     return 0
-
-
-def _new_run(recipe: str, dataset: str, seed: int) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{recipe}-{dataset}-seed{seed}-{stamp}"

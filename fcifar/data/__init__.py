@@ -2,27 +2,28 @@
 
 A data set is prepared once, by importing or fetching it, and is one file in the data root from
 then on. ``load`` maps that file into memory.
+
+Importing this package loads torch only when a name is first used: where data sets lie, and what
+they are called, is known without it.
 """
 
-from fcifar.data.dataset import Dataset, Split, content_digest, make_dataset
-from fcifar.data.fetching import fetch
-from fcifar.data.importing import import_source
-from fcifar.data.store import (
-    Info,
-    Summary,
-    data_root,
-    info,
-    list_prepared,
-    load,
-    save,
-    verify,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fcifar.data.places import data_root
+
+if TYPE_CHECKING:
+    from fcifar.data.dataset import Dataset, Split, content_digest, make_dataset
+    from fcifar.data.fetching import fetch
+    from fcifar.data.importing import Wishes, import_source
+    from fcifar.data.store import Info, Summary, info, list_prepared, load, save, verify
 
 __all__ = [
     "Dataset",
     "Info",
     "Split",
     "Summary",
+    "Wishes",
     "content_digest",
     "data_root",
     "fetch",
@@ -34,3 +35,21 @@ __all__ = [
     "save",
     "verify",
 ]
+
+_HOMES = {
+    "dataset": ("Dataset", "Split", "content_digest", "make_dataset"),
+    "fetching": ("fetch",),
+    "importing": ("Wishes", "import_source"),
+    "store": ("Info", "Summary", "info", "list_prepared", "load", "save", "verify"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"fcifar.data.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'fcifar.data' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

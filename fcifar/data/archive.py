@@ -18,18 +18,22 @@ from fcifar.data import tars
 from fcifar.data.progress import Progress
 from fcifar.errors import UserError, WorldError, one_line, reason
 
-MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch, the largest file we read, has 31 million
+MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch has 31 million
+BATCH_LIMIT = 160 * 2**20  # bytes of a member without an ending; CIFAR-100's has 155 million
 ARRAY_LIMIT = 2**30  # bytes of one .npy member
 TOTAL_LIMIT = 2**31  # bytes of all members, those included that are not read
+CONVERTED_LIMIT = 2**38  # the same where members are made small one by one
 COUNT_LIMIT = 2_000_000  # members
 NAME_LIMIT = 1000  # letters of the path of a member
 DEPTH_LIMIT = 8  # folders within folders; a link to a parent would never end
 
 ACCEPTED = (
-    "an official CIFAR-10 archive or its unpacked folder (Python or binary version), a folder with "
-    "train/<class>/ and test/<class>/ holding .png or .jpg files, such a folder as .zip, .tar or "
-    ".tar.gz, or an .npz"
+    "an official CIFAR-10 archive or its unpacked folder (Python or binary version), that of "
+    "CIFAR-100 (Python version), a folder with train/<class>/ and test/<class>/ holding .png or "
+    ".jpg files, such a folder as .zip, .tar or .tar.gz, or an .npz"
 )
+
+Convert = Callable[[str, bytes], bytes]
 
 # What the libraries raise for bytes that are not what they should be.
 _DAMAGED = (
@@ -54,12 +58,21 @@ class Member(NamedTuple):
     read: Callable[[], bytes]
 
 
-def read(source: Path, wanted: Callable[[str], bool], progress: Progress) -> dict[str, bytes]:
+def read(
+    source: Path,
+    wanted: Callable[[str], bool],
+    progress: Progress,
+    convert: Convert | None = None,
+) -> dict[str, bytes]:
     """The wanted files of a folder or archive by path, in sorted order, whatever theirs was.
 
     Paths are relative and use "/". Folders that the source mentions are there as well: their path
     ends in "/" and their content is empty. One folder that holds everything else is left out of
     the paths, unless it is called train or test. Hidden files are passed over.
+
+    Args:
+        convert: ``(path, content) -> content``: what to keep of a file that is wanted, as soon as
+            it is read. Of a folder of large pictures, no more than one is in memory then.
 
     Raises:
         UserError: the source does not exist, is nothing we can read, is damaged, or has a member
@@ -68,7 +81,9 @@ def read(source: Path, wanted: Callable[[str], bool], progress: Progress) -> dic
     """
     where = one_line(source)
     try:
-        return _without_top(_gather(_members(source, progress), wanted, where))
+        limit = CONVERTED_LIMIT if convert else TOTAL_LIMIT
+        members = _members(source, limit, progress)
+        return _without_top(_gather(members, wanted, convert, limit, where))
     except UserError:
         raise
     except (*_DAMAGED, OSError) as error:
@@ -90,7 +105,11 @@ def unknown(source: Path) -> UserError:
 
 
 def _gather(
-    members: Iterable[Member], wanted: Callable[[str], bool], source: str
+    members: Iterable[Member],
+    wanted: Callable[[str], bool],
+    convert: Convert | None,
+    most: int,
+    source: str,
 ) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     total = 0
@@ -104,10 +123,10 @@ def _gather(
         if member.size < 0:
             raise ValueError("a member has a negative size")
         total += member.size + len(member.name)
-        if total > TOTAL_LIMIT or count > COUNT_LIMIT:
+        if total > most or count > COUNT_LIMIT:
             raise UserError(
-                f"{source} has more than {TOTAL_LIMIT} bytes or {COUNT_LIMIT} files in it; "
-                "that is no set of 32x32 images"
+                f"{source} has more than {most} bytes or {COUNT_LIMIT} files in it; "
+                "that is no set of 32x32 images, and larger ones are read with --resize"
             )
         if not name or any(part[0] == "." or part == "__MACOSX" for part in name.split("/")):
             continue
@@ -116,13 +135,19 @@ def _gather(
         elif wanted(name):
             if name in files:
                 raise UserError(f"{source} holds {name!r} twice; it is not clear which one counts")
-            limit = ARRAY_LIMIT if name.endswith(".npy") else MEMBER_LIMIT
+            limit = _limit(name)
             if member.size > limit:
                 raise UserError(
                     f"{name!r} in {source} has {member.size} bytes; at most {limit} are accepted"
                 )
-            files[name] = member.read()
+            files[name] = convert(name, member.read()) if convert else member.read()
     return dict(sorted(files.items()))
+
+
+def _limit(name: str) -> int:
+    if name.endswith(".npy"):
+        return ARRAY_LIMIT
+    return MEMBER_LIMIT if "." in name.rpartition("/")[2] else BATCH_LIMIT
 
 
 def _inside(name: str, source: str) -> str:
@@ -146,7 +171,7 @@ def _without_top(files: dict[str, bytes]) -> dict[str, bytes]:
 # The three kinds of source ------------------------------------------------------------------------
 
 
-def _members(source: Path, progress: Progress) -> Iterator[Member]:
+def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if source.is_dir():
         return _folder_members(source, progress)
     if not source.exists():
@@ -161,7 +186,7 @@ def _members(source: Path, progress: Progress) -> Iterator[Member]:
         magic = file.read(2)
     if magic == b"PK":
         return _zip_members(source, progress)
-    return _tar_members(source, magic == b"\x1f\x8b", progress)
+    return _tar_members(source, magic == b"\x1f\x8b", 2 * limit, progress)
 
 
 def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
@@ -216,12 +241,14 @@ def _unzip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
         return tars.read_whole(file, entry.file_size)
 
 
-def _tar_members(source: Path, compressed: bool, progress: Progress) -> Iterator[Member]:
+def _tar_members(
+    source: Path, compressed: bool, limit: int, progress: Progress
+) -> Iterator[Member]:
     size = source.stat().st_size
     with source.open("rb") as file:
         stream = gzip.GzipFile(fileobj=file) if compressed else file
         try:
-            for entry in tars.entries(stream, 2 * TOTAL_LIMIT):
+            for entry in tars.entries(stream, limit):
                 yield Member(*entry)
                 progress(f"reading {source.name}", file.tell(), size)
         except tars.NoTarError as error:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from fcifar.data import pictures
 from fcifar.data.dataset import SIDE, Content, Split
 from fcifar.errors import UserError, one_line, reason
 
@@ -39,8 +40,12 @@ def is_layout(files: Mapping[str, bytes]) -> bool:
     return any(path.endswith(".npy") for path in files)
 
 
-def read(files: Mapping[str, bytes]) -> Content:
+def read(files: Mapping[str, bytes], resize: str | None = None) -> Content:
     """Images are uint8, channels first or last; labels are whole numbers, [N] or [N, 1].
+
+    Args:
+        resize: how images of other sizes become 32x32: a key of ``pictures.FITS``. Grey ones,
+            [N, H, W], may be there then, too.
 
     Raises:
         UserError: an array is missing, damaged, or of another type or shape.
@@ -52,8 +57,8 @@ def read(files: Mapping[str, bytes]) -> Content:
         )
     arrays = {name: load_array(name, files[name]) for name in (*REQUIRED, CLASSES) if name in files}
     train_images, train_labels, test_images, test_labels = (arrays[name] for name in REQUIRED)
-    train = Split(_images(train_images), _labels("train", train_labels))
-    test = Split(_images(test_images), _labels("test", test_labels))
+    train = Split(_images(train_images, resize), _labels("train", train_labels))
+    test = Split(_images(test_images, resize), _labels("test", test_labels))
     return Content(train, test, _classes(arrays.get(CLASSES), train.labels, test.labels))
 
 
@@ -84,17 +89,34 @@ def load_array(name: str, data: bytes) -> np.ndarray:
         ) from error
 
 
-def _images(array: np.ndarray) -> torch.Tensor:
+def _images(array: np.ndarray, resize: str | None) -> torch.Tensor:
     if array.dtype != np.uint8:
         raise UserError(
             f"the images are {one_line(array.dtype)} {list(array.shape)}; "
             "they must be uint8, 0 to 255"
         )
+    if resize is not None:
+        array = _resized(array, resize)
     channels_last = array.ndim == 4 and array.shape[1:] == (SIDE, SIDE, 3)
     # A copy, for the bytes below are read-only, and in one order of memory.
     return torch.from_numpy(
         np.array(array.transpose(0, 3, 1, 2) if channels_last else array, order="C")
     )
+
+
+def _resized(array: np.ndarray, resize: str) -> np.ndarray:
+    """[N, 32, 32, 3] of [N, H, W], [N, H, W, 3] or [N, 3, H, W]."""
+    from PIL import Image
+
+    if array.ndim == 4 and array.shape[1] == 3 and array.shape[3] != 3:
+        array = array.transpose(0, 2, 3, 1)
+    if 0 in array.shape or not (array.ndim == 3 or (array.ndim == 4 and array.shape[3] == 3)):
+        raise UserError(
+            f"the images are {list(array.shape)}; to be resized, they must be [N, H, W], "
+            "[N, H, W, 3] or [N, 3, H, W]"
+        )
+    rows = [pictures.fit(Image.fromarray(np.ascontiguousarray(image)), resize) for image in array]
+    return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, SIDE, SIDE, 3)
 
 
 def _labels(split: str, array: np.ndarray) -> torch.Tensor:

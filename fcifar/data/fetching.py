@@ -1,4 +1,4 @@
-"""The official archive, through torchvision."""
+"""Published data sets, downloaded and checked by torchvision."""
 
 import contextlib
 import http.client
@@ -10,70 +10,155 @@ import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
-from fcifar.data.dataset import Dataset
-from fcifar.data.importing import check_free, import_source
-from fcifar.data.progress import Progress
-from fcifar.errors import UserError, WorldError, reason, shown
+from fcifar.data import vision
+from fcifar.data.dataset import Content, Dataset
+from fcifar.data.importing import Wishes, check_free, import_source, keep
+from fcifar.data.known import DEFAULT, Known, get
+from fcifar.data.progress import Progress, paced
+from fcifar.errors import UserError, WorldError, one_line, reason, shown
 
-NAME = "cifar10"
-_SIZE = 170_498_071  # bytes of the official archive, for the progress bar alone
 _PATIENCE = 30.0  # seconds without an answer before the network counts as absent
 
 
 def fetch(
     root: Path,
+    name: str = DEFAULT,
     *,
     url: str | None = None,
     md5: str | None = None,
+    downloaded: Path | None = None,
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Dataset:
-    """Download CIFAR-10, store it as ``cifar10`` and return it, memory-mapped.
+    """Download a data set of ``KNOWN``, store it under its name and return it, memory-mapped.
 
-    ``url`` is a mirror of the official archive, whose md5 is expected unless ``md5`` names
-    another. Nothing is printed; ``progress`` is called as in ``import_source``.
+    Nothing is printed; ``progress`` is called as in ``import_source``.
+
+    Args:
+        url: a mirror: of the official archive of CIFAR, or of the folder that has the files of
+            another set. The official md5 is expected.
+        md5: of an archive of CIFAR, instead of the official one.
+        downloaded: the folder in which torchvision has the set already. Nothing is downloaded.
 
     Raises:
-        UserError: ``cifar10`` is there already and is not to be replaced, or ``url`` is no URL.
+        UserError: there is no such set, it is there already and is not to be replaced, it is not
+            in ``downloaded``, a package that reads it is not installed, or ``url`` is no URL.
         WorldError: there is no network or no such file, the md5 differs, or the disk is full.
             Nothing is left behind.
     """
-    check_free(NAME, root, overwrite)
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import download_url
-
-    url = url or CIFAR10.url
-    if not url.lower().startswith(("http://", "https://")):
-        raise UserError(
-            f"the URL is {shown(url)}; it must begin with http:// or https://, and what is on this "
-            "machine is prepared with fcifar data import"
-        )
+    known = get(name)
+    check_free(name, root, overwrite)
+    vision.check_readable(known)
+    _check_address(known, url, md5, downloaded)
+    report = paced(progress)
+    if downloaded is not None:
+        return _read_downloaded(known, downloaded, root, report, overwrite)
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=root) as folder:
-            archive = Path(folder) / CIFAR10.filename
-            with _watched(archive, progress), _patient():
-                download_url(url, folder, archive.name, md5 or CIFAR10.tgz_md5)
-            return import_source(archive, NAME, root, progress=progress, overwrite=overwrite)
+            with _watched(Path(folder), known, report), _patient():
+                content = _download(known, Path(folder), url, md5, report)
+            return _keep(known, content, Path(folder), root, report, overwrite)
     except (UserError, WorldError):
         raise
     except ValueError as error:
         raise UserError(
-            f"cannot download {url!r}: {reason(error)}; give a URL of the official archive"
+            f"cannot download {url!r}: {reason(error)}; give the URL of a mirror"
         ) from error
     # torchvision reports a wrong md5 as a RuntimeError.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
         raise WorldError(
-            f"cannot download {url}: {reason(error)}; use --dataset shapes10, which needs no "
-            "network, or `fcifar data import` with a copy of the archive"
+            f"cannot download {url or name}: {reason(error)}; use --dataset shapes10, which needs "
+            f"no network, or {_other_way(known)}"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # up to the first folder that is not empty
             for folder in made:
                 folder.rmdir()
+
+
+def _check_address(known: Known, url: str | None, md5: str | None, downloaded: Path | None) -> None:
+    if url is not None and not url.lower().startswith(("http://", "https://")):
+        raise UserError(
+            f"the URL is {shown(url)}; it must begin with http:// or https://, and what is on this "
+            "machine is prepared with fcifar data import"
+        )
+    if md5 is not None and not _is_archive(known):
+        raise UserError(
+            f"--md5 is of an archive of CIFAR; {known.name} is several files, each with its own"
+        )
+    if downloaded is not None and (url or md5):
+        raise UserError("--root says where the files are, and --url and --md5 are to get them")
+
+
+def _is_archive(known: Known) -> bool:
+    """Whether it is CIFAR, whose archive we read ourselves: torchvision would unpickle anything."""
+    return known.torchvision.startswith("CIFAR")
+
+
+def _other_way(known: Known) -> str:
+    if _is_archive(known):
+        return "`fcifar data import` with a copy of the archive"
+    return f"`fcifar data fetch {known.name} --root DIR` with torchvision's copy of it"
+
+
+def _download(
+    known: Known, folder: Path, url: str | None, md5: str | None, progress: Progress
+) -> Content | None:
+    """Fill ``folder``; what is read of it already, or None for an archive."""
+    if not _is_archive(known):
+        return vision.read(known, folder, url=url, download=True, progress=progress)
+    from torchvision import datasets
+    from torchvision.datasets.utils import download_url
+
+    source = getattr(datasets, known.torchvision)
+    download_url(url or source.url, str(folder), source.filename, md5 or source.tgz_md5)
+    return None
+
+
+def _read_downloaded(
+    known: Known, folder: Path, root: Path, progress: Progress, overwrite: bool
+) -> Dataset:
+    try:
+        content = None
+        if not _is_archive(known):
+            with contextlib.redirect_stdout(io.StringIO()):
+                content = vision.read(known, folder, url=None, download=False, progress=progress)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{one_line(folder)} has no {known.name} as torchvision puts it there: {reason(error)}"
+        ) from error
+    return _keep(known, content, folder, root, progress, overwrite)
+
+
+def _keep(
+    known: Known,
+    content: Content | None,
+    folder: Path,
+    root: Path,
+    progress: Progress,
+    overwrite: bool,
+) -> Dataset:
+    """Store what was read, or what an archive of CIFAR in ``folder``, or its folder, has in it."""
+    if content is not None:
+        origin = f"torchvision's {known.torchvision}"
+        return keep(content, known.name, root, origin, source=known.name, progress=progress)
+    from torchvision import datasets
+
+    source = getattr(datasets, known.torchvision)
+    places = [folder / source.filename, folder / source.base_folder]
+    found = next((path for path in places if path.exists()), None)
+    if found is None:
+        raise UserError(
+            f"{one_line(folder)} has neither {source.filename} nor {source.base_folder}/ in it"
+        )
+    wishes = Wishes(labels=known.labels or None)
+    return import_source(
+        found, known.name, root, wishes=wishes, progress=progress, overwrite=overwrite
+    )
 
 
 @contextlib.contextmanager
@@ -88,24 +173,35 @@ def _patient() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(file: Path, progress: Progress | None) -> Iterator[None]:
-    """Report how large ``file`` has grown while the block runs.
+def _watched(folder: Path, known: Known, progress: Progress) -> Iterator[None]:
+    """Report how large ``folder`` has grown while the block runs.
 
-    torchvision offers no callback, only a bar of its own on standard error. That is kept from
-    the screen, for the caller may have a bar already, or may want silence.
+    torchvision offers no callback, only a bar of its own on standard error, and notes on standard
+    output. These are kept from the screen, for the caller may have a bar already, or may want
+    silence.
     """
     finished = threading.Event()
 
     def watch() -> None:
-        while progress and not finished.wait(0.1):
-            size = file.stat().st_size if file.exists() else 0
-            progress(f"downloading {file.name}", size, max(size, _SIZE))
+        largest = 0
+        while not finished.wait(0.1):
+            largest = max(largest, _size(folder))
+            if largest < known.bytes:  # then it is unpacked, and read
+                progress(f"downloading {known.name}", largest, known.bytes)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         finished.set()
         watcher.join()
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    with contextlib.suppress(OSError):  # files come and go
+        for path in folder.rglob("*"):
+            size += path.stat().st_size
+    return size

@@ -1,18 +1,31 @@
 """From a source in any accepted form to a data set in the store."""
 
+import io
+import re
 from pathlib import Path
+from typing import NamedTuple
 
-from fcifar.data import archive, arrays, folders, official, shapes10, store
+from fcifar.data import archive, arrays, folders, official, pictures, shapes10, store
 from fcifar.data.dataset import Content, Dataset, make_dataset
 from fcifar.data.progress import Progress, paced
-from fcifar.errors import UserError, one_line
+from fcifar.errors import UserError, did_you_mean, one_line, shown
+
+
+class Wishes(NamedTuple):
+    """How to read a source where there is more than one way."""
+
+    resize: str | None = None  # how pictures become 32x32, a key of pictures.FITS; None: they are
+    labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
+    test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
+    seed: int = 0  # of the key that chooses these
 
 
 def import_source(
     source: Path,
-    name: str,
+    name: str | None,
     root: Path,
     *,
+    wishes: Wishes = Wishes(),  # noqa: B008
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Dataset:
@@ -22,22 +35,46 @@ def import_source(
     on the order of an archive. ``progress(description, done, total)`` is called at most 20 times a
     second; total is 0 when unknown.
 
+    Args:
+        name: None for "cifar10" where the classes are those of CIFAR-10, "cifar100" or
+            "cifar100-coarse" for CIFAR-100, and what the source is called for all else.
+        wishes: how to read it.
+
     Raises:
-        UserError: the source is not acceptable, or the name is taken or not allowed.
+        UserError: the source is not acceptable, a wish does not fit it, or the name is taken or
+            not allowed.
         WorldError: the source cannot be read, or the store not written.
 
     Whatever is raised, the store is as it was.
     """
-    check_free(name, root, overwrite)
+    _check(wishes)
+    if name is not None:
+        check_free(name, root, overwrite)
     report = paced(progress)
-    files = archive.read(source, _is_wanted, report)
-    form, content = _read(files, source, report)
-    origin = f"{form} {one_line(source.resolve().name)}"
+    convert = None if wishes.resize is None else _resizing(wishes.resize)
+    files = archive.read(source, _is_wanted, report, convert)
+    form, content = _read(files, source, wishes, report)
+    if name is None:
+        name = _name(source, content, form)
+        check_free(name, root, overwrite)
+    origin = f"{form} {one_line(source.resolve().name)}{_in_words(wishes)}"
+    return keep(content, name, root, origin, source=one_line(source), progress=report)
+
+
+def keep(
+    content: Content, name: str, root: Path, origin: str, *, source: str, progress: Progress
+) -> Dataset:
+    """Store what a reader found as ``name`` and return it, memory-mapped.
+
+    Args:
+        origin: where it came from, for a person.
+        source: what a message calls it.
+    """
     try:
         dataset = make_dataset(name, content.train, content.test, content.classes, origin)
     except UserError as error:
-        raise UserError(f"{one_line(source)}: {error}") from error
-    report(f"storing {name}", 0, 0)
+        raise UserError(f"{source}: {error}") from error
+    progress(f"storing {name}", 0, 0)
     store.save(dataset, root)
     return store.load(name, root)
 
@@ -54,21 +91,96 @@ def check_free(name: str, root: Path, overwrite: bool) -> None:
         )
 
 
+def _check(wishes: Wishes) -> None:
+    for option, value, choices in (
+        ("--resize", wishes.resize, pictures.FITS),
+        ("--labels", wishes.labels, official.LABELS),
+    ):
+        if value is not None and value not in choices:
+            raise UserError(
+                f"{option} is {shown(value)}; it must be {' or '.join(choices)}"
+                f"{did_you_mean(value, choices)}"
+            )
+    if wishes.test_fraction and not 0 < wishes.test_fraction < 1:
+        raise UserError(f"--test-fraction is {wishes.test_fraction}; it must lie between 0 and 1")
+
+
 def _is_wanted(path: str) -> bool:
     return folders.is_image(path) or official.is_part(path) or path.endswith(".npy")
 
 
-def _read(files: dict[str, bytes], source: Path, progress: Progress) -> tuple[str, Content]:
+def _resizing(how: str) -> archive.Convert:
+    """A picture as its 32x32 pixels; what is none, as it is."""
+
+    def convert(path: str, data: bytes) -> bytes:
+        if not folders.is_image(path):
+            return data
+        return pictures.decode(io.BytesIO(data), one_line(path), how)
+
+    return convert
+
+
+def _read(
+    files: dict[str, bytes], source: Path, wishes: Wishes, progress: Progress
+) -> tuple[str, Content]:
     """The form of the source, in words, and what is in it."""
     try:
         if official.is_layout(files):
+            _refuse(wishes, "CIFAR-10", ())
             return "official Python version", official.read(files)
+        if official.is_layout_100(files):
+            _refuse(wishes, "CIFAR-100", ("labels",))
+            labels = wishes.labels or official.LABELS[0]
+            return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels)
         if official.is_binary_layout(files):
+            _refuse(wishes, "CIFAR-10", ())
             return "official binary version", official.read_binary(files)
         if arrays.is_layout(files):
-            return "arrays", arrays.read(files)
+            _refuse(wishes, "an .npz", ("resize",))
+            return "arrays", arrays.read(files, wishes.resize)
         if folders.is_layout(files):
-            return "class folders", folders.read(files, progress)
+            _refuse(wishes, "a folder of class folders", ("resize", "test_fraction"))
+            # What has been resized is pixels already.
+            decode = folders.decode if wishes.resize is None else lambda path, pixels: pixels
+            content = folders.read(
+                files,
+                progress,
+                decode=decode,
+                test_fraction=wishes.test_fraction,
+                seed=wishes.seed,
+            )
+            return "class folders", content
     except UserError as error:
         raise UserError(f"{one_line(source)}: {error}") from error
     raise archive.unknown(source)
+
+
+def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
+    """Raise a UserError if there is a wish that a form of source does not fulfil."""
+    for name in ("resize", "labels", "test_fraction"):
+        if getattr(wishes, name) and name not in fitting:
+            raise UserError(
+                f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
+            )
+
+
+def _in_words(wishes: Wishes) -> str:
+    parts = [f"resized ({wishes.resize})"] if wishes.resize else []
+    if wishes.test_fraction:
+        parts.append(f"{wishes.test_fraction:g} of each class to test with (seed {wishes.seed})")
+    return "".join(f", {part}" for part in parts)
+
+
+def _name(source: Path, content: Content, form: str) -> str:
+    """What to call a data set of which nobody says."""
+    if content.classes == official.CLASSES:
+        return "cifar10"
+    if "CIFAR-100" in form:
+        return "cifar100-coarse" if "coarse" in form else "cifar100"
+    stem = re.sub(r"\.(zip|npz|tar|tgz|tar\.gz)$", "", source.resolve().name.lower())
+    name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
+    if not name:
+        raise UserError(
+            f"{one_line(repr(source.name))} makes no name for a data set; give one with --name"
+        )
+    return name

@@ -1,4 +1,4 @@
-"""The two official forms of CIFAR-10: Python pickles, and binary records."""
+"""The official forms: Python pickles of CIFAR-10 and CIFAR-100, and binary records of CIFAR-10."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,25 +7,40 @@ import numpy as np
 import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
-from fcifar.data.pickles import load_pickle
+from fcifar.data.pickles import STEPS, load_pickle
 from fcifar.errors import UserError, one_line
 
 PIXELS = 3 * SIDE * SIDE
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST = "test_batch"
 META = "batches.meta"
+PARTS_100 = ("meta", "train", "test")  # of CIFAR-100
+LABELS = ("fine", "coarse")  # of CIFAR-100
+
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+"""Of CIFAR-10."""
 
 _PART = re.compile(r"(?:.*/)?(data_batch_\d+|test_batch|batches\.meta)(\.bin|\.txt)?")
+_PART_100 = re.compile(r"(?:[^/]+/)?(meta|train|test)")
+_STEPS_100 = 2**19  # of a pickle: 50,000 rows with a name and two labels each take 200,000
 
 
 def is_part(path: str) -> bool:
     """Whether a file of this path may be part of an official set, in either form."""
-    return _PART.fullmatch(path) is not None
+    return _PART.fullmatch(path) is not None or _PART_100.fullmatch(path) is not None
 
 
 def is_layout(files: Mapping[str, bytes]) -> bool:
     """Whether there is any file of the Python version."""
     return any(name in files for name in (*TRAIN, TEST, META))
+
+
+def is_layout_100(files: Mapping[str, bytes]) -> bool:
+    """Whether there are files of CIFAR-100."""
+    return sum(name in files for name in PARTS_100) > 1
 
 
 def is_binary_layout(files: Mapping[str, bytes]) -> bool:
@@ -40,11 +55,23 @@ def read(files: Mapping[str, bytes]) -> Content:
         UserError: a file is missing, holds something else, or is no harmless pickle.
     """
     _require(files, (META, *TRAIN, TEST))
-    names = load_pickle(META, files[META]).get("label_names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{META} has no list of label_names; it needs the class names in order")
+    names = _names(META, files[META], "label_names")
     train = _join([_batch(name, files[name]) for name in TRAIN])
-    return Content(train, _batch(TEST, files[TEST]), tuple(names))
+    return Content(train, _batch(TEST, files[TEST]), names)
+
+
+def read_100(files: Mapping[str, bytes], labels: str) -> Content:
+    """CIFAR-100 with its 100 "fine" ``labels``, or with the 20 "coarse" ones.
+
+    Raises:
+        UserError: as ``read``.
+    """
+    _require(files, PARTS_100)
+    names = _names("meta", files["meta"], f"{labels}_label_names")
+    train, test = (
+        _batch(name, files[name], f"{labels}_labels", _STEPS_100) for name in ("train", "test")
+    )
+    return Content(train, test, names)
 
 
 def read_binary(files: Mapping[str, bytes]) -> Content:
@@ -69,6 +96,13 @@ def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
         )
 
 
+def _names(name: str, data: bytes, key: str) -> tuple[str, ...]:
+    names = load_pickle(name, data).get(key)
+    if not isinstance(names, list) or not all(isinstance(text, str) for text in names):
+        raise UserError(f"{name} has no list of {key}; it needs the class names in order")
+    return tuple(names)
+
+
 def _join(splits: list[Split]) -> Split:
     images, labels = zip(*splits, strict=True)
     return Split(torch.cat(images), torch.cat(labels))
@@ -83,9 +117,9 @@ def _records(name: str, data: bytes) -> Split:
     return Split(rows[:, 1:].reshape(-1, 3, SIDE, SIDE), rows[:, 0].long())
 
 
-def _batch(name: str, data: bytes) -> Split:
-    batch = load_pickle(name, data)
-    pixels, labels = batch.get("data"), batch.get("labels")
+def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> Split:
+    batch = load_pickle(name, data, steps)
+    pixels, labels = batch.get("data"), batch.get(key)
     if not isinstance(pixels, np.ndarray):
         raise UserError(f"{name} has no array as its data; it needs uint8 [N, {PIXELS}]")
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
@@ -99,9 +133,7 @@ def _batch(name: str, data: bytes) -> Split:
     if not isinstance(labels, list) or any(
         type(label) is not int or abs(label) >= 2**31 for label in labels
     ):
-        raise UserError(
-            f"{name} has no list of whole numbers as its labels; it needs one for a row"
-        )
+        raise UserError(f"{name} has no list of whole numbers as its {key}; it needs one for a row")
     if len(labels) != len(pixels):
         raise UserError(
             f"{name} has {len(pixels)} rows of data and {len(labels)} labels; they must agree"

@@ -16,6 +16,8 @@ import numpy as np
 
 from fcifar.errors import UserError, one_line, reason
 
+STEPS = 2**18  # a batch of 10,000 images has about 40,000; an empty set takes 216 bytes
+
 # What unpickling malformed bytes raises.
 _MALFORMED = (
     pickle.UnpicklingError,
@@ -31,11 +33,11 @@ _MALFORMED = (
 )
 
 
-def load_pickle(name: str, data: bytes) -> dict[str, Any]:
+def load_pickle(name: str, data: bytes, steps: int = STEPS) -> dict[str, Any]:
     """The dict in a pickle of any protocol, written by Python 2 or 3. No code is run.
 
     Keys are text. A value that is an array is a numpy array of whole numbers; bytes in a list are
-    text. ``name`` is for messages.
+    text. ``name`` is for messages, and ``steps`` is the most that the pickle may have.
 
     Raises:
         UserError: it asks for a function, is damaged, or holds no dict.
@@ -43,7 +45,7 @@ def load_pickle(name: str, data: bytes) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Python warns of some damage, such as a wrong escape
-            _check_opcodes(data)
+            _check_opcodes(data, steps)
             value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(value, dict):
             raise _RefusedError("holds no dict")
@@ -51,7 +53,7 @@ def load_pickle(name: str, data: bytes) -> dict[str, Any]:
             raise _RefusedError(f"has {len(value)} keys, more than {_KEYS}")
         return {_text(key): _plain(item) for key, item in value.items()}
     except _RefusedError as error:
-        raise UserError(f"{name} {error}; it is not an official CIFAR-10 file") from error
+        raise UserError(f"{name} {error}; it is not an official CIFAR file") from error
     except _MALFORMED as error:
         raise UserError(
             f"{name} is no readable pickle ({reason(error)}); get a fresh copy of it"
@@ -169,7 +171,6 @@ _ALLOWED: dict[tuple[str, str], type] = {
 
 # Exhaustion without a call ------------------------------------------------------------------------
 
-_OPCODES = 2**18  # a batch of 10,000 images has about 40,000; an empty set takes 216 bytes
 _TUPLES = 64  # an array brings six
 _KEYS = 64  # the values of all may be one list
 _SHORT = 100  # bytes of text that may be used again, as keys and names of types are
@@ -180,7 +181,7 @@ _CONTAINERS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "EMPTY_LIST", "EMPTY_DICT", "
 _FOREIGN = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 
 
-def _check_opcodes(data: bytes) -> None:
+def _check_opcodes(data: bytes, steps: int) -> None:
     """Refuse what costs very much memory or time though no function is called.
 
     Storing at a high memo index makes a table of that length. A tuple that holds a tuple twice,
@@ -192,8 +193,8 @@ def _check_opcodes(data: bytes) -> None:
     tuples, reusable = 0, False  # reusable: the value on top of the stack
     for count, (opcode, operand, _) in enumerate(pickletools.genops(data)):
         name, argument = opcode.name, operand if isinstance(operand, int) else -1
-        if count > _OPCODES:
-            raise _RefusedError(f"has more than {_OPCODES} steps")
+        if count > steps:
+            raise _RefusedError(f"has more than {steps} steps")
         if name in _STORES:
             index = len(stored) if name == "MEMOIZE" else argument
             if not 0 <= index <= count:

@@ -2,9 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -59,24 +59,15 @@ def read_all(paths: Sequence[Path], progress: Progress | None = None) -> Tensor:
 
 
 def read(path: Path) -> Tensor:
-    """A picture file as a network takes it.
-
-    It is turned as its EXIF orientation says, and becomes RGB. Its shorter side is resized to 32
-    pixels (bicubic, antialiased) and the middle cut out of the longer one; a picture of 32x32
-    pixels is left as it is. What is transparent is seen on white. Of an animation or of several
-    pages it is the first. Colour profiles are not applied.
+    """A picture file as a network takes it: as ``decode`` reads it.
 
     Returns:
         uint8 [3, 32, 32].
 
     Raises:
-        UserError: it is no picture, is damaged, is larger than Pillow thinks safe, or has more
-            than 8 bits a channel. ``path`` is named.
+        UserError: as ``decode``. ``path`` is named.
         WorldError: the operating system cannot read it.
     """
-    # Not at the top: importing fcifar shall stay cheap.
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     where = one_line(path)
     try:
         stream = path.open("rb")
@@ -84,15 +75,36 @@ def read(path: Path) -> Tensor:
         raise WorldError(
             f"cannot read {where}: {reason(error)}; check the file and its permissions"
         ) from error
+    with stream:
+        rows = torch.frombuffer(bytearray(decode(stream, where)), dtype=torch.uint8)
+    return rows.reshape(SIDE, SIDE, 3).permute(2, 0, 1).contiguous()
+
+
+def decode(stream: IO[bytes], where: str, how: str = "crop") -> bytes:
+    """The pixels of a picture file made 32x32: 3072 bytes, rows of RGB triples.
+
+    It is turned as its EXIF orientation says, and becomes RGB. What is transparent is seen on
+    white. Of an animation or of several pages it is the first. Colour profiles are not applied.
+
+    Args:
+        where: what a message calls the file.
+        how: one of ``FITS``: see ``fit``.
+
+    Raises:
+        UserError: it is no picture, is damaged, is larger than Pillow thinks safe, or has more
+            than 8 bits a channel. ``where`` is named.
+    """
+    # Not at the top: importing fcifar shall stay cheap.
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     try:
-        with stream, warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"):
             # Comes with the size from the head of the file, before anything is decoded.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(stream, formats=_formats()) as image:
                 if image.mode[0] in "IF":
                     raise UserError(f"{where} has more than 8 bits a channel; save it with 8")
-                small = _fit(_to_rgb_or_rgba(ImageOps.exif_transpose(image)))
-                pixels = bytearray(_on_white(small).tobytes())
+                return fit(ImageOps.exif_transpose(image), how)
     except UserError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
@@ -106,8 +118,16 @@ def read(path: Path) -> Tensor:
         raise UserError(
             f"{where} cannot be read as a picture ({reason(error)}); replace it, or leave it out"
         ) from error
-    rows = torch.frombuffer(pixels, dtype=torch.uint8)
-    return rows.reshape(SIDE, SIDE, 3).permute(2, 0, 1).contiguous()
+
+
+def fit(image: "Image", how: str = "crop") -> bytes:
+    """The pixels of an image made 32x32 RGB by Pillow's antialiased bicubic resize: 3072 bytes.
+
+    Args:
+        how: "crop": the shorter side becomes 32 pixels, and the middle is cut out of the longer
+            one. "stretch": both sides become 32 pixels. An image of 32x32 pixels is left as it is.
+    """
+    return _on_white(FITS[how](_to_rgb_or_rgba(image))).tobytes()
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -134,8 +154,8 @@ def _to_rgb_or_rgba(image: "Image") -> "Image":
     return image.convert("RGBA" if transparent else "RGB")
 
 
-def _fit(image: "Image") -> "Image":
-    """The shorter side resized to 32 pixels, and the middle of the longer one."""
+def _crop(image: "Image") -> "Image":
+    """The middle, as wide as it is high."""
     from PIL.Image import Resampling
 
     if image.size == (SIDE, SIDE):
@@ -150,6 +170,18 @@ def _fit(image: "Image") -> "Image":
         min((b + SIDE) * s, side) for b, s, side in zip(before, scale, image.size, strict=True)
     )
     return image.resize((SIDE, SIDE), Resampling.BICUBIC, box=(left, top, right, bottom))
+
+
+def _stretch(image: "Image") -> "Image":
+    """All of it, whatever becomes of its proportions."""
+    from PIL.Image import Resampling
+
+    if image.size == (SIDE, SIDE):
+        return image
+    return image.resize((SIDE, SIDE), Resampling.BICUBIC)
+
+
+FITS: dict[str, Callable[["Image"], "Image"]] = {"crop": _crop, "stretch": _stretch}
 
 
 def _on_white(image: "Image") -> "Image":

@@ -5,9 +5,6 @@ renamed. Whatever goes wrong before the renaming leaves the store as it was.
 """
 
 import json
-import os
-import re
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,12 +16,13 @@ from torch import Tensor
 from fcifar.data import shapes10
 from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
 from fcifar.data.files import replacing, sweep
-from fcifar.errors import UserError, WorldError, one_line, reason
+from fcifar.data.known import KNOWN
+from fcifar.data.places import NAME, path_of
+from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason
 
 FORMAT = "fcifar-dataset-1"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 _ABANDONED = 3600  # seconds; no file takes that long to write
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 class Summary(NamedTuple):
@@ -55,46 +53,6 @@ class Info(NamedTuple):
     digest: str
     path: Path
     bytes: int
-
-
-# Where things lie ---------------------------------------------------------------------------------
-
-
-def data_root(data_dir: Path | None = None) -> Path:
-    """The folder of prepared data sets; it need not exist yet.
-
-    ``data_dir`` if given, else ``$FCIFAR_DATA``, else "fcifar" in the user's cache folder.
-    """
-    if data_dir is not None:
-        return data_dir
-    if chosen := os.environ.get("FCIFAR_DATA"):
-        return Path(chosen)
-    return _user_cache() / "fcifar"
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return Path(local) if local else Path.home() / "AppData" / "Local"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    # The XDG specification says that a relative path is to be ignored.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return cache if cache.is_absolute() else Path.home() / ".cache"
-
-
-def path_of(name: str, root: Path) -> Path:
-    """The file of data set ``name``, whether it exists or not.
-
-    Raises:
-        UserError: ``name`` is not made of lower-case letters, digits, "-" and "_".
-    """
-    if not _NAME.fullmatch(name):
-        raise UserError(
-            f"{one_line(repr(name))} cannot name a data set; use up to 64 lower-case letters, "
-            "digits, '-' and '_', beginning with a letter or digit"
-        )
-    return root / f"{name}.safetensors"
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -162,7 +120,7 @@ def list_prepared(root: Path) -> list[Summary]:
 
     A damaged file is listed with its ``problem``, so that it hides none of the others.
     """
-    paths = {path.stem: path for path in root.glob("*.safetensors") if _NAME.fullmatch(path.stem)}
+    paths = {path.stem: path for path in root.glob("*.safetensors") if NAME.fullmatch(path.stem)}
     paths.setdefault(shapes10.NAME, path_of(shapes10.NAME, root))
     return [_summary(name, path) for name, path in sorted(paths.items())]
 
@@ -242,12 +200,13 @@ def _draw_shapes10() -> Dataset:
 
 
 def _missing(name: str, root: Path) -> str:
-    there = ", ".join(summary.name for summary in list_prepared(root))
-    fetch = ", fetch it with `fcifar data fetch`" if name == "cifar10" else ""
+    there = [summary.name for summary in list_prepared(root)]
+    fetch = f", fetch it with `fcifar data fetch {name}`" if name in KNOWN else ""
+    hint = "" if name in KNOWN else did_you_mean(name, [*there, *KNOWN])
     return (
-        f"there is no data set {name!r} in {one_line(root)}, which offers: {there}; "
-        f"prepare it with `fcifar data import`{fetch}, "
-        f"or use the built-in one with `--dataset {shapes10.NAME}`"
+        f"there is no data set {name!r} in {one_line(root)}, which offers: {', '.join(there)}"
+        f"; prepare it with `fcifar data import`{fetch}, "
+        f"or use the built-in one with `--dataset {shapes10.NAME}`{hint}"
     )
 
 

@@ -5,7 +5,7 @@ A recipe is plain values, so that it can be printed, stored in a manifest and re
 contract tests cover every entry.
 """
 
-from fcifar.errors import UserError, shown
+from fcifar.errors import UserError, did_you_mean, shown
 from fcifar.recipes.named import AUGMENTS
 from fcifar.recipes.parts import (
     Numbers,
@@ -36,7 +36,9 @@ def get(name: str) -> Recipe:
         UserError: there is none.
     """
     if name not in RECIPES:
-        raise UserError(f"no recipe {shown(name)}; there is {', '.join(RECIPES)}")
+        raise UserError(
+            f"no recipe {shown(name)}; there is {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
+        )
     return RECIPES[name]
 
 

@@ -1,9 +1,9 @@
 """What the values of a recipe may be. The limits are here and nowhere else."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from fcifar.errors import UserError, shown
+from fcifar.errors import UserError, did_you_mean, shown
 
 # A billion epochs, of as many images as fit into any memory, are fewer than 2**63 steps.
 LARGEST_COUNT = 10**9
@@ -11,10 +11,13 @@ LARGEST_COUNT = 10**9
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise a UserError unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise UserError(f"{name} is {shown(value)}; it must be one of {', '.join(choices)}")
+        raise UserError(
+            f"{name} is {shown(value)}; it must be one of {', '.join(choices)}"
+            f"{did_you_mean(value, choices)}"
+        )
 
 
 def check_text(name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fcifar import augment
-from fcifar.errors import UserError, shown
+from fcifar.errors import UserError, did_you_mean, shown
 from fcifar.models import MODELS, Model
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes.checks import check_choice
@@ -58,8 +58,9 @@ def named_model(
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
     takes = inspect.signature(MODELS[name]).parameters
     known = [option for option in takes if option not in ("num_classes", "axis")]
-    if not set(options) <= set(known):
-        raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}")
+    if unknown := [option for option in options if option not in known]:
+        hint = did_you_mean(unknown[0], known)
+        raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}{hint}")
     try:
         normed = {"axis": axis} if "axis" in takes else {}
         return MODELS[name](num_classes=num_classes, **normed, **options)

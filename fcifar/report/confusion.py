@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COUNTED = 30  # with more classes than this the cells are too small for numbers
+NAMED = 100  # with more classes than this only some are drawn
 LONGEST_NAME = 16  # letters
 
 
@@ -22,6 +23,8 @@ def confusion_picture(matrix: Tensor, classes: Sequence[str], path: Path, *, tit
 
     What was right is blue, what was wrong is orange. Each is coloured by its share of the row, in
     a scale of its own, so that the confusions show beside a diagonal that holds nearly everything.
+    Of more than ``NAMED`` classes, the ``COUNTED`` that are most often confused are drawn, with
+    shares and rates of the whole.
 
     Args:
         matrix: int64 [C, C]; row i and column j count the examples of class i predicted as j.
@@ -39,16 +42,23 @@ def confusion_picture(matrix: Tensor, classes: Sequence[str], path: Path, *, tit
             f"{[*matrix.shape]}"
         )
     matrix = matrix.cpu()
+    summary, rates, shares = _summary(matrix), _rates(matrix), row_shares(matrix)
+    if n > NAMED:
+        chosen = most_confused(matrix, COUNTED)
+        summary += f"  Shown: {COUNTED} of {n:,} classes, those most often confused."
+        matrix, shares = (values[chosen][:, chosen] for values in (matrix, shares))
+        rates, classes = ([values[i] for i in chosen.tolist()] for values in (rates, classes))
+        n = COUNTED
     cell = 0.62 if n <= COUNTED else 0.2
     side, left, right, above, below = n * cell, 1.6, 0.75, 0.95, 1.55
     width, height = max(left + side + right, 6.6), above + side + below
-    figure = titled(width, height, title, _summary(matrix))
+    figure = titled(width, height, title, summary)
     axes = figure.add_axes((left / width, below / height, side / width, side / height))
-    colors = cell_colors(row_shares(matrix))
+    colors = cell_colors(shares)
     axes.imshow(colors.numpy(), interpolation="nearest")
     if n <= COUNTED:
         _write_counts(axes, matrix, colors)
-        _write_rates(axes, matrix)
+        _write_rates(axes, rates)
     _name_classes(axes, classes, size=10 if n <= COUNTED else 5)
     return save(figure, path)
 
@@ -56,6 +66,25 @@ def confusion_picture(matrix: Tensor, classes: Sequence[str], path: Path, *, tit
 def row_shares(matrix: Tensor) -> Tensor:
     """Each count as a share of its row: float64 [C, C] in [0, 1], zeros where a row is empty."""
     return matrix.double() / matrix.sum(1, keepdim=True).clamp(min=1)
+
+
+def most_confused(matrix: Tensor, count: int) -> Tensor:
+    """The classes of the most frequent confusions: at most ``count`` numbers, int64, ascending.
+
+    Pairs join in the order of their counts, for as long as there is room for both.
+    """
+    cells = torch.nonzero(matrix * (1 - torch.eye(len(matrix), dtype=matrix.dtype)))
+    order = torch.argsort(matrix[cells[:, 0], cells[:, 1]], descending=True, stable=True)
+    chosen: set[int] = set()
+    for pair in cells[order].tolist():
+        if len(chosen | set(pair)) <= count:
+            chosen |= set(pair)
+        if len(chosen) == count:
+            break
+    # Where next to nothing is confused, the first classes fill up the room.
+    rest = (i for i in range(len(matrix)) if i not in chosen)
+    chosen |= {i for i, _ in zip(rest, range(count - len(chosen)), strict=False)}
+    return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 
 def cell_colors(shares: Tensor) -> Tensor:
@@ -109,17 +138,22 @@ def _write_counts(axes: "Axes", matrix: Tensor, colors: Tensor) -> None:
             )
 
 
-def _write_rates(axes: "Axes", matrix: Tensor) -> None:
-    """Recall at the right of each row, precision below each column."""
-    n = len(matrix)
-    right = matrix.diagonal().tolist()
-    for i, (hits, of_row, of_column) in enumerate(
-        zip(right, matrix.sum(1).tolist(), matrix.sum(0).tolist(), strict=True)
-    ):
-        axes.text(n - 0.4, i, _percent(hits, of_row), va="center", size=9, color=SOFT)
-        axes.text(
-            i, n - 0.25, _percent(hits, of_column), ha="center", va="center", size=9, color=SOFT
+def _rates(matrix: Tensor) -> list[tuple[str, str]]:
+    """Recall and precision of each class."""
+    return [
+        (_percent(hits, of_row), _percent(hits, of_column))
+        for hits, of_row, of_column in zip(
+            matrix.diagonal().tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist(), strict=True
         )
+    ]
+
+
+def _write_rates(axes: "Axes", rates: Sequence[tuple[str, str]]) -> None:
+    """Recall at the right of each row, precision below each column."""
+    n = len(rates)
+    for i, (recall, precision) in enumerate(rates):
+        axes.text(n - 0.4, i, recall, va="center", size=9, color=SOFT)
+        axes.text(i, n - 0.25, precision, ha="center", va="center", size=9, color=SOFT)
     axes.text(n - 0.4, -0.75, "recall", va="center", size=9, color=SOFT)
     axes.text(-0.6, n - 0.25, "precision", ha="right", va="center", size=9, color=SOFT)
 

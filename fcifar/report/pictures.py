@@ -27,6 +27,7 @@ GAP = 26
 MARGIN = 44
 LINE = 34  # the height of a line of type
 HEADING = 84
+MOST_ROWS = 40  # of a preview
 TYPE_SIZE, SMALLEST_TYPE, HEADING_SIZE = 8.0, 5.5, 13.0  # points
 INK = "#222222"
 
@@ -100,6 +101,8 @@ def labelled_grid(
 def preview(dataset: Dataset, path: Path, *, rows_per_class: int = 8, key: Key) -> Path:
     """Write a sheet with a row for each class: its name, and training images drawn by ``key``.
 
+    Of more than ``MOST_ROWS`` classes, ``key`` draws so many.
+
     Args:
         dataset: what to look at.
         path: the PNG file, written whole or not at all.
@@ -109,23 +112,29 @@ def preview(dataset: Dataset, path: Path, *, rows_per_class: int = 8, key: Key) 
     Returns:
         ``path``.
     """
+    count = len(dataset.classes)
+    shown = range(count)
+    if count > MOST_ROWS:
+        drawn = random.permutation(random.fold_in(key, count), count)[:MOST_ROWS]
+        shown = sorted(drawn.tolist())
     picked = [
         _pick(dataset.train_labels, label, rows_per_class, random.fold_in(key, label))
-        for label in range(len(dataset.classes))
+        for label in shown
     ]
     _check_images(dataset.train_images)
     height, width = _enlarge(dataset.train_images[:1]).shape[-2:]
     gap = GAP // 2
-    longest = max(len(name) for name in dataset.classes)
+    longest = max(len(dataset.classes[label]) for label in shown)
     names = min(20 * longest, 2 * PICTURE) + GAP  # 20 pixels hold one letter at this size
     sheet = _blank(
         HEADING + len(picked) * (height + gap) - gap + MARGIN,
         2 * MARGIN + names + rows_per_class * (width + gap) - gap,
     )
     counts = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
-    labels = _heading(f"{dataset.name}: {counts}", sheet)
-    for label, rows in enumerate(picked):
-        y = HEADING + label * (height + gap)
+    part = f", {MOST_ROWS} of {count:,} classes" if count > MOST_ROWS else ""
+    labels = _heading(f"{dataset.name}: {counts}{part}", sheet)
+    for row, (label, rows) in enumerate(zip(shown, picked, strict=True)):
+        y = HEADING + row * (height + gap)
         name = dataset.classes[label]
         labels.append(_Label(name, MARGIN, y + height / 2, names - GAP, "left", size=10.0))
         for column, picture in enumerate(_enlarge(dataset.train_images[rows])):

@@ -18,6 +18,7 @@ COLORS = {
     "train": "#CC79A7",
 }
 OTHER = "#56B4E9"
+MOST_BARS = 100  # classes
 
 
 class _Series(NamedTuple):
@@ -57,6 +58,8 @@ def learning_curve(records: Sequence[Mapping[str, object]], path: Path, *, title
 def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> Path:
     """Plot the accuracy of each class as a bar, best first, its value and counts at the right.
 
+    Of more than ``MOST_BARS`` classes, the highest and the lowest.
+
     Args:
         per_class: for each class name ``correct``, ``total`` and ``accuracy`` (in [0, 1]; NaN for
             a class without examples).
@@ -67,10 +70,15 @@ def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, ti
         ``path``.
     """
     ranked = sorted(per_class.items(), key=lambda item: -_finite_or(item[1]["accuracy"], -1.0))
+    subtitle = ""
+    if len(ranked) > MOST_BARS:
+        half = MOST_BARS // 2
+        subtitle = f"the {half} highest and the {half} lowest of {len(ranked):,} classes"
+        ranked = ranked[:half] + ranked[-half:]
     n = len(ranked)
-    height = 1.35 + 0.34 * max(n, 2)
-    figure = titled(8.0, height, title)
-    axes = figure.add_axes((0.2, 0.6 / height, 0.56, 1 - 1.15 / height))
+    height = 1.35 + 0.34 * max(n, 2) + (0.3 if subtitle else 0)
+    figure = titled(8.0, height, title, subtitle)
+    axes = figure.add_axes((0.2, 0.6 / height, 0.56, 1 - (1.45 if subtitle else 1.15) / height))
     percent = [100 * _finite_or(row["accuracy"], 0.0) for _, row in ranked]
     axes.barh(range(n), percent, height=0.72, color=COLORS["training"])
     for place, (_, row) in enumerate(ranked):
@@ -81,9 +89,11 @@ def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, ti
         for right, text in ((114, value), (138, counts)):
             axes.text(right, place, text, ha="right", va="center", size=9, color=INK)
     tidy(axes)
+    if subtitle:
+        axes.axhline(n / 2 - 0.5, color=INK, linewidth=1.0, linestyle=":")
     axes.set_xlim(0, 100)
     axes.set_ylim(n - 0.4, -0.6)
-    axes.set_yticks(range(n), [cut(name, 22) for name, _ in ranked], parse_math=False)
+    axes.set_yticks(range(n), [cut(name, 17) for name, _ in ranked], parse_math=False)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("accuracy, %", color=INK)
     _mark_overall(axes, per_class)

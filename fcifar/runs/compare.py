@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fcifar.comparison import PairedDifference, paired_difference
 from fcifar.data import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UserError, names_of
 from fcifar.runs import directory, trained
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.trained import Trained
@@ -33,8 +33,8 @@ def check(runs: Sequence[Path], networks: Sequence[Trained]) -> None:
     for run, network in zip(runs, networks, strict=True):
         if network.classes != networks[0].classes:
             raise UserError(
-                f"{run} knows the classes {', '.join(network.classes)}, but {runs[0]} knows "
-                f"{', '.join(networks[0].classes)}; compare runs with the same classes"
+                f"{run} knows the classes {names_of(network.classes)}, but {runs[0]} knows "
+                f"{names_of(networks[0].classes)}; compare runs with the same classes"
             )
 
 

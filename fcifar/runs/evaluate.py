@@ -16,6 +16,7 @@ from fcifar.runs import checkpoint
 from fcifar.step import Batch, Examples
 
 T = TypeVar("T")
+LARGEST_MATRIX = 200  # classes; of more, a report would be mostly zeros
 BATCH_SIZE = 500  # always the same, for results depend on it in the last bits
 
 
@@ -94,6 +95,8 @@ def summarize(examples: Examples, labels: Tensor, classes: Sequence[str]) -> dic
 
     accuracy, loss (mean), n, interval95 (Wilson's, of the accuracy), per_class, confusion (counts,
     a row for each true class), mean_confidence, and ece (expected calibration error, 15 bins).
+    With more than ``LARGEST_MATRIX`` classes, confusion_cells stands in place of confusion: true
+    class, predicted class and count, where that is not 0.
     """
     labels = labels.cpu()
     count, correct = len(labels), int(examples.correct.sum())
@@ -110,9 +113,17 @@ def summarize(examples: Examples, labels: Tensor, classes: Sequence[str]) -> dic
         "n": count,
         "interval95": list(wilson_interval(correct, count)),
         "per_class": per_class,
-        "confusion": calibration.confusion_matrix(labels, predictions, len(classes)).tolist(),
+        **_confusion(calibration.confusion_matrix(labels, predictions, len(classes))),
         "mean_confidence": confidence.mean().item(),
         "ece": calibration.expected_calibration_error(
             calibration.reliability(confidence, examples.correct)
         ).item(),
     }
+
+
+def _confusion(matrix: Tensor) -> dict[str, Any]:
+    if len(matrix) <= LARGEST_MATRIX:
+        return {"confusion": matrix.tolist()}
+    cells = torch.nonzero(matrix)
+    counts = matrix[cells[:, 0], cells[:, 1]]
+    return {"confusion_cells": torch.cat([cells, counts[:, None]], 1).tolist()}

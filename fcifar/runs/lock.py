@@ -11,6 +11,19 @@ from fcifar.errors import UserError
 FILE = ".lock"
 
 
+def is_held(run: Path) -> bool:
+    """Whether a process is training into ``run``, as far as this one can tell."""
+    if not (run / FILE).is_file():
+        return False
+    try:
+        with FileLock(run / FILE, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a lock that cannot be taken, as on a disk that is read alone
+        return False
+
+
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold the run directory, which is made if need be and goes again if nothing came into it.

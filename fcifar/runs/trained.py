@@ -8,7 +8,7 @@ import torch
 
 from fcifar import recipes, tree, tta
 from fcifar.data import Dataset
-from fcifar.errors import UserError, shown
+from fcifar.errors import UserError, names_of, shown
 from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, directory
@@ -89,8 +89,8 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
     """
     if dataset.classes != network.classes:
         raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.classes)}, but the network knows "
-            f"{', '.join(network.classes)}; choose a data set with the same classes"
+            f"{dataset.name} has the classes {names_of(dataset.classes)}, but the network knows "
+            f"{names_of(network.classes)}; choose a data set with the same classes"
         )
     if split == "test":
         return Batch(dataset.test_images, dataset.test_labels)

@@ -112,6 +112,12 @@ USUAL_ARGUMENTS = {
     "source": ("set.npz",),
     "name": ("tiny",),
 }
+USUAL_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("recipes", "show"): ("blitz",),
+    ("data", "fetch"): ("cifar10",),
+}
+# There is no network, two groups of commands are none, and nobody is there to be asked.
+UNUSUAL = {("data", "fetch"): 1, ("data",): 2, ("runs",): 2, ("runs", "rm"): 2}
 
 
 # What is typed ------------------------------------------------------------------------------------
@@ -189,6 +195,8 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
         ("new.csv", "folder/new/er.NPZ", "new.parquet", "file.txt/below.csv", f"{NOT_UTF8}.npz")
     ),
     "tta": st.sampled_from(("none", "mirror", "translate", "Mirror")),
+    "resize": st.sampled_from(("crop", "stretch", "Crop")),
+    "labels": st.sampled_from(("fine", "coarse", "Fine")),
     "changes": st.builds(
         "{}{}{}".format,
         st.sampled_from((*recipes.to_dict(recipes.get("blitz")), "widths", "hidden", "", "x")),
@@ -215,7 +223,7 @@ def request(path: tuple[str, ...], given: Sequence[tuple[Parameter, str]]) -> li
     """A whole command line: the usual words, options as given, then arguments."""
     words = [*path, *USUAL.get(path, ())]
     arguments = {
-        p.name: ("blitz",) if path[0] == "recipes" else USUAL_ARGUMENTS.get(p.name, ("nowhere",))
+        p.name: USUAL_NAMES.get(path, USUAL_ARGUMENTS.get(p.name, ("nowhere",)))
         for p in COMMANDS[path]
         if not p.words
     }
@@ -346,6 +354,7 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
         patch.setenv("FCIFAR_DATA", str(here / "data"))
+        patch.delenv("FCIFAR_RUNS", raising=False)
         patch.setenv("COLUMNS", "80")
         patch.setenv("CXX", "no-such-compiler")  # so that --compile is refused
         # No network, no threads, no pictures; nothing slow.
@@ -447,7 +456,8 @@ def test_the_usual_requests_are_carried_out(fcifar: Fcifar) -> None:
     """Otherwise the tests below would look at refusals alone."""
     for path in COMMANDS:
         done = fcifar(request(path, []))
-        assert done.status == (1 if path[-1] == "fetch" else 2 if path == ("data",) else 0), done
+        assert done.status == UNUSUAL.get(path, 0), done
+    assert fcifar(["runs", "rm", "run0", "run1", "--yes"]).status == 0
     assert fcifar(["train", "--dataset=tiny", "--epochs=1000000"]).status == STOPPED
     assert fcifar(["train", "--resume", "stopped"]).status == 0
 

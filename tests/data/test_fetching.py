@@ -1,28 +1,16 @@
 """Fetching, from a server on this machine."""
 
-import functools
 import hashlib
-import http.server
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import forms
 import numpy as np
 import pytest
+import sites
 
 from fcifar import data
 from fcifar.errors import UserError, WorldError
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class QuietServer(http.server.ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        """torchvision hangs up after its first look, which is no error."""
 
 
 @pytest.fixture
@@ -30,13 +18,8 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """The address of a server, and the folder that it serves."""
     folder = tmp_path / "site"
     folder.mkdir()
-    server = QuietServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with sites.serving(folder) as address:
+        yield address, folder
 
 
 def publish(folder: Path) -> str:

@@ -1,0 +1,208 @@
+"""fcifar data fetch and fcifar data import."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fcifar.cli import completion, options, output
+from fcifar.errors import UserError, names_of
+
+if TYPE_CHECKING:
+    from fcifar.data import Dataset
+
+Force = Annotated[bool, typer.Option("--force", help="Replace a data set of that name.")]
+
+
+def fetch(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Which; --list shows them.",
+            autocompletion=completion.fetchable,
+        ),
+    ] = "cifar10",
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show what can be fetched, and do nothing.")
+    ] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            help="A mirror: of the archive of CIFAR, or of the folder of the other sets' files.",
+        ),
+    ] = None,
+    md5: Annotated[
+        str | None,
+        typer.Option("--md5", help="Checksum of an archive of CIFAR, if not the official one."),
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="DIR",
+            help="Where torchvision has downloaded it already; nothing is downloaded.",
+        ),
+    ] = None,
+    force: Force = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Download a published data set, check its md5, and prepare it.
+
+    Images become 32x32 RGB: grey ones in three equal channels, other sizes resized.
+
+    [dim]fcifar data fetch
+    fcifar data fetch cifar100
+    fcifar data fetch fashion-mnist --root ~/data[/]
+    """
+    from fcifar import data
+    from fcifar.cli.progress import counting
+
+    if list_:
+        _list_fetchable(json)
+        return
+    with counting(quiet=quiet) as progress:
+        dataset = data.fetch(
+            data.data_root(data_dir),
+            name,
+            url=url,
+            md5=md5,
+            downloaded=root,
+            progress=progress,
+            overwrite=force,
+        )
+    _announce(dataset, json)
+
+
+def _list_fetchable(json: bool) -> None:
+    from fcifar.data.known import KNOWN
+
+    if json:
+        output.document(
+            [
+                {"name": k.name, "summary": k.summary, "images": k.images, "bytes": k.bytes}
+                for k in KNOWN.values()
+            ]
+        )
+        return
+    output.table(
+        ("name", "what", "images", "download"),
+        [(k.name, k.summary, k.images, f"{k.bytes / 1e6:,.0f} MB") for k in KNOWN.values()],
+    )
+
+
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="An official archive of CIFAR-10 or CIFAR-100 or its folder; a folder of "
+            "train/CLASS/*.png and test/CLASS/*.png, or of CLASS/*.png; a .zip or .tar.gz of one; "
+            "or an .npz.",
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            help="What to call it.",
+            show_default="cifar10 or cifar100 if it is that, else the source's name",
+        ),
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            "--resize",
+            metavar="crop|stretch",
+            help="Take pictures of any size and make them 32x32: crop cuts the middle out of the "
+            "longer side, stretch changes proportions.",
+            show_default="refuse other sizes",
+        ),
+    ] = None,
+    test_fraction: Annotated[
+        float | None,
+        typer.Option(
+            "--test-fraction",
+            metavar="PART",
+            help="Of each class, to test with, where there is no test folder; such as 0.1.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Which images --test-fraction takes.", show_default="0"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="fine|coarse",
+            help="Of CIFAR-100: 100 classes, or 20 groups.",
+            show_default="fine",
+        ),
+    ] = None,
+    force: Force = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prepare a data set from files.
+
+    [dim]fcifar data import cifar-10-python.tar.gz
+    fcifar data import photos/ --resize crop --test-fraction 0.1
+    fcifar data import cifar-100-python.tar.gz --labels coarse[/]
+    """
+    from fcifar import data
+    from fcifar.cli.progress import counting
+    from fcifar.runs.runtime import Runtime
+
+    if test_fraction is not None and not 0 < test_fraction < 1:
+        raise UserError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")
+    if seed is not None and test_fraction is None:
+        raise UserError("--seed chooses what --test-fraction holds out; give that too")
+    wishes = data.Wishes(
+        resize=resize,
+        labels=labels,
+        test_fraction=test_fraction or 0.0,
+        seed=Runtime(seed=seed or 0).seed,  # which says in which range a seed must lie
+    )
+    with counting(quiet=quiet) as progress:
+        dataset = data.import_source(
+            source,
+            name,
+            data.data_root(data_dir),
+            wishes=wishes,
+            progress=progress,
+            overwrite=force,
+        )
+    _announce(dataset, json)
+
+
+def _announce(dataset: "Dataset", json: bool) -> None:
+    train, test = len(dataset.train_labels), len(dataset.test_labels)
+    if json:
+        output.document(
+            {
+                "name": dataset.name,
+                "train": train,
+                "test": test,
+                "classes": dataset.classes,
+                "source": dataset.source,
+                "digest": dataset.digest,
+            }
+        )
+        return
+    output.facts(
+        [
+            ("prepared", dataset.name),
+            ("images", f"{train:,} for training, {test:,} for testing"),
+            ("classes", f"{len(dataset.classes):,}: {names_of(dataset.classes)}"),
+            ("digest", dataset.digest),
+            ("train on it", f"fcifar train --dataset {dataset.name}"),
+        ]
+    )

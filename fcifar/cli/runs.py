@@ -1,0 +1,136 @@
+"""fcifar runs."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from fcifar.cli import completion, options, output, run_facts
+from fcifar.errors import UserError, WorldError
+
+app = typer.Typer(
+    help="List, show and remove runs.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command("list")
+def list_(
+    runs_dir: options.RunsDir = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """List runs and groups of runs, the latest last.
+
+    [dim]fcifar runs list
+    fcifar runs list --runs-dir /data/runs --json[/]
+    """
+    from fcifar.runs import listing
+    from fcifar.runs.places import runs_root
+
+    root = runs_root(runs_dir)
+    entries = listing.find(root)
+    if json:
+        output.document([run_facts.values(entry) for entry in entries])
+        return
+    if not entries:
+        output.line(f"there is no run in {root} yet; fcifar train makes one")
+        return
+    output.table(
+        ("run", "state", "test", "begun", "size"),
+        [
+            (
+                f"{entry.name}\n  {run_facts.what(entry)}".rstrip(),
+                entry.state,
+                output.percent(entry.test_accuracy, 2),
+                run_facts.date(entry.created)[:10],
+                output.size(entry.bytes),
+            )
+            for entry in entries
+        ],
+        title=str(root),
+    )
+    rest = [entry for entry in entries if entry.resume or entry.state == "damaged"]
+    if rest:
+        output.stdout.print()
+    for entry in rest:
+        output.line(f"go on with: {entry.resume}" if entry.resume else f"damaged: {entry.about}")
+
+
+@app.command()
+def show(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Its name in the folder of runs, or its path.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    runs_dir: options.RunsDir = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a run was, what came of it, and what can be done with it.
+
+    [dim]fcifar runs show blitz-cifar10-seed0-20260102-030405[/]
+    """
+    from fcifar.runs import listing
+    from fcifar.runs.places import runs_root
+
+    path = listing.locate(run, runs_root(runs_dir))
+    entry = listing.describe(path)
+    if entry.state == "damaged":
+        raise WorldError(f"{entry.path} is damaged: {entry.about}")
+    if entry.members:
+        run_facts.show_group(entry, json)
+    else:
+        run_facts.show_run(entry, json)
+
+
+@app.command()
+def rm(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Names in the folder of runs, or paths.",
+            autocompletion=completion.runs,
+        ),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    runs_dir: options.RunsDir = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Remove runs and groups of runs, with all that is in their folders.
+
+    What is no run, a link, one run of a group, and a run that a process is
+    training into are refused; nothing is removed then.
+
+    [dim]fcifar runs rm blitz-cifar10-seed0-20260102-030405[/]
+    """
+    from fcifar.runs import listing, removing
+    from fcifar.runs.places import runs_root
+
+    root = runs_root(runs_dir)
+    paths = list(dict.fromkeys(listing.locate(run, root) for run in runs))
+    for path in paths:
+        removing.check(path)
+    entries = [listing.describe(path) for path in paths]
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nobody is there to be asked; add --yes to remove without asking")
+        for entry in entries:
+            members = f", {output.count(entry.members, 'run')}" if entry.members else ""
+            output.note(f"{entry.path}: {entry.state}{members}, {output.size(entry.bytes)}")
+        if not typer.confirm(f"remove {output.count(len(paths), 'run')}?", err=True):
+            raise typer.Abort
+    for path in paths:
+        removing.remove(path)
+    freed = sum(entry.bytes for entry in entries)
+    if json:
+        output.document({"removed": [str(path) for path in paths], "bytes": freed})
+    else:
+        output.line(f"removed {', '.join(map(str, paths))}: {output.size(freed)}")

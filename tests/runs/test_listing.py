@@ -1,0 +1,212 @@
+"""What a folder of runs is said to hold, and what may be removed of it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from fcifar.errors import UserError, WorldError
+from fcifar.runs import directory, group, jsonfiles, listing, lock, places, removing
+
+RECIPE = {"name": "blitz"}
+
+
+def make_run(path: Path, *, created: str = "2026-01-02T03:04:05+00:00", **report: Any) -> Path:
+    manifest = {
+        "recipe": RECIPE,
+        "dataset": {"name": "tiny"},
+        "runtime": {"seed": 3},
+        "created": created,
+    }
+    directory.create(path, manifest)
+    if report:
+        jsonfiles.write_sealed(path / directory.REPORT, report)
+    return path
+
+
+def make_group(path: Path, names: list[str], ended: int) -> Path:
+    members = [{"name": n, "recipe": RECIPE, "seed": i, "changes": {}} for i, n in enumerate(names)]
+    values = {
+        "format": 1,
+        "members": members,
+        "dataset": {"name": "tiny", "digest": "0"},
+        "created": "2026-01-03T00:00:00+00:00",
+    }
+    jsonfiles.write_sealed(path / listing.GROUP, values)
+    for name in names[:ended]:
+        make_run(path / name, steps=9, test_accuracy=0.5)
+    return path
+
+
+def state(path: Path) -> tuple[str, str]:
+    entry = listing.describe(path)
+    return entry.state, entry.about
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_group_has_the_files_that_are_looked_for() -> None:
+    assert (listing.GROUP, listing.SUMMARY) == (group.FILE, group.SUMMARY)
+
+
+# Listing ------------------------------------------------------------------------------------------
+
+
+def test_runs_are_listed_by_date(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", created="2026-03-01T00:00:00+00:00", steps=9, test_accuracy=0.25)
+    make_run(tmp_path / "b", created="2026-02-01T00:00:00+00:00")
+    make_group(tmp_path / "c", ["seed0", "seed1"], 1)
+    (tmp_path / "not a run").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    entries = listing.find(tmp_path)
+    assert [entry.name for entry in entries] == ["c", "b", "a"]
+    a = entries[-1]
+    assert (a.recipe, a.dataset, a.seed, a.state) == ("blitz", "tiny", 3, "finished")
+    assert a.test_accuracy == 0.25
+    assert a.bytes == sum(len(content) for content in contents(tmp_path / "a").values())
+    assert listing.find(tmp_path / "nowhere") == []
+
+
+def test_states(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert state(run) == ("interrupted", "before its first checkpoint")
+    assert listing.describe(run).resume == f"fcifar train --resume {run}"
+    for step in (9, 100):
+        (run / f"checkpoint-{step}.safetensors").touch()
+    assert state(run) == ("interrupted", "at step 100")
+    with lock.locked(run):
+        assert state(run) == ("running", "at step 100")
+        assert listing.describe(run).resume is None
+    assert state(run) == ("interrupted", "at step 100"), "looking took no lock for good"
+    jsonfiles.write(run / directory.NONFINITE, {"what": "the loss", "step": 7})
+    assert state(run) == ("failed", "the loss not finite at step 7")
+    jsonfiles.write_sealed(run / directory.REPORT, {"steps": 1200, "test_accuracy": 0.5})
+    assert state(run) == ("finished", "1,200 steps")
+    (run / directory.REPORT).write_text((run / directory.REPORT).read_text().replace("0.5", "0.6"))
+    assert state(run)[0] == "damaged"
+    (run / directory.MANIFEST).write_text("{")
+    assert state(run)[0] == "damaged"
+    assert listing.find(tmp_path)[0].name == "run", "damage hides nothing"
+
+
+def test_groups_are_one_with_their_runs(tmp_path: Path) -> None:
+    there = make_group(tmp_path / "group", ["seed0", "seed1", "seed2"], 2)
+    assert state(there) == ("interrupted", "2 of 3 runs")
+    assert [m.state for m in listing.members(there)] == ["finished", "finished", "waiting"]
+    make_run(there / "seed2")
+    jsonfiles.write(there / "seed2" / directory.NONFINITE, {"what": "the loss", "step": 7})
+    jsonfiles.write_sealed(there / listing.SUMMARY, {"test_accuracy": 0.75})
+    entry = listing.describe(there)
+    assert (entry.state, entry.about) == ("finished", "2 of 3 runs, 1 failed")
+    assert (entry.members, entry.test_accuracy) == (3, 0.75)
+    assert entry.bytes == sum(map(len, contents(there).values()))
+
+
+def test_a_group_whose_runs_would_lie_elsewhere_is_damaged(tmp_path: Path) -> None:
+    for name in ("..", "../other", "/tmp", ""):
+        assert state(make_group(tmp_path / "group", [name], 0))[0] == "damaged"
+
+
+def test_names_and_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, other = make_run(tmp_path / "runs/one"), make_run(tmp_path / "elsewhere")
+    root = Path("runs")
+    assert listing.locate("one", root).resolve() == run
+    assert listing.locate("runs/one", root).resolve() == run
+    assert listing.locate("elsewhere", root).resolve() == other
+    with pytest.raises(UserError, match="did you mean 'one'"):
+        listing.locate("onn", root)
+    with pytest.raises(UserError, match="'runs' is not a run directory"):
+        listing.locate("runs", root)
+    with pytest.raises(UserError, match="there is no run ''"):
+        listing.locate("", root)
+
+
+# Where runs go ------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FCIFAR_RUNS", raising=False)
+    assert places.runs_root() == Path("runs")
+    monkeypatch.setenv("FCIFAR_RUNS", "/some/where")
+    assert places.runs_root() == Path("/some/where")
+    assert places.runs_root(Path("here")) == Path("here")
+    monkeypatch.setenv("FCIFAR_RUNS", "")
+    assert places.runs_root() == Path("runs")
+    monkeypatch.setenv("FCIFAR_RUNS", "runs\udcff")
+    with pytest.raises(UserError, match=r"FCIFAR_RUNS is .*not UTF-8"):
+        places.runs_root()
+
+
+# Removing -----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_removed_and_nothing_that_it_links_to(tmp_path: Path) -> None:
+    run, outside = make_run(tmp_path / "runs/run"), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("here")
+    (run / "plots").symlink_to(outside)
+    (run / "file").symlink_to(outside / "precious")
+    removing.remove(run)
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert (outside / "precious").read_text() == "here"
+
+
+def test_a_group_goes_as_one(tmp_path: Path) -> None:
+    there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
+    with pytest.raises(UserError, match=r"is one run of the group .*; remove the group"):
+        removing.remove(there / "seed0")
+    assert (there / "seed0").is_dir()
+    removing.remove(there)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_run_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs/run")
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "folder").mkdir()
+    for name, content in (("web", '{"name": "an app"}'), ("list", "[]"), ("half", "{")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(content)
+    before = contents(tmp_path)
+    for name, message in (
+        ("link", "is a link, and is not followed"),
+        ("folder", "is not a run directory"),
+        ("runs", "is not a run directory"),
+        ("nowhere", "is not a run directory"),
+        ("web", "was not written by fcifar, or is damaged"),
+        ("list", "was not written by fcifar, or is damaged"),
+        ("half", "was not written by fcifar, or is damaged"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            removing.remove(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("held", ["", "seed1"])
+def test_what_is_being_trained_stays(tmp_path: Path, held: str) -> None:
+    there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
+    with FileLock(there / held / lock.FILE), pytest.raises(UserError, match="is training into"):
+        removing.remove(there)
+    assert (there / "seed1" / directory.REPORT).exists()
+    removing.remove(there)
+    assert not there.exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or not os.geteuid(), reason="this user may remove everything")
+def test_a_disk_that_refuses(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs/run")
+    run.parent.chmod(0o500)
+    try:
+        with pytest.raises(WorldError, match=r"cannot remove .*; what is left is in"):
+            removing.remove(run)
+    finally:
+        run.parent.chmod(0o700)
+    assert json.loads((run / directory.MANIFEST).read_text())["recipe"] == RECIPE
