@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fcifar.cli import networks as opening
 from fcifar.cli import options, output
 from fcifar.cli import per_example as shown
 from fcifar.cli import trained as trained_report
@@ -15,13 +16,15 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="A run directory, a group of runs, or a final.safetensors. With several, the "
-            "first is measured in full, and all of them together.",
+            help="A run directory, a group of runs, a final.safetensors, or a state_dict. With "
+            "several, the first is measured in full, and all of them together.",
         ),
     ],
     dataset: Annotated[
         str | None,
-        typer.Option("--dataset", help="See fcifar data list.", show_default="the run's"),
+        typer.Option(
+            "--dataset", help="See fcifar data list.", show_default="the run's, else cifar10"
+        ),
     ] = None,
     split: Annotated[
         str, typer.Option("--split", metavar="test|train|valid", help="Which images.")
@@ -46,6 +49,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder for report.json and pictures.")
     ] = None,
+    model: opening.Model = None,
+    recipe: opening.RecipeName = None,
+    changes: opening.Changes = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -59,6 +65,9 @@ def evaluate(
 
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta); of several networks, how they disagree.
+
+    [dim]fcifar eval RUN
+    fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
@@ -73,16 +82,17 @@ def evaluate(
     if per_example is not None:
         tables.check(per_example)
     runs = group.expand(runs)
-    networks = [trained.load(run) for run in runs]
-    network = networks[0]
+    found = opening.load_all(runs, opening.asked_recipe(model, recipe, changes))
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
         precision=precision,
-        preferred=network.recipe.precision,
+        preferred=found[0].recipe.precision,
         deterministic=deterministic,
     )
-    data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
+    data = open_dataset(dataset or opening.dataset_of(found), data_dir, quiet=quiet)
+    networks = opening.with_classes(found, data.classes)
+    network = networks[0]
     scoring.check_networks(networks, data, split)
     pictured = trained.images_of(network, data, split)
     with progress.doing("evaluating", quiet=quiet):
