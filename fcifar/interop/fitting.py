@@ -82,5 +82,5 @@ def _advice(tensors: Mapping[str, Tensor], model: str, num_classes: int) -> str:
 
 
 def _like(model: Model) -> Variables:
-    """Names and shapes, without memory."""
-    return model.init(random.key(0, device="meta"))
+    """Values with the names and shapes of the network's."""
+    return model.init(random.key(0))

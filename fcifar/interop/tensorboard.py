@@ -1,7 +1,8 @@
 """Event files for TensorBoard, written while a run trains.
 
-They are made from the metrics log alone. A run that goes on after an interruption has them made
-anew, from its log as it was cut back, so that no point is there twice.
+They are made from the metrics log alone. Whenever a file is opened, it is made anew from the log as
+it is then: a run that goes on after an interruption, from its log as it was cut back, so that no
+point is there twice.
 """
 
 import contextlib
@@ -62,19 +63,19 @@ def writing(path: Path, observe: Observe) -> Iterator[Observe]:
     begun: set[str] = set()
     failed = False
 
-    def write(name: str, record: dict[str, Any] | None) -> None:
-        if name in writers and record is not None:
+    def write(name: str, record: dict[str, Any]) -> None:
+        if name in writers:
             writers[name].add(record)
-            return
+        else:
+            begin(name)
+
+    def begin(name: str) -> None:
         if len(writers) >= _OPEN:
             close()
-        writers[name] = writer = _open(path / name, anew=name not in begun)
-        if name in begun and record is not None:
+        writers[name] = writer = _open(path / name)
+        begun.add(name)
+        for record in directory.read_records(path / name):
             writer.add(record)
-        elif name not in begun:
-            begun.add(name)
-            for each in directory.read_records(path / name):
-                writer.add(each)
 
     def close() -> None:
         while writers:
@@ -102,7 +103,7 @@ def writing(path: Path, observe: Observe) -> Iterator[Observe]:
             for run in _runs(path):
                 name = "" if run == path else run.name
                 if not failed and name not in begun and (run / log.FILE).exists():
-                    write(name, None)  # it had come to its end before
+                    begin(name)  # it had come to its end before
     finally:
         with guarded():
             close()
@@ -114,21 +115,19 @@ def _runs(path: Path) -> list[Path]:
     return [path]
 
 
-def _open(run: Path, *, anew: bool) -> _Writer:
-    """The event file of a run, new or one more."""
+def _open(run: Path) -> _Writer:
+    """A new event file of a run, in place of those that there are."""
     from torch.utils.tensorboard import SummaryWriter
 
     manifest = directory.read_manifest(run)
-    if anew:
-        for old in (run / FOLDER).glob(_FILES):
-            old.unlink()
+    for old in (run / FOLDER).glob(_FILES):
+        old.unlink()
     # A TensorBoard that has read the old file forgets its points from step 0 on.
-    writer = SummaryWriter(str(run / FOLDER), purge_step=0 if anew else None)
+    writer = SummaryWriter(str(run / FOLDER), purge_step=0)
     created = datetime.fromisoformat(manifest["created"]).timestamp()
     seconds = 0.0  # of training
-    if anew:
-        for name, text in _texts(manifest).items():
-            writer.add_text(name, text, 0, created)
+    for name, text in _texts(manifest).items():
+        writer.add_text(name, text, 0, created)
 
     def add(record: dict[str, Any]) -> None:
         nonlocal seconds
