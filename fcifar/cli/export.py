@@ -48,10 +48,13 @@ def export(
 ) -> int:
     """Write a trained network, or a run's metrics, in a form that others read.
 
-    .pth and .safetensors hold the state_dict. .onnx (pip install 'fcifar[onnx]')
-    and .pt2 (torch.export) hold the whole function, from uint8 images [N, 3, 32, 32]
-    to logits, with the normalisation in it. A network is read back and compared
-    with itself on up to 1,000 test images before the file stays.
+    .pth and .safetensors hold the state_dict. .onnx and .pt2 (torch.export) hold
+    the whole function, from uint8 images to logits, with the normalisation in it;
+    .onnx needs pip install 'fcifar\\[onnx]'. A network is read back and compared
+    with itself, on up to 1,000 test images, before the file stays.
+
+    [dim]fcifar export RUN --to cifar_net.pth
+    fcifar export RUN --to net.onnx[/]
     """
     from fcifar.interop import metrics
 

@@ -23,6 +23,7 @@ Model = Annotated[
     str | None,
     typer.Option(
         "--model",
+        metavar="NAME",
         help="The network it is of, with mean and standard deviation 0.5.",
         show_default=False,
         rich_help_panel=_SAVED,
@@ -32,6 +33,7 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
+        metavar="NAME",
         help="Or the recipe with its network and normalisation.",
         show_default=False,
         rich_help_panel=_SAVED,
@@ -51,6 +53,7 @@ ClassesOf = Annotated[
     str | None,
     typer.Option(
         "--dataset",
+        metavar="NAME",
         help="The data set that it has the classes of.",
         show_default="cifar10",
         rich_help_panel=_SAVED,
