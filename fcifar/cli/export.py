@@ -41,6 +41,7 @@ def export(
     recipe: opening.RecipeName = None,
     changes: opening.Changes = None,
     dataset: opening.ClassesOf = None,
+    threads: options.Threads = None,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -60,11 +61,11 @@ def export(
 
     asked = opening.asked_recipe(model, recipe, changes)
     if to.suffix.lower() != metrics.SUFFIX:
-        return _export_network(run, to, force, asked, dataset, data_dir, json, quiet)
-    if asked is not None or dataset is not None:
+        return _export_network(run, to, force, asked, dataset, threads, data_dir, json, quiet)
+    if any(given is not None for given in (asked, dataset, threads, data_dir)):
         raise UserError(
-            f"{to} takes a run's metrics, and --model, --recipe, --set and --dataset are of "
-            "networks; leave them out"
+            f"{to} takes a run's metrics, and --model, --recipe, --set, --dataset, --threads and "
+            "--data-dir are of networks; leave them out"
         )
     return _export_metrics(run, to, force, json)
 
@@ -75,6 +76,7 @@ def _export_network(
     force: bool,
     asked: Any,
     dataset: str | None,
+    threads: int | None,
     data_dir: Path | None,
     json: bool,
     quiet: bool,
@@ -82,6 +84,7 @@ def _export_network(
     from fcifar.cli import progress
     from fcifar.interop import exporting
     from fcifar.runs import group
+    from fcifar.runs.runtime import make_runtime
 
     if to.suffix.lower() not in exporting.FORMATS:
         raise UserError(
@@ -89,13 +92,14 @@ def _export_network(
             "or in .csv for the metrics"
         )
     exporting.check(to, force=force)
+    threads = make_runtime(device="cpu", threads=threads).threads
     if group.is_group(run):
         first = group.finished(run)[0]
         raise UserError(f"{run} is a group of runs; export one of them, such as {first}")
     network = opening.load_one(run, asked, dataset, data_dir)
     images, source = _images(network, dataset, data_dir)
     with progress.doing(f"writing and checking {to}", quiet=quiet):
-        agreement = exporting.export(network, to, images, force=force)
+        agreement = exporting.export(network, to, images, threads=threads, force=force)
     result = exporting.summary(network, to, agreement)
     result["check"]["source"] = source
     if json:

@@ -106,11 +106,11 @@ def write_onnx(network: Trained, about: dict[str, str], path: Path) -> None:
 
 
 def read_onnx(path: Path) -> Function:
-    """The function in an ONNX file, computed by onnxruntime on the CPU, on one thread."""
+    """The function in an ONNX file, computed by onnxruntime on as many threads as torch uses."""
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
