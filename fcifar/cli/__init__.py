@@ -17,6 +17,7 @@ from fcifar.cli import (
     compare,
     data,
     evaluate,
+    export,
     output,
     predict,
     processes,
@@ -40,6 +41,7 @@ app.command(name="train")(train.train)
 app.command(name="eval")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
+app.command(name="export")(export.export)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")

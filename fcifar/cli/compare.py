@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
+from fcifar.cli import networks as opening
 
 SHORT = 8  # of the 64 letters of a digest
 
@@ -14,7 +15,8 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN", help="Run directories, or final.safetensors files; two or more."
+            metavar="RUN",
+            help="Run directories, final.safetensors files, or state_dicts; two or more.",
         ),
     ],
     dataset: Annotated[
@@ -29,6 +31,9 @@ def compare(
     split: Annotated[
         str, typer.Option("--split", metavar="test|train", help="Which images.")
     ] = "test",
+    model: opening.Model = None,
+    recipe: opening.RecipeName = None,
+    changes: opening.Changes = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -49,19 +54,21 @@ def compare(
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.runs import compare as comparing
-    from fcifar.runs import group, trained
+    from fcifar.runs import group
     from fcifar.runs.runtime import make_runtime
 
     runs = group.expand(runs)
-    networks = [trained.load(run) for run in runs]
-    comparing.check(runs, networks)
+    found = opening.load_all(runs, opening.asked_recipe(model, recipe, changes))
+    comparing.check_number(runs)
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
         precision=precision or "fp32",
         deterministic=deterministic,
     )
-    data = open_dataset(dataset or networks[0].dataset, data_dir, quiet=quiet)
+    data = open_dataset(dataset or opening.dataset_of(found), data_dir, quiet=quiet)
+    networks = opening.with_classes(found, data.classes)
+    comparing.check(runs, networks)
     comparing.check_images(networks, data, split)
     with progress.doing("evaluating", quiet=quiet):
         result = comparing.compare(runs, networks, runtime, data, split)

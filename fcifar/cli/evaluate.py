@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
+from fcifar.cli import networks as opening
 from fcifar.cli import per_example as shown
 from fcifar.cli import trained as trained_report
 
@@ -15,8 +16,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="A run directory, a group of runs, or a final.safetensors. With several, the "
-            "first is measured in full, and all of them together.",
+            help="A run directory, a group of runs, a final.safetensors, or a state_dict. With "
+            "several, the first is measured in full, and all of them together.",
         ),
     ],
     dataset: Annotated[
@@ -24,7 +25,7 @@ def evaluate(
         typer.Option(
             "--dataset",
             help="See fcifar data list.",
-            show_default="the run's",
+            show_default="the run's, else cifar10",
             autocompletion=completion.datasets,
         ),
     ] = None,
@@ -51,6 +52,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", help="A folder for report.json and pictures.")
     ] = None,
+    model: opening.Model = None,
+    recipe: opening.RecipeName = None,
+    changes: opening.Changes = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -67,7 +71,8 @@ def evaluate(
 
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/
-    fcifar eval runs/a runs/b runs/c --per-example scores.csv[/]
+    fcifar eval runs/a runs/b runs/c --per-example scores.csv
+    fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
@@ -82,16 +87,17 @@ def evaluate(
     if per_example is not None:
         tables.check(per_example)
     runs = group.expand(runs)
-    networks = [trained.load(run) for run in runs]
-    network = networks[0]
+    found = opening.load_all(runs, opening.asked_recipe(model, recipe, changes))
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
         precision=precision,
-        preferred=network.recipe.precision,
+        preferred=found[0].recipe.precision,
         deterministic=deterministic,
     )
-    data = open_dataset(dataset or network.dataset, data_dir, quiet=quiet)
+    data = open_dataset(dataset or opening.dataset_of(found), data_dir, quiet=quiet)
+    networks = opening.with_classes(found, data.classes)
+    network = networks[0]
     scoring.check_networks(networks, data, split)
     pictured = trained.images_of(network, data, split)
     with progress.doing("evaluating", quiet=quiet):

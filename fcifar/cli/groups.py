@@ -92,7 +92,14 @@ def _plain(text: str) -> Any:
 
 
 def train(
-    path: Path, asked: "Group", data: "Dataset", *, resume: bool, json: bool, quiet: bool
+    path: Path,
+    asked: "Group",
+    data: "Dataset",
+    *,
+    resume: bool,
+    json: bool,
+    quiet: bool,
+    tensorboard: bool = False,
 ) -> int:
     """Train a group, draw its pictures, and print its summary."""
     from fcifar.cli import progress
@@ -100,7 +107,8 @@ def train(
     from fcifar.runs import group, loop, many
     from fcifar.runs.interrupt import catching_signals
 
-    with progress.training(quiet=quiet) as observe, catching_signals() as stop:
+    events = path if tensorboard else None
+    with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
         result = many.train(path, asked, data, resume=resume, observe=observe, stop=stop)
     if isinstance(result, loop.Interrupted):
         output.note(

@@ -8,7 +8,7 @@ import typer
 from fcifar.errors import UserError, shown
 
 _RUNTIME = "Where and how to compute"
-_OUTPUT = "Data and output"
+OUTPUT = "Data and output"
 
 
 def in_utf8(path: Path | None) -> Path | None:
@@ -76,7 +76,7 @@ DataDir = Annotated[
         help="The folder of prepared data sets.",
         callback=in_utf8,
         show_default="$FCIFAR_DATA, else the user's cache folder",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 RunsDir = Annotated[
@@ -91,10 +91,10 @@ RunsDir = Annotated[
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=_OUTPUT),
+    typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=_OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
 Debug = Annotated[
     bool,
-    typer.Option("--debug", help="With an error, show where it arose.", rich_help_panel=_OUTPUT),
+    typer.Option("--debug", help="With an error, show where it arose.", rich_help_panel=OUTPUT),
 ]

@@ -23,7 +23,7 @@ def with_changes(recipe: Any, changes: Sequence[str], option: str = "--set") -> 
         UserError: a text of another form, or what the recipe does not accept.
     """
     from fcifar.models import MODELS
-    from fcifar.recipes import from_dict, to_dict
+    from fcifar.recipes import RECIPES, from_dict, to_dict
 
     values = to_dict(recipe)
     for text in changes:
@@ -43,7 +43,8 @@ def with_changes(recipe: Any, changes: Sequence[str], option: str = "--set") -> 
             own = inspect.signature(MODELS[network]).parameters if network in MODELS else {}
             raise UserError(
                 f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
-                f"network {shown(network)}; fcifar recipes show {recipe.name} lists the values"
+                f"network {shown(network)}; fcifar recipes show "
+                f"{recipe.name if recipe.name in RECIPES else 'blitz'} lists the values"
                 f"{did_you_mean(name, [*values, *own])}"
             )
     return from_dict(values) if changes else recipe

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcifar.cli import networks as opening
 from fcifar.cli import options, output
 from fcifar.errors import UserError
 
@@ -21,7 +22,10 @@ RANKS = ("first", "second", "third", "fourth", "fifth")
 
 def predict(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run directory, or a final.safetensors.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run directory, a final.safetensors, or a state_dict."
+        ),
     ],
     images: Annotated[
         list[Path],
@@ -35,6 +39,10 @@ def predict(
             dir_okay=False,
         ),
     ] = None,
+    model: opening.Model = None,
+    recipe: opening.RecipeName = None,
+    changes: opening.Changes = None,
+    dataset: opening.ClassesOf = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -55,10 +63,10 @@ def predict(
     from fcifar.cli.progress import counting
     from fcifar.data import pictures
     from fcifar.runs import predict as prediction
-    from fcifar.runs import trained
     from fcifar.runs.runtime import make_runtime
 
-    network = trained.load(run)
+    asked = opening.asked_recipe(model, recipe, changes)
+    network = opening.load_one(run, asked, dataset)
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.progress import (
@@ -43,8 +44,11 @@ def doing(what: str, *, quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
-    """A bar that follows the events of a training run, and a line for each log point."""
+def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[Event], None]]:
+    """A bar that follows the events of a training run, and a line for each log point.
+
+    With ``events``, the directory of the run, also files for TensorBoard there.
+    """
     fields = "loss {task.fields[loss]} acc {task.fields[acc]} {task.fields[rate]} img/s"
     with _bar(TextColumn(fields), quiet=quiet) as bar:
         task = bar.add_task("starting", total=None, loss="-", acc="-", rate="-")
@@ -73,7 +77,13 @@ def training(*, quiet: bool) -> Iterator[Callable[[Event], None]]:
                         f"accuracy {output.percent(record['accuracy'])}"
                     )
 
-        yield observe
+        if events is None:
+            yield observe
+            return
+        from fcifar.interop import tensorboard
+
+        with tensorboard.writing(events, observe) as both:
+            yield both
 
 
 _SPLITS = {None: "training", "valid": "validation", "test": "test"}

@@ -218,6 +218,14 @@ def train(
             rich_help_panel=_SAFETY,
         ),
     ] = None,
+    tensorboard: Annotated[
+        bool,
+        typer.Option(
+            "--tensorboard",
+            help="Write event files into tensorboard/ of the run while it trains.",
+            rich_help_panel=options.OUTPUT,
+        ),
+    ] = False,
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
@@ -239,6 +247,7 @@ def train(
     from fcifar import recipes
     from fcifar.cli import groups, progress
     from fcifar.cli.data import open_dataset
+    from fcifar.interop import tensorboard as event_files
     from fcifar.report import run as drawing
     from fcifar.runs import directory, group, loop, manifest, ranks
     from fcifar.runs.interrupt import catching_signals
@@ -285,6 +294,8 @@ def train(
     is_group = replicas is not None or bool(sweep)
     if replica_method is not None and not is_group and resume is None:
         raise UserError("--replica-method is of --replicas and --sweep; give one of them too")
+    if tensorboard:
+        event_files.check()
     if resume is not None:
         refuse_changes(
             overrides
@@ -298,11 +309,14 @@ def train(
         resume = processes.left_behind()
     if resume is not None:
         run = resume
+        tensorboard = tensorboard or _goes_on_with_events(run)
         if group.is_group(run):
             asked = group.read(run)
             asked = asked._replace(safeguards=dataclasses.replace(asked.safeguards, **care))
             data = open_dataset(asked.dataset_name, data_dir, quiet=quiet)
-            return groups.train(run, asked, data, resume=True, json=json, quiet=quiet)
+            return groups.train(
+                run, asked, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
+            )
         began = manifest.read_settings(run)
         the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
         safeguards, traced = dataclasses.replace(began.safeguards, **care), began.traced
@@ -337,9 +351,12 @@ def train(
             )
             run = out or new_run(root, the_recipe.name, name, f"{len(asked.members)}runs")
             processes.remember(run)
-            return groups.train(run, asked, data, resume=False, json=json, quiet=quiet)
+            return groups.train(
+                run, asked, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
+            )
 
-    with progress.training(quiet=quiet) as observe, catching_signals() as stop:
+    events = run if tensorboard else None
+    with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
         result = loop.train(
             run,
             the_recipe,
@@ -367,3 +384,14 @@ def train(
     else:
         trained.show(result)
     return 0
+
+
+def _goes_on_with_events(run: Path) -> bool:
+    """Whether a run that is resumed had event files for TensorBoard, and can have more."""
+    from fcifar.interop import tensorboard
+
+    if not tensorboard.is_begun(run):
+        return False
+    if not tensorboard.is_installed():
+        output.note(f"tensorboard is not installed, so its files in {run} stay as they are")
+    return tensorboard.is_installed()

@@ -18,7 +18,7 @@ from fcifar.data.files import replacing
 from fcifar.errors import DamagedError, WorldError, shown
 from fcifar.tree import Tree
 
-_HEAD = "fcifar"  # the one entry of a file's metadata: safetensors shuffles several
+HEAD = "fcifar"  # the one entry of a file's metadata: safetensors shuffles several
 _CHECKSUM = "sha256"
 
 
@@ -35,7 +35,7 @@ def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
     tensors = {name: leaf.detach().contiguous().clone() for name, leaf in leaves.items()}
     sealed = {**metadata, _CHECKSUM: _checksum(tensors, metadata)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {_HEAD: json.dumps(sealed, sort_keys=True)})
+        save_file(tensors, temporary, {HEAD: json.dumps(sealed, sort_keys=True)})
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
@@ -81,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt", device="cpu") as file:
             # Cloned, for otherwise they would be views of a file that may be replaced.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            metadata = json.loads((file.metadata() or {}).get(_HEAD, "{}"))
+            metadata = json.loads((file.metadata() or {}).get(HEAD, "{}"))
     except FileNotFoundError as error:
         raise WorldError(f"there is no file {path}") from error
     except OSError as error:

@@ -19,17 +19,22 @@ from fcifar.runs.trained import Trained
 SIGNIFICANT = 0.05
 
 
+def check_number(runs: Sequence[Path]) -> None:
+    """Raise a UserError for fewer than two runs."""
+    if len(runs) < 2:
+        raise UserError(
+            f"{' '.join(map(str, runs))} alone cannot be compared; give two runs or more, "
+            "or see one with fcifar eval"
+        )
+
+
 def check(runs: Sequence[Path], networks: Sequence[Trained]) -> None:
     """Make sure that networks can be compared.
 
     Raises:
         UserError: there are fewer than two, or their classes are not the same.
     """
-    if len(runs) < 2:
-        raise UserError(
-            f"{' '.join(map(str, runs))} alone cannot be compared; give two runs or more, "
-            "or see one with fcifar eval"
-        )
+    check_number(runs)
     for run, network in zip(runs, networks, strict=True):
         if network.classes != networks[0].classes:
             raise UserError(
@@ -105,7 +110,7 @@ def _facts(run: Path, network: Trained) -> dict[str, Any]:
     return {
         "run": str(run),
         "recipe": network.recipe.name,
-        "trained_on": network.dataset,
+        "trained_on": network.dataset or None,
         "seed": manifest.get("runtime", {}).get("seed"),
         "train_seconds": report.get("train_seconds"),
     }

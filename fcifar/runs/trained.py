@@ -26,7 +26,7 @@ class Trained(NamedTuple):
     model: Model
     variables: Variables  # on the CPU
     classes: tuple[str, ...]
-    dataset: str
+    dataset: str  # empty where it is not known, as its digest is then
     dataset_digest: str
     seed: int
 
@@ -98,6 +98,11 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
         return Batch(dataset.train_images, dataset.train_labels)
     if split != "valid":
         raise UserError(f"--split is {split!r}; it must be test, train or valid")
+    if not network.dataset:
+        raise UserError(
+            "--split valid is what training held out, and this network does not say what that "
+            "was; use --split test"
+        )
     if dataset.digest != network.dataset_digest or not network.recipe.valid_fraction:
         raise UserError(
             f"--split valid is the part of {network.dataset} that training held out, and of "

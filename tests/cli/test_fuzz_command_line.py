@@ -26,10 +26,12 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
 from fcifar import cli, data, random, recipes
 from fcifar.data import Dataset, Split, make_dataset, store
 from fcifar.data.files import PARTIAL, replacing
+from fcifar.interop import exporting
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report import evaluation, examples, pictures
 from fcifar.report import run as drawing
@@ -103,6 +105,7 @@ HOSTILE = [
 USUAL: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train",): ("--dataset", "tiny", "--epochs", "1", "--device", "cpu", "--threads", "1"),
     ("bench",): ("--device", "cpu"),
+    ("export",): ("--to", "new.pth"),
 }
 USUAL_ARGUMENTS = {
     "recipe": ("blitz",),
@@ -146,6 +149,7 @@ PATHS = st.sampled_from(
         *("", ".", "..", "~", "nowhere", "folder", "file.txt", "file.txt/below", "new.png"),
         *("folder/new/er.png", "link", "loop", "pictures", "pictures/0.png", "set.npz"),
         *("run0", "run0/final.safetensors", "run0/manifest.json", "run1/", "stopped"),
+        *("net.pth", "module.pth"),
         *(
             "data",
             "data/tiny.safetensors",
@@ -194,6 +198,14 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
     "per_example": st.sampled_from(
         ("new.csv", "folder/new/er.NPZ", "new.parquet", "file.txt/below.csv", f"{NOT_UTF8}.npz")
     ),
+    # The other forms take seconds.
+    "to": st.sampled_from(
+        (
+            *("new.safetensors", "new.CSV", "folder/new/er.pth", "net.pth", "new.h5"),
+            *("file.txt/below.pth", f"{NOT_UTF8}.pth", "loop/below.csv"),
+        )
+    ),
+    "model": st.sampled_from(("lenet", "conv3", "LeNet")),
     "tta": st.sampled_from(("none", "mirror", "translate", "Mirror")),
     "resize": st.sampled_from(("crop", "stretch", "Crop")),
     "labels": st.sampled_from(("fine", "coarse", "Fine")),
@@ -281,6 +293,9 @@ def fill(place: Path) -> None:
     (place / "pictures").mkdir()
     for row, image in enumerate(tiny.test_images[:2]):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"pictures/{row}.png")
+    values = load_file(place / "run0/final.safetensors")
+    torch.save(values, place / "net.pth")
+    torch.save(torch.nn.Linear(1, 1), place / "module.pth")
     arrays = {k: v.numpy() for k, v in tiny._asdict().items() if "_" in k}
     np.savez(place / "set.npz", **arrays)
     for name in (ODD, NOT_UTF8):
@@ -361,6 +376,7 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(socket, "getaddrinfo", mock.Mock(side_effect=socket.gaierror("no network")))
         patch.setattr(torch, "set_num_threads", draw_nothing)
         patch.setitem(measuring.evaluate.__wrapped__.__kwdefaults__, "batch_size", 4)
+        patch.setattr(exporting, "CHECKED", 4)
         patch.setattr(os, "fsync", draw_nothing)
         patch.setattr(typer.main, "get_command", whole_command)
         patch.setattr(environment, "describe", lambda: known)

@@ -1,0 +1,182 @@
+"""Networks on the command line: runs, files of ours, and other people's state_dicts."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fcifar.cli import output
+from fcifar.cli.overrides import with_changes
+from fcifar.errors import UserError, shown
+
+if TYPE_CHECKING:
+    from fcifar.interop.networks import Saved
+    from fcifar.recipes import Recipe
+    from fcifar.runs.trained import Trained
+
+_SAVED = "A state_dict from elsewhere (.pth, .pt, .safetensors)"
+DEFAULT = "cifar10"  # the data set of a network that does not say what it was trained on
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="The network it is of, with mean and standard deviation 0.5.",
+        show_default=False,
+        rich_help_panel=_SAVED,
+    ),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="Or the recipe with its network and normalisation.",
+        show_default=False,
+        rich_help_panel=_SAVED,
+    ),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="An option of the network, or mean or std.",
+        show_default=False,
+        rich_help_panel=_SAVED,
+    ),
+]
+ClassesOf = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        metavar="NAME",
+        help="The data set that it has the classes of.",
+        show_default="cifar10",
+        rich_help_panel=_SAVED,
+    ),
+]
+
+
+def asked_recipe(
+    model: str | None, recipe: str | None, changes: Sequence[str] | None
+) -> "Recipe | None":
+    """What ``--model``, ``--recipe`` and ``--set`` say of a state_dict; None where nothing is said.
+
+    Raises:
+        UserError: they contradict each other, or are of no network.
+    """
+    from fcifar import recipes
+    from fcifar.models import MODELS
+
+    if model is not None and recipe is not None:
+        raise UserError("--model and --recipe both name the network; give one of them")
+    if model is not None:
+        asked = recipes.Recipe(name=model or "none", model=model)
+    elif recipe is not None:
+        asked = recipes.get(recipe)
+    elif changes:
+        raise UserError("--set is of the network in a state_dict; give --model or --recipe too")
+    else:
+        return None
+    options = [o for o in inspect.signature(MODELS[asked.model]).parameters if o != "num_classes"]
+    for change in changes or ():
+        name, equals, _ = change.partition("=")
+        if equals and name not in (*options, "mean", "std"):
+            raise UserError(
+                f"--set {shown(name)} changes nothing of a trained network; give an option of "
+                f"{asked.model} ({', '.join(options)}), mean or std"
+            )
+    return with_changes(asked, changes or [])
+
+
+def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | Saved]":
+    """The networks at ``paths``. What was done to get at a state_dict is said on stderr.
+
+    Raises:
+        UserError: as ``interop.networks.load``; or something was asked that no path needs.
+        WorldError: a file is damaged.
+    """
+    from fcifar.interop import networks
+
+    if asked is not None and all(map(networks.says_what_it_is, paths)):
+        for path in paths:
+            networks.load(path, None)  # is it there at all?
+        raise UserError(
+            f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
+            "itself which network it holds; leave them out"
+        )
+    found = []
+    for path in paths:
+        network, notes = networks.load(path, asked)
+        found.append(network)
+        _say(notes)
+    return found
+
+
+def dataset_of(found: "Sequence[Trained | Saved]") -> str:
+    """The data set that the first network which says so was trained on."""
+    from fcifar.runs.trained import Trained
+
+    known = (network.dataset for network in found if isinstance(network, Trained))
+    return next(filter(None, known), DEFAULT)
+
+
+def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -> "list[Trained]":
+    """The networks, those from elsewhere with the class names. Raises as interop's."""
+    from fcifar.interop import networks
+
+    result = []
+    for each in found:
+        network, notes = networks.with_classes(each, classes)
+        result.append(network)
+        _say(notes)
+    return result
+
+
+def load_one(
+    path: Path, asked: "Recipe | None", dataset: str | None, data_dir: Path | None = None
+) -> "Trained":
+    """The network at ``path``; one from elsewhere with the class names of a data set.
+
+    Raises:
+        UserError: as ``load_all``; or the network has names already, or there is no such data set.
+    """
+    from fcifar.runs.trained import Trained
+
+    (found,) = load_all([path], asked)
+    if isinstance(found, Trained):
+        if dataset is not None:
+            raise UserError(
+                f"--dataset names the classes of a state_dict from elsewhere, and {path} has its "
+                "own; leave it out"
+            )
+        return found
+    (network,) = with_classes([found], class_names(dataset or DEFAULT, data_dir))
+    return network
+
+
+def class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
+    """The classes of a data set, whose images need not be there if it is CIFAR-10 or built in.
+
+    Raises:
+        UserError: there is no such data set.
+    """
+    from fcifar import data
+    from fcifar.interop.networks import CIFAR10
+
+    root = data.data_root(data_dir)
+    summaries = {s.name: s for s in data.list_prepared(root)}
+    if dataset == DEFAULT and dataset not in summaries:
+        return CIFAR10
+    if dataset in summaries and not summaries[dataset].problem:
+        return summaries[dataset].classes
+    return data.load(dataset, root).classes
+
+
+def _say(notes: Sequence[str]) -> None:
+    for note in notes:
+        output.note(note)

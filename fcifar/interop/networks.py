@@ -1,0 +1,80 @@
+"""Networks from anybody: runs and files of ours, which say what they are, and saved state_dicts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fcifar import recipes
+from fcifar.errors import UserError
+from fcifar.interop import fitting, state_dicts
+from fcifar.recipes import Recipe
+from fcifar.runs import checkpoint, trained
+from fcifar.runs.trained import Trained
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Saved(NamedTuple):
+    """The values of a network whose classes nobody has named yet."""
+
+    path: Path
+    recipe: Recipe  # its network and normalisation
+    tensors: dict[str, Tensor]
+
+
+def says_what_it_is(path: Path) -> bool:
+    """Whether ``trained.load`` is to read ``path``: a directory, or a safetensors file of ours.
+
+    Also where there is nothing, or nothing whole, of which it gives a better account.
+    """
+    if not path.is_file():
+        return True
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return checkpoint.HEAD in (file.metadata() or {})
+    except (OSError, SafetensorError, ValueError):
+        return True
+
+
+def load(path: Path, recipe: Recipe | None) -> tuple[Trained | Saved, tuple[str, ...]]:
+    """What is at ``path``, and notes for a person, a line each.
+
+    Args:
+        recipe: what network a state_dict is of, and how it wants its images; None if nobody said.
+
+    Raises:
+        UserError: there is nothing, it is no network, or nobody said of which network it is.
+        WorldError: it is damaged.
+    """
+    if says_what_it_is(path):
+        return trained.load(path), ()
+    tensors, notes = state_dicts.read(path)
+    if recipe is None:
+        fitting_models = list(fitting.fitting_models(tensors, len(CIFAR10)))
+        hint = f"; its names and shapes are those of {fitting_models[0]}" if fitting_models else ""
+        raise UserError(
+            f"{path} does not say which network it holds{hint}; give --model "
+            f"{fitting_models[0] if fitting_models else 'NAME'} or --recipe NAME"
+        )
+    return Saved(path, recipe, tensors), notes
+
+
+def with_classes(
+    found: Trained | Saved, classes: tuple[str, ...]
+) -> tuple[Trained, tuple[str, ...]]:
+    """A network with its class names, and notes for a person; ``Trained`` has its own and keeps it.
+
+    What it was trained on stays unknown: ``dataset`` and ``dataset_digest`` are empty, ``seed`` 0.
+
+    Raises:
+        UserError: the values are not those of the recipe's network with so many classes.
+    """
+    if isinstance(found, Trained):
+        return found, ()
+    variables, notes = fitting.fit(found.tensors, found.recipe, len(classes), str(found.path))
+    model = recipes.make_model(found.recipe, len(classes))
+    return Trained(found.recipe, model, variables, classes, "", "", 0), notes

@@ -1,0 +1,65 @@
+"""A run's log as CSV: a row for each log point, every digit, whatever there is."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from fcifar.errors import UserError
+from fcifar.interop import metrics
+from fcifar.runs import directory, group, loop, many
+from fcifar.runs.safeguards import Safeguards
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run(dataset, recipe, runtime, tmp_path: Path) -> None:
+    recipe = recipe.replace(valid_fraction=0.2, tta="mirror")
+    loop.train(tmp_path / "run", recipe, runtime, dataset)
+    rows = metrics.read_rows(tmp_path / "run")
+    columns = metrics.write_csv(tmp_path / "new/metrics.csv", rows)
+    found = read_csv(tmp_path / "new/metrics.csv")
+    records = directory.read_records(tmp_path / "run")
+    assert list(found[0]) == columns
+    assert len(found) == len(records)
+    for row, record in zip(found, records, strict=True):
+        assert set(record) <= {*columns, "tensors"}
+        for name in ("loss", "accuracy", "epoch"):
+            assert float(row[name]) == record[name], "every digit"
+        assert int(row["step"]) == record["step"]
+        assert row["split"] == record.get("split", "")
+    assert {row["split"] for row in found} == {"", "valid", "test", "test-mirror"}
+    first = (tmp_path / "new/metrics.csv").read_bytes()
+    metrics.write_csv(tmp_path / "new/metrics.csv", rows)
+    assert (tmp_path / "new/metrics.csv").read_bytes() == first
+
+
+def test_a_group_has_the_names_of_its_runs(dataset, recipe, runtime, tmp_path: Path) -> None:
+    asked = group.Group(
+        members=group.plan(recipe.replace(epochs=1), {}, [3, 4]),
+        method="loop",
+        runtime=runtime,
+        compiled=False,
+        dataset_name=dataset.name,
+        dataset_digest=dataset.digest,
+        safeguards=Safeguards(),
+    )
+    many.train(tmp_path / "group", asked, dataset)
+    rows = metrics.read_rows(tmp_path / "group")
+    alone = [metrics.read_rows(tmp_path / "group" / name) for name in ("seed3", "seed4")]
+    assert [row["run"] for row in rows] == ["seed3"] * len(alone[0]) + ["seed4"] * len(alone[1])
+    assert [{k: v for k, v in row.items() if k != "run"} for row in rows] == [*alone[0], *alone[1]]
+
+
+def test_what_is_not_finite_or_not_there_is_empty(tmp_path: Path) -> None:
+    rows = [{"step": 1, "loss": None}, {"step": 2, "loss": 0.1, "split": "a, b"}]
+    assert metrics.write_csv(tmp_path / "m.csv", rows) == ["step", "loss", "split"]
+    assert (tmp_path / "m.csv").read_text() == 'step,loss,split\n1,,\n2,0.1,"a, b"\n'
+
+
+def test_there_must_be_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run directory"):
+        metrics.read_rows(tmp_path)

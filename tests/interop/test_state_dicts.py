@@ -1,0 +1,135 @@
+"""A state_dict is found in whatever people wrap around it, and nothing but tensors is ever read."""
+
+import contextlib
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from fcifar.errors import UserError, WorldError
+from fcifar.interop import state_dicts
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 3))
+
+
+def written(values: object, path: Path) -> Path:
+    torch.save(values, path)
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        state_dicts.read(path)
+    message = str(error.value)
+    assert message.startswith(str(path))
+    assert message.isprintable(), "it is one line and steers no terminal"
+    assert "weights_only" not in message, "nobody is told to load it with code in it"
+    return message
+
+
+@pytest.mark.parametrize(
+    ("wrap", "notes"),
+    [
+        (lambda n: n.state_dict(), 1),
+        (lambda n: dict(n.named_parameters()) | dict(n.named_buffers()), 1),
+        (lambda n: {"state_dict": n.state_dict(), "epoch": 3}, 2),
+        (lambda n: {"model_state_dict": n.state_dict(), "optimizer_state_dict": {}}, 2),
+        (lambda n: {"model": nn.DataParallel(n).state_dict(), "args": ["--lr"]}, 3),
+        (lambda n: {"state_dict": {"model": n.state_dict()}}, 3),
+        (lambda n: {f"_orig_mod.module.{k}": v for k, v in n.state_dict().items()}, 3),
+        (lambda n: AveragedModel(n).state_dict(), 2),
+    ],
+)
+def test_what_people_save(wrap, notes: int, tmp_path: Path) -> None:
+    module = net()
+    found = state_dicts.read(written(wrap(module), tmp_path / "net.pth"))
+    expected = {k: v for k, v in module.state_dict().items() if "num_batches" not in k}
+    assert set(found.tensors) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found.tensors[name], value, rtol=0, atol=0)
+        assert not found.tensors[name].requires_grad
+    assert len(found.notes) == notes, "all that was done is said, and nothing else"
+    assert all(str(tmp_path / "net.pth") in note for note in found.notes)
+
+
+def test_the_old_form_and_safetensors(tmp_path: Path) -> None:
+    values = {"a.weight": torch.randn(2, 3)}
+    torch.save(values, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(values, tmp_path / "new.SafeTensors")
+    for name in ("old.pt", "new.SafeTensors"):
+        found = state_dicts.read(tmp_path / name)
+        torch.testing.assert_close(found.tensors, values, rtol=0, atol=0)
+        assert not found.notes
+
+
+def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return ran.touch, ()
+
+    message = refused(written({"weight": Evil()}, tmp_path / "evil.pth"))
+    assert "save net.state_dict()" in message
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    refused(tmp_path / "evil.pt")
+    assert not ran.exists()
+
+
+def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    assert "torch.nn.modules.container.Sequential" in refused(written(net(), path))
+    assert "holds a list" in refused(written([1], path))
+    assert "holds a Tensor" in refused(written(torch.ones(2), path))
+    assert "an empty dict" in refused(written({}, path))
+    assert "entry 'epoch' is a int" in refused(written({"epoch": 1, "w": torch.ones(1)}, path))
+    assert "entry 3 is a Tensor" in refused(written({3: torch.ones(1)}, path))
+    sparse = {"w": torch.eye(3).to_sparse()}
+    assert "'w' as a tensor of another kind" in refused(written(sparse, path))
+    without_end: dict = {}
+    without_end["model"] = without_end
+    assert "entry 'model' is a dict" in refused(written(without_end, path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(nn.Linear(1, 1)), str(path))
+    assert "TorchScript" in refused(path)
+    for data in (b"", b"x", b"hello", b"PK\x03\x04", b"\x80\x02}q\x00."):
+        path.write_bytes(data)
+        assert "torch.save did not write it" in refused(path)
+    (tmp_path / "a.safetensors").write_bytes(b"hello")
+    assert "as a safetensors file" in refused(tmp_path / "a.safetensors")
+
+
+def test_an_archive_that_grows_is_refused(tmp_path: Path) -> None:
+    path = written({"w": torch.zeros(100_000)}, tmp_path / "net.pth")
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    refused(packed)
+
+
+@given(data=st.data(), old=st.booleans())
+def test_any_damage_is_refused_or_gives_tensors(
+    data: st.DataObject, old: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.pth"
+    values = {"w": torch.ones(2), "b": torch.zeros(1, dtype=torch.float64)}
+    torch.save(values, path, _use_new_zipfile_serialization=not old)
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
+    with contextlib.suppress(UserError, WorldError):
+        found = state_dicts.read(path)
+        assert all(isinstance(value, torch.Tensor) for value in found.tensors.values())
