@@ -9,7 +9,18 @@ import traceback
 
 import typer
 
-from fcifar.cli import about, bench, compare, data, evaluate, output, predict, reproduce, train
+from fcifar.cli import (
+    about,
+    bench,
+    compare,
+    data,
+    evaluate,
+    output,
+    predict,
+    report,
+    reproduce,
+    train,
+)
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -24,6 +35,7 @@ app.command(name="train")(train.train)
 app.command(name="eval")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
+app.command(name="report")(report.report)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
