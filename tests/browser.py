@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ class Seen(NamedTuple):
 
     requests: list[str]  # every address that it asked for
     complaints: list[str]  # of the console, the page's policy and the page's own errors
-    width: int  # of the window, in pixels of the page
+    window: int  # its width, in pixels of the page
     content: int  # what the page takes: more than the window's means that it scrolls sideways
     background: str  # the computed colour of the page
-    picture: bytes  # PNG of the whole page
+    picture: bytes  # PNG of the whole page, where it was asked for
 
 
 def find() -> str | None:
@@ -33,44 +33,54 @@ def find() -> str | None:
     return next((path for path in map(shutil.which, NAMES) if path), None)
 
 
-def open_page(path: Path, *, width: int, dark: bool, profile: Path) -> Seen:
-    """Open a file in a window of a width, in light or dark."""
+@contextlib.contextmanager
+def browsing(profile: Path) -> Iterator[Callable[..., Seen]]:
+    """``see(path, width=390, dark=True)``: a file in a window of a width, in light or dark.
+
+    ``picture=True`` takes a picture of it, which takes seconds.
+    """
     with _browser(profile) as browser:
-        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
 
-        def call(method: str, **parameters: Any) -> dict[str, Any]:
-            return browser.call(method, session=session, **parameters)
+        def see(path: Path, *, width: int, dark: bool, picture: bool = False) -> Seen:
+            return _see(browser, path, width, dark, picture)
 
-        for domain in ("Page", "Network", "Log", "Runtime"):
-            call(f"{domain}.enable")
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        call("Emulation.setDeviceMetricsOverride", **size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        call("Emulation.setEmulatedMedia", features=[scheme])
-        call("Page.navigate", url=path.resolve().as_uri())
-        browser.wait("Page.loadEventFired")
+        yield see
 
-        def ask(expression: str) -> Any:
-            return call("Runtime.evaluate", expression=expression)["result"]["value"]
 
-        window, content = ask("innerWidth"), ask("document.documentElement.scrollWidth")
-        background = ask("getComputedStyle(document.body).backgroundColor")
-        shot = call("Page.captureScreenshot", captureBeyondViewport=True)
-        return Seen(
-            requests=[
-                event["params"]["request"]["url"] for event in browser.heard("requestWillBeSent")
-            ],
-            complaints=[
-                json.dumps(event["params"])
-                for name in ("entryAdded", "consoleAPICalled", "exceptionThrown")
-                for event in browser.heard(name)
-            ],
-            width=int(window),
-            content=int(content),
-            background=background,
-            picture=base64.b64decode(shot["data"]),
-        )
+def _see(browser: "_Browser", path: Path, width: int, dark: bool, picture: bool) -> Seen:
+    target = browser.call("Target.createTarget", url="about:blank")["targetId"]
+    session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    def call(method: str, **parameters: Any) -> dict[str, Any]:
+        return browser.call(method, session=session, **parameters)
+
+    def ask(expression: str) -> Any:
+        return call("Runtime.evaluate", expression=expression)["result"]["value"]
+
+    for domain in ("Page", "Network", "Log", "Runtime"):
+        call(f"{domain}.enable")
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    call("Emulation.setDeviceMetricsOverride", **size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    call("Emulation.setEmulatedMedia", features=[scheme])
+    browser.events.clear()
+    call("Page.navigate", url=path.resolve().as_uri())
+    browser.wait("Page.loadEventFired")
+    shot = call("Page.captureScreenshot", captureBeyondViewport=True) if picture else {"data": ""}
+    seen = Seen(
+        requests=[e["params"]["request"]["url"] for e in browser.heard("requestWillBeSent")],
+        complaints=[
+            json.dumps(event["params"])
+            for name in ("entryAdded", "consoleAPICalled", "exceptionThrown")
+            for event in browser.heard(name)
+        ],
+        window=int(ask("innerWidth")),
+        content=int(ask("document.documentElement.scrollWidth")),
+        background=ask("getComputedStyle(document.body).backgroundColor"),
+        picture=base64.b64decode(shot["data"]),
+    )
+    browser.call("Target.closeTarget", targetId=target)
+    return seen
 
 
 class _Browser:

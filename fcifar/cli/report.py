@@ -41,9 +41,7 @@ def report(
     if html is not None:
         _check_free(html, force=force)
     elif len(runs) > 1:
-        raise UserError(
-            f"{len(runs)} runs fit on a page alone; give --html FILE, or see fcifar compare"
-        )
+        raise UserError(f"{len(runs)} runs need a page: give --html FILE, or use fcifar compare")
     if plots:
         _draw(runs, data_dir, quiet=quiet)
     if html is None:

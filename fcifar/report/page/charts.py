@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48.0, 12.0, 12.0, 40.0
 POINTS = 400  # of a line; the drawing has not room for more
 COLORS = 7  # of lines, --c0 to --c6 of the page
 ROW, ROW_TOP = 44.0, 8.0  # of a strip chart
+_LARGEST = 1e300  # what is farther from 0 has no place; nor has what is not finite
 
 
 class Line(NamedTuple):
@@ -71,7 +72,7 @@ def line_chart(
     Returns:
         The drawing; a sentence where no value is finite.
     """
-    finite = [p for line in lines for p in line.points if all(map(math.isfinite, p))]
+    finite = [p for line in lines for p in line.points if _has_place(p)]
     if not finite:
         return tag("p", f"{y_name}: no finite value", class_="note")
     xs, ys = zip(*finite, strict=True)
@@ -97,9 +98,9 @@ def drawing(parts: Sequence[Html], width: float, height: float, title: str) -> H
 
 def _scale(low: float, high: float, start: float, end: float, room: float) -> Scale:
     """A scale from the least to the greatest value, with some room at both ends."""
-    width = high - low
-    if width <= 1e-9 * max(abs(low), abs(high)):  # one value: in the middle
-        width = abs(high) or 1.0
+    width, largest = high - low, max(abs(low), abs(high))
+    if width <= max(1e-9 * largest, 1 / _LARGEST):  # one value: in the middle
+        width = largest if largest > 1 / _LARGEST else 1.0
         low, high = low - 0.5 * width * (room > 0), high + 0.5 * width
     return Scale(low - room * width, high + room * width, start, end)
 
@@ -154,11 +155,15 @@ def _unbroken(points: Sequence[tuple[float, float]]) -> list[list[tuple[float, f
     """The pieces of a line between values that are not finite."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for point in points:
-        if all(map(math.isfinite, point)):
+        if _has_place(point):
             pieces[-1].append(point)
         elif pieces[-1]:
             pieces.append([])
     return [piece for piece in pieces if piece]
+
+
+def _has_place(point: tuple[float, float]) -> bool:
+    return all(abs(value) <= _LARGEST for value in point)
 
 
 def strip_chart(strips: Sequence[Strip], *, title: str, x_name: str) -> Html:

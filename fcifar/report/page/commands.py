@@ -61,13 +61,11 @@ def changed(recipe: Recipe, base: Recipe) -> list[str] | None:
         if name not in ("name", "model", "model_options", *TEXTS) and value != then[name]:
             found.append(f"{name}={_value(name, value)}")
     options, before = now["model_options"], then["model_options"]
-    if set(before) - set(options) or set(options) & set(now):
+    differing = [n for n in options if n not in before or options[n] != before[n]]
+    # An option cannot be taken away, nor one reached that is called as a value of the recipe.
+    if set(before) - set(options) or set(differing) & set(now):
         return None
-    return found + [
-        f"{name}={_value(name, value)}"
-        for name, value in options.items()
-        if name not in before or value != before[name]
-    ]
+    return [*found, *(f"{name}={_value(name, options[name])}" for name in differing)]
 
 
 def _value(name: str, value: Any) -> str:

@@ -14,7 +14,7 @@ _PANELS = (("loss", "loss, nats", 1.0, ""), ("accuracy", "accuracy, %", 100.0, "
 _SEVERAL = 7  # runs with a colour each; more are lines of the same
 
 Records = Sequence[Mapping[str, Any]]
-Points = list[tuple[float, float]]
+Points = Sequence[tuple[float, float]]
 
 
 def of_run(run: Run) -> Html:
@@ -40,7 +40,7 @@ def of_runs(runs: Sequence[Run]) -> Html:
     def lines(field: str, scale: float) -> list[Line]:
         found = [(i, run, series(run.records, field, scale)) for i, run in enumerate(runs)]
         return [
-            Line(f"{run.name}, {_IN_WORDS.get(name, name)}", points, i, style)
+            Line(f"{run.name}, {_IN_WORDS.get(name, name)}", points, i, _style(name, points, style))
             for name, style in (("training", "solid"), ("valid", "dashed"), ("test", "dots"))
             for i, run, of_run in found
             if (points := of_run.get(name))
@@ -57,7 +57,7 @@ def of_many(logs: Sequence[Records]) -> Html:
 
     def lines(field: str, scale: float) -> list[Line]:
         return [
-            Line(_IN_WORDS.get(name, name), points, _COLOR[name], style)
+            Line(_IN_WORDS.get(name, name), points, _COLOR[name], _style(name, points, style))
             for name, style in (("training", "thin"), ("valid", "thin"), ("test", "dots"))
             for records in logs
             if (points := series(records, field, scale).get(name))
@@ -69,9 +69,9 @@ def of_many(logs: Sequence[Records]) -> Html:
     return _panels(lines, entry)
 
 
-def series(records: Records, field: str, scale: float) -> dict[str, Points]:
+def series(records: Records, field: str, scale: float) -> dict[str, list[tuple[float, float]]]:
     """By what was measured (training, valid, test): epochs and values, NaN where not finite."""
-    found: dict[str, Points] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         if record.get("kind") in ("train", "eval") and field in record:
             name = str(record.get("split")) if record["kind"] == "eval" else "training"
@@ -100,10 +100,10 @@ def _panels(
     return pair(*figures)
 
 
-def _style(name: str, points: Points) -> str:
+def _style(name: str, points: Points, style: str = "") -> str:
     if name == "test" or len(points) == 1:
         return "dots"
-    return "solid" if name == "training" else "dashed"
+    return style or ("solid" if name == "training" else "dashed")
 
 
 def _last(points: Points, unit: str) -> str:

@@ -19,19 +19,22 @@ def headline(summary: Mapping[str, Any]) -> Html:
         return tiles(_of_replicas(cells[0]))
     best = next((cell for cell in cells if cell["name"] == summary["best"]), None)
     ended = sum(len(cell["runs"]) for cell in cells)
-    figures = [("runs", f"{ended}", f"of {len(summary['members'])} came to their end")]
+    runs = ("runs", ended, f"of {len(summary['members'])} came to their end")
+    figures: list[tuple[object, object, object]] = [runs]
     if best is not None:
-        figures += [
+        tested = best["test_accuracy"]
+        figures = [
+            (
+                "test accuracy of the best",
+                percent(tested["mean"]),
+                "one run" if tested["n"] == 1 else f"mean of {tested['n']} runs",
+            ),
             (
                 "best on validation",
                 best["name"],
-                f"{percent(best['valid_accuracy']['mean'])} of the images held out",
+                f"right on {percent(best['valid_accuracy']['mean'])} of the images held out",
             ),
-            (
-                "its test accuracy",
-                percent(best["test_accuracy"]["mean"]),
-                f"mean of {best['test_accuracy']['n']}",
-            ),
+            runs,
         ]
     note = (
         "No images were held out, so none of the settings is chosen as the best: the test images "
@@ -172,7 +175,9 @@ def _grid(summary: Mapping[str, Any]) -> Html:
         tag("tr", tag("th", row, scope="row"), *(cell_of(row, column) for column in columns))
         for row in dict.fromkeys(row for row, _ in found)
     ]
-    grid = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body))
+    grid = tag(
+        "table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body)
+    )
     return scroll(caption, grid)
 
 
@@ -180,7 +185,7 @@ def members(summary: Mapping[str, Any]) -> Html:
     """Every run of the group."""
     head = ("run", "test accuracy", "test loss", "training", "digest")
     rows = [
-        (member["name"], "failed", member["failed"], "-", "")
+        (member["name"], "-", "-", "-", f"failed: {member['failed']}")
         if "failed" in member
         else (
             member["name"],

@@ -68,8 +68,8 @@ def table(
         rows: cells, as many as ``head``.
         wide: as wide as the page, however little there is in it.
     """
-    cells = [list(map(text, row)) for row in rows]
-    numeric = [bool(cells) and all(is_number(row[i]) for row in cells) for i in range(len(head))]
+    cells, columns = [list(map(text, row)) for row in rows], range(len(head))
+    numeric = [i > 0 and bool(cells) and all(is_number(row[i]) for row in cells) for i in columns]
 
     def kind(column: int) -> str | None:
         return "number" if numeric[column] else None
@@ -87,7 +87,7 @@ def table(
         caption,
         tag(
             "table",
-            tag("caption", caption),
+            tag("caption", tag("span", caption)),
             tag("thead", tag("tr", *titles)) if any(head) else "",
             tag("tbody", *body),
             class_="wide" if wide else None,
