@@ -8,12 +8,14 @@ import base64
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+PATIENCE = 120  # seconds
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -111,6 +113,8 @@ class _Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
+            ready, _, _ = select.select([self.answers], [], [], PATIENCE)
+            assert ready, f"the browser has said nothing for {PATIENCE} s"
             part = os.read(self.answers, 2**20)
             assert part, "the browser has gone"
             self.rest += part

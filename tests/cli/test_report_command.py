@@ -13,8 +13,11 @@ import torch
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
+from fcifar.data.files import write_text
+from fcifar.errors import UserError
+from fcifar.report import page
 from fcifar.report.page.commands import train_command
-from fcifar.runs import group, loop, manifest, many
+from fcifar.runs import group, jsonfiles, loop, manifest, many
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.safeguards import Safeguards
 from tests import browser
@@ -69,9 +72,6 @@ def _copied(place: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def pages(place: Path) -> dict[str, Path]:
     """A page of each kind."""
-    from fcifar.data.files import write_text
-    from fcifar.report import page
-
     found = {}
     for name, runs in PAGES.items():
         found[name] = place / f"{name}.html"
@@ -177,6 +177,18 @@ def test_the_page_of_a_group_says_what_its_runs_say_together(pages, place: Path)
     assert "lr by momentum" in Read(pages["sweep"].read_text()).words
 
 
+def test_a_group_of_more_runs_than_a_page_has_begins_with_the_best(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "LARGEST", 1)
+    read = Read(page.make([place / "s"], place / "data"))
+    best = json.loads((place / "s/summary.json").read_text())["best"]
+    assert "curves, classes and images of 1 runs" in read.words
+    assert f"the answers of the runs with {best} added up" in read.words
+    with pytest.raises(UserError, match="2 runs are too many for one page"):
+        page.make([place / "run0", place / "run1"], place / "data")
+
+
 def test_the_same_run_gives_the_same_page(fcifar, tmp_path: Path) -> None:
     for name in ("a.html", "b.html"):
         done = fcifar("report", "run0", "--html", name)
@@ -185,7 +197,10 @@ def test_the_same_run_gives_the_same_page(fcifar, tmp_path: Path) -> None:
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
 
 
-def test_the_command_on_a_page_gives_the_same_bits(fcifar, tmp_path: Path) -> None:
+def test_the_command_on_a_page_gives_the_same_bits(
+    fcifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcifar.report.run.draw", lambda run, data: None)  # it takes seconds
     command = train_command(manifest.read_settings(tmp_path / "run1"))
     assert command is not None
     done = fcifar(*shlex.split(command)[1:], "--out", "again", "--json", "--quiet")
@@ -250,6 +265,7 @@ def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch)
         (["nowhere", "--html", "p"], 2, "nowhere is not a run directory"),
         (["half", "--html", "p"], 2, "half has not come to its end"),
         (["bad", "--html", "p"], 1, "was changed after it was written"),
+        (["odd", "--html", "p"], 1, "odd holds values that fcifar did not write"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
@@ -261,6 +277,9 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     shutil.copytree(tmp_path / "run0", tmp_path / "bad")
     report = tmp_path / "bad/report.json"
     report.write_text(report.read_text().replace('"seed": 0', '"seed": 3'))
+    shutil.copytree(tmp_path / "run0", tmp_path / "odd")
+    values = jsonfiles.read_sealed(tmp_path / "odd/report.json")
+    jsonfiles.write_sealed(tmp_path / "odd/report.json", {**values, "per_class": [1, 2]})
     done = fcifar("report", *words, "-q")
     assert done.status == status
     assert line in done.err

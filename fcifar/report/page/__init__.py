@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fcifar.errors import UserError
+from fcifar.errors import UserError, WorldError
 from fcifar.report.page import (
     curves,
     gathering,
@@ -24,7 +24,7 @@ from fcifar.report.page.gathering import Run
 from fcifar.report.page.html import folded, pair
 from fcifar.runs import directory, group, jsonfiles
 
-LARGEST = 100  # runs of a comparison; a page of more says nothing to anybody
+LARGEST = 100  # runs that a page has in full; more would say nothing to anybody
 
 _OPEN = 2  # confusion matrices of a comparison; the others are folded
 
@@ -43,6 +43,14 @@ def make(paths: Sequence[Path], root: Path) -> str:
         UserError: one is no run, or has not come to its end; or there are too many.
         WorldError: a file of one is damaged.
     """
+    try:
+        return _make(paths, root)
+    except (LookupError, TypeError, AttributeError) as error:
+        where = ", ".join(map(str, paths))
+        raise WorldError(f"{where} holds values that fcifar did not write: {error!r}") from error
+
+
+def _make(paths: Sequence[Path], root: Path) -> str:
     if len(paths) == 1 and group.is_group(paths[0]):
         return _of_group(paths[0], root)
     found = group.expand(paths)
@@ -124,17 +132,19 @@ def _of_runs(runs: Sequence[Run], root: Path) -> str:
 
 def _of_group(path: Path, root: Path) -> str:
     summary, asked = group.read_summary(path), jsonfiles.read_sealed(path / group.FILE)
-    runs = gathering.read_runs(group.finished(path))
+    finished = _best_first(summary, group.finished(path))
+    runs = gathering.read_runs(finished[:LARGEST])
     logs = [
         directory.read_records(path / member["name"])
-        for member in summary["members"]
+        for member in summary["members"][:LARGEST]
         if (path / member["name"] / directory.MANIFEST).exists()
     ]
     together, which = _alike(summary, runs)
+    cut = f"; curves, classes and images of {LARGEST} runs" if len(finished) > LARGEST else ""
     swept = f", {' and '.join(summary['swept'])} swept" if summary["swept"] else ""
     return document(
         title=f"{summary['recipe']} on {summary['dataset']}: {len(summary['members'])} runs{swept}",
-        about=f"{path.name or path}, begun {_day(asked)}",
+        about=f"{path.name or path}, begun {_day(asked)}{cut}",
         head=groups.headline(summary),
         parts=[
             Part("spread", "Spread", [groups.spread(summary)]),
@@ -149,6 +159,14 @@ def _of_group(path: Path, root: Path) -> str:
             Part("environment", "Environment", [reproduction.environment([("", asked)])]),
         ],
     )
+
+
+def _best_first(summary: dict[str, Any], runs: Sequence[Path]) -> list[Path]:
+    """The runs, those of the best point of a sweep before the others."""
+    best = {
+        run for cell in summary["cells"] if cell["name"] == summary["best"] for run in cell["runs"]
+    }
+    return sorted(runs, key=lambda run: run.name not in best)
 
 
 def _alike(summary: dict[str, Any], runs: Sequence[Run]) -> tuple[list[Run], str]:

@@ -9,6 +9,7 @@ from fcifar.report.page.html import Html, join, scroll, table, tag, tiles
 from fcifar.report.page.results import between, loss, percent, seconds
 
 STRIPS = 40  # rows of the chart of the spread; the table has all
+_SPREAD = ("std_accuracy", "std_independent", "std_distribution")
 _GRID = "Mean accuracy of each point of the sweep on {} images, %"
 
 
@@ -92,12 +93,36 @@ def spread(summary: Mapping[str, Any]) -> Html:
     if any(strip.interval for strip in strips):
         named.append(("95 % interval of the mean", 1, "interval", ""))
     caption = tag("figcaption", "Test accuracy of each network, %")
-    return join([tag("figure", caption, chart, legend(named)), *map(_origin, cells)])
+    origin = _origins(cells) if len(cells) > 1 else join(map(_origin, cells))
+    return join([tag("figure", caption, chart, legend(named)), origin])
 
 
 def _interval(figures: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Of the mean, in per cent; None for one run."""
     ends = figures["low"], figures["high"]
-    return None if None in ends else (100 * ends[0], 100 * ends[1])
+    if None in ends:
+        return None
+    return 100 * max(ends[0], 0.0), 100 * min(ends[1], 1.0)  # of few runs it may go beyond
+
+
+def _origins(cells: Sequence[Mapping[str, Any]]) -> Html:
+    """How much of the spread is real at each point of a sweep."""
+    rows = [
+        (
+            cell["name"],
+            len(cell["runs"]),
+            *(f"{100 * cell['together'][name]:.2f}" for name in _SPREAD),
+        )
+        for cell in cells
+        if cell["together"]
+    ]
+    title = "Standard deviation of the test accuracy, in points"
+    note = (
+        "Independent errors from image to image give some of it. The rest is real difference "
+        "between the networks; where it is negative, none shows."
+    )
+    head = ("", "runs", "seen", "independent errors", "real difference")
+    return join([table(title, head, rows), tag("p", note, class_="note")]) if rows else Html("")
 
 
 def _origin(cell: Mapping[str, Any]) -> Html:
@@ -213,8 +238,3 @@ def clocks(summary: Mapping[str, Any]) -> Html:
 
 def _mean(figures: Mapping[str, Any] | None) -> str:
     return percent(figures["mean"]) if figures else "-"
-
-
-def failed(summary: Mapping[str, Any]) -> Sequence[str]:
-    """The names of the runs that did not come to their end."""
-    return [member["name"] for member in summary["members"] if "failed" in member]

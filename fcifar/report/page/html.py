@@ -114,7 +114,7 @@ def tiles(figures: Iterable[tuple[object, object, object]]) -> Html:
     return tag(
         "dl",
         *(
-            tag("div", tag("dt", name), tag("dd", value, class_="value"), tag("dd", about))
+            tag("div", tag("dt", name), tag("dd", value, class_=_value(value)), tag("dd", about))
             for name, value, about in figures
         ),
         class_="tiles",
@@ -124,6 +124,10 @@ def tiles(figures: Iterable[tuple[object, object, object]]) -> Html:
 def pair(*parts: object) -> Html:
     """Parts side by side, where there is room."""
     return tag("div", *parts, class_="pair")
+
+
+def _value(value: object) -> str:
+    return "value" if is_number(str(value)) else "value words"
 
 
 def folded(summary: str, *children: object) -> Html:
