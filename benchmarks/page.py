@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, results, tables
+from benchmarks import parts, records, results, tables
 from benchmarks.compare_records import figures
 from fcifar.data.files import write_text
 from fcifar.runs.bench import YARDSTICK
@@ -64,8 +64,8 @@ def outdated(folder: Path, docs: Path) -> list[str]:
         Path("folder/README.md"): folder / "README.md",
         Path("docs/results.md"): docs / "results.md",
     }
-    plots = (docs / results.PLOTS).glob("*.svg")
-    there |= {Path("docs") / results.PLOTS / path.name: path for path in plots}
+    plots = (docs / parts.PLOTS).glob("*.svg")
+    there |= {Path("docs") / parts.PLOTS / path.name: path for path in plots}
     return sorted(
         path.name
         for path in made.keys() | there.keys()

@@ -20,7 +20,7 @@ from benchmarks import (
     processes,
     record,
     records,
-    results,
+    speed_parts,
     steps,
     tables,
     tutorial,
@@ -353,7 +353,7 @@ def test_a_plot_is_small_and_whole_in_itself(path: Path) -> None:
 
 def test_a_ratio_on_a_plot_is_that_of_the_record() -> None:
     found = [made(step_results(), name="steps")]
-    panels = [results._step_panel(each) for each in ([s] for s in tables.steps(found[0]))]
+    panels = [speed_parts.step_panel(each) for each in ([s] for s in tables.steps(found[0]))]
     (line,) = [line for line in panels[0].lines if line.name == "fcifar, compiled"]
     assert line.points == [(4.0, 2.0)]
     assert panels[0].mark == 1.0
