@@ -8,11 +8,23 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from benchmarks import compare_records, grads, page, processes, record, records, steps, tutorial
+from benchmarks import (
+    compare_records,
+    grads,
+    page,
+    processes,
+    record,
+    records,
+    speed_parts,
+    steps,
+    tables,
+    tutorial,
+)
 from benchmarks.contenders import CONTENDERS, DEVICES, NETWORKS, why_not
 from fcifar import data, models, recipes
 from fcifar.recipes.tutorials import TUTORIALS
@@ -281,9 +293,8 @@ def test_the_page_has_every_record(tmp_path: Path) -> None:
     group = {"ours": {"median_seconds": 0.1, "seconds": [0.1, 0.1]}, "b": {"median_seconds": 0.2}}
     write_record(tmp_path, "steps", {**step_results(), "a draw": group})
     write_record(tmp_path, "others", {"seconds": {"a": [1.0, 2.0, 3.0], "b": [8.0]}})
-    paths = page.write(tmp_path)
-    assert [path.name for path in paths] == ["README.md", "steps-cpu.png"]
-    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    paths = page.write(tmp_path, tmp_path / "docs")
+    assert [path.name for path in paths] == ["README.md", "results.md", "steps-cpu.svg"]
     text = paths[0].read_text()
     assert "| batch | module | fcifar_compiled | another |" in text
     assert "| 4 | 8 ms | 4 ms (2.00x) | 16 us (500.00x) |" in text
@@ -291,7 +302,7 @@ def test_the_page_has_every_record(tmp_path: Path) -> None:
     assert "| b | 200 ms | 0.50x |  |  |" in text
     assert "| seconds / a | 2 | 1.00x | 50 % | 3 |" in text
     assert "| seconds / b | 8 | 0.25x |  | 1 |" in text
-    assert "(steps-cpu.png)" in text
+    assert "(results/steps-cpu.svg)" in paths[1].read_text()
     assert "a processor, 2 threads; torch 2.15.0; commit 000000000000" in text
 
 
@@ -301,10 +312,58 @@ def write_record(folder: Path, name: str, results: dict[str, Any]) -> None:
 
 def test_the_same_records_give_the_same_page(tmp_path: Path) -> None:
     write_record(tmp_path, "steps", step_results())
-    once = [path.read_bytes() for path in page.write(tmp_path)]
-    assert [path.read_bytes() for path in page.write(tmp_path)] == once
+    once = [path.read_bytes() for path in page.write(tmp_path, tmp_path / "docs")]
+    assert [path.read_bytes() for path in page.write(tmp_path, tmp_path / "docs")] == once
+    assert page.outdated(tmp_path, tmp_path / "docs") == []
+
+
+def test_a_page_that_is_behind_its_records_is_named(tmp_path: Path) -> None:
+    write_record(tmp_path, "steps", step_results())
+    docs = tmp_path / "docs"
+    assert page.outdated(tmp_path, docs) == ["README.md", "results.md", "steps-cpu.svg"]
+    page.write(tmp_path, docs)
+    (docs / "results/left-over.svg").write_text("")
+    (docs / "results/steps-cpu.svg").write_text("")
+    assert page.outdated(tmp_path, docs) == ["left-over.svg", "steps-cpu.svg"]
+    page.write(tmp_path, docs)
+    assert page.outdated(tmp_path, docs) == []
+
+
+def test_the_pages_are_up_to_date_with_the_records() -> None:
+    assert page.outdated(records.RESULTS, page.DOCS) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted(page.DOCS.glob("results/*.svg")), ids=lambda path: path.name
+)
+def test_a_plot_is_small_and_whole_in_itself(path: Path) -> None:
+    data = path.read_bytes()
+    assert len(data) < 100_000
+    root = ElementTree.fromstring(data)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.get("aria-label")
+    width, height = (float(root.get(name, "0")) for name in ("width", "height"))
+    for element in root.iter():
+        assert not any("href" in name for name in element.attrib)
+        for name, size in (("x", width), ("cx", width), ("y", height), ("cy", height)):
+            assert 0 <= float(element.get(name, 0)) <= size
+    assert b"url(" not in data
+    assert path.name in (page.DOCS / "results.md").read_text()
+
+
+def test_a_ratio_on_a_plot_is_that_of_the_record() -> None:
+    found = [made(step_results(), name="steps")]
+    panels = [speed_parts.step_panel(each) for each in ([s] for s in tables.steps(found[0]))]
+    (line,) = [line for line in panels[0].lines if line.name == "fcifar, compiled"]
+    assert line.points == [(4.0, 2.0)]
+    assert panels[0].mark == 1.0
+    assert "2 threads" in tables.machine(found[0])
+
+
+def test_a_page_of_no_records_is_a_page(tmp_path: Path) -> None:
+    assert [path.name for path in page.write(tmp_path, tmp_path)] == ["README.md", "results.md"]
 
 
 def test_durations_have_three_digits() -> None:
-    found = [page.duration(s) for s in (1.2345e-6, 1.2345e-3, 0.12345, 1.2345, 123.45, 1234.5)]
+    found = [tables.duration(s) for s in (1.2345e-6, 1.2345e-3, 0.12345, 1.2345, 123.45, 1234.5)]
     assert found == ["1.23 us", "1.23 ms", "123 ms", "1.23 s", "123 s", "1230 s"]

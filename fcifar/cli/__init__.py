@@ -21,6 +21,7 @@ from fcifar.cli import (
     output,
     predict,
     processes,
+    report,
     reproduce,
     runs,
     train,
@@ -42,6 +43,7 @@ app.command(name="eval")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
 app.command(name="export")(export.export)
+app.command(name="report")(report.report)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")

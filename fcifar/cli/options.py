@@ -86,7 +86,7 @@ RunsDir = Annotated[
         help="The folder of runs.",
         callback=in_utf8,
         show_default="$FCIFAR_RUNS, else runs/",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 Json = Annotated[

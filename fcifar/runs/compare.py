@@ -79,7 +79,7 @@ def compare(
     """
     check(runs, networks)
     check_images(networks, dataset, split)
-    names = list(itertools.islice(_letters(), len(runs)))
+    names = list(itertools.islice(letters(), len(runs)))
     measured, correct = [], []
     for name, run, network in zip(names, runs, networks, strict=True):
         figures, examples = trained.evaluate(network, runtime, dataset, split)
@@ -90,7 +90,7 @@ def compare(
         "split": split,
         "n": measured[0]["n"],
         "runs": measured,
-        "comparisons": [_against_first(names, correct, i) for i in range(1, len(runs))],
+        "comparisons": [against_first(names, correct, i) for i in range(1, len(runs))],
     }
 
 
@@ -127,7 +127,14 @@ def _chosen(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> dict[str, Any]:
+def against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> dict[str, Any]:
+    """How network ``i`` differs from the first one, as values that JSON holds.
+
+    Args:
+        names: of the networks.
+        correct: bool [N] for each: whether it was right, on the same examples in the same order.
+        i: 1 or more.
+    """
     difference = paired_difference(correct[0], correct[i])
     return {
         "first": names[0],
@@ -137,7 +144,7 @@ def _against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> d
     }
 
 
-def _letters() -> Iterator[str]:
+def letters() -> Iterator[str]:
     """A to Z, then AA, AB and so on."""
     for length in itertools.count(1):
         yield from map("".join, itertools.product(string.ascii_uppercase, repeat=length))

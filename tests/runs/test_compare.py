@@ -118,7 +118,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_letters_never_end() -> None:
-    letters = compare._letters()
+    letters = compare.letters()
     names = [next(letters) for _ in range(800)]
     assert (names[0], names[25], names[26], names[27], names[702]) == ("A", "Z", "AA", "AB", "AAA")
     assert len(set(names)) == 800

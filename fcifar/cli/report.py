@@ -1,0 +1,101 @@
+"""fcifar report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fcifar.cli import options, output
+from fcifar.errors import UserError
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories, or a group of runs."),
+    ],
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write a page of it, whole in one file."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots", help="Draw the pictures in plots/ again.")
+    ] = False,
+    data_dir: options.DataDir = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> int:
+    """Show what a run came to, as training did at its end; or make a page of it.
+
+    The page of --html has settings, curves, tables, confusions, the hardest
+    images and how to reproduce it all. It loads nothing and needs no script. Of
+    several runs it is a comparison.
+    """
+    from fcifar import data
+    from fcifar.cli import progress
+    from fcifar.data.files import write_text
+    from fcifar.report import page
+
+    if html is not None:
+        _check_free(html, force=force)
+    elif len(runs) > 1:
+        raise UserError(f"{len(runs)} runs need a page: give --html FILE, or use fcifar compare")
+    if plots:
+        _draw(runs, data_dir, quiet=quiet)
+    if html is None:
+        return _show(runs[0], json=json)
+    with progress.doing("making the page", quiet=quiet):
+        text = page.make(runs, data.data_root(data_dir))
+        write_text(html, text)
+    if json:
+        output.document(
+            {"html": str(html), "bytes": len(text.encode()), "runs": list(map(str, runs))}
+        )
+    else:
+        output.line(f"{html}: {len(text.encode()) / 1e3:,.0f} kB, open it in any browser")
+    return 0
+
+
+def _check_free(path: Path, *, force: bool) -> None:
+    """Make sure that a page may be written to ``path``."""
+    if path.is_dir():
+        raise UserError(f"--html {path} is a folder; give the name of a file, such as page.html")
+    if path.exists() and not force:
+        raise UserError(f"{path} is there already; choose another --html, or add --force")
+
+
+def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
+    """Fill the ``plots/`` of runs and groups again."""
+    from fcifar.cli import progress
+    from fcifar.cli.data import open_dataset
+    from fcifar.report import groups, run
+    from fcifar.runs import group, manifest
+
+    for path in runs:
+        if group.is_group(path):
+            groups.draw(path)
+        for each in group.expand([path]):
+            settings = manifest.read_settings(each)
+            data = open_dataset(settings.dataset_name, data_dir, quiet=quiet)
+            manifest.check_same_data(each, settings, data)
+            with progress.doing(f"drawing the pictures of {each}", quiet=quiet):
+                run.draw(each, data)
+
+
+def _show(path: Path, *, json: bool) -> int:
+    """Print what training printed at its end."""
+    from fcifar.cli import groups, trained
+    from fcifar.report.page import gathering
+    from fcifar.runs import group
+
+    is_group = group.is_group(path)
+    if is_group:
+        group.finished(path)
+    values = group.read_summary(path) if is_group else gathering.read_runs([path])[0].report
+    if json:
+        output.document(values)
+    else:
+        (groups.show if is_group else trained.show)(values)
+    return 0

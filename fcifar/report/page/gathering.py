@@ -1,0 +1,117 @@
+"""What a page is made of, read from run directories."""
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fcifar import data
+from fcifar.errors import UserError, WorldError
+from fcifar.runs import directory, manifest
+from fcifar.runs.compare import letters
+from fcifar.runs.evaluate import read_predictions
+from fcifar.runs.manifest import Settings
+from fcifar.step import Examples
+
+_NEEDED = (
+    *("recipe", "dataset", "seed", "steps", "epochs", "selected", "stopped_early"),
+    *("test_accuracy", "test_loss", "test_n", "interval95", "per_class", "confusion"),
+    *("train_seconds", "compile_seconds", "images_per_second", "params_digest"),
+)
+
+
+class Run(NamedTuple):
+    """A run that has come to its end."""
+
+    name: str  # A, B and so on
+    path: Path
+    settings: Settings
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    records: list[dict[str, Any]]
+    predictions: tuple[Examples, Tensor] | None  # and the labels; None where they are gone
+
+    @property
+    def title(self) -> str:
+        """What run this is, in a few words."""
+        report = self.report
+        return f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
+
+
+class Pictures(NamedTuple):
+    """The test images, or why there are none."""
+
+    images: Tensor | None  # uint8 [N, 3, H, W]
+    why_not: str = ""
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Everything about runs.
+
+    Raises:
+        UserError: one is not a run directory, or has not come to its end.
+        WorldError: a file is damaged.
+    """
+    names = itertools.islice(letters(), len(paths))
+    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _read(path: Path, name: str) -> Run:
+    settings = manifest.read_settings(path)
+    if not (path / directory.REPORT).exists():
+        raise UserError(
+            f"{path} has not come to its end; continue it with "
+            f"fcifar train --resume {shlex.quote(str(path))}"
+        )
+    report = directory.read_report(path)
+    if missing := [name for name in _NEEDED if name not in report]:
+        raise WorldError(f"{path / directory.REPORT} is not complete: {missing[0]} is missing")
+    predictions = path / directory.PREDICTIONS
+    return Run(
+        name=name,
+        path=path,
+        settings=settings,
+        manifest=directory.read_manifest(path),
+        report=report,
+        records=directory.read_records(path),
+        predictions=read_predictions(predictions) if predictions.exists() else None,
+    )
+
+
+def on_same_images(runs: Sequence[Run]) -> bool:
+    """Whether all runs have predictions of the same test images."""
+    first = runs[0]
+    return all(
+        run.predictions is not None
+        and first.predictions is not None
+        and run.settings.dataset_digest == first.settings.dataset_digest
+        and run.predictions[0].logits.shape == first.predictions[0].logits.shape
+        and torch.equal(run.predictions[1], first.predictions[1])
+        for run in runs
+    )
+
+
+def pictures_of(run: Run, root: Path) -> Pictures:
+    """The test images of a run's data set, if it is prepared in ``root`` as it was then.
+
+    Nothing is fetched.
+    """
+    name, digest = run.settings.dataset_name, run.settings.dataset_digest
+    if all(each.name != name for each in data.list_prepared(root)):
+        return Pictures(None, f"the data set {name} is not prepared where this page was made")
+    try:
+        dataset = data.load(name, root)
+        data.verify(name, root)
+    except (UserError, WorldError) as error:
+        return Pictures(None, f"the data set cannot be read: {error}")
+    if dataset.digest != digest:
+        return Pictures(
+            None,
+            f"the data set that is prepared as {name} is another one (digest "
+            f"{dataset.digest[:12]}, then {digest[:12]})",
+        )
+    return Pictures(dataset.test_images)

@@ -1,0 +1,330 @@
+"""fcifar report: what a run came to, and a page of it that is whole in itself."""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcifar import data, random, recipes
+from fcifar.data import Split, make_dataset
+from fcifar.data.files import write_text
+from fcifar.errors import UserError
+from fcifar.report import page
+from fcifar.report.page.commands import train_command
+from fcifar.runs import group, jsonfiles, loop, manifest, many
+from fcifar.runs.runtime import Runtime
+from fcifar.runs.safeguards import Safeguards
+from tests import browser
+from tests.commands import fits
+
+# Names come from outside.
+EVIL = ("<script>alert(1)</script>", '" onload="x', "a&b", "</style>", "é ß", *"fghij")
+ODD = "run <i>&amp; 'co'"
+PAGES = {"run": ["run0"], "odd": [ODD], "pair": ["run0", "run1"], "group": ["g"], "sweep": ["s"]}
+VOID = {"meta", "link", "img", "br"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs, groups, and the data set they were made from."""
+    place = tmp_path_factory.mktemp("place")
+    train, test = (
+        Split(random.randint(random.key(seed), (size, 3, 32, 32), 0, 256).byte(), labels)
+        for seed, size in enumerate((42, 23))
+        for labels in [torch.arange(size) % 10]
+    )
+    tiny = make_dataset("tiny", train, test, EVIL, "tests")
+    data.save(tiny, place / "data")
+    recipe = recipes.get("blitz").replace(batch_size=6, epochs=2, valid_fraction=0.2, log_every=2)
+    for seed in (0, 1):
+        loop.train(place / f"run{seed}", recipe, Runtime(threads=1, seed=seed), tiny)
+    (place / "run1").rename(place / ODD)
+    shutil.copytree(place / ODD, place / "run1")
+    rates = [(rate, recipe.replace(learning_rate=rate)) for rate in (0.001, 0.01)]
+    for name, sweep, seeds in (
+        ("g", {}, (0, 1, 2)),
+        ("s", {"lr": rates, "momentum": [(0.5, recipe.replace(momentum=0.5))]}, (0,)),
+    ):
+        asked = group.Group(
+            members=group.plan(recipe, sweep, seeds),
+            method="loop",
+            runtime=Runtime(threads=1),
+            compiled=False,
+            dataset_name="tiny",
+            dataset_digest=tiny.digest,
+            safeguards=Safeguards(),
+        )
+        many.train(place / name, asked, tiny)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _copied(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def pages(place: Path) -> dict[str, Path]:
+    """A page of each kind."""
+    found = {}
+    for name, runs in PAGES.items():
+        found[name] = place / f"{name}.html"
+        write_text(found[name], page.make([place / run for run in runs], place / "data"))
+    return found
+
+
+class Read(HTMLParser):
+    """A page as a parser sees it: elements with attributes, what does not close, what it says."""
+
+    def __init__(self, markup: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(markup)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, text: str) -> None:
+        self.words += text + "\n"
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_refers_to_nothing_outside_itself(pages, name: str) -> None:
+    read = Read(pages[name].read_text())
+    assert not read.open
+    ids = {attributes["id"] for _, attributes in read.elements if "id" in attributes}
+    for tag, attributes in read.elements:
+        assert tag not in ("script", "iframe", "object", "embed", "form", "i", "base"), tag
+        for key, value in attributes.items():
+            assert not key.startswith("on"), (tag, key)
+            if key in ("src", "href", "srcset", "xlink:href", "poster", "action", "data"):
+                assert value.startswith("data:") or value[1:] in ids, (tag, key, value)
+            assert "url(" not in value
+            assert "http" not in value or key == "http-equiv" or tag == "meta"
+    style = pages[name].read_text().partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_can_be_read_by_everybody(pages, name: str) -> None:
+    """Headings in order, captions, texts for pictures, boxes that the keyboard can scroll."""
+    text = pages[name].read_text()
+    read = Read(text)
+    levels = [int(tag[1]) for tag, _ in read.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert set(levels[1:]) == {2}
+    assert read.all("html")[0]["lang"]
+    assert len(read.all("table")) == len(read.all("caption")) > 3
+    assert all(picture["alt"] for picture in read.all("img"))
+    assert len(read.all("img")) == 23
+    assert all(drawing["aria-label"] for drawing in read.all("svg"))
+    assert len(read.all("svg")) >= 3
+    assert all(box["tabindex"] == "0" for box in read.all("div") if box.get("class") == "scroll")
+    linked = {link["href"][1:] for link in read.all("a")}
+    assert linked == {section["id"] for section in read.all("section")} - {"result"}
+    for evil in EVIL:
+        assert evil in read.words
+
+
+def test_a_page_says_what_the_run_says(pages, place: Path) -> None:
+    read = Read(pages["run"].read_text())
+    report = json.loads((place / "run0/report.json").read_text())
+    manifest_ = json.loads((place / "run0/manifest.json").read_text())
+    for words in (
+        f"{100 * report['test_accuracy']:.2f} %",
+        f"{report['test_loss']:.4f}",
+        report["params_digest"],
+        manifest_["seal"],
+        manifest_["dataset"]["digest"],
+        manifest_["environment"]["versions"]["torch"],
+        "Changed from the recipe blitz",
+        f"fcifar reproduce {shlex.quote(str(place / 'run0'))}",
+    ):
+        assert words in read.words, words
+    assert "valid_fraction\n0.2\n0\n" in read.words
+
+
+def test_a_comparison_tests_the_differences(pages) -> None:
+    read = Read(pages["pair"].read_text())
+    assert "p is McNemar's" in read.words
+    assert "seed\n0\n1\n" in read.words
+    assert "of 2 wrong" in read.words
+
+
+def test_the_page_of_a_group_says_what_its_runs_say_together(pages, place: Path) -> None:
+    summary = json.loads((place / "g/summary.json").read_text())
+    read = Read(pages["group"].read_text())
+    for value in (summary["test_accuracy"], summary["cells"][0]["together"]["ensemble_accuracy"]):
+        assert f"{100 * value:.2f} %" in read.words
+    assert "lr by momentum" in Read(pages["sweep"].read_text()).words
+
+
+def test_a_group_of_more_runs_than_a_page_has_begins_with_the_best(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "LARGEST", 1)
+    read = Read(page.make([place / "s"], place / "data"))
+    best = json.loads((place / "s/summary.json").read_text())["best"]
+    assert "curves, classes and images of 1 runs" in read.words
+    assert f"the answers of the runs with {best} added up" in read.words
+    with pytest.raises(UserError, match="2 runs are too many for one page"):
+        page.make([place / "run0", place / "run1"], place / "data")
+
+
+def test_the_same_run_gives_the_same_page(fcifar, tmp_path: Path) -> None:
+    for name in ("a.html", "b.html"):
+        done = fcifar("report", "run0", "--html", name)
+        assert done.status == 0
+        assert fits(done.out)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_the_command_on_a_page_gives_the_same_bits(
+    fcifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcifar.report.run.draw", lambda run, data: None)  # it takes seconds
+    command = train_command(manifest.read_settings(tmp_path / "run1"))
+    assert command is not None
+    done = fcifar(*shlex.split(command)[1:], "--out", "again", "--json", "--quiet")
+    then = json.loads((tmp_path / "run1/report.json").read_text())
+    assert json.loads(done.out)["params_digest"] == then["params_digest"]
+
+
+def test_a_page_without_the_data_set_says_so(fcifar, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "data")
+    assert fcifar("report", "run0", "--html", "page.html", "-q").status == 0
+    read = Read((tmp_path / "page.html").read_text())
+    assert "the data set tiny is not prepared" in read.words
+    assert not read.all("img")
+    assert "test/000" in read.words
+
+
+def test_a_page_of_another_data_set_shows_no_wrong_pictures(fcifar, tmp_path: Path) -> None:
+    half = Split(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10)
+    data.save(make_dataset("tiny", half, half, EVIL, "tests"), tmp_path / "data")
+    assert fcifar("report", "run0", "--html", "page.html", "-q").status == 0
+    read = Read((tmp_path / "page.html").read_text())
+    assert "is another one" in read.words
+    assert not read.all("img")
+
+
+def test_a_page_without_predictions_says_so(fcifar, tmp_path: Path) -> None:
+    (tmp_path / "run0/predictions.safetensors").unlink()
+    for name, runs in (("one.html", ["run0"]), ("two.html", ["run0", "run1"])):
+        assert fcifar("report", *runs, "--html", name, "-q").status == 0
+        assert "predictions" in Read((tmp_path / name).read_text()).words
+
+
+def test_without_a_page_it_prints_what_training_printed(fcifar, tmp_path: Path) -> None:
+    done = fcifar("report", "run0")
+    assert done.status == 0
+    assert fits(done.out)
+    assert "test accuracy" in done.out
+    report = json.loads((tmp_path / "run0/report.json").read_text())
+    del report["seal"]
+    assert json.loads(fcifar("report", "run0", "--json").out) == report
+    assert "over 3 seeds" in fcifar("report", "g").out
+
+
+def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("fcifar.report.run.draw", lambda run, data: drawn.append((run, data.name)))
+    monkeypatch.setattr("fcifar.report.groups.draw", drawn.append)
+    assert fcifar("report", "g", "--plots", "-q").status == 0
+    g = Path("g")
+    assert drawn == [g, *((g / f"seed{seed}", "tiny") for seed in (0, 1, 2))]
+    drawn.clear()
+    assert fcifar("report", "run0", "--plots", "-q").status == 0
+    assert drawn == [(Path("run0"), "tiny")]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "line"),
+    [
+        (["run0", "--html", "there"], 2, "there is there already; choose another"),
+        (["run0", "--html", "run0"], 2, "--html run0 is a folder; give the name of a file"),
+        (["run0", "run1"], 2, "2 runs need a page: give --html FILE, or use fcifar compare"),
+        (["nowhere", "--html", "p"], 2, "nowhere is not a run directory"),
+        (["half", "--html", "p"], 2, "half has not come to its end"),
+        (["bad", "--html", "p"], 1, "was changed after it was written"),
+        (["odd", "--html", "p"], 1, "odd holds values that fcifar did not write"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    fcifar, tmp_path: Path, words: list[str], status: int, line: str
+) -> None:
+    (tmp_path / "there").write_text("mine")
+    shutil.copytree(tmp_path / "run0", tmp_path / "half")
+    (tmp_path / "half/report.json").unlink()
+    shutil.copytree(tmp_path / "run0", tmp_path / "bad")
+    report = tmp_path / "bad/report.json"
+    report.write_text(report.read_text().replace('"seed": 0', '"seed": 3'))
+    shutil.copytree(tmp_path / "run0", tmp_path / "odd")
+    values = jsonfiles.read_sealed(tmp_path / "odd/report.json")
+    jsonfiles.write_sealed(tmp_path / "odd/report.json", {**values, "per_class": [1, 2]})
+    done = fcifar("report", *words, "-q")
+    assert done.status == status
+    assert line in done.err
+    assert done.err.count("\n") == 1
+    assert (tmp_path / "there").read_text() == "mine"
+    assert not (tmp_path / "p").exists()
+
+
+def test_force_replaces(fcifar, tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    assert fcifar("report", "run0", "--html", "there", "--force", "-q").status == 0
+    assert (tmp_path / "there").read_text().startswith("<!doctype html>")
+
+
+# In a browser ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def see(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    if not browser.find():
+        pytest.skip(f"needs one of {', '.join(browser.NAMES)} (apt-get install chromium)")
+    with browser.browsing(tmp_path_factory.mktemp("profile")) as see:
+        yield see
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_browser_shows_it_and_asks_for_nothing(see, pages, name: str) -> None:
+    for width, dark in ((390, True), (1280, False)):
+        seen = see(pages[name], width=width, dark=dark)
+        asked = [url for url in seen.requests if not url.startswith("data:")]
+        assert asked == [pages[name].resolve().as_uri()]
+        assert not seen.complaints
+        assert seen.window == width
+        assert seen.content <= width, "the page scrolls sideways"
+        brightness = sum(map(int, re.findall(r"\d+", seen.background)[:3])) / 3
+        assert brightness < 50 if dark else brightness > 200
+
+
+def test_the_browser_would_have_told(see, tmp_path: Path) -> None:
+    """A page that is none of ours: it asks, it complains, and it is too wide."""
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<body style="width: 2000px"><img src="nothing.png"><script>console.log("x")</script>'
+    )
+    seen = see(page, width=390, dark=False)
+    assert any(url.endswith("nothing.png") for url in seen.requests)
+    assert seen.complaints
+    assert seen.content > 390
