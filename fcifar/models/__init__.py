@@ -20,6 +20,7 @@ from fcifar.models.base import (
 )
 from fcifar.models.conv3 import conv3
 from fcifar.models.lenet import lenet
+from fcifar.models.module import from_module
 from fcifar.models.resnet import resnet18
 from fcifar.models.speednet import speednet
 
@@ -39,6 +40,7 @@ __all__ = [
     "Params",
     "Variables",
     "conv3",
+    "from_module",
     "from_normed_skeleton",
     "from_skeleton",
     "lenet",
