@@ -9,7 +9,18 @@ import traceback
 
 import typer
 
-from fcifar.cli import about, bench, compare, data, evaluate, output, predict, reproduce, train
+from fcifar.cli import (
+    about,
+    bench,
+    compare,
+    data,
+    evaluate,
+    extensions,
+    output,
+    predict,
+    reproduce,
+    train,
+)
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -38,7 +49,8 @@ _Misuse = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the world failed, 2 the user erred."""
     try:
-        status = app(standalone_mode=False)
+        with extensions.importable():
+            status = app(standalone_mode=False)
     except UserError as error:
         status = _fail(error, 2)
     except (WorldError, OSError) as error:

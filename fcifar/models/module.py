@@ -158,13 +158,18 @@ def _call(
 def _with_classes(factory: Callable[..., nn.Module], num_classes: int) -> Callable[[], nn.Module]:
     """The factory without arguments."""
     layers.check_width("num_classes", num_classes)
+    if takes(factory, "num_classes"):
+        return lambda: factory(num_classes=num_classes)
+    return factory
+
+
+def takes(factory: Callable[..., Any], name: str) -> bool:
+    """Whether a function can be called with an argument of that name."""
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # of code that is not Python's
-        return factory
-    if "num_classes" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        return lambda: factory(num_classes=num_classes)
-    return factory
+        return False
+    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def _build(make: Callable[[], nn.Module], source: Source) -> nn.Module:
