@@ -294,7 +294,7 @@ def _norms(skeleton: nn.Module) -> dict[str, layers.BatchNorm]:
                 f"{name or 'the module'} is a batch norm with momentum=None, a cumulative average; "
                 "give it a momentum, such as 0.1"
             )
-        with torch.device("meta"):
+        with torch.device("meta"):  # what else layers.BatchNorm is given belongs here
             norms[name] = layers.BatchNorm(
                 part.num_features,
                 momentum=part.momentum,

@@ -179,7 +179,7 @@ def test_a_model_of_the_registry_comes_without_the_options_of_the_recipes(
         (("--model", "OWN:Net", "--dp-clip", 1), "OWN:Net has batch norm; take lenet or conv3"),
         (("--model", "OWN:Nett"), "cannot be imported: there is no Nett in OWN"),
         (("--model", "OWN:NUMBER"), "is 3; it must be a class of nn.Module, or a function"),
-        (("--model", "OWN:nn.Linear"), "do"),
+        (("--model", "OWN:nn.Linear"), "the module cannot be made: Linear.__init__() missing"),
         (("--model", "OWN:broken"), "the model OWN:broken cannot be used: no such net"),
         (("--model", "OWN:number"), "it gives 3; a model's factory must give a fcifar.Model or"),
         (("--model", "OWN:"), "it must be MODULE:NAME, such as my_nets:Net"),
