@@ -214,7 +214,9 @@ def _over_ranks(
     all_rows = torch.ones_like(losses).repeat(axis.size)
     weight = reduction(all_rows) / (axis.size * reduction(torch.ones_like(losses)))
     grads = {name: next(sums) * weight.to(leaf.dtype) for name, leaf in grads.items()}
-    buffers = {name: old[name] + next(sums) / axis.size for name in old}
+    buffers = {
+        name: value + (next(sums) / axis.size).to(value.dtype) for name, value in old.items()
+    }
     return grads, buffers, Metrics(*sums)
 
 

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"errors"},
-    {"random", "tree"},
+    {"random", "tree", "registry"},
     {"parallel"},
     {
         *("layers", "schedules", "precision", "transforms", "fingerprint", "intervals"),

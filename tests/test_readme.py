@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS
@@ -13,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_research_code_runs() -> None:
-    parts, step, each = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    parts, step, each, own = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(step, names)
     assert names["metrics"].count == 4
@@ -25,6 +26,10 @@ def test_the_research_code_runs() -> None:
     exec(parts, names)
     state, _ = names["step"](names["state"], names["batch"])
     assert state.step == 1
+    assert len(own.splitlines()) < 20
+    exec(own, names)
+    logits, _ = names["model"].apply(names["variables"], torch.zeros(2, 3, 32, 32))
+    assert logits.shape == (2, 10)
 
 
 @pytest.mark.parametrize("word", ["fcifar train", "pytest"])

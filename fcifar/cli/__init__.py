@@ -18,6 +18,7 @@ from fcifar.cli import (
     data,
     evaluate,
     export,
+    extensions,
     output,
     predict,
     processes,
@@ -61,7 +62,8 @@ def main() -> None:
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        status = processes.play_part(_command) if processes.several() else _command()
+        with extensions.importable():
+            status = processes.play_part(_command) if processes.several() else _command()
     except UserError as error:
         status = _fail(error, 2)
     except (WorldError, OSError) as error:

@@ -79,6 +79,41 @@ def show(
         output.facts(values.items())
 
 
+@recipes_app.command()
+def parts(json: options.Json = False, debug: options.Debug = False) -> None:
+    """List what a recipe can name: networks with their options, optimizers, augmentations."""
+    import inspect
+
+    from fcifar import models, optim, recipes
+    from fcifar.recipes import recipe
+
+    networks = {name: recipes.options_of(name)[0] for name in models.MODELS}
+    strengths = {
+        name: [p.upper() for p in list(inspect.signature(make).parameters)[:1]]
+        for name, make in recipes.AUGMENTS.items()
+    }
+    optimizers = [*recipe.OPTIMIZERS, *optim.REGISTERED]
+    if json:
+        output.document(
+            {
+                "models": networks,
+                "optimizers": optimizers,
+                "schedules": list(recipe.SCHEDULES),
+                "augmentations": list(strengths),
+            }
+        )
+        return
+    output.table(
+        ("part", "name", "takes"),
+        [
+            *(("model", name, ", ".join(known) or "-") for name, known in networks.items()),
+            *(("optimizer", name, "-") for name in optimizers),
+            *(("schedule", name, "-") for name in recipe.SCHEDULES),
+            *(("augment", name, ", ".join(s) or "-") for name, s in strengths.items()),
+        ],
+    )
+
+
 def env(json: options.Json = False, debug: options.Debug = False) -> None:
     """Show what a result depends on besides the recipe: versions, machine, compilers."""
     from fcifar.runs import environment

@@ -1,8 +1,7 @@
 """What the command line changes of a recipe."""
 
-import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fcifar.errors import UserError, did_you_mean, shown
@@ -13,19 +12,25 @@ def given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def with_changes(recipe: Any, changes: Sequence[str], option: str = "--set") -> Any:
+def with_changes(
+    recipe: Any,
+    changes: Sequence[str],
+    option: str = "--set",
+    overrides: Mapping[str, Any] | None = None,
+) -> Any:
     """The recipe with each NAME=VALUE: a field of it, or an option of its network.
 
     A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another network
     comes without the options of the one before. ``option`` is what a message calls them.
+    ``overrides`` are fields that change before them; what comes of it all is validated once.
 
     Raises:
         UserError: a text of another form, or what the recipe does not accept.
     """
-    from fcifar.models import MODELS
+    from fcifar import models, recipes
     from fcifar.recipes import RECIPES, from_dict, to_dict
 
-    values = to_dict(recipe)
+    values = {**to_dict(recipe), **(overrides or {})}
     for text in changes:
         name, equals, value = text.partition("=")
         network = values["model"]
@@ -37,17 +42,41 @@ def with_changes(recipe: Any, changes: Sequence[str], option: str = "--set") -> 
             values[name] = _texts(value)
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)
-        elif network in MODELS and name in inspect.signature(MODELS[network]).parameters:
+        elif _is_option(network, name):
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
-            own = inspect.signature(MODELS[network]).parameters if network in MODELS else {}
+            own = recipes.options_of(network)[0] if network in models.MODELS else []
             raise UserError(
                 f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
                 f"network {shown(network)}; fcifar recipes show "
                 f"{recipe.name if recipe.name in RECIPES else 'blitz'} lists the values"
                 f"{did_you_mean(name, [*values, *own])}"
             )
-    return from_dict(values) if changes else recipe
+    return from_dict(values) if changes or overrides else recipe
+
+
+def with_model(recipe: Any, model: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Changes to a recipe, ``model_options`` among them, together with another model, which comes
+    without the options of the one before.
+    """
+    own = overrides.pop("model_options", {})
+    if model is None or model == recipe.model:
+        return {**overrides, "model_options": {**recipe.model_options, **own}}
+    return {**overrides, "model": model, "model_options": own}
+
+
+def _is_option(network: Any, name: str) -> bool:
+    from fcifar import recipes
+
+    if not name.isidentifier():
+        return False
+    try:
+        known, any_other = recipes.options_of(network)
+    except recipes.NotImportableError:
+        raise
+    except UserError:
+        return False
+    return any_other or name in known or name == "num_classes"
 
 
 _TEXTS = ("augment", "resolutions")  # lists of texts, each of which may look like a number

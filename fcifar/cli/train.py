@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output, processes, trained
-from fcifar.cli.overrides import given, refuse_changes, with_changes
+from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
 from fcifar.errors import UserError
 
 _RECIPE = "Instead of what the recipe says"
@@ -44,7 +44,7 @@ def train(
         str | None,
         typer.Argument(
             metavar="RECIPE",
-            help="See fcifar recipes.",
+            help="See fcifar recipes; or MODULE:RECIPE.",
             show_default="blitz",
             autocompletion=completion.recipes,
         ),
@@ -57,6 +57,10 @@ def train(
             show_default="cifar10",
             autocompletion=completion.datasets,
         ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        _override("--model", "See fcifar recipes parts; or MODULE:FACTORY, a network of yours."),
     ] = None,
     compile: Annotated[
         bool | None,
@@ -301,7 +305,7 @@ def train(
             overrides
             | options_of_model
             | where
-            | given(recipe=recipe, dataset=dataset, out=out)
+            | given(recipe=recipe, dataset=dataset, out=out, model=model)
             | given(compile=compile, set=changes or None, sweep=sweep or None)
             | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
         )
@@ -324,9 +328,9 @@ def train(
         manifest.check_same_data(run, began, data)
     else:
         the_recipe = recipes.get(recipe or "blitz")
-        model_options = {**the_recipe.model_options, **options_of_model}
-        the_recipe = the_recipe.replace(**overrides, model_options=model_options)
-        the_recipe = with_changes(the_recipe, changes or [])
+        overrides["model_options"] = options_of_model
+        overrides = with_model(the_recipe, model, overrides)
+        the_recipe = with_changes(the_recipe, changes or [], overrides=overrides)
         count = ranks.here().size
         runtime = make_runtime(**where, preferred=the_recipe.precision, processes=count)
         compiled = the_recipe.compile if compile is None else compile

@@ -1,10 +1,9 @@
 """Networks, one family a file, each a ``Model(init, apply)``.
 
 ``MODELS`` maps a name to the function that makes the model; recipes and the command line choose
-from it, and the contract tests cover every entry.
+from it, and the contract tests cover every entry. ``register`` adds to it; ``from_module`` makes a
+``Model`` of any ``nn.Module``.
 """
-
-from collections.abc import Callable
 
 from fcifar.models.base import (
     LARGEST_MODEL,
@@ -19,16 +18,11 @@ from fcifar.models.base import (
     takes_images,
 )
 from fcifar.models.conv3 import conv3
+from fcifar.models.factories import MODELS, from_factory, register
 from fcifar.models.lenet import lenet
+from fcifar.models.module import from_module, takes
 from fcifar.models.resnet import resnet18
 from fcifar.models.speednet import speednet
-
-MODELS: dict[str, Callable[..., Model]] = {
-    "lenet": lenet,
-    "conv3": conv3,
-    "speednet": speednet,
-    "resnet18": resnet18,
-}
 
 __all__ = [
     "LARGEST_MODEL",
@@ -39,11 +33,15 @@ __all__ = [
     "Params",
     "Variables",
     "conv3",
+    "from_factory",
+    "from_module",
     "from_normed_skeleton",
     "from_skeleton",
     "lenet",
     "mixes_examples",
+    "register",
     "resnet18",
     "speednet",
+    "takes",
     "takes_images",
 ]

@@ -118,7 +118,7 @@ def takes_images(model: Model, size: int) -> bool:
     """Whether images of ``size`` pixels a side go through a network."""
     try:
         _tried(model, size)
-    except RuntimeError:  # of a layer that images of this size do not fit
+    except Exception:  # of a layer that images of this size do not fit, or of a user's own check
         return False
     return True
 
@@ -146,10 +146,14 @@ def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:
             f"the network would have more than 10**18 parameters; at most {LARGEST_MODEL:,} are "
             "accepted, so make it smaller"
         ) from error
-    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    check_size(sum(parameter.numel() for parameter in skeleton.parameters()))
+    return skeleton
+
+
+def check_size(count: int) -> None:
+    """Raise a ValueError if a network has more than ``LARGEST_MODEL`` parameters."""
     if count > LARGEST_MODEL:
         raise ValueError(
             f"the network would have {count:,} parameters; at most {LARGEST_MODEL:,} are accepted, "
             "so make it smaller"
         )
-    return skeleton

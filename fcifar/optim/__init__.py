@@ -27,7 +27,7 @@ from fcifar.optim.groups import (
     set_to_zero,
 )
 from fcifar.optim.muon import muon, orthogonalize, renormalize_weights, scale_by_muon
-from fcifar.optim.named import OPTIMIZERS, adam, adamw, muon_and_sgd, sgd
+from fcifar.optim.named import OPTIMIZERS, REGISTERED, adam, adamw, muon_and_sgd, register, sgd
 from fcifar.optim.transforms import (
     AdamState,
     TraceState,
@@ -43,6 +43,7 @@ from fcifar.optim.transforms import (
 
 __all__ = [
     "OPTIMIZERS",
+    "REGISTERED",
     "AdamState",
     "CountState",
     "EmptyState",
@@ -62,6 +63,7 @@ __all__ = [
     "muon",
     "muon_and_sgd",
     "orthogonalize",
+    "register",
     "renormalize_weights",
     "scale",
     "scale_by_adam",

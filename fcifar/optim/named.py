@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fcifar import registry
 from fcifar.optim.base import Optimizer, chain
 from fcifar.optim.groups import multi_transform
 from fcifar.optim.muon import muon
@@ -92,3 +93,21 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "muon": muon_and_sgd,
 }
 """By name, each callable with a learning rate alone; the contract tests cover every entry."""
+
+REGISTERED: dict[str, Callable[..., Optimizer]] = {}
+"""Those of other packages, which recipes know by their names."""
+
+
+def register(name: str, factory: Callable[..., Optimizer]) -> None:
+    """Add an entry to ``OPTIMIZERS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+
+    Args:
+        name: what ``--optimizer`` calls it.
+        factory: ``(learning_rate) -> Optimizer``, where the learning rate is a number, a 0-d
+            tensor, or a schedule. In a recipe its weight decay is an L2 penalty.
+
+    Raises:
+        ValueError: the name is taken or no word, or ``factory`` is no function.
+    """
+    registry.add_function(OPTIMIZERS, "an optimizer", name, factory)
+    REGISTERED[name] = factory

@@ -5,8 +5,10 @@ A recipe is plain values, so that it can be printed, stored in a manifest and re
 contract tests cover every entry.
 """
 
+from fcifar import registry
 from fcifar.errors import UserError, did_you_mean, shown
-from fcifar.recipes.named import AUGMENTS
+from fcifar.recipes.importing import NotImportableError, imported, is_import
+from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
 from fcifar.recipes.parts import (
     Numbers,
     make_augment,
@@ -30,11 +32,16 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SP
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name.
+    """The recipe of that name, or the one that MODULE:NAME names.
 
     Raises:
         UserError: there is none.
     """
+    if is_import(name):
+        _, recipe = imported("the recipe", name)
+        if not isinstance(recipe, Recipe):
+            raise UserError(f"the recipe {shown(name)} is {shown(recipe)}; it must be a Recipe")
+        return recipe
     if name not in RECIPES:
         raise UserError(
             f"no recipe {shown(name)}; there is {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
@@ -42,9 +49,22 @@ def get(name: str) -> Recipe:
     return RECIPES[name]
 
 
+def register(recipe: Recipe) -> None:
+    """Add a recipe to ``RECIPES`` under its name, for the command line (see ``$FCIFAR_IMPORT``).
+
+    Raises:
+        ValueError: the name is taken or no word, or ``recipe`` is no ``Recipe``.
+    """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{shown(recipe)} is to be a recipe; it must be a Recipe")
+    registry.add(RECIPES, "a recipe", recipe.name, recipe)
+
+
 __all__ = [
     "AUGMENTS",
+    "IMPORT",
     "RECIPES",
+    "NotImportableError",
     "Numbers",
     "Recipe",
     "from_dict",
@@ -61,5 +81,8 @@ __all__ = [
     "make_schedule",
     "make_stages",
     "make_views",
+    "options_of",
+    "register",
+    "register_augment",
     "to_dict",
 ]

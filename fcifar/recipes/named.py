@@ -5,13 +5,15 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fcifar import augment
-from fcifar.errors import UserError, did_you_mean, shown
+from fcifar import augment, registry
+from fcifar.errors import UserError, did_you_mean, one_line, shown
 from fcifar.models import MODELS, Model
 from fcifar.parallel import ALONE, Axis
+from fcifar.recipes import importing
 from fcifar.recipes.checks import check_choice
 from fcifar.step import Augment
 
+IMPORT = "FCIFAR_IMPORT"  # the variable that names packages which the command line imports first
 SMALLEST_IMAGE, LARGEST_IMAGE = 16, 64  # pixels a side, of resolutions
 
 
@@ -39,10 +41,55 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
 """By name, each callable with its strength alone: a probability, degrees or pixels."""
 
 
+def register_augment(name: str, make: Callable[..., Augment]) -> None:
+    """Add an entry to ``AUGMENTS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+
+    Args:
+        name: what ``--augment NAME`` or ``NAME:STRENGTH`` calls it.
+        make: ``(strength) -> augmentation``, or without an argument.
+
+    Raises:
+        ValueError: the name is taken or no word, or ``make`` is no function.
+    """
+    registry.add_function(AUGMENTS, "an augmentation", name, make)
+
+
+def model_factory(name: str) -> Callable[..., Model]:
+    """The entry of ``MODELS``, or what MODULE:FACTORY names.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if importing.is_import(name):
+        return importing.model_factory(name)
+    if not isinstance(name, str) or name not in MODELS:
+        raise UserError(
+            f"model is {shown(name)}; it must be one of {', '.join(MODELS)}, or MODULE:FACTORY "
+            f"(a package that registers more is named in ${IMPORT}){did_you_mean(name, MODELS)}"
+        )
+    return MODELS[name]
+
+
+def options_of(name: str) -> tuple[list[str], bool]:
+    """The options that a model takes by name, and whether it takes any others.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    parameters = inspect.signature(model_factory(name)).parameters.values()
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    known = [
+        p.name
+        for p in parameters
+        if p.name != "num_classes" and p.kind not in several and not isinstance(p.default, Axis)
+    ]
+    return known, any(p.kind == p.VAR_KEYWORD for p in parameters)
+
+
 def named_model(
     name: str, options: Mapping[str, Any], num_classes: int, axis: Axis = ALONE
 ) -> Model:
-    """An entry of ``MODELS`` with its options.
+    """An entry of ``MODELS``, or what MODULE:FACTORY names, with its options.
 
     Args:
         axis: the ranks over which its batch norm takes its statistics, if it has any.
@@ -50,22 +97,24 @@ def named_model(
     Raises:
         UserError: there is no such model, or the options do not fit it.
     """
-    check_choice("model", name, MODELS)
+    make = model_factory(name)
     if not isinstance(options, Mapping):
         raise UserError(
             f"model_options is {shown(options)}; it must be options by name, such as dropout"
         )
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
-    takes = inspect.signature(MODELS[name]).parameters
-    known = [option for option in takes if option not in ("num_classes", "axis")]
-    if unknown := [option for option in options if option not in known]:
-        hint = did_you_mean(unknown[0], known)
-        raise UserError(f"{does_not_fit}, which takes {' and '.join(known)}{hint}")
+    known, any_other = options_of(name)
+    unknown = [] if any_other else [option for option in options if option not in known]
+    if "num_classes" in options or unknown:
+        hint = did_you_mean(unknown[0], known) if unknown else ""
+        raise UserError(f"{does_not_fit}, which takes {' and '.join(known) or 'none'}{hint}")
+    takes = inspect.signature(make, follow_wrapped=False).parameters
+    normed = {"axis": axis} if "axis" in takes else {}
     try:
-        normed = {"axis": axis} if "axis" in takes else {}
-        return MODELS[name](num_classes=num_classes, **normed, **options)
+        return make(num_classes=num_classes, **normed, **options)
     except ValueError as error:
-        raise UserError(f"{does_not_fit}: {error}") from error
+        what = does_not_fit if options else f"the model {name} cannot be used"
+        raise UserError(one_line(f"{what}: {error}")) from error
 
 
 def named_augment(text: str) -> Augment:
@@ -77,9 +126,15 @@ def named_augment(text: str) -> Augment:
     name, colon, strength = text.partition(":")
     check_choice("augment", name, AUGMENTS)
     make = AUGMENTS[name]
-    (parameter,) = list(inspect.signature(make).parameters.values())[:1]
-    if not colon and parameter.default is inspect.Parameter.empty:
-        raise UserError(f"augment {text!r} needs a strength; give {name}:{parameter.name.upper()}")
+    parameters = list(inspect.signature(make).parameters.values())[:1]
+    if colon and not parameters:
+        raise UserError(
+            f"augment {shown(text)} has a strength, and {name} takes none; leave it out"
+        )
+    if not colon and parameters and parameters[0].default is inspect.Parameter.empty:
+        raise UserError(
+            f"augment {text!r} needs a strength; give {name}:{parameters[0].name.upper()}"
+        )
     try:
         return make(_number(strength)) if colon else make()
     except ValueError as error:

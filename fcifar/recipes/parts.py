@@ -84,6 +84,8 @@ def _of_all(recipe: Recipe, total_steps: int, numbers: Numbers) -> list[Optimize
     parts = [optim.add_decayed_weights(decay)] if _is_used(decay) else []
     if recipe.optimizer == "adam":
         return [*parts, optim.adam(learning_rate)]
+    if recipe.optimizer in optim.REGISTERED:
+        return [*parts, optim.REGISTERED[recipe.optimizer](learning_rate)]
     return [*parts, optim.sgd(learning_rate, _momentum(numbers), nesterov=recipe.nesterov)]
 
 

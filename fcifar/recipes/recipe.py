@@ -7,6 +7,7 @@ from typing import Any
 
 from fcifar.errors import UserError, shown
 from fcifar.models import mixes_examples, takes_images
+from fcifar.optim import REGISTERED
 from fcifar.precision import POLICIES
 from fcifar.recipes.checks import (
     LARGEST_NUMBER,
@@ -57,10 +58,11 @@ class Recipe:
     notes: str = ""  # what differs from it, and what it published
     expected: str = ""  # accuracy on CIFAR-10 and training time, compiled, on two CPU cores
 
-    model: str = "lenet"  # an entry of models.MODELS
+    model: str = "lenet"  # an entry of models.MODELS, or MODULE:FACTORY
     model_options: Mapping[str, Any] = field(default_factory=dict)
 
-    optimizer: str = "sgd"  # sgd, adam, adamw, or muon for kernels and sgd for the rest
+    optimizer: str = "sgd"  # sgd, adam, adamw, or muon for kernels and sgd for the rest; or a
+    # name that optim.register knows
     learning_rate: float = 1e-3
     momentum: float = 0.0  # for sgd, and for the kernels of muon
     nesterov: bool = False  # for sgd
@@ -113,7 +115,7 @@ class Recipe:
         if not self.name:
             raise UserError("a recipe needs a name, and an empty one was given")
         model = named_model(self.model, self.model_options, num_classes=10)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
         check_choice("tta", self.tta, VIEWS)
@@ -162,6 +164,10 @@ class Recipe:
             raise UserError(
                 "momentum and group_learning_rates belong to the optimizers sgd and muon, not to "
                 f"{self.optimizer}; leave them out"
+            )
+        if self.optimizer in REGISTERED and self.whiten_epochs:
+            raise UserError(
+                f"whiten_epochs belongs to sgd and muon, not to {self.optimizer}; leave it out"
             )
         if self.optimizer != "sgd" and self.nesterov:
             raise UserError(

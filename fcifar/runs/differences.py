@@ -12,7 +12,17 @@ from fcifar.runs.runtime import Runtime
 _WALL_CLOCK = "seconds"  # the one thing in a log that may differ
 
 # What a result's bits depend on; the rest of an environment is there for a person.
-_MATTERS = ("torch", "code", "cpu", "cpu_capability", "libc", "torch_build", "cuda", "cudnn")
+_MATTERS = (
+    "torch",
+    "code",
+    "model_code",
+    "cpu",
+    "cpu_capability",
+    "libc",
+    "torch_build",
+    "cuda",
+    "cudnn",
+)
 
 _SET_BY_RUNTIME = ("$OMP_NUM_THREADS", "$MKL_NUM_THREADS")
 

@@ -6,13 +6,14 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import fcifar
-from fcifar import kernels
+from fcifar import kernels, recipes
 from fcifar.errors import UserError
 from fcifar.kernels.building import compiler
 from fcifar.runs import ranks
@@ -42,11 +43,13 @@ def versions() -> dict[str, str]:
     }
 
 
-def describe() -> dict[str, Any]:
-    """The environment, as values that JSON holds."""
+def describe(models: Iterable[str] = ()) -> dict[str, Any]:
+    """The environment of runs of some models, as values that JSON holds."""
+    own = {name: digest for name in sorted({*models}) if (digest := module_digest(name))}
     return {
         "versions": versions(),
         "code": code_digest(),
+        **({"model_code": ", ".join(f"{name} {d}" for name, d in own.items())} if own else {}),
         "git_commit": git_commit(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -85,6 +88,15 @@ def code_digest() -> str:
         if path.parts[0] not in _NOT_COMPUTING
     ]
     return _short_digest(b"\n".join(parts))
+
+
+def module_digest(model: str) -> str:
+    """The beginning of a SHA-256 of the file that MODULE:FACTORY names; empty for other models."""
+    if not recipes.is_import(model):
+        return ""
+    module, _ = recipes.imported("the model", model)
+    file = getattr(module, "__file__", None)
+    return _short_digest(Path(file).read_bytes()) if file else ""
 
 
 def _short_digest(data: bytes) -> str:

@@ -45,7 +45,7 @@ def doubts(path: Path) -> list[str]:
     asked = group.read(path)
     then = jsonfiles.read_sealed(path / group.FILE).get("environment", {})
     with activate(asked.runtime):
-        now = environment.describe()
+        now = environment.describe(member.recipe.model for member in asked.members)
     changes = compare_environments(then, now, asked.runtime, compiled=asked.compiled)
     found = [f"{c.name} was {c.then} and is {c.now}" for c in changes if c.matters]
     fast = "the group was made with --fast, which promises no bits"

@@ -47,7 +47,7 @@ def describe(sitting: Session) -> dict[str, Any]:
             "test": len(dataset.test_labels),
             "classes": list(dataset.classes),
         },
-        "environment": environment.describe(),
+        "environment": environment.describe([sitting.recipe.model]),
         "argv": sys.argv,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -169,7 +169,7 @@ def _establishing(path: Path, asked: Group) -> Callable[[], None]:
     def establish() -> None:
         if not group.is_group(path):
             about = {
-                "environment": environment.describe(),
+                "environment": environment.describe(m.recipe.model for m in asked.members),
                 "argv": sys.argv,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
             }

@@ -71,7 +71,7 @@ def read(run: Path, *, device: str | None = None) -> Original:
         problem.startswith(f"{run / directory.REPORT} ") for problem in damaged
     )
     with activate(settings.runtime):
-        now = environment.describe()
+        now = environment.describe([settings.recipe.model])
     changes = compare_environments(
         about["environment"], now, settings.runtime, compiled=settings.compiled
     )

@@ -74,6 +74,8 @@ def _read_head(
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("its classes are no list of names")
         return recipe, tuple(classes), str(dataset), str(digest), int(seed)
+    except recipes.NotImportableError:  # which says what to do
+        raise
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} does not say which network it holds ({error!r}); give a {directory.FINAL}"

@@ -1,0 +1,83 @@
+"""Models by name, and how functions of other packages become entries."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fcifar import registry
+from fcifar.errors import reason, shown
+from fcifar.models.base import Model
+from fcifar.models.conv3 import conv3
+from fcifar.models.drawing import Made, spread
+from fcifar.models.lenet import lenet
+from fcifar.models.module import from_module, takes
+from fcifar.models.resnet import resnet18
+from fcifar.models.speednet import speednet
+from fcifar.parallel import ALONE, Axis
+
+MODELS: dict[str, Callable[..., Model]] = {
+    "lenet": lenet,
+    "conv3": conv3,
+    "speednet": speednet,
+    "resnet18": resnet18,
+}
+
+
+def register(name: str, factory: Callable[..., Model | nn.Module]) -> None:
+    """Add an entry to ``MODELS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+
+    Args:
+        name: what ``--model`` calls it.
+        factory: what ``from_factory`` takes.
+
+    Raises:
+        ValueError: the name is taken or no word, or ``factory`` is no function.
+    """
+    if callable(factory):
+        factory = from_factory(factory)
+    registry.add_function(MODELS, "a model", name, factory)
+
+
+@functools.lru_cache(maxsize=64)
+def from_factory(factory: Callable[..., Model | nn.Module]) -> Callable[..., Model]:
+    """A function like those of ``MODELS``: ``(*, num_classes=10, axis=ALONE, **options) -> Model``.
+
+    Args:
+        factory: a class of modules, or a function that returns a ``Model`` or a module. It is
+            given ``num_classes`` where it takes that, ``axis`` where its default is an ``Axis``,
+            and the options by name. What it makes of the same options is kept.
+    """
+    made: dict[str, Model] = {}
+
+    @functools.wraps(factory, updated=())
+    def make(*, num_classes: int = 10, axis: Axis = ALONE, **options: Any) -> Model:
+        which = repr((num_classes, axis, sorted(options.items())))
+        if which not in made:
+            made[which] = _make(functools.partial(factory, **options), num_classes, axis)
+        return made[which]
+
+    return make
+
+
+def _make(factory: functools.partial[Any], num_classes: int, axis: Axis) -> Model:
+    if isinstance(factory.func, type) and issubclass(factory.func, nn.Module):
+        return from_module(factory, num_classes=num_classes, axis=axis)
+    given: dict[str, Any] = {"num_classes": num_classes} if takes(factory, "num_classes") else {}
+    own_axis = inspect.signature(factory).parameters.get("axis")
+    if own_axis is not None and isinstance(own_axis.default, Axis):
+        given["axis"] = axis
+    try:
+        with Made(spread(0)):  # for it may make a module, whose draws are thrown away
+            result = factory(**given)
+    except Exception as error:
+        raise ValueError(reason(error)) from error
+    if isinstance(result, nn.Module):
+        return from_module(factory, num_classes=num_classes, axis=axis)
+    if not isinstance(result, Model):
+        raise ValueError(
+            f"it gives {shown(result)}; a model's factory must give a fcifar.Model or an nn.Module"
+        )
+    return result

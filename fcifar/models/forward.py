@@ -1,0 +1,280 @@
+"""The forward pass of any module as a function of a key and of its statistics.
+
+A ``Forward`` is a mode of torch: while it is entered, functions of torch that draw from a global
+generator draw from a key, and batch norm hands its new running statistics over instead of writing
+them. It is a value made for one call. Unlike patches it reaches no other thread, and ``grad``,
+``vmap``, ``jvp`` and ``torch.compile`` see only what it calls.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from fcifar import layers, random
+from fcifar.models import attention
+from fcifar.random import Key
+
+STATISTICS = ("running_mean", "running_var")
+
+
+class Forward(TorchFunctionMode):
+    """One call of a module.
+
+    Args:
+        key: what it draws from, the i-th draw from ``fold_in(key, i)``; None outside training.
+        norms: the batch norms of the module by name, as ``layers.BatchNorm`` on the meta device.
+        tensors: what the module is called with, by name.
+    """
+
+    def __init__(
+        self,
+        key: Key | None,
+        norms: Mapping[str, layers.BatchNorm],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__()
+        self.key, self.norms, self.tensors = key, norms, tensors
+        self.drawn = 0
+        self.order = [*norms]  # those not called yet, which come next, before the others
+        self.changed: dict[str, Tensor] = {}  # running statistics after the call, by name
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        known = KNOWN.get(func)
+        if known is None:
+            return func(*args, **(kwargs or {}))
+        return known(self, *args, **(kwargs or {}))
+
+    def next_key(self) -> Key:
+        """The key of the next draw."""
+        if self.key is None:
+            raise ValueError(
+                "it draws at random outside training; give functions such as F.dropout "
+                "training=self.training"
+            )
+        self.drawn += 1
+        return random.fold_in(self.key, self.drawn - 1)
+
+    def drop(self, x: Tensor, rate: float, shape: Sequence[int] | None = None) -> Tensor:
+        """``layers.dropout``, of values or of a ``shape`` that is broadcast to them."""
+        if rate == 0:
+            return x
+        if rate == 1:
+            return x * 0
+        if shape is None:
+            return layers.dropout(self.next_key(), x, rate)
+        kept = random.bernoulli(self.next_key(), 1 - rate, shape)
+        return torch.where(kept, x / (1 - rate), 0.0)
+
+
+# Batch norm --------------------------------------------------------------------------------------
+
+
+def _batch_norm(
+    forward: Forward,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if running_mean is None or running_var is None:
+        return F.batch_norm(input, None, None, weight, bias, training, momentum, eps)
+    channels = input.shape[1]
+    values = {"bias": input.new_zeros(channels) if bias is None else bias}
+    if weight is not None:
+        values["weight"] = weight
+    for name in forward.order:
+        names = {kind: f"{name}.{kind}" for kind in STATISTICS}
+        if forward.tensors[names["running_mean"]] is not running_mean:
+            continue
+        forward.order = [*(other for other in forward.order if other != name), name]
+        before = {"running_mean": running_mean, "running_var": running_var}
+        # Where a layer is called twice, the second call goes on from the first.
+        statistics = {kind: forward.changed.get(names[kind], old) for kind, old in before.items()}
+        x = input if input.ndim == 4 else input.reshape(*input.shape[:2], -1, 1)
+        y, after = functional_call(forward.norms[name], values | statistics, (x, training))
+        if training:
+            forward.changed |= {names[kind]: after[kind] for kind in STATISTICS}
+        return y.reshape(input.shape)
+    if training:
+        raise ValueError("it updates running statistics that belong to no batch norm layer")
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = values["bias"] - running_mean * scale
+    shape = (channels, *(1 for _ in input.shape[2:]))
+    return (input * scale.reshape(shape) + shift.reshape(shape)).to(input.dtype)
+
+
+# Draws -------------------------------------------------------------------------------------------
+
+
+def _dropout(
+    forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    if not training:
+        return input
+    dropped = forward.drop(input, p)
+    return input.copy_(dropped) if inplace else dropped
+
+
+def _dropout_of_channels(
+    forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
+    """Whole channels of [B, C, ...] at a time."""
+    if not training:
+        return input
+    shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
+    dropped = forward.drop(input, p, shape)
+    return input.copy_(dropped) if inplace else dropped
+
+
+def _bernoulli(
+    forward: Forward, input: Tensor, p: float | None = None, *, generator: Any = None
+) -> Tensor:
+    _refuse(generator)
+    probability = input if p is None else p
+    return random.bernoulli(forward.next_key(), probability, input.shape).to(input.dtype)
+
+
+def _bernoulli_(
+    forward: Forward, input: Tensor, p: float | Tensor = 0.5, *, generator: Any = None
+) -> Tensor:
+    _refuse(generator)
+    return input.copy_(random.bernoulli(forward.next_key(), p, input.shape))
+
+
+def _uniform_(
+    forward: Forward,
+    input: Tensor,
+    a: float = 0.0,
+    b: float = 1.0,
+    *,
+    generator: Any = None,
+    **named: float,
+) -> Tensor:
+    _refuse(generator)
+    a, b = named.get("from", a), named.get("to", b)
+    return input.copy_(random.uniform(forward.next_key(), input.shape) * (b - a) + a)
+
+
+def _normal_(
+    forward: Forward, input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None
+) -> Tensor:
+    _refuse(generator)
+    return input.copy_(random.normal(forward.next_key(), input.shape) * std + mean)
+
+
+def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def of_size(
+        forward: Forward,
+        *size: Any,
+        dtype: torch.dtype | None = None,
+        generator: Any = None,
+        **rest: Any,
+    ) -> Tensor:
+        _refuse(generator)
+        size = rest.get("size", size[0] if size and not isinstance(size[0], int) else size)
+        drawn = draw(forward.next_key(), tuple(size))
+        return drawn.to(torch.get_default_dtype() if dtype is None else dtype)
+
+    return of_size
+
+
+def _of_like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def of_like(
+        forward: Forward, input: Tensor, *, dtype: torch.dtype | None = None, **rest: Any
+    ) -> Tensor:
+        _refuse(rest.get("generator"))
+        return draw(forward.next_key(), input.shape).to(input.dtype if dtype is None else dtype)
+
+    return of_like
+
+
+def _empty(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Memory that a draw may be written into. ``vmap`` over keys needs it to depend on the key."""
+
+    def empty(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+        made = function(*args, **kwargs)
+        if forward.key is None:
+            return made
+        return torch.zeros_like(made) + (forward.key[0] * 0).to(made.dtype)
+
+    return empty
+
+
+def _refuse(generator: Any) -> None:
+    if generator is not None:
+        raise ValueError("it draws from a generator of its own; leave generator out")
+
+
+# What torch has no rule for under vmap -----------------------------------------------------------
+
+
+def _adaptive_avg_pool2d(forward: Forward, input: Tensor, output_size: Any) -> Tensor:
+    if output_size in (1, (1, 1), [1, 1]):
+        return input.mean((-2, -1), keepdim=True)
+    return F.adaptive_avg_pool2d(input, output_size)
+
+
+def _weight_norm(forward: Forward, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [i for i in range(v.ndim) if i != dim]  # all of them where dim is -1
+    return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
+
+
+def _scaled_dot_product(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+    return attention.scaled_dot_product(forward.drop, *args, **kwargs)
+
+
+def _multi_head(forward: Forward, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    return attention.multi_head(forward.drop, *args, **kwargs)
+
+
+def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What is done in place of which function. None of them is called here."""
+    of_torch = {
+        "dropout": _dropout,
+        "bernoulli": _bernoulli,
+        "rand": _of_size(random.uniform),
+        "randn": _of_size(random.normal),
+        "rand_like": _of_like(random.uniform),
+        "randn_like": _of_like(random.normal),
+        "_weight_norm": _weight_norm,
+        "empty": _empty(torch.empty),
+        "empty_like": _empty(torch.empty_like),
+    }
+    of_functional = {
+        "adaptive_avg_pool2d": _adaptive_avg_pool2d,
+        "batch_norm": _batch_norm,
+        "dropout": _dropout,
+        "dropout1d": _dropout_of_channels,
+        "dropout2d": _dropout_of_channels,
+        "dropout3d": _dropout_of_channels,
+        "scaled_dot_product_attention": _scaled_dot_product,
+        "multi_head_attention_forward": _multi_head,
+    }
+    of_tensor = {
+        "bernoulli": _bernoulli,
+        "bernoulli_": _bernoulli_,
+        "uniform_": _uniform_,
+        "normal_": _normal_,
+        "new_empty": _empty(Tensor.new_empty),
+    }
+    places = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
+    return {getattr(place, name): known for place, table in places for name, known in table.items()}
+
+
+KNOWN = _known()
