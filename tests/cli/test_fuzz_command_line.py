@@ -106,6 +106,7 @@ USUAL: dict[tuple[str, ...], tuple[str, ...]] = {
     ("train",): ("--dataset", "tiny", "--epochs", "1", "--device", "cpu", "--threads", "1"),
     ("bench",): ("--device", "cpu"),
     ("export",): ("--to", "new.pth"),
+    ("report",): ("--html", "new.html"),
 }
 USUAL_ARGUMENTS = {
     "recipe": ("blitz",),
@@ -379,7 +380,7 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(exporting, "CHECKED", 4)
         patch.setattr(os, "fsync", draw_nothing)
         patch.setattr(typer.main, "get_command", whole_command)
-        patch.setattr(environment, "describe", lambda: known)
+        patch.setattr(environment, "describe", lambda models=(): known)
         patch.setattr(environment, "git_commit", draw_nothing)
         patch.setattr(store, "_draw_shapes10", lambda: make_set("shapes10", (8, 4), "ab"))
         patch.setattr(evaluation, "draw", draw_nothing)
