@@ -6,6 +6,11 @@
 Everything is measured in one pair of processes, in turns: process 0 alone with all rows and one
 thread (the other sleeps), alone with two threads, both with half of the rows each, both without the
 exchange, and the exchange of as many bytes by itself. Writes bench_results/NAME.json.
+
+    python -m benchmarks.scaling --compute bench_results/scaling.json
+
+computes from such a record what more hosts would take, with the assumptions of LINKS and nothing
+else: a ring passes 2 (W - 1) / W of the bytes through each link in 2 (W - 1) rounds.
 """
 
 import argparse
@@ -32,6 +37,9 @@ from fcifar.runs.program import build
 from fcifar.runs.runtime import activate, make_runtime
 
 WORKS = (("blitz64", 64), ("blitz64", 512), ("speed90", 500))
+LINKS = {"10 Gbit/s, 50 us": (1.25e9, 50e-6), "100 Gbit/s, 10 us": (12.5e9, 10e-6)}
+"""Bytes a second of a link, and seconds of a round."""
+PROCESSES = (8, 64, 512)
 SIZES = (2**2, 2**12, 2**18, 2**22, 2**25)  # bytes of bare exchanges
 
 
@@ -45,7 +53,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of one measurement")
     parser.add_argument("--name", default="scaling", help="of the record")
     parser.add_argument("--out", type=Path, help="for the processes themselves")
+    parser.add_argument("--compute", type=Path, metavar="RECORD")
     options = parser.parse_args()
+    if options.compute:
+        print(computed(records.read(options.compute)["results"]["steps"]))
+        return
     works = list(zip(options.recipe, options.batch, strict=True)) if options.recipe else WORKS
     if options.out:
         results = measure(works, options.rounds, options.seconds)
@@ -178,6 +190,38 @@ def count(recipe: Recipe, size: int) -> tuple[int, list[int]]:
         feed = running.shard(next(program.feeds_from(0)), 0, size)
         program.step_at(0)(program.init(), feed)
     return sum(found), found
+
+
+def exchange_seconds(
+    bytes_: int, exchanges: int, processes: int, link: tuple[float, float]
+) -> float:
+    """Of a step, by a ring: every exchange waits for the one before."""
+    bandwidth, latency = link
+    rounds = 2 * (processes - 1)
+    return rounds / processes * bytes_ / bandwidth + exchanges * rounds * latency
+
+
+def computed(steps: dict[str, Any]) -> str:
+    """A line for each step, link and number of processes: the same batch divided, and one each.
+
+    Computing is taken to divide evenly, and the exchange not to overlap with it.
+    """
+    lines = [
+        "| step | link | processes | exchange, ms | same batch: speed-up | share | "
+        "a batch each: share |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, f in steps.items():
+        one = f["seconds"]["one"]
+        for link, figures in LINKS.items():
+            for count_ in PROCESSES:
+                moved = exchange_seconds(f["bytes"], f["exchanges"], count_, figures)
+                divided = one / count_ + moved
+                lines.append(
+                    f"| {name} | {link} | {count_} | {1000 * moved:.2f} | {one / divided:.1f} | "
+                    f"{100 * moved / divided:.0f} % | {100 * moved / (one + moved):.0f} % |"
+                )
+    return "\n".join(lines)
 
 
 def table(steps: dict[str, Any]) -> str:
