@@ -2,234 +2,50 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
 
-import typer
-
-from fcifar.cli import completion, options, output, processes, trained
+from fcifar.cli import options, output, processes, trained
+from fcifar.cli import training_options as training
 from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
 from fcifar.errors import UserError
 
-_RECIPE = "Instead of what the recipe says"
-_LENGTH, _DESCENT, _IMAGES = (f"{_RECIPE}: {what}" for what in ("length", "optimizer", "images"))
-_PANELS = {
-    **dict.fromkeys(("--batch-size", "--drop-last/--keep-last", "--log-every"), _LENGTH),
-    **dict.fromkeys(
-        (
-            *("--optimizer", "--momentum", "--nesterov/--no-nesterov", "--weight-decay"),
-            *("--clip-norm", "--dp-clip", "--dp-noise", "--schedule", "--warmup-steps"),
-        ),
-        _DESCENT,
-    ),
-    **dict.fromkeys(
-        (
-            *("--augment", "--tta", "--valid-fraction", "--stratify/--no-stratify"),
-            *("--patience", "--restore-best/--keep-last-epoch"),
-        ),
-        _IMAGES,
-    ),
-}
-_SAFETY = "How to keep the run safe"
-_MANY = "Many at once"
-
-
-def _override(name: str, help: str) -> Any:
-    return typer.Option(
-        name, help=help, show_default=False, rich_help_panel=_PANELS.get(name, _RECIPE)
-    )
-
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE",
-            help="See fcifar recipes; or MODULE:RECIPE.",
-            show_default="blitz",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset",
-            help="See fcifar data list.",
-            show_default="cifar10",
-            autocompletion=completion.datasets,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        _override("--model", "See fcifar recipes parts; or MODULE:FACTORY, a network of yours."),
-    ] = None,
-    compile: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Train through torch.compile: seconds to start, then fast.",
-            show_default="the recipe's",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="The run directory.",
-            callback=options.in_utf8,
-            show_default="a new one in --runs-dir",
-        ),
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option("--resume", help="Continue the interrupted run in this directory."),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs",
-            "--max-epochs",
-            help="Passes over the training images.",
-            show_default=False,
-            rich_help_panel=_LENGTH,
-        ),
-    ] = None,
-    batch_size: Annotated[int | None, _override("--batch-size", "Images a step.")] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--lr",
-            "--learning-rate",
-            help="Peak learning rate.",
-            show_default=False,
-            rich_help_panel=_DESCENT,
-        ),
-    ] = None,
-    optimizer: Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")] = None,
-    momentum: Annotated[float | None, _override("--momentum", "Of sgd, in [0, 1).")] = None,
-    nesterov: Annotated[
-        bool | None, _override("--nesterov/--no-nesterov", "Nesterov's form of momentum.")
-    ] = None,
-    weight_decay: Annotated[
-        float | None, _override("--weight-decay", "L2 penalty; decoupled for adamw.")
-    ] = None,
-    clip_norm: Annotated[
-        float | None, _override("--clip-norm", "Largest gradient norm; 0 for any.")
-    ] = None,
-    dp_clip: Annotated[
-        float | None,
-        _override("--dp-clip", "Private training: largest gradient norm of an image."),
-    ] = None,
-    dp_noise: Annotated[
-        float | None, _override("--dp-noise", "Its noise, in parts of --dp-clip.")
-    ] = None,
-    schedule: Annotated[
-        str | None, _override("--schedule", "Learning rate: constant, linear or cosine.")
-    ] = None,
-    warmup_steps: Annotated[
-        int | None, _override("--warmup-steps", "Steps from 0 to the learning rate.")
-    ] = None,
-    augment: Annotated[
-        str | None,
-        _override("--augment", "Such as random_flip,random_crop:4; none for none."),
-    ] = None,
-    valid_fraction: Annotated[
-        float | None, _override("--valid-fraction", "Of the training images, to choose by.")
-    ] = None,
-    stratify: Annotated[
-        bool | None, _override("--stratify/--no-stratify", "Hold out the same part of each class.")
-    ] = None,
-    patience: Annotated[
-        int | None, _override("--patience", "Epochs without a lower validation loss; 0: no end.")
-    ] = None,
-    restore_best: Annotated[
-        bool | None,
-        _override("--restore-best/--keep-last-epoch", "End with the lowest validation loss."),
-    ] = None,
-    dropout: Annotated[float | None, _override("--dropout", "Of a network that has it.")] = None,
-    hidden: Annotated[int | None, _override("--hidden", "Hidden units of a network.")] = None,
-    drop_last: Annotated[
-        bool | None, _override("--drop-last/--keep-last", "Leave out a last short batch.")
-    ] = None,
-    log_every: Annotated[int | None, _override("--log-every", "Steps between log points.")] = None,
-    tta: Annotated[
-        str | None, _override("--tta", "none, mirror or translate: several views of a test image.")
-    ] = None,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other value of a recipe or option of its network.",
-            show_default=False,
-            rich_help_panel=_RECIPE,
-        ),
-    ] = None,
-    replicas: Annotated[
-        int | None,
-        typer.Option(
-            "--replicas",
-            metavar="N",
-            help="Train N seeds, from --seed on, and sum up.",
-            show_default=False,
-            rich_help_panel=_MANY,
-        ),
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--sweep",
-            metavar="NAME=V1,V2,...",
-            help="Train with each value, such as lr=0.01,0.1; several make a grid.",
-            show_default=False,
-            rich_help_panel=_MANY,
-        ),
-    ] = None,
-    replica_method: Annotated[
-        str | None,
-        typer.Option(
-            "--replica-method",
-            metavar="auto|loop|vmap",
-            help="One run after another, or all as one more axis of each tensor.",
-            show_default="auto",
-            rich_help_panel=_MANY,
-        ),
-    ] = None,
-    checkpoint_every: Annotated[
-        str | None,
-        typer.Option(
-            "--checkpoint-every",
-            metavar="STEPS|TIME",
-            help="How often to save, such as 500 or 5min.",
-            show_default="30s",
-            rich_help_panel=_SAFETY,
-        ),
-    ] = None,
-    keep_checkpoints: Annotated[
-        int | None,
-        typer.Option(
-            "--keep-checkpoints",
-            help="How many of the latest to keep.",
-            show_default="2",
-            rich_help_panel=_SAFETY,
-        ),
-    ] = None,
-    allow_nonfinite: Annotated[
-        bool | None,
-        typer.Option(
-            "--allow-nonfinite",
-            help="Go on when a loss is not finite.",
-            show_default="stop",
-            rich_help_panel=_SAFETY,
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        bool,
-        typer.Option(
-            "--tensorboard",
-            help="Write event files into tensorboard/ of the run while it trains.",
-            rich_help_panel=options.OUTPUT,
-        ),
-    ] = False,
+    recipe: training.Recipe = None,
+    dataset: training.Dataset = None,
+    model: training.Model = None,
+    compile: training.Compile = None,
+    out: training.Out = None,
+    resume: training.Resume = None,
+    epochs: training.Epochs = None,
+    batch_size: training.BatchSize = None,
+    learning_rate: training.LearningRate = None,
+    optimizer: training.Optimizer = None,
+    momentum: training.Momentum = None,
+    nesterov: training.Nesterov = None,
+    weight_decay: training.WeightDecay = None,
+    clip_norm: training.ClipNorm = None,
+    dp_clip: training.DpClip = None,
+    dp_noise: training.DpNoise = None,
+    schedule: training.Schedule = None,
+    warmup_steps: training.WarmupSteps = None,
+    augment: training.Augment = None,
+    valid_fraction: training.ValidFraction = None,
+    stratify: training.Stratify = None,
+    patience: training.Patience = None,
+    restore_best: training.RestoreBest = None,
+    dropout: training.Dropout = None,
+    hidden: training.Hidden = None,
+    drop_last: training.DropLast = None,
+    log_every: training.LogEvery = None,
+    tta: training.Tta = None,
+    changes: training.Changes = None,
+    replicas: training.Replicas = None,
+    sweep: training.Sweep = None,
+    replica_method: training.ReplicaMethod = None,
+    checkpoint_every: training.CheckpointEvery = None,
+    keep_checkpoints: training.KeepCheckpoints = None,
+    allow_nonfinite: training.AllowNonfinite = None,
+    tensorboard: training.Tensorboard = False,
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
