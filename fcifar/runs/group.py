@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fcifar import random, recipes
 from fcifar.errors import UserError, shown
 from fcifar.recipes import Recipe
-from fcifar.runs import jsonfiles
+from fcifar.runs import directory, jsonfiles
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.safeguards import Safeguards
 
@@ -230,12 +230,18 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def finished(path: Path) -> list[Path]:
     """The directories of the members that have come to their end. Raises as ``expand``."""
     runs = [path / member.name for member in read(path).members]
-    ended = [run for run in runs if (run / "report.json").exists()]
+    ended = [run for run in runs if (run / directory.REPORT).exists()]
     if not ended:
         raise UserError(
             f"no run of {path} has come to its end; continue it with fcifar train --resume {path}"
         )
     return ended
+
+
+def has_ended(run: Path, group: Group) -> bool:
+    """Whether a member came to its end, or to a loss that is not finite."""
+    failed = (run / directory.NONFINITE).exists() and not group.safeguards.allow_nonfinite
+    return (run / directory.REPORT).exists() or failed
 
 
 def read_summary(path: Path) -> dict[str, Any]:

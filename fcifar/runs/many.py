@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,22 +10,20 @@ from typing import Any, NamedTuple
 
 from fcifar import replicas
 from fcifar.data import Dataset
-from fcifar.errors import UserError, WorldError
-from fcifar.runs import directory, environment, group, leading, lockstep, loop, ranks, saving
+from fcifar.errors import UserError
+from fcifar.runs import directory, environment, group, lockstep, loop, ranks, saving, sharing
 from fcifar.runs.driving import drive
 from fcifar.runs.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
 from fcifar.runs.finishing import finish
 from fcifar.runs.group import Group, Member, Part
 from fcifar.runs.lock import locked
 from fcifar.runs.manifest import Settings
-from fcifar.runs.program import Program, count, share
+from fcifar.runs.program import Program, share
 from fcifar.runs.runtime import activate
 from fcifar.runs.saving import Place
 from fcifar.runs.session import NonFiniteError, Session
 from fcifar.runs.stepping import Ended, Stop, hold_alone, steps
 from fcifar.runs.summary import sum_up
-
-_POLL = 0.2  # seconds between two looks at what other processes have done
 
 
 class Seat(NamedTuple):
@@ -84,11 +80,16 @@ def train(
     with locked(path):
         if not resume:
             directory.check_free(path)
-        number = _call_others(path, asked, dataset)
+        number = None
+        if ranks.here().size > 1:
+            sharing.check(asked, dataset)
+            _establishing(path, asked)()  # the others read it
+            number = sharing.call(path, asked, dataset)
         result = train_shares(path, asked, dataset, observe=observe, stop=stop)
         if result is None and number is not None:
             observe(Preparing("waiting for the other processes"))
-            result = _wait_for_others(number, path, asked, stop)
+            if (signum := sharing.wait(number, path, asked, stop)) is not None:
+                result = loop.Interrupted(signum, 0)
         if result is not None:
             return result
         observe(Preparing("summing up"))
@@ -121,41 +122,6 @@ def train_shares(
                     if interrupted is not None:
                         return interrupted
                     before += len(share.members)
-    return None
-
-
-def _call_others(path: Path, asked: Group, dataset: Dataset) -> int | None:
-    """Have the other processes train their shares; the number of their job, if there are any."""
-    if ranks.here().size == 1:
-        return None
-    for part in group.parts(asked.members):  # is there anything wrong that they would stumble on?
-        count(part.members[0].recipe, dataset, seed=asked.runtime.seed)
-    where = leading.describe(dataset)
-    _establishing(path, asked)()  # they read it
-    job = {"kind": "group", "path": str(path.absolute()), "dataset": where}
-    return ranks.post({**job, "safeguards": dataclasses.asdict(asked.safeguards)})
-
-
-def _wait_for_others(number: int, path: Path, asked: Group, stop: Stop) -> loop.Interrupted | None:
-    """Wait until the other processes have trained their shares."""
-    outcomes: dict[int, str | None] = dict.fromkeys(range(1, ranks.here().size))
-    while None in outcomes.values():
-        if (signum := stop()) is not None:
-            return loop.Interrupted(signum, 0)
-        time.sleep(_POLL)
-        outcomes = {rank: seen or ranks.reported(number, rank) for rank, seen in outcomes.items()}
-    if failed := [rank for rank, outcome in outcomes.items() if outcome == "failed"]:
-        raise WorldError(
-            f"process {failed[0]} failed, as it says itself; go on with: fcifar train --resume "
-            f"{path}"
-        )
-    if "interrupted" in outcomes.values():
-        return loop.Interrupted(stop() or signal.SIGTERM, 0)
-    if missing := [m.name for m in asked.members if not _has_ended(path / m.name, asked)]:
-        raise WorldError(
-            f"the run {missing[0]} was trained elsewhere, and is not in {path}; --out must be in a "
-            "folder that all processes share"
-        )
     return None
 
 
@@ -285,12 +251,7 @@ def _begin(common: Common, seat: Seat) -> Place:
 
 def _is_done(common: Common, member: Member) -> bool:
     """Whether a member came to its end, or to a loss that is not finite."""
-    return _has_ended(common.path / member.name, common.asked)
-
-
-def _has_ended(run: Path, asked: Group) -> bool:
-    failed = (run / directory.NONFINITE).exists() and not asked.safeguards.allow_nonfinite
-    return (run / directory.REPORT).exists() or failed
+    return group.has_ended(common.path / member.name, common.asked)
 
 
 def _common_steps(runs: Sequence[Path]) -> set[int]:
