@@ -19,6 +19,8 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
+# Options that act as soon as they are parsed.
+ACTING = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 MISUSE = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word
 
 
@@ -41,6 +43,15 @@ def blocks(page: Path, language: str) -> list[Block]:
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_code_is_overlooked(page: Path) -> None:
+    """By another name of a language, or an indented fence."""
+    text = page.read_text()
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(_FENCE.findall(text))
+    languages = {match[1] for match in _FENCE.finditer(text)}
+    assert languages <= {"python", "sh", "", "text", "json", "toml"}
 
 
 # Code --------------------------------------------------------------------------------------------
@@ -123,6 +134,8 @@ def after_fcifar(command: list[str]) -> list[str]:
 
 def parse(words: list[str]) -> None:
     """Raise what the command line raises for words that it does not take; nothing is done."""
+    if ACTING.intersection(words):
+        return
     command: Any = typer.main.get_command(cli.app)
     context = None
     while True:
