@@ -1,0 +1,196 @@
+"""The code in README and docs runs, their commands parse, and their links lead somewhere."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import typer
+
+from fcifar import cli
+from fcifar.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+# Options that act as soon as they are parsed.
+ACTING = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
+MISUSE = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word
+
+
+class Block(NamedTuple):
+    """Code between fences."""
+
+    language: str
+    text: str
+    line: int  # the number of its first line in the page
+
+
+def blocks(page: Path, language: str) -> list[Block]:
+    text = page.read_text()
+    found = [
+        Block(match[1], match[2], text.count("\n", 0, match.start(2)) + 1)
+        for match in _FENCE.finditer(text)
+    ]
+    return [block for block in found if block.language == language]
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_code_is_overlooked(page: Path) -> None:
+    """By another name of a language, or an indented fence."""
+    text = page.read_text()
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(_FENCE.findall(text))
+    languages = {match[1] for match in _FENCE.finditer(text)}
+    assert languages <= {"python", "sh", "", "text", "json", "toml"}
+
+
+# Code --------------------------------------------------------------------------------------------
+
+
+def run(page: Path) -> list[dict[str, Any]]:
+    """Execute a page's blocks one after another; what the names mean after each of them."""
+    names: dict[str, Any] = {"__name__": page.stem.replace("-", "_")}
+    after = []
+    for block in blocks(page, "python"):
+        # Moved down, so that a traceback has the line of the page.
+        source = "\n" * (block.line - 1) + block.text
+        exec(compile(source, str(page), "exec"), names)
+        after.append(dict(names))
+    return after
+
+
+@pytest.fixture
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Code may write where it is, and draw from torch's generator if it seeds that."""
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.mark.usefixtures("_in_a_folder")
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES[1:] if blocks(page, "python")], ids=name_of
+)
+def test_the_code_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture) -> None:
+    run(page)
+    assert not capsys.readouterr().out, "a page asserts, for what is printed nobody compares"
+
+
+@pytest.mark.usefixtures("_in_a_folder")
+def test_the_code_of_the_readme_runs() -> None:
+    parts, step, each, own = run(README)
+    batch = step["batch"]
+    state, _ = parts["step"](parts["state"], batch)
+    assert state.step == 1
+    assert (step["state"].step, step["metrics"].count) == (2, 4)
+    assert each["gradients"]["fc3.weight"].shape == (4, 10, 84)
+    state, metrics = each["step"](each["state"], batch)
+    assert (state.step, metrics.count) == (3, 4)
+    logits, _ = own["model"].apply(own["variables"], torch.zeros(2, 3, 32, 32))
+    assert logits.shape == (2, 10)
+    assert len(blocks(README, "python")[-1].text.splitlines()) < 20
+
+
+# Commands ----------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> list[tuple[int, list[str]]]:
+    """Line numbers, and the words after ``fcifar``."""
+    found = []
+    for block in blocks(page, "sh"):
+        joined = block.text.replace("\\\n", "  ")
+        for number, line in enumerate(joined.splitlines(), block.line):
+            lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+            lexer.whitespace_split = True
+            command: list[str] = []
+            for word in [*lexer, ";"]:
+                if word.strip("&|;"):
+                    command.append(word)
+                    continue
+                if words := after_fcifar(command):
+                    found.append((number, words[1:]))
+                command = []
+    return found
+
+
+def after_fcifar(command: list[str]) -> list[str]:
+    """The words from ``fcifar`` on, if that is what a command runs: ``uv run fcifar`` does too."""
+    for i, word in enumerate(command):
+        if Path(word).name == "fcifar" and (i == 0 or command[i - 1] in ("run", "-m")):
+            return command[i:]
+    return []
+
+
+def parse(words: list[str]) -> None:
+    """Raise what the command line raises for words that it does not take; nothing is done."""
+    if ACTING.intersection(words):
+        return
+    command: Any = typer.main.get_command(cli.app)
+    context = None
+    while True:
+        context = command.make_context(command.name, list(words), parent=context)
+        if not hasattr(command, "commands"):
+            return
+        _, command, words = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong", ["trian", "train --no-such-option", "train --seed one", "data nothing", "eval"]
+)
+def test_wrong_words_are_noticed(wrong: str) -> None:
+    with pytest.raises(MISUSE):
+        parse(wrong.split())
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+def test_the_commands_of_a_page_are_known(page: Path) -> None:
+    for number, words in commands(page):
+        try:
+            parse(words)
+        except (MISUSE, UserError) as error:
+            pytest.fail(f"{name_of(page)}:{number}: fcifar {shlex.join(words)}: {error}")
+
+
+# Links -------------------------------------------------------------------------------------------
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    return re.sub(r"`[^`\n]+`", "code", _FENCE.sub("", page.read_text()))
+
+
+def anchors(page: Path) -> set[str]:
+    """Where a link into a page may lead, as GitHub names its headings."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ +(.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        again = sum(
+            re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found
+        )
+        found.add(f"{slug}-{again}" if again else slug)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        goal = (page.parent / path).resolve() if path else page
+        assert goal.exists(), f"{name_of(page)}: {target}"
+        assert goal.is_relative_to(ROOT), f"{name_of(page)}: {target} is outside the project"
+        assert not anchor or anchor in anchors(goal), f"{name_of(page)}: {target}"
