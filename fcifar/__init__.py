@@ -9,7 +9,7 @@
     state, metrics = train_step(state, fcifar.Batch(images, labels))
 
 Importing this package has no side effect, and loads torch only when a name is first used: the
-command line stays quick.
+command line stays quick. The examples of its docstrings begin with ``import torch, fcifar``.
 """
 
 import importlib
@@ -25,16 +25,19 @@ if TYPE_CHECKING:
         examples,
         fingerprint,
         grads,
+        intervals,
         layers,
         losses,
         metrics,
         models,
         optim,
+        parallel,
         precision,
         privacy,
         random,
         recipes,
         replicas,
+        running,
         schedules,
         step,
         transforms,
@@ -85,6 +88,7 @@ __all__ = [
     "fingerprint",
     "grads",
     "init_train_state",
+    "intervals",
     "layers",
     "losses",
     "make_eval_step",
@@ -95,11 +99,13 @@ __all__ = [
     "normalize",
     "on_indices",
     "optim",
+    "parallel",
     "precision",
     "privacy",
     "random",
     "recipes",
     "replicas",
+    "running",
     "schedules",
     "step",
     "transforms",

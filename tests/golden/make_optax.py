@@ -39,6 +39,7 @@ OPTIMIZERS = {
     "sgd, scheduled": call("sgd", LINEAR, momentum=0.9),
     "adam": call("adam", 1e-3),
     "adam, others": call("adam", 0.01, b1=0.8, b2=0.99, eps=1e-3),
+    "adam, without momentum": call("adam", 0.01, b1=0.0),
     "adam, scheduled": call("adam", call("cosine_decay_schedule", 0.01, 5, alpha=0.1)),
     "adamw": call("adamw", 1e-3),
     "adamw, others": call("adamw", 0.01, b1=0.85, b2=0.98, eps=1e-6, weight_decay=0.1),
