@@ -9,7 +9,7 @@
     state, metrics = train_step(state, fcifar.Batch(images, labels))
 
 Importing this package has no side effect, and loads torch only when a name is first used: the
-command line stays quick.
+command line stays quick. The examples of its docstrings begin with ``import torch, fcifar``.
 """
 
 import importlib
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         examples,
         fingerprint,
         grads,
+        intervals,
         layers,
         losses,
         metrics,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         random,
         recipes,
         replicas,
+        running,
         schedules,
         step,
         transforms,
@@ -88,6 +90,7 @@ __all__ = [
     "fingerprint",
     "grads",
     "init_train_state",
+    "intervals",
     "layers",
     "losses",
     "make_eval_step",
@@ -104,6 +107,7 @@ __all__ = [
     "random",
     "recipes",
     "replicas",
+    "running",
     "schedules",
     "step",
     "transforms",

@@ -31,6 +31,10 @@ def chain(*augments: Augment) -> Augment:
     """One after the other, augmentation i with key i of a split.
 
     Another augmentation at the end leaves the draws of those before it as they were.
+
+    >>> augment = fcifar.augment.chain(fcifar.augment.random_crop(4), fcifar.augment.cutout(8))
+    >>> augment(fcifar.random.key(0), torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     def augment(key: Key, images: Tensor) -> Tensor:
@@ -46,6 +50,13 @@ def random_flip(p: float = 0.5) -> Augment:
 
     Raises:
         ValueError: ``p`` is outside [0, 1].
+
+    >>> images = torch.arange(3.0).expand(4, 1, 1, 3)
+    >>> fcifar.augment.random_flip()(fcifar.random.key(0), images)[:, 0, 0]
+    tensor([[0., 1., 2.],
+            [0., 1., 2.],
+            [2., 1., 0.],
+            [2., 1., 0.]])
     """
     if not 0 <= p <= 1:
         raise ValueError(f"random_flip needs a probability in [0, 1], not {shown(p)}")
@@ -69,6 +80,11 @@ def random_rotation(
     Raises:
         ValueError: a number outside [0, 1e6], a pair out of order or outside [-1e6, 1e6], or an
             unknown interpolation or fill.
+
+    >>> turn = fcifar.augment.random_rotation((180, 180))
+    >>> turn(fcifar.random.key(0), torch.arange(4.0).reshape(1, 1, 2, 2))
+    tensor([[[[3., 2.],
+              [1., 0.]]]])
     """
     low, high = _interval("random_rotation", "degrees", degrees, centre=0.0)
     transforms.check_interpolation(interpolation)
@@ -91,6 +107,11 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
     Raises:
         ValueError: ``padding`` is no integer from 0 to 10,000, or an unknown mode; when called, a
             reflecting ``padding`` that is not less than the image's height and width.
+
+    >>> crop = fcifar.augment.random_crop(1)
+    >>> crop(fcifar.random.key(3), torch.arange(1.0, 5.0).reshape(1, 1, 2, 2))
+    tensor([[[[0., 0.],
+              [2., 0.]]]])
     """
     _check_count("random_crop", "padding", padding)
     transforms.check_mode(mode)
@@ -118,6 +139,10 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
 
     Raises:
         ValueError: ``size`` is no integer from 0 to 10,000, or an unknown fill.
+
+    >>> cut = fcifar.augment.cutout(2, fill=0.5)(fcifar.random.key(0), torch.ones(1, 1, 4, 4))
+    >>> (cut == 0.5).sum()
+    tensor(4)
     """
     _check_count("cutout", "size", size)
     transforms.check_fill(fill)
@@ -144,6 +169,10 @@ def color_jitter(
     Raises:
         ValueError: a number outside [0, 1e6], or a pair out of order or outside it; when called,
             images without three channels.
+
+    >>> darken = fcifar.augment.color_jitter(brightness=(0.5, 0.5))
+    >>> darken(fcifar.random.key(0), torch.full((1, 3, 1, 1), 200, dtype=torch.uint8)).flatten()
+    tensor([100, 100, 100], dtype=torch.uint8)
     """
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     intervals = {

@@ -66,6 +66,12 @@ def ema(decay: float | Tensor | Schedule, every: int = 1) -> Average:
 
     Raises:
         ValueError: ``decay`` or ``every`` is outside its range.
+
+    >>> average = fcifar.averaging.ema(0.5)
+    >>> state = average.init({"w": torch.tensor(0.0)})
+    >>> variables, state = average.update({"w": torch.tensor(1.0)}, state)
+    >>> average.value(variables, state)
+    {'w': tensor(0.5000)}
     """
     _check(decay, every)
 
@@ -93,6 +99,11 @@ def lookahead(decay: float | Tensor | Schedule, every: int = 5) -> Average:
 
     Raises:
         ValueError: ``decay`` or ``every`` is outside its range.
+
+    >>> average = fcifar.averaging.lookahead(0.5, every=1)
+    >>> state = average.init({"w": torch.tensor(0.0)})
+    >>> average.update({"w": torch.tensor(1.0)}, state)[0]
+    {'w': tensor(0.5000)}
     """
     _check(decay, every)
 

@@ -30,6 +30,14 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
 
     Returns:
         int64 [C, C]: in row i and column j, how many examples of class i were predicted as j.
+
+    Raises:
+        ValueError: an argument is something else.
+
+    >>> labels, predictions = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    >>> fcifar.calibration.confusion_matrix(labels, predictions, 2)
+    tensor([[1, 1],
+            [0, 1]])
     """
     _check_same_length("labels and predictions", labels, predictions)
     if num_classes < 1:
@@ -50,6 +58,9 @@ def softmax_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         float64 [B] in [0, 1], NaN where the logits hold a NaN or plus infinity; int64 [B].
+
+    Raises:
+        ValueError: ``logits`` are something else.
     """
     _check_logits(logits)
     prediction = logits.argmax(-1)
@@ -67,6 +78,9 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> Reliabil
         confidence: [B], floating, in [0, 1]. An example whose confidence is NaN is in no bin.
         correct: bool [B].
         bins: M, at least 1.
+
+    Raises:
+        ValueError: an argument is something else.
     """
     _check_same_length("confidence and correct", confidence, correct)
     if bins < 1:
@@ -110,6 +124,9 @@ def most_confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> Tenso
     Returns:
         int64 [<= count]: row numbers, the most confident mistake first and equally confident ones
         by row number. Those whose confidence is NaN come last.
+
+    Raises:
+        ValueError: an argument is something else, or ``count`` is below 0.
     """
     confidence, prediction = softmax_confidence(logits)
     _check_same_length("logits and labels", prediction, labels)

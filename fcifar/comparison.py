@@ -31,6 +31,9 @@ def paired_difference(correct_a: Tensor, correct_b: Tensor) -> PairedDifference:
     Args:
         correct_a: bool [N], N at least 1; the first classifier's.
         correct_b: bool [N], the second's, of the same examples in the same order.
+
+    Raises:
+        ValueError: an argument is something else.
     """
     if correct_a.dtype != torch.bool or correct_b.dtype != torch.bool:
         raise ValueError(f"correct must be bool, not {correct_a.dtype} and {correct_b.dtype}")
@@ -65,6 +68,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     Returns:
         The p-value, to about 9 digits; below the smallest float it is 0.
+
+    Raises:
+        ValueError: a count is below 0.
+
+    >>> fcifar.comparison.mcnemar(1, 1), round(fcifar.comparison.mcnemar(0, 10), 6)
+    (1.0, 0.001953)
     """
     if only_first < 0 or only_second < 0:
         raise ValueError(f"mcnemar needs counts of 0 or more, not {only_first}, {only_second}")
@@ -103,6 +112,9 @@ def paired_interval(
 
     Returns:
         Lower and upper end, in [-1, 1].
+
+    Raises:
+        ValueError: the counts are outside their ranges, or more than all examples.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count == 0:
         raise ValueError(

@@ -25,6 +25,10 @@ def compile_step(
             ``donate_argnums`` allows. The state that was passed in is then gone; clone it first
             (``tree.map(torch.clone, state)``) to keep it. With ``donate=False`` the compiled step
             is as pure as the original.
+
+    >>> step = fcifar.compile_step(lambda state, batch: (state + batch, batch), donate=False)
+    >>> step(torch.tensor([1.0]), torch.tensor([2.0]))
+    (tensor([3.]), tensor([2.]))
     """
     if not donate:
         return compile_pure(step)

@@ -47,6 +47,11 @@ def examine(logits: Tensor, labels: Tensor) -> Ensemble:
 
     Raises:
         ValueError: the arguments are something else.
+
+    >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]])  # two networks, one image
+    >>> together = fcifar.ensembles.examine(logits, torch.tensor([0]))
+    >>> together.votes, together.correct, together.disagreement
+    (tensor([[1, 1]]), tensor([True]), tensor([1.], dtype=torch.float64))
     """
     _check(logits, labels)
     networks, examples, classes = logits.shape
@@ -81,6 +86,9 @@ def disagreement(votes: Tensor) -> Tensor:
 
     Returns:
         float64 [N] in [0, 1]; NaN where R is 1. Of two networks it is 0 or 1.
+
+    >>> fcifar.ensembles.disagreement(torch.tensor([[3, 0], [2, 1]]))
+    tensor([0.0000, 0.6667], dtype=torch.float64)
     """
     networks = votes.sum(-1)
     pairs = networks * (networks - 1)
@@ -96,6 +104,9 @@ def ranked(*keys: Tensor) -> Tensor:
 
     Returns:
         int64 [N]. Rows that are equal in all keys are in their order.
+
+    >>> fcifar.ensembles.ranked(torch.tensor([1.0, 3.0, 1.0]), torch.tensor([0.0, 0.0, 9.0]))
+    tensor([1, 2, 0])
     """
     order = torch.arange(len(keys[0]), device=keys[0].device)
     for key in reversed(keys):

@@ -59,6 +59,12 @@ def make_score_step(
         gradients: how many numbers the gradients that are held at a time have together, at least
             those of one example. They are taken example by example under ``torch.func.vmap``, in
             chunks, so that memory does not grow with the batch.
+
+    >>> model = fcifar.models.lenet()
+    >>> batch = fcifar.Batch(torch.zeros(2, 3, 32, 32), torch.arange(2))
+    >>> scores = fcifar.make_score_step(model)(model.init(fcifar.random.key(0)), batch)
+    >>> scores.gradient_norm.shape
+    torch.Size([2])
     """
     eval_step = make_eval_step(model, loss=loss, preprocess=preprocess, policy=policy)
 

@@ -49,6 +49,11 @@ def per_example(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., T
 
     All of them are kept, B times the memory of the parameters. ``per_example_norms`` keeps those
     of one chunk alone; for sums of one's own, ``chunks`` and ``add_up`` do the same.
+
+    >>> gradients = fcifar.grads.per_example(lambda w, x: (w * x).square().sum())
+    >>> gradients(torch.ones(2), torch.tensor([[1.0, 0.0], [2.0, 3.0]]))
+    tensor([[ 2.,  0.],
+            [ 8., 18.]])
     """
     of_chunk = _mapped(grad(loss))
 
@@ -60,7 +65,12 @@ def per_example(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., T
 
 
 def per_example_norms(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., Tensor]:
-    """``(params, examples, *rest) -> [B]``: the Euclidean norms of the examples' gradients."""
+    """``(params, examples, *rest) -> [B]``: the Euclidean norms of the examples' gradients.
+
+    >>> norms = fcifar.grads.per_example_norms(lambda w, x: (w * x).sum())
+    >>> norms(torch.ones(2), torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
+    tensor([5., 2.])
+    """
     of_chunk = _mapped(grad(loss))
 
     def gradient_norms(params: Tree, examples: Tree, *rest: Any) -> Tensor:
@@ -81,6 +91,9 @@ def chunks(examples: Tree, chunk_size: int | None) -> Iterator[Tree]:
 
     Raises:
         ValueError: ``chunk_size`` is below 1.
+
+    >>> [len(chunk) for chunk in fcifar.grads.chunks(torch.arange(5), 2)]
+    [2, 2, 1]
     """
     if chunk_size is None:
         yield examples
@@ -125,6 +138,10 @@ def noise_scale(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., N
 
     Raises:
         ValueError: when called, with a single example.
+
+    >>> noise = fcifar.grads.noise_scale(lambda w, x: w * x)
+    >>> noise(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
+    NoiseScale(variance=tensor(2.), squared_norm=tensor(3.))
     """
     of_chunk = _mapped(grad(loss))
 
@@ -176,6 +193,10 @@ def hessian_vector_product(loss: Loss, *, chunk_size: int | None = None) -> Call
     Forward over reverse: the derivative of the gradient along ``vector``, a tree like ``params``.
     It costs about as much as two gradients, and no Hessian is made. (Pearlmutter, "Fast exact
     multiplication by the Hessian", 1994.)
+
+    >>> product = fcifar.grads.hessian_vector_product(lambda w, x: (w**3).sum() * x)
+    >>> product(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 1.0]), torch.ones(4))
+    tensor([ 6., 12.])
     """
     losses = _mapped(loss)
 
@@ -224,6 +245,11 @@ def meta_gradient(
 
     In reverse: all steps' intermediate results are held until the end. For a single number
     ``torch.func.jvp`` of ``unroll`` gives the same and holds those of one step.
+
+    >>> step = lambda rate, w, batch: (w - rate * 2 * w, ())  # down w**2
+    >>> slope = fcifar.grads.meta_gradient(step, lambda w: w**2)
+    >>> slope(torch.tensor(0.25), torch.tensor(1.0), [0, 1])
+    tensor(-1.)
     """
     return grad(unroll(step, outcome))
 

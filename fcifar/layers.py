@@ -32,6 +32,9 @@ def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
         rate: in [0, 1).
 
     Srivastava et al., "Dropout", 2014.
+
+    >>> fcifar.layers.dropout(fcifar.random.key(0), torch.ones(6), 0.5)
+    tensor([0., 0., 2., 2., 0., 2.])
     """
     if key is None or rate == 0:
         return x

@@ -10,7 +10,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], labels int64 [B]) -
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax cross-entropy in nats: logits [B, C] and labels [B] to [B]; [C] and [] to []."""
+    """Softmax cross-entropy in nats: logits [B, C] and labels [B] to [B]; [C] and [] to [].
+
+    >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
+    >>> fcifar.losses.cross_entropy(logits, torch.tensor([0, 1]))
+    tensor([0.6931, 9.0001])
+    """
     return F.cross_entropy(logits, labels, reduction="none")
 
 
@@ -25,6 +30,10 @@ def smoothed_cross_entropy(label_smoothing: float | Tensor) -> Loss:
 
     Raises:
         ValueError: a number outside [0, 1).
+
+    >>> loss = fcifar.losses.smoothed_cross_entropy(0.2)
+    >>> loss(torch.tensor([[9.0, 0.0]]), torch.tensor([0]))
+    tensor([0.9001])
     """
     if isinstance(label_smoothing, Tensor):
         return lambda logits, labels: torch.lerp(

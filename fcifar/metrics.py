@@ -35,6 +35,9 @@ def measure(losses: Tensor, correct: Tensor, weights: Tensor | None = None) -> M
         correct: bool [B].
         weights: [B] of zeros and ones; a row with weight 0 is padding and counts nowhere, whatever
             stands in it (NaN included).
+
+    >>> fcifar.metrics.measure(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+    Metrics(loss=tensor(3.), correct=tensor(1), count=tensor(2))
     """
     if weights is None:
         return Metrics(losses.sum(), correct.sum(), torch.full_like(correct, True).sum())
@@ -45,7 +48,12 @@ def measure(losses: Tensor, correct: Tensor, weights: Tensor | None = None) -> M
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """``{"loss": mean, "accuracy": fraction, "count": n}`` as numbers; NaN for no examples."""
+    """``{"loss": mean, "accuracy": fraction, "count": n}`` as numbers; NaN for no examples.
+
+    >>> metrics = fcifar.metrics.measure(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
+    >>> fcifar.metrics.summarize(metrics)
+    {'loss': 1.5, 'accuracy': 0.5, 'count': 2}
+    """
     loss, correct, count = (x.item() for x in metrics)
     if not count:
         return {"loss": math.nan, "accuracy": math.nan, "count": 0}
@@ -57,6 +65,17 @@ def wilson_interval(correct: int, count: int, z: float = 1.959963984540054) -> t
 
     Wilson's score interval (Wilson, "Probable inference", 1927): it stays inside [0, 1] and keeps
     its coverage near the ends, where the textbook's normal interval does not.
+
+    Args:
+        correct: successes, from 0 to ``count``.
+        count: of all trials, 1 or more.
+        z: the standard normal quantile.
+
+    Raises:
+        ValueError: the counts are outside their ranges.
+
+    >>> [round(end, 4) for end in fcifar.metrics.wilson_interval(95, 100)]
+    [0.8882, 0.9785]
     """
     if not 0 <= correct <= count or count == 0:
         raise ValueError(f"wilson_interval needs 0 <= correct <= count > 0, not {correct}, {count}")

@@ -49,7 +49,11 @@ def across_ranks() -> Axis:
 
 
 def pmean(tensors: Sequence[Tensor], axis: Axis) -> list[Tensor]:
-    """The mean of each tensor over the ranks; at one rank, the tensors as they are."""
+    """The mean of each tensor over the ranks; at one rank, the tensors as they are.
+
+    >>> fcifar.parallel.pmean([torch.tensor(3.0)], fcifar.parallel.ALONE)
+    [tensor(3.)]
+    """
     sums = axis.psum(tensors)
     return sums if axis.size == 1 else [total / axis.size for total in sums]
 
@@ -59,6 +63,9 @@ def shard(values: Tree, rank: int, size: int) -> Tree:
 
     Raises:
         ValueError: the rows cannot be divided into ``size`` equal parts.
+
+    >>> fcifar.parallel.shard({"rows": torch.arange(6)}, rank=1, size=3)
+    {'rows': tensor([2, 3])}
     """
 
     def part(leaf: Tensor) -> Tensor:

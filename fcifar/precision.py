@@ -29,5 +29,9 @@ POLICIES = {"fp32": FP32, "bf16": BF16}
 
 
 def cast(values: Tree, dtype: torch.dtype) -> Tree:
-    """Floating-point leaves in ``dtype``; integers and booleans as they are."""
+    """Floating-point leaves in ``dtype``; integers and booleans as they are.
+
+    >>> fcifar.precision.cast({"w": torch.ones(1), "n": torch.ones(1).long()}, torch.float64)
+    {'w': tensor([1.], dtype=torch.float64), 'n': tensor([1])}
+    """
     return tree.map(lambda x: x.to(dtype) if x.is_floating_point() else x, values)

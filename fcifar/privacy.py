@@ -38,6 +38,9 @@ def clipped_sum(gradients: Tree, max_norm: float | Tensor) -> Tree:
 
     Returns:
         Leaves [...].
+
+    >>> fcifar.privacy.clipped_sum(torch.tensor([[3.0, 4.0], [0.5, 0.0]]), max_norm=1.0)
+    tensor([1.1000, 0.8000])
     """
     # Not min(1, max_norm / norm): where the norm is 0 that divides by it.
     weights = max_norm / norms(gradients).clamp(min=max_norm)
@@ -84,6 +87,13 @@ def dp_gradient(
     Raises:
         ValueError: a number outside its range; when called, a network with buffers, for batch norm
             mixes the examples of a batch and its statistics would get out without noise.
+
+    >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.sgd(0.1)
+    >>> private = fcifar.privacy.dp_gradient(max_norm=1.0, noise_multiplier=0.5)
+    >>> step = fcifar.make_train_step(model, optimizer, gradient=private)
+    >>> state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
+    >>> step(state, fcifar.Batch(torch.zeros(2, 3, 32, 32), torch.arange(2)))[0].step
+    tensor(1)
     """
     if not isinstance(max_norm, Tensor) and not max_norm > 0:
         raise ValueError(f"dp_gradient needs a norm above 0, not {max_norm}")

@@ -36,6 +36,9 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Key:
 
     Raises:
         ValueError: ``seed`` lies outside [-2**31, 2**32), where distinct seeds would collide.
+
+    >>> fcifar.random.key(7)
+    tensor([0, 7])
     """
     if not -(2**31) <= seed < 2**32:
         raise ValueError(f"seed {seed} is outside [-2**31, 2**32); choose one inside")
@@ -46,6 +49,9 @@ def split(key: Key, num: int | Sequence[int] = 2) -> Tensor:
     """``num`` independent keys: int64 [num, 2], or [*num, 2] for a shape. Row i is fold_in(key, i).
 
     ``a, b = split(key)`` is the usual way to write it.
+
+    >>> fcifar.random.split(fcifar.random.key(0)).tolist()
+    [[1797259609, 2579123966], [928981903, 3453687069]]
     """
     shape = (num,) if isinstance(num, int) else tuple(num)
     return _child(key, _cipher(key, _count(key, shape)))
@@ -56,6 +62,9 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
 
     ``data`` is an integer or a 0-d integer tensor, taken modulo 2**32. ``fold_in(key, step)`` is
     how a training step gets a key that depends on where it is and not on how it came there.
+
+    >>> fcifar.random.fold_in(fcifar.random.key(0), 7).tolist()
+    [2716826189, 292468403]
     """
     if not isinstance(data, Tensor):
         data = torch.tensor(data & _WORD, device=key.device)
@@ -76,6 +85,11 @@ def from_row(key: Key, row: int | Tensor) -> Key:
     Args:
         row: 0 or more, a number or an int64 tensor []; all elements of the larger draw number
             fewer than 2**31.
+
+    >>> key = fcifar.random.key(0)
+    >>> whole = fcifar.random.uniform(key, (4, 2))
+    >>> torch.equal(fcifar.random.uniform(fcifar.random.from_row(key, 2), (2, 2)), whole[2:])
+    True
     """
     row = torch.as_tensor(row, dtype=torch.int64, device=key.device)
     return torch.cat([common(key), row.reshape(1)])
@@ -98,7 +112,11 @@ def row_keys(key: Key, count: int) -> Tensor:
 
 
 def bits(key: Key, shape: Sequence[int] = ()) -> Tensor:
-    """Uniform 32-bit words: int64 tensor of ``shape`` with values in [0, 2**32)."""
+    """Uniform 32-bit words: int64 tensor of ``shape`` with values in [0, 2**32).
+
+    >>> fcifar.random.bits(fcifar.random.key(0), (2,)).tolist()
+    [4070199207, 4202968722]
+    """
     return _to_words(_bits(key, shape))
 
 
@@ -109,6 +127,9 @@ def uniform(
 
     Raises:
         ValueError: not ``minval < maxval``.
+
+    >>> fcifar.random.uniform(fcifar.random.key(0), (3,), -1.0, 1.0)
+    tensor([ 0.8953,  0.9572, -0.3354])
     """
     if not minval < maxval:
         raise ValueError(f"uniform needs minval < maxval, not {minval} and {maxval}")
@@ -126,6 +147,9 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Sequence[int] | None = N
 
     ``p`` is a number in [0, 1] or a tensor that broadcasts to ``shape``; ``shape`` defaults to its
     shape.
+
+    >>> fcifar.random.bernoulli(fcifar.random.key(0), 0.5, (4,))
+    tensor([False, False,  True,  True])
     """
     p = torch.as_tensor(p, dtype=torch.float32, device=key.device)
     return _unit(key, p.shape if shape is None else shape) < p
@@ -138,6 +162,9 @@ def randint(key: Key, shape: Sequence[int], minval: int, maxval: int) -> Tensor:
 
     Raises:
         ValueError: not ``minval < maxval``, or the bounds do not fit in 32 bits.
+
+    >>> fcifar.random.randint(fcifar.random.key(0), (6,), 0, 10)
+    tensor([9, 0, 2, 3, 1, 7])
     """
     if not minval < maxval:
         raise ValueError(f"randint needs minval < maxval, not {minval} and {maxval}")
@@ -155,6 +182,12 @@ def permutation(key: Key, x: int | Tensor) -> Tensor:
 
     An integer n gives int64 [n], the numbers below n in a random order. A tensor gives its rows
     (first axis) in a random order.
+
+    Raises:
+        ValueError: the key begins at a row, see ``from_row``.
+
+    >>> fcifar.random.permutation(fcifar.random.key(0), 8)
+    tensor([0, 1, 5, 6, 4, 3, 2, 7])
     """
     if key.shape != (2,):
         raise ValueError("permutation orders all rows; give it random.common(key)")
@@ -170,7 +203,11 @@ def permutation(key: Key, x: int | Tensor) -> Tensor:
 
 
 def normal(key: Key, shape: Sequence[int] = ()) -> Tensor:
-    """Standard normal float32 draws, by the inverse of the error function."""
+    """Standard normal float32 draws, by the inverse of the error function.
+
+    >>> fcifar.random.normal(fcifar.random.key(0), (3,))
+    tensor([ 1.6226,  2.0253, -0.4336])
+    """
     open_below = -1.0 + 2.0**-24  # the float32 that follows -1
     return _SQRT2 * _erfinv(uniform(key, shape, open_below, 1.0))
 
@@ -205,6 +242,13 @@ def categorical(
 
     ``shape`` defaults to the shape of ``logits`` without ``axis`` and must end in it; leading axes
     are independent draws. The method is the Gumbel-max trick.
+
+    Raises:
+        ValueError: ``shape`` does not end so.
+
+    >>> logits = torch.tensor([0.0, -torch.inf, 0.0])
+    >>> fcifar.random.categorical(fcifar.random.key(0), logits, shape=(6,))
+    tensor([0, 0, 2, 0, 2, 0])
     """
     axis = axis % logits.ndim - logits.ndim  # counted from the end, for leading axes may come
     batch = list(logits.shape)

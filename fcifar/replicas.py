@@ -28,6 +28,9 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
     Raises:
         ValueError: there are none.
+
+    >>> fcifar.replicas.stack([{"w": torch.tensor(1)}, {"w": torch.tensor(2)}])
+    {'w': tensor([1, 2])}
     """
     if not trees:
         raise ValueError("stack needs at least one tree")
@@ -50,6 +53,11 @@ def init_replicas(init: Callable[[Key], Tree], keys: Tensor) -> Tree:
     Args:
         init: the state of one, from its key.
         keys: [R, 2], as ``random.split`` gives them.
+
+    >>> keys = fcifar.random.split(fcifar.random.key(0), 3)
+    >>> states = fcifar.replicas.init_replicas(fcifar.models.lenet().init, keys)
+    >>> states.params["fc3.bias"].shape
+    torch.Size([3, 10])
     """
     return stack([init(key) for key in keys])
 
@@ -62,5 +70,9 @@ def map_replicas(step: Step) -> Step:
     compiled step, called for one replica after another, is faster there (README, "Many at once").
 
     A replica's draws are those it has alone, to the bit; the rest agrees to rounding.
+
+    >>> step = fcifar.replicas.map_replicas(lambda w, x: (w - x.mean(), x.sum()))
+    >>> step(torch.tensor([1.0, 2.0]), torch.ones(2, 5))
+    (tensor([0., 1.]), tensor([5., 5.]))
     """
     return vmap(step)

@@ -15,6 +15,11 @@ def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any,
     """The same step, fed with row numbers (int64 [B]) of a data set that lies on the device.
 
     Compiled, the gather is part of the step: no image is touched outside it.
+
+    >>> data = fcifar.Batch(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9))
+    >>> step = fcifar.on_indices(lambda state, batch: (state + 1, batch.labels), data)
+    >>> step(torch.tensor(0), torch.tensor([7, 2]))
+    (tensor(1), tensor([7, 2]))
     """
 
     def step_on_indices(state: Any, rows: Tensor) -> Any:
@@ -81,6 +86,10 @@ def alternate(mirrored: Tensor, rows: Tensor, epoch: int) -> Tensor:
 
     Returns:
         bool [B].
+
+    >>> mirrored, rows = torch.tensor([True, False, True]), torch.tensor([2, 1])
+    >>> [fcifar.running.alternate(mirrored, rows, epoch).tolist() for epoch in (0, 1)]
+    [[True, False], [False, True]]
     """
     return mirrored[rows] ^ (epoch % 2 == 1)
 

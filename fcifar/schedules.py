@@ -16,14 +16,26 @@ Schedule = Callable[[Tensor], Tensor]
 
 
 def constant_schedule(value: float | Tensor) -> Schedule:
-    """``value`` at every step."""
+    """``value`` at every step.
+
+    >>> fcifar.schedules.constant_schedule(0.5)(torch.tensor(3))
+    tensor(0.5000)
+    """
     return lambda count: value * torch.ones_like(_real(count))
 
 
 def linear_schedule(
     init_value: float | Tensor, end_value: float | Tensor, transition_steps: int
 ) -> Schedule:
-    """A straight line from ``init_value`` at step 0 to ``end_value``, constant after."""
+    """A straight line from ``init_value`` at step 0 to ``end_value``, constant after.
+
+    Raises:
+        ValueError: ``transition_steps`` is below 1.
+
+    >>> schedule = fcifar.schedules.linear_schedule(1.0, 0.0, 4)
+    >>> schedule(torch.tensor([0, 1, 4, 9]))
+    tensor([1.0000, 0.7500, 0.0000, 0.0000])
+    """
     _check_steps(transition_steps)
     return lambda count: init_value + (end_value - init_value) * _progress(count, transition_steps)
 
@@ -34,6 +46,13 @@ def cosine_decay_schedule(
     """Half a cosine from ``init_value`` at step 0 down to ``alpha * init_value``, constant after.
 
     Loshchilov and Hutter, "SGDR", https://arxiv.org/abs/1608.03983.
+
+    Raises:
+        ValueError: ``decay_steps`` is below 1.
+
+    >>> schedule = fcifar.schedules.cosine_decay_schedule(1.0, 3, alpha=0.2)
+    >>> schedule(torch.tensor([0, 1, 2, 3, 9]))
+    tensor([1.0000, 0.8000, 0.4000, 0.2000, 0.2000])
     """
     _check_steps(decay_steps)
 
@@ -57,6 +76,10 @@ def piecewise_linear_schedule(points: Sequence[tuple[float, float]]) -> Schedule
 
     Raises:
         ValueError: there are fewer points, or their steps do not increase.
+
+    >>> schedule = fcifar.schedules.piecewise_linear_schedule([(0, 0.0), (2, 1.0), (6, 0.5)])
+    >>> schedule(torch.tensor([0, 1, 2, 4, 9]))
+    tensor([0.0000, 0.5000, 1.0000, 0.7500, 0.5000])
     """
     steps = [step for step, _ in points]
     if len(points) < 2 or any(b <= a for a, b in itertools.pairwise(steps)):
@@ -82,6 +105,10 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 
     Raises:
         ValueError: there is not one boundary between any two schedules, or they do not increase.
+
+    >>> up, down = (fcifar.schedules.linear_schedule(a, 1 - a, 2) for a in (0.0, 1.0))
+    >>> fcifar.schedules.join_schedules([up, down], [3])(torch.arange(6))
+    tensor([0.0000, 0.5000, 1.0000, 1.0000, 0.5000, 0.0000])
     """
     if len(boundaries) != len(schedules) - 1 or list(boundaries) != sorted(set(boundaries)):
         raise ValueError(
@@ -101,7 +128,15 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 def warmup(
     schedule: Schedule, init_value: float | Tensor, peak_value: float | Tensor, steps: int
 ) -> Schedule:
-    """A straight line from ``init_value`` to ``peak_value`` over ``steps``, then ``schedule``."""
+    """A straight line from ``init_value`` to ``peak_value`` over ``steps``, then ``schedule``.
+
+    Raises:
+        ValueError: ``steps`` is below 1.
+
+    >>> cosine = fcifar.schedules.cosine_decay_schedule(1.0, 2)
+    >>> fcifar.schedules.warmup(cosine, 0.0, 1.0, steps=2)(torch.arange(5))
+    tensor([0.0000, 0.5000, 1.0000, 0.5000, 0.0000])
+    """
     return join_schedules([linear_schedule(init_value, peak_value, steps), schedule], [steps])
 
 

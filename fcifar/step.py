@@ -87,6 +87,12 @@ def init_train_state(
     Args:
         average: what ``make_train_step`` is given.
         sample: normalised training images [N, 3, H, W], for a model that adapts to them.
+
+    >>> state = fcifar.init_train_state(
+    ...     fcifar.models.lenet(), fcifar.optim.sgd(0.1), key=fcifar.random.key(0)
+    ... )
+    >>> state.step, state.variables.params["conv1.weight"].shape
+    (tensor(0), torch.Size([6, 3, 5, 5]))
     """
     init_key, step_key = random.split(key)
     variables = model.init(init_key)
@@ -109,6 +115,9 @@ def normalize(
 
     The result takes uint8 [..., 3, H, W], which it first divides by 255, or a floating tensor that
     is in [0, 1] already, and gives a floating one.
+
+    >>> fcifar.normalize()(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2))[0]
+    tensor([[-1.,  1.]])
     """
 
     def preprocess(images: Tensor) -> Tensor:
@@ -154,6 +163,14 @@ def make_train_step(
     Returns:
         ``train_step(state, batch) -> (state, metrics)``, with the metrics of the batch under the
         parameters before the update. The ranks of an ``axis`` call it with a ``Shard`` each.
+
+    >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.sgd(1e-3, momentum=0.9)
+    >>> state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
+    >>> train_step = fcifar.make_train_step(model, optimizer)
+    >>> batch = fcifar.Batch(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
+    >>> state, metrics = train_step(state, batch)
+    >>> state.step, metrics.count
+    (tensor(1), tensor(4))
     """
 
     def train_step(state: TrainState, batch: Batch | Shard) -> tuple[TrainState, Metrics]:
@@ -232,6 +249,13 @@ def make_eval_step(
 
     Written for one example and mapped over the batch with ``torch.func.vmap``. The logits are the
     mean over the ``views`` of an image, see ``fcifar.tta``.
+
+    >>> model = fcifar.models.lenet()
+    >>> eval_step = fcifar.make_eval_step(model)
+    >>> batch = fcifar.Batch(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))
+    >>> examples = eval_step(model.init(fcifar.random.key(0)), batch)
+    >>> examples.loss.shape, examples.correct.dtype, examples.logits.shape
+    (torch.Size([4]), torch.bool, torch.Size([4, 10]))
     """
 
     def eval_example(variables: Variables, image: Tensor, label: Tensor) -> Examples:

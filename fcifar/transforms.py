@@ -17,7 +17,13 @@ Fill = float | Sequence[float]  # in [0, 1], whatever the dtype of the images; o
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """The ``chosen`` images (bool [B]) mirrored left to right, the others as they are."""
+    """The ``chosen`` images (bool [B]) mirrored left to right, the others as they are.
+
+    >>> images = torch.arange(3).to(torch.uint8).expand(2, 1, 1, 3)
+    >>> fcifar.transforms.mirror(images, torch.tensor([True, False]))[:, 0, 0]
+    tensor([[2, 1, 0],
+            [0, 1, 2]], dtype=torch.uint8)
+    """
     width = images.shape[-1]
     column = torch.arange(width, device=images.device)
     columns = torch.where(_stored(chosen)[:, None], width - 1 - column, column)
@@ -33,6 +39,15 @@ def rotate(
     the result looks up where it came from, in the nearest pixel or in the bilinear mean of the four
     around that place; outside the image lies ``fill``. This is the geometry of torchvision's
     ``rotate`` of tensors.
+
+    Args:
+        images: uint8 or floating [B, C, H, W]; so is what comes out.
+        angles: [B], in degrees.
+        interpolation: "nearest" or "bilinear".
+        fill: in [0, 1], for all channels or for each.
+
+    Raises:
+        ValueError: an unknown interpolation, or a fill that is no colour.
     """
     check_interpolation(interpolation)
     height, width = images.shape[-2:]
@@ -62,6 +77,14 @@ def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros
 
     What comes in at the border is black, or with ``mode="reflect"`` mirrored, for moves of less
     than the image's size.
+
+    Raises:
+        ValueError: an unknown mode.
+
+    >>> images, by = torch.arange(1.0, 5.0).reshape(1, 1, 2, 2), torch.tensor([1])
+    >>> fcifar.transforms.translate(images, by, torch.tensor([0]))
+    tensor([[[[0., 0.],
+              [1., 2.]]]])
     """
     check_mode(mode)
     height, width = images.shape[-2:]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from fcifar import random
+from fcifar import models, optim, random, recipes
 from fcifar.step import Batch
 
 
@@ -44,6 +44,19 @@ def _no_compiled_leftovers():
     """Each test counts its own compilations."""
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(autouse=True)
+def _no_registered_leftovers():
+    """What a test or a page registers is gone after it."""
+    registries = [models.MODELS, optim.OPTIMIZERS, optim.REGISTERED]
+    registries += [recipes.AUGMENTS, recipes.RECIPES]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, entries in zip(registries, before, strict=True):
+        if registry != entries:
+            registry.clear()
+            registry.update(entries)
 
 
 @pytest.fixture

@@ -36,6 +36,10 @@ def conv3(*, num_classes: int = 10, dropout: float = 0.25) -> Model:
     Raises:
         ValueError: ``num_classes`` is no whole number from 1 up, ``dropout`` is outside [0, 1), or
             there would be more than ``LARGEST_MODEL`` parameters.
+
+    >>> variables = fcifar.models.conv3().init(fcifar.random.key(0, device="meta"))
+    >>> sum(p.numel() for p in variables.params.values())
+    541094
     """
     layers.check_width("num_classes", num_classes)
     layers.check_rate("dropout", dropout)

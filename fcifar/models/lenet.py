@@ -41,6 +41,12 @@ def lenet(*, hidden: int = 84, num_classes: int = 10, dropout: float = 0.0) -> M
     Raises:
         ValueError: ``hidden`` or ``num_classes`` is no whole number from 1 up, ``dropout`` is
             outside [0, 1), or there would be more than ``LARGEST_MODEL`` parameters.
+
+    >>> model = fcifar.models.lenet(num_classes=4)
+    >>> variables = model.init(fcifar.random.key(0))
+    >>> logits, _ = model.apply(variables, torch.zeros(2, 3, 32, 32))
+    >>> logits.shape
+    torch.Size([2, 4])
     """
     layers.check_width("hidden", hidden)
     layers.check_width("num_classes", num_classes)

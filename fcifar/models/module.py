@@ -77,6 +77,11 @@ def from_module(
             that cannot be compiled; where a batch norm keeps no running statistics, or a
             cumulative average of them (``momentum=None``); where one tensor has two names; or
             where there are more than ``LARGEST_MODEL`` parameters.
+
+    >>> net = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    >>> model = fcifar.models.from_module(net)
+    >>> {name: list(p.shape) for name, p in model.init(fcifar.random.key(0)).params.items()}
+    {'1.weight': [10, 3072], '1.bias': [10]}
     """
     make = _with_classes(factory, num_classes)
     module = _build(make, spread(0))

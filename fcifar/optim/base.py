@@ -18,12 +18,22 @@ class Optimizer(NamedTuple):
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """``params + updates``, leaf by leaf, in the dtype of the parameters."""
+    """``params + updates``, leaf by leaf, in the dtype of the parameters.
+
+    >>> fcifar.optim.apply_updates({"w": torch.tensor(1.0)}, {"w": torch.tensor(-0.25)})
+    {'w': tensor(0.7500)}
+    """
     return tree.map(lambda p, u: p + u.to(p.dtype), params, updates)
 
 
 def chain(*optimizers: Optimizer) -> Optimizer:
-    """One after the other: the updates of each are the gradients of the next."""
+    """One after the other: the updates of each are the gradients of the next.
+
+    >>> optimizer = fcifar.optim.chain(fcifar.optim.clip(1.0), fcifar.optim.scale(-0.5))
+    >>> w = torch.tensor([0.0, 0.0])
+    >>> optimizer.update(torch.tensor([3.0, -0.5]), optimizer.init(w), w)[0]
+    tensor([-0.5000,  0.2500])
+    """
 
     def init(params: Tree) -> tuple[Any, ...]:
         return tuple(optimizer.init(params) for optimizer in optimizers)
@@ -49,7 +59,12 @@ class CountState(NamedTuple):
 
 
 def stateless(function: Callable[[Tree, Tree], Tree]) -> Optimizer:
-    """The transformation ``updates = function(grads, params)``."""
+    """The transformation ``updates = function(grads, params)``.
+
+    >>> sign = fcifar.optim.stateless(lambda grads, params: fcifar.tree.map(torch.sign, grads))
+    >>> sign.update(torch.tensor([3.0, -0.5]), sign.init(torch.zeros(2)), torch.zeros(2))
+    (tensor([ 1., -1.]), EmptyState())
+    """
     return Optimizer(
         init=lambda params: EmptyState(),
         update=lambda grads, state, params: (function(grads, params), state),

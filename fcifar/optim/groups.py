@@ -102,6 +102,12 @@ def freeze_after(steps: int) -> Optimizer:
 
     Raises:
         ValueError: ``steps`` is not a whole number of 0 or more.
+
+    >>> optimizer = fcifar.optim.chain(fcifar.optim.sgd(1.0), fcifar.optim.freeze_after(1))
+    >>> g, state = torch.tensor(2.0), optimizer.init(torch.tensor(0.0))
+    >>> first, state = optimizer.update(g, state, g)
+    >>> first, optimizer.update(g, state, g)[0]
+    (tensor(-2.), tensor(0.))
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"freeze_after needs a number of steps, 0 or more, not {steps}")

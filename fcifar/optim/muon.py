@@ -44,6 +44,11 @@ def orthogonalize(
 
     Returns:
         [..., m, n] in the dtype of ``x``. A matrix of zeros stays one.
+
+    >>> x = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
+    >>> fcifar.optim.orthogonalize(x, 20, (1.5, -0.5, 0.0), torch.float32).round(decimals=4)
+    tensor([[1., 0.],
+            [0., 1.]])
     """
     rows, columns = x.shape[-2:]
     wide = torch.promote_types(torch.promote_types(x.dtype, torch.float32), dtype)

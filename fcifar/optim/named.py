@@ -27,8 +27,21 @@ def sgd(
 ) -> Optimizer:
     """Stochastic gradient descent; the updates of ``torch.optim.SGD`` without dampening.
 
+    Args:
+        learning_rate: a number, a 0-d tensor, or a schedule of the updates made.
+        momentum: in [0, 1); None for none, and then there is no state of the parameters' size.
+        nesterov: look ahead, as ``trace`` has it.
+
     Raises:
         ValueError: ``nesterov`` without ``momentum``.
+
+    >>> optimizer = fcifar.optim.sgd(0.5, momentum=0.9)
+    >>> w, state = torch.tensor(1.0), optimizer.init(torch.tensor(1.0))
+    >>> for _ in range(2):
+    ...     updates, state = optimizer.update(2 * w, state, w)  # of w**2
+    ...     w = fcifar.optim.apply_updates(w, updates)
+    >>> w
+    tensor(-0.9000)
     """
     if momentum is None:
         if nesterov:
@@ -43,7 +56,20 @@ def adam(
     b2: float | Tensor = 0.999,
     eps: float = 1e-8,
 ) -> Optimizer:
-    """Adam; the updates of ``torch.optim.Adam``."""
+    """Adam; the updates of ``torch.optim.Adam``.
+
+    Kingma and Ba, https://arxiv.org/abs/1412.6980.
+
+    Args:
+        learning_rate: a number, a 0-d tensor, or a schedule of the updates made.
+        b1, b2, eps: as in ``scale_by_adam``.
+
+    >>> optimizer = fcifar.optim.adam(fcifar.schedules.cosine_decay_schedule(0.1, 1000))
+    >>> w = torch.tensor([1.0, 1.0])
+    >>> updates, state = optimizer.update(torch.tensor([5.0, -0.1]), optimizer.init(w), w)
+    >>> updates
+    tensor([-0.1000,  0.1000])
+    """
     return chain(scale_by_adam(b1, b2, eps), scale_by_learning_rate(learning_rate))
 
 
@@ -58,6 +84,9 @@ def adamw(
 
     The updates of ``torch.optim.AdamW`` with the same ``weight_decay``; the default is optax's
     (PyTorch's is 1e-2).
+
+    Loshchilov and Hutter, https://arxiv.org/abs/1711.05101. Arguments are those of ``adam``, and
+    ``weight_decay``, 0 or more, which the learning rate multiplies.
     """
     return chain(
         scale_by_adam(b1, b2, eps),

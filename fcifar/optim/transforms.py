@@ -35,6 +35,12 @@ def scale_by_schedule(schedule: Schedule) -> Optimizer:
     """Multiply by ``schedule(count)``, where the count of updates starts at 0.
 
     The schedule is computed in the dtype of each gradient, float32 at the least.
+
+    >>> half = fcifar.optim.scale_by_schedule(fcifar.schedules.linear_schedule(1.0, 0.0, 2))
+    >>> g, state = torch.tensor(8.0), half.init(torch.tensor(0.0))
+    >>> first, state = half.update(g, state, g)
+    >>> first, half.update(g, state, g)[0]
+    (tensor(8.), tensor(4.))
     """
 
     def update(grads: Tree, state: CountState, params: Tree) -> tuple[Tree, CountState]:
@@ -60,6 +66,15 @@ def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
 
     With ``nesterov``, Sutskever et al.'s form of Nesterov's acceleration ("On the importance of
     initialization and momentum in deep learning", 2013).
+
+    Args:
+        decay: in [0, 1), a number or a 0-d tensor.
+
+    >>> momentum = fcifar.optim.trace(0.5)
+    >>> g, state = torch.tensor(1.0), momentum.init(torch.tensor(0.0))
+    >>> first, state = momentum.update(g, state, g)
+    >>> first, momentum.update(g, state, g)[0]
+    (tensor(1.), tensor(1.5000))
     """
 
     def accumulate(g: Tensor, t: Tensor) -> Tensor:
@@ -78,7 +93,12 @@ def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
 def scale_by_adam(
     b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float = 1e-8
 ) -> Optimizer:
-    """Kingma and Ba, "Adam", https://arxiv.org/abs/1412.6980, with bias correction."""
+    """Kingma and Ba, "Adam", https://arxiv.org/abs/1412.6980, with bias correction.
+
+    Args:
+        b1, b2: in [0, 1), of the moments; numbers, or 0-d tensors whose values nobody checks.
+        eps: above 0, beside the root of the second moment.
+    """
 
     def update(grads: Tree, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
         count = state.count + 1
@@ -106,6 +126,10 @@ def add_decayed_weights(weight_decay: float | Tensor) -> Optimizer:
     Before an optimizer in a chain this is the L2 penalty that ``torch.optim.SGD`` and ``Adam`` call
     ``weight_decay``; between the preconditioner and the learning rate, as in ``adamw``, it is
     decoupled (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
+
+    >>> decay = fcifar.optim.add_decayed_weights(0.5)
+    >>> decay.update(torch.tensor(1.0), decay.init(torch.tensor(4.0)), torch.tensor(4.0))[0]
+    tensor(3.)
     """
     return stateless(
         lambda grads, params: tree.map(lambda g, p: g + weight_decay * p, grads, params)
@@ -119,6 +143,11 @@ def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
 
     Raises:
         ValueError: a number that is not above 0; of a tensor nobody looks at the value.
+
+    >>> clip = fcifar.optim.clip_by_global_norm(1.0)
+    >>> w = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    >>> clip.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, clip.init(w), w)[0]
+    {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
     if not isinstance(max_norm, Tensor) and not max_norm > 0:
         raise ValueError(f"clip_by_global_norm needs a norm above 0, not {max_norm}")
@@ -133,7 +162,11 @@ def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
 
 
 def clip(max_delta: float) -> Optimizer:
-    """Clamp each element to [-max_delta, max_delta]."""
+    """Clamp each element to [-max_delta, max_delta].
+
+    Raises:
+        ValueError: ``max_delta`` is not above 0.
+    """
     if not max_delta > 0:
         raise ValueError(f"clip needs a bound above 0, not {max_delta}")
     return stateless(
@@ -143,5 +176,8 @@ def clip(max_delta: float) -> Optimizer:
 
 def _one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
     # 1 - base**count loses every digit but a few when base is near 1; expm1 keeps them all.
-    log = torch.log(base).to(dtype) if isinstance(base, Tensor) else math.log(base)
+    if isinstance(base, Tensor):
+        log: float | Tensor = torch.log(base).to(dtype)
+    else:
+        log = math.log(base) if base else -math.inf  # of 0, no memory at all
     return -torch.expm1(count.to(dtype) * log)

@@ -36,6 +36,10 @@ def get(name: str) -> Recipe:
 
     Raises:
         UserError: there is none.
+
+    >>> recipe = fcifar.recipes.get("blitz")
+    >>> recipe.model, recipe.learning_rate, recipe.batch_size
+    ('lenet', 0.001, 4)
     """
     if is_import(name):
         _, recipe = imported("the recipe", name)

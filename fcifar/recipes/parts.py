@@ -129,6 +129,13 @@ def make_schedule(
     """The learning rate: a number where it is constant, else a function of the step.
 
     Its ``peak`` is the recipe's learning rate, unless another is given.
+
+    Raises:
+        UserError: the warm-up is as long as the run.
+
+    >>> recipe = fcifar.recipes.get("blitz").replace(schedule="linear", learning_rate=1.0)
+    >>> fcifar.recipes.make_schedule(recipe, total_steps=10)(torch.tensor(5))
+    tensor(0.5000)
     """
     peak = recipe.learning_rate if peak is None else peak
     warmup = recipe.warmup_steps or round(recipe.warmup_fraction * total_steps)
