@@ -24,11 +24,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fcifar.inverse_erf import erfinv
+from fcifar.threefry import shift_right, threefry2x32
+
 Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row that its draws begin at
 
 _WORD = 0xFFFF_FFFF
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD1_1BDA
+_SQRT2 = 1.4142135381698608  # the square root of two, rounded to float32
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Key:
@@ -209,7 +211,7 @@ def normal(key: Key, shape: Sequence[int] = ()) -> Tensor:
     tensor([ 1.6226,  2.0253, -0.4336])
     """
     open_below = -1.0 + 2.0**-24  # the float32 that follows -1
-    return _SQRT2 * _erfinv(uniform(key, shape, open_below, 1.0))
+    return _SQRT2 * erfinv(uniform(key, shape, open_below, 1.0))
 
 
 def truncated_normal(key: Key, lower: float, upper: float, shape: Sequence[int] = ()) -> Tensor:
@@ -221,7 +223,7 @@ def truncated_normal(key: Key, lower: float, upper: float, shape: Sequence[int] 
     if not lower < upper:
         raise ValueError(f"truncated_normal needs lower < upper, not {lower} and {upper}")
     a, b = math.erf(lower / math.sqrt(2)), math.erf(upper / math.sqrt(2))
-    draws = _SQRT2 * _erfinv(uniform(key, shape, a, b))
+    draws = _SQRT2 * erfinv(uniform(key, shape, a, b))
     low, high = torch.tensor([lower, upper], dtype=torch.float32)
     return draws.clamp(
         float(torch.nextafter(low, high)),
@@ -260,42 +262,7 @@ def categorical(
     return torch.argmax(gumbel(key, full) + logits, dim=axis)
 
 
-# The cipher --------------------------------------------------------------------------------------
-# Words are int32 in here: additions wrap, which is the arithmetic modulo 2**32 that threefry wants,
-# and half the memory traffic of int64.
-
-
-def _threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0, x1 = x0 + k0, x1 + k1
-    for i in range(5):
-        for r, seam in zip(_ROTATIONS[i % 2], (False, True, False, True), strict=True):
-            x0 = x0 + x1
-            x1 = _rotate_left(x1, r) ^ x0
-            if seam:
-                x0, x1 = _seam(x0), _seam(x1)
-        x0 = x0 + schedule[(i + 1) % 3]
-        x1 = x1 + schedule[(i + 2) % 3] + (i + 1)
-    return x0, x1
-
-
-def _seam(x: Tensor) -> Tensor:
-    """``x`` itself, and a place where the compiler stops to name an intermediate result.
-
-    Inductor inlines a chain of elementwise operations by expanding every use of a value anew. Each
-    round uses its input three times, so that rounds left to it grow as 3**n and a draw takes half a
-    minute to compile. A view with explicit strides makes it begin a new expression; the machine
-    code stays one fused loop.
-    """
-    return torch.as_strided(x, x.shape, x.stride())
-
-
-def _rotate_left(x: Tensor, r: int) -> Tensor:
-    return (x << r) | _shift_right(x, 32 - r)
-
-
-def _shift_right(x: Tensor, r: int) -> Tensor:
-    return (x >> r) & ((1 << (32 - r)) - 1)  # >> copies the sign; the mask takes the copies away
+# Counters and words ------------------------------------------------------------------------------
 
 
 def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,7 +272,7 @@ def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
             "use torch.vmap to draw for several keys"
         )
     k0, k1 = key[:2].to(torch.int32).unbind()
-    return _threefry2x32(k0, k1, torch.zeros_like(counters), counters)
+    return threefry2x32(k0, k1, torch.zeros_like(counters), counters)
 
 
 def _child(key: Key, words: tuple[Tensor, Tensor]) -> Tensor:
@@ -341,53 +308,4 @@ def _to_words(x: Tensor) -> Tensor:
 
 
 def _unit(key: Key, shape: Sequence[int]) -> Tensor:
-    return _shift_right(_bits(key, shape), 9).to(torch.float32) * 2.0**-23
-
-
-def _scalar(value: float, like: Tensor) -> Tensor:
-    return torch.full((), value, dtype=torch.float32, device=like.device)
-
-
-# The inverse error function ----------------------------------------------------------------------
-# Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single precision; it is
-# what XLA computes. torch.erfinv is more exact and up to 90 units in the last place away from it.
-
-_SQRT2 = 1.4142135381698608  # the square root of two, rounded to float32
-_CENTRE = (
-    2.81022636e-08,
-    3.43273939e-07,
-    -3.5233877e-06,
-    -4.39150654e-06,
-    0.00021858087,
-    -0.00125372503,
-    -0.00417768164,
-    0.246640727,
-    1.50140941,
-)
-_TAIL = (
-    -0.000200214257,
-    0.000100950558,
-    0.00134934322,
-    -0.00367342844,
-    0.00573950773,
-    -0.0076224613,
-    0.00943887047,
-    1.00167406,
-    2.83297682,
-)
-
-
-def _erfinv(x: Tensor) -> Tensor:
-    w = -torch.log1p(-x * x)
-    return x * torch.where(
-        w < 5.0,
-        _horner(_CENTRE, w - 2.5),
-        _horner(_TAIL, torch.sqrt(w) - 3.0),
-    )
-
-
-def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    value = torch.full_like(x, coefficients[0])
-    for c in coefficients[1:]:
-        value = value * x + c
-    return value
+    return shift_right(_bits(key, shape), 9).to(torch.float32) * 2.0**-23

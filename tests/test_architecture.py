@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"errors"},
+    {"threefry", "inverse_erf"},
     {"random", "tree", "registry"},
     {"parallel"},
     {
