@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import records
 from fcifar.recipes import Recipe
-from fcifar.runs import bench
+from fcifar.runs import bench, timing
 from fcifar.runs.bench import CONTENDERS, Work
 from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime, activate, make_runtime
@@ -61,7 +61,7 @@ def steps(recipe: Recipe, runtime: Runtime, options: argparse.Namespace) -> dict
     torch._dynamo.reset()
     dataset = bench.made_up()
     made = {name: CONTENDERS[name](recipe, runtime, dataset) for name in MEASURED}
-    figures = bench.measure(made, seconds=options.seconds, repetitions=options.repetitions)
+    figures = timing.measure(made, seconds=options.seconds, repetitions=options.repetitions)
     result = {name: [s / recipe.batch_size for s in f["seconds"]] for name, f in figures.items()}
     print(recipe.batch_size, recipe.model_options, _medians(result), flush=True)
     return result

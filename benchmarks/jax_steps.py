@@ -16,9 +16,10 @@ import torch
 from fcifar.data import Dataset
 from fcifar.models import Params
 from fcifar.recipes import Recipe
-from fcifar.runs.bench import Contender, Make, repeated
+from fcifar.runs.bench import Make, repeated
 from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime
+from fcifar.runs.timing import Contender
 
 SCANNED = 8  # steps in one call
 

@@ -7,9 +7,10 @@ from torch import Tensor
 from fcifar.data import Dataset
 from fcifar.recipes import Recipe
 from fcifar.runs import yardsticks
-from fcifar.runs.bench import Contender, repeated, wait_for
+from fcifar.runs.bench import repeated
 from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime
+from fcifar.runs.timing import Contender, wait_for
 
 
 def module_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:

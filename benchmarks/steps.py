@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import records
 from benchmarks.contenders import BATCHES, CONTENDERS, NETWORKS, why_not
 from fcifar import recipes
-from fcifar.runs import bench
+from fcifar.runs import bench, timing
 from fcifar.runs.bench import Work
 from fcifar.runs.runtime import activate, make_runtime
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--batch", action="append", type=int)
     parser.add_argument("--implementation", action="append", choices=list(CONTENDERS))
-    parser.add_argument("--repetitions", type=int, default=bench.REPETITIONS)
+    parser.add_argument("--repetitions", type=int, default=timing.REPETITIONS)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one measurement")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)

@@ -13,8 +13,8 @@ from benchmarks import tutorial
 from benchmarks.contenders import DEVICES
 from fcifar import random, recipes
 from fcifar.data import Dataset
-from fcifar.runs.bench import wait_for
 from fcifar.runs.runtime import Runtime
+from fcifar.runs.timing import wait_for
 
 AUGMENTS: dict[str, tuple[tuple[str, ...], tuple[Callable, ...]]] = {
     "nothing": ((), ()),

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.contenders import BATCHES, CONTENDERS, DEVICES, NETWORKS, why_not
 from fcifar.data import Dataset
-from fcifar.runs import bench
+from fcifar.runs import bench, timing
 from fcifar.runs.bench import Work
 from fcifar.runs.runtime import Runtime
 
@@ -25,7 +25,7 @@ def test_step(
     work = Work(network, batch_size)
     benchmark.group, benchmark.name = bench.group(work, runtime), name
     contender = CONTENDERS[name](bench.recipe_for(work), runtime, dataset)
-    benchmark.extra_info["first_call_seconds"] = bench.warm_up(contender)
+    benchmark.extra_info["first_call_seconds"] = timing.warm_up(contender)
 
     def once() -> None:
         contender.once()

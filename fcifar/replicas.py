@@ -67,7 +67,7 @@ def map_replicas(step: Step) -> Step:
 
     One kernel then serves all replicas: that pays where kernels are small and cost a launch each,
     on a GPU. Convolutions whose weights differ become grouped ones, which the CPU is slow at: one
-    compiled step, called for one replica after another, is faster there (README, "Many at once").
+    compiled step, called for one replica after another, is faster there (docs/many-at-once.md).
 
     A replica's draws are those it has alone, to the bit; the rest agrees to rounding.
 

@@ -1,5 +1,6 @@
 """What tests of the command line share."""
 
+import io
 from typing import NamedTuple
 
 
@@ -9,6 +10,13 @@ class Outcome(NamedTuple):
     status: int
     out: str
     err: str
+
+
+class Person(io.StringIO):
+    """Somebody at a terminal, and what they type."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def fits(text: str) -> bool:

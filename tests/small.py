@@ -27,10 +27,13 @@ def make_recipe(name: str) -> Recipe:
     return recipe.replace(model_options=options)
 
 
-def compiled_models() -> list[Any]:
-    """The names of ``MODELS`` for tests that compile them; a minute of it is for ``--long``."""
-    minute = {"resnet18"}
+def compiled_models(*more: str) -> list[Any]:
+    """The names of ``MODELS`` for tests that compile them.
+
+    What takes a minute is for ``--long``: the largest, and ``more`` where few are enough.
+    """
+    long = {"resnet18", *more}
     return [
-        pytest.param(name, marks=pytest.mark.slow) if name in minute else name
+        pytest.param(name, marks=pytest.mark.slow) if name in long else name
         for name in models.MODELS
     ]

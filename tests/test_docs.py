@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,45 +12,19 @@ import typer
 
 from fcifar import cli
 from fcifar.errors import UserError
-
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
+from tests.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
 
 # Options that act as soon as they are parsed.
 ACTING = {"--help", "-h", "--version", "--install-completion", "--show-completion"}
 MISUSE = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word
 
 
-class Block(NamedTuple):
-    """Code between fences."""
-
-    language: str
-    text: str
-    line: int  # the number of its first line in the page
-
-
-def blocks(page: Path, language: str) -> list[Block]:
-    text = page.read_text()
-    found = [
-        Block(match[1], match[2], text.count("\n", 0, match.start(2)) + 1)
-        for match in _FENCE.finditer(text)
-    ]
-    return [block for block in found if block.language == language]
-
-
-def name_of(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_no_code_is_overlooked(page: Path) -> None:
     """By another name of a language, or an indented fence."""
     text = page.read_text()
-    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(_FENCE.findall(text))
-    languages = {match[1] for match in _FENCE.finditer(text)}
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(FENCE.findall(text))
+    languages = {match[1] for match in FENCE.finditer(text)}
     assert languages <= {"python", "sh", "", "text", "json", "toml"}
 
 
@@ -89,14 +63,8 @@ def test_the_code_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture) -> N
 
 @pytest.mark.usefixtures("_in_a_folder")
 def test_the_code_of_the_readme_runs() -> None:
-    parts, step, each, own = run(README)
-    batch = step["batch"]
-    state, _ = parts["step"](parts["state"], batch)
-    assert state.step == 1
+    step, own = run(README)
     assert (step["state"].step, step["metrics"].count) == (2, 4)
-    assert each["gradients"]["fc3.weight"].shape == (4, 10, 84)
-    state, metrics = each["step"](each["state"], batch)
-    assert (state.step, metrics.count) == (3, 4)
     logits, _ = own["model"].apply(own["variables"], torch.zeros(2, 3, 32, 32))
     assert logits.shape == (2, 10)
     assert len(blocks(README, "python")[-1].text.splitlines()) < 20
@@ -105,31 +73,10 @@ def test_the_code_of_the_readme_runs() -> None:
 # Commands ----------------------------------------------------------------------------------------
 
 
-def commands(page: Path) -> list[tuple[int, list[str]]]:
+def lines(page: Path) -> list[tuple[int, list[str]]]:
     """Line numbers, and the words after ``fcifar``."""
-    found = []
-    for block in blocks(page, "sh"):
-        joined = block.text.replace("\\\n", "  ")
-        for number, line in enumerate(joined.splitlines(), block.line):
-            lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
-            lexer.whitespace_split = True
-            command: list[str] = []
-            for word in [*lexer, ";"]:
-                if word.strip("&|;"):
-                    command.append(word)
-                    continue
-                if words := after_fcifar(command):
-                    found.append((number, words[1:]))
-                command = []
-    return found
-
-
-def after_fcifar(command: list[str]) -> list[str]:
-    """The words from ``fcifar`` on, if that is what a command runs: ``uv run fcifar`` does too."""
-    for i, word in enumerate(command):
-        if Path(word).name == "fcifar" and (i == 0 or command[i - 1] in ("run", "-m")):
-            return command[i:]
-    return []
+    found = [command for block in blocks(page, "sh") for command in commands(block)]
+    return [(line, words) for line, all_ in found if (words := after_fcifar(all_)) is not None]
 
 
 def parse(words: list[str]) -> None:
@@ -155,9 +102,9 @@ def test_wrong_words_are_noticed(wrong: str) -> None:
         parse(wrong.split())
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if lines(page)], ids=name_of)
 def test_the_commands_of_a_page_are_known(page: Path) -> None:
-    for number, words in commands(page):
+    for number, words in lines(page):
         try:
             parse(words)
         except (MISUSE, UserError) as error:
@@ -169,13 +116,13 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
 
 def prose(page: Path) -> str:
     """A page without its code."""
-    return re.sub(r"`[^`\n]+`", "code", _FENCE.sub("", page.read_text()))
+    return re.sub(r"`[^`\n]+`", "code", FENCE.sub("", page.read_text()))
 
 
 def anchors(page: Path) -> set[str]:
     """Where a link into a page may lead, as GitHub names its headings."""
     found: set[str] = set()
-    for heading in re.findall(r"^#+ +(.+)$", _FENCE.sub("", page.read_text()), re.MULTILINE):
+    for heading in re.findall(r"^#+ +(.+)$", FENCE.sub("", page.read_text()), re.MULTILINE):
         slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
         again = sum(
             re.fullmatch(rf"{re.escape(slug)}(-\d+)?", other) is not None for other in found

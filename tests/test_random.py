@@ -126,7 +126,9 @@ def test_negative_seed_equals_jax() -> None:
     assert random.key(-5).tolist() == MORE["negative_seed_key"]
 
 
-@pytest.mark.parametrize("size", [1, 15, 16, 1023, 100_003])
+@pytest.mark.parametrize(
+    "size", [16, 1023, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 15, 100_003))]
+)
 def test_compiled_draws_have_the_same_bits(size: int) -> None:
     """Sizes around the vector width: the remainder loop is other code than the vector loop."""
     key = random.key(3)

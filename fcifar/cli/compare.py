@@ -16,7 +16,9 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="Run directories, final.safetensors files, or state_dicts; two or more.",
+            help="Runs, by path or name; final.safetensors files or state_dicts; two or more.",
+            callback=options.where_runs_are,
+            autocompletion=completion.runs,
         ),
     ],
     dataset: Annotated[

@@ -40,7 +40,7 @@ def datasets(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of what is in the folder of runs."""
+    """Names of what is in the folder of runs; where none fits, a shell completes paths."""
     from fcifar.runs.places import runs_root
 
     try:

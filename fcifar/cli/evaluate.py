@@ -16,8 +16,10 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="RUN",
-            help="A run directory, a group of runs, a final.safetensors, or a state_dict. With "
-            "several, the first is measured in full, and all of them together.",
+            help="A run or a group of runs, by path or name; a final.safetensors, or a "
+            "state_dict. With several, the first is measured in full, and all of them together.",
+            callback=options.where_runs_are,
+            autocompletion=completion.runs,
         ),
     ],
     dataset: Annotated[

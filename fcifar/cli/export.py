@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fcifar.cli import completion, options, output
 from fcifar.cli import networks as opening
-from fcifar.cli import options, output
 from fcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ def export(
         Path,
         typer.Argument(
             metavar="RUN",
-            help="A run directory, a final.safetensors, or a state_dict; for .csv a run directory "
-            "or a group of runs.",
+            help="A run, by path or name; a final.safetensors, or a state_dict; for .csv a run or "
+            "a group of runs.",
+            callback=options.where_run_is,
+            autocompletion=completion.runs,
         ),
     ],
     to: Annotated[

@@ -22,6 +22,19 @@ def in_utf8(path: Path | None) -> Path | None:
     return path
 
 
+def where_run_is(path: Path | None) -> Path | None:
+    """A run by its name in the folder of runs as a path; a path as it is."""
+    from fcifar.runs.listing import named
+    from fcifar.runs.places import runs_root
+
+    return path and named(path, runs_root())
+
+
+def where_runs_are(paths: list[Path]) -> list[Path]:
+    """As ``where_run_is``, of each."""
+    return [where_run_is(path) or path for path in paths]
+
+
 Device = Annotated[
     str | None,
     typer.Option(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fcifar.cli import completion, options, output
 from fcifar.cli import networks as opening
-from fcifar.cli import options, output
 from fcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ def predict(
     run: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN", help="A run directory, a final.safetensors, or a state_dict."
+            metavar="RUN",
+            help="A run, by path or name; a final.safetensors, or a state_dict.",
+            callback=options.where_run_is,
+            autocompletion=completion.runs,
         ),
     ],
     images: Annotated[

@@ -202,6 +202,7 @@ def _announce(dataset: "Dataset", json: bool) -> None:
             ("prepared", dataset.name),
             ("images", f"{train:,} for training, {test:,} for testing"),
             ("classes", f"{len(dataset.classes):,}: {names_of(dataset.classes)}"),
+            ("from", dataset.source),
             ("digest", dataset.digest),
             ("train on it", f"fcifar train --dataset {dataset.name}"),
         ]

@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
-from fcifar.cli import options, output
+from fcifar.cli import completion, options, output
 from fcifar.errors import UserError
 
 
 def report(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run directories, or a group of runs."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Runs, or a group of them, by path or name.",
+            callback=options.where_runs_are,
+            autocompletion=completion.runs,
+        ),
     ],
     html: Annotated[
         Path | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fcifar.cli import options, output
+from fcifar.cli import completion, options, output
 from fcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 _TENSORS = 5  # lines of a table of differing tensors
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run or a group of runs, by path or name.",
+        callback=options.where_run_is,
+        autocompletion=completion.runs,
+    ),
+]
 
 
 def reproduce(

@@ -77,7 +77,13 @@ Out = Annotated[
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option("--resume", help="Continue the interrupted run in this directory."),
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Continue an interrupted run, or group of runs, by path or name.",
+        callback=options.where_run_is,
+        autocompletion=completion.runs,
+    ),
 ]
 Epochs = Annotated[
     int | None,

@@ -83,6 +83,14 @@ def read(
     return Content(train, test, tuple(sorted(together)))
 
 
+def left_out(files: Mapping[str, bytes]) -> tuple[int, tuple[str, ...]]:
+    """How many images ``read`` takes for neither split, and the folders that they are in."""
+    if not _has_splits(files):
+        return 0, ()
+    other = [path for path in files if is_image(path) and path.split("/")[0] not in SPLITS]
+    return len(other), tuple(sorted({path.rpartition("/")[0].split("/")[0] for path in other}))
+
+
 def _has_splits(files: Mapping[str, bytes]) -> bool:
     return any(path.split("/")[0] in SPLITS and "/" in path for path in files)
 

@@ -10,6 +10,8 @@ from fcifar.data.dataset import Content, Dataset, make_dataset
 from fcifar.data.progress import Progress, paced
 from fcifar.errors import UserError, did_you_mean, one_line, shown
 
+FOLDERS = "class folders"
+
 
 class Wishes(NamedTuple):
     """How to read a source where there is more than one way."""
@@ -54,10 +56,11 @@ def import_source(
     convert = None if wishes.resize is None else _resizing(wishes.resize)
     files = archive.read(source, _is_wanted, report, convert)
     form, content = _read(files, source, wishes, report)
+    rest = _rest(files) if form == FOLDERS else ""
     if name is None:
         name = _name(source, content, form)
         check_free(name, root, overwrite)
-    origin = f"{form} {one_line(source.resolve().name)}{_in_words(wishes)}"
+    origin = f"{form} {one_line(source.resolve().name)}{rest}{_in_words(wishes)}"
     return keep(content, name, root, origin, source=one_line(source), progress=report)
 
 
@@ -149,7 +152,7 @@ def _read(
                 test_fraction=wishes.test_fraction,
                 seed=wishes.seed,
             )
-            return "class folders", content
+            return FOLDERS, content
     except UserError as error:
         raise UserError(f"{one_line(source)}: {error}") from error
     raise archive.unknown(source)
@@ -162,6 +165,16 @@ def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
             )
+
+
+def _rest(files: dict[str, bytes]) -> str:
+    """What a folder has besides, in words: nobody shall think that it was taken."""
+    count, places = folders.left_out(files)
+    if not count:
+        return ""
+    where = ", ".join(f"{one_line(place)}/" if place else "no folder" for place in places[:3])
+    more = ", ..." if len(places) > 3 else ""
+    return f", without {count:,} image{'s'[: count > 1]} in {where}{more}"
 
 
 def _in_words(wishes: Wishes) -> str:

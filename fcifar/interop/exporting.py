@@ -117,7 +117,7 @@ def check(path: Path, *, force: bool) -> Format:
     missing = [name for name in form.modules if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"{one_line(path)} needs {' and '.join(missing)}, which is not installed; pip install "
+            f"{one_line(path)} needs {' and '.join(missing)}; pip install "
             f"'fcifar[{form.extra}]', or choose .pth, .safetensors or .pt2"
         )
     check_free(path, force=force)

@@ -20,7 +20,8 @@ from fcifar.models.base import (
 from fcifar.models.conv3 import conv3
 from fcifar.models.factories import MODELS, from_factory, register
 from fcifar.models.lenet import lenet
-from fcifar.models.module import from_module, takes
+from fcifar.models.making import takes
+from fcifar.models.module import from_module
 from fcifar.models.resnet import resnet18
 from fcifar.models.speednet import speednet
 

@@ -1,45 +1,30 @@
 """Any ``nn.Module`` as a ``Model``: its own forward pass and initialisers, made pure."""
 
 import copy
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import is_lazy
 
 from fcifar import layers, precision
 from fcifar.errors import reason
 from fcifar.models.base import (
     Buffers,
     Model,
-    Params,
     Variables,
     check_key,
-    check_size,
 )
-from fcifar.models.drawing import Made, Source, from_key, spread
+from fcifar.models.drawing import from_key, spread
 from fcifar.models.forward import STATISTICS, Forward
+from fcifar.models.making import Values, build, check_repeats, values_of, with_classes
 from fcifar.models.trying import check_forward
 from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 
 COUNTER = "num_batches_tracked"
-
-
-class Values(NamedTuple):
-    """All tensors that a module holds, by their names in its ``state_dict``."""
-
-    params: Params  # those that are trained
-    buffers: Buffers  # the rest of the state_dict, frozen parameters among it
-    constants: dict[str, Tensor]  # what it holds besides, the same for every key
-
-    def whole(self) -> dict[str, Tensor]:
-        """All by name."""
-        return {**self.params, **self.buffers, **self.constants}
 
 
 def from_module(
@@ -83,10 +68,10 @@ def from_module(
     >>> {name: list(p.shape) for name, p in model.init(fcifar.random.key(0)).params.items()}
     {'1.weight': [10, 3072], '1.bias': [10]}
     """
-    make = _with_classes(factory, num_classes)
-    module = _build(make, spread(0))
-    values = _values_of(module)
-    _check_repeats(values, make)
+    make = with_classes(factory, num_classes)
+    module = build(make, spread(0))
+    values = values_of(module)
+    check_repeats(values, make)
     skeletons = {train: _skeleton(module).train(train) for train in (True, False)}
     norms = _norms(skeletons[True], axis)
     constants = values.constants
@@ -108,7 +93,7 @@ def from_module(
     def init(key: Key) -> Variables:
         if key.is_meta:  # which has no values to draw from
             return Variables(shapes.params, shapes.buffers)
-        made = _values_of(_build(make, from_key(key.cpu())))
+        made = values_of(build(make, from_key(key.cpu())))
         return Variables(
             *(
                 {n: v.to(key.device) for n, v in part.items()}
@@ -161,101 +146,7 @@ def _call(
     return logits, forward.changed | {name: tensors[name] for name in counters}
 
 
-# Making it ---------------------------------------------------------------------------------------
-
-
-def _with_classes(factory: Callable[..., nn.Module], num_classes: int) -> Callable[[], nn.Module]:
-    """The factory without arguments."""
-    layers.check_width("num_classes", num_classes)
-    if takes(factory, "num_classes"):
-        return lambda: factory(num_classes=num_classes)
-    return factory
-
-
-def takes(factory: Callable[..., Any], name: str) -> bool:
-    """Whether a function can be called with an argument of that name."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # of code that is not Python's
-        return False
-    return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
-
-
-def _build(make: Callable[[], nn.Module], source: Source) -> nn.Module:
-    """The module with its values, on the CPU."""
-    before = torch.get_rng_state()
-    try:
-        with torch.device("cpu"), torch.enable_grad(), Made(source):
-            module = make()
-    except Exception as error:
-        raise ValueError(f"the module cannot be made: {reason(error)}") from error
-    if not torch.equal(torch.get_rng_state(), before):
-        torch.set_rng_state(before)
-        raise ValueError(
-            "making the module changes torch's global generator; leave out torch.manual_seed, for "
-            "every draw comes from the key"
-        )
-    if not isinstance(module, nn.Module):
-        raise ValueError(f"the factory gives a {type(module).__name__}; it must give an nn.Module")
-    return module
-
-
-def _values_of(module: nn.Module) -> Values:
-    """Copies of all that it holds. Raises a ValueError where it cannot be told by names."""
-    given = dict(module.named_parameters(remove_duplicate=False))
-    for name, value in given.items():
-        if is_lazy(value):
-            raise ValueError(f"{name} has no shape yet; give the layer its number of inputs")
-    check_size(sum(p.numel() for p in module.parameters()))
-    held = given | dict(module.named_buffers(remove_duplicate=False))
-    names: dict[int, str] = {}
-    for name, value in held.items():
-        if (first := names.setdefault(id(value), name)) != name:
-            raise ValueError(
-                f"{first} and {name} are one tensor; register it under one of the names, and use "
-                "that in forward"
-            )
-    saved = module.state_dict(keep_vars=True)
-    for name, value in saved.items():
-        if held.get(name) is not value:
-            raise ValueError(f"{name} in its state_dict is neither a parameter nor a buffer")
-    trained = [name for name, value in given.items() if value.requires_grad]
-    plain = {
-        f"{place}.{name}".removeprefix("."): value
-        for place, part in module.named_modules()
-        for name, value in vars(part).items()
-        if isinstance(value, Tensor)
-    }
-
-    def copies(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        return {name: tensors[name].detach().clone() for name in names}
-
-    return Values(
-        copies(held, trained),
-        copies(held, [name for name in saved if name not in trained]),
-        copies(held | plain, [name for name in held | plain if name not in saved]),
-    )
-
-
-def _check_repeats(values: Values, make: Callable[[], nn.Module]) -> None:
-    """Make sure that a module is a function of its draws, and its constants not even of them."""
-    again = _values_of(_build(make, spread(0))).whole()
-    for name, value in values.whole().items():
-        if value.is_floating_point() and value.isnan().any():
-            raise ValueError(f"{name} is never given a value; initialise it in __init__")
-        if name not in again or not torch.equal(value, again[name]):
-            raise ValueError(
-                f"{name} is not the same when the module is made twice; draw it by torch, for "
-                "draws of Python and numpy do not come from the key"
-            )
-    if not values.constants:
-        return
-    other = _values_of(_build(make, spread(1))).constants
-    for name, value in values.constants.items():
-        if not torch.equal(value, other[name]):
-            raise ValueError(
-                f"{name} is drawn at random and not in the state_dict; register it as a buffer"
-            )
+# Calling it without its values -------------------------------------------------------------------
 
 
 def _skeleton(module: nn.Module) -> nn.Module:

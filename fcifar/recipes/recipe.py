@@ -165,7 +165,7 @@ class Recipe:
                 "momentum and group_learning_rates belong to the optimizers sgd and muon, not to "
                 f"{self.optimizer}; leave them out"
             )
-        if self.optimizer in REGISTERED and self.whiten_epochs:
+        if self.optimizer not in ("sgd", "muon") and self.whiten_epochs:
             raise UserError(
                 f"whiten_epochs belongs to sgd and muon, not to {self.optimizer}; leave it out"
             )

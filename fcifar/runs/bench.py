@@ -1,15 +1,11 @@
 """How long a training step takes on this machine, beside the same step in plain PyTorch.
 
 Contenders do the same work: gather a batch from images that lie on the device as uint8, normalise,
-forward, backward, update. They are measured in turns, so that a mood of the machine falls on all of
-them, each warm and for many steps at a time; what counts is medians.
+forward, backward, update. How they are measured: ``timing.py``.
 """
 
 import itertools
-import math
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,25 +14,14 @@ import torch.nn.functional as F
 from fcifar import random
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.errors import UserError, shown
-from fcifar.models import Params
 from fcifar.recipes import RECIPES, Recipe
 from fcifar.runs import environment, yardsticks
 from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime, activate
+from fcifar.runs.timing import REPETITIONS, Contender, measure, wait_for
 
-REPETITIONS = 7
 LONGEST = 3600  # seconds
 IMAGES = 10_240  # in memory, as many as make a gather miss the caches
-
-
-class Contender(NamedTuple):
-    """Something to be timed."""
-
-    once: Callable[[], object]
-    wait: Callable[[], object] = lambda: None  # until what was asked of the device is done
-    steps: int = 1  # that one call makes
-    params: Callable[[], Params] = dict  # as they are now; for those that train
-
 
 Make = Callable[[Recipe, Runtime, Dataset], Contender]  # under ``activate(runtime)``
 
@@ -135,85 +120,7 @@ def repeated(batches_from: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
     return itertools.cycle(list(batches_from(0)))
 
 
-def wait_for(device: str) -> Callable[[], object]:
-    """What waits until a device has done all that it was asked to."""
-    match device.partition(":")[0]:
-        case "cuda":
-            return lambda: torch.cuda.synchronize(device)
-        case "mps":
-            return torch.mps.synchronize
-    return lambda: None
-
-
-# How it is measured ------------------------------------------------------------------------------
-
-
-def measure(
-    contenders: Mapping[str, Contender],
-    *,
-    seconds: float,
-    repetitions: int = REPETITIONS,
-    observe: Callable[[str], object] = lambda name: None,
-) -> dict[str, dict[str, Any]]:
-    """Time contenders in turns.
-
-    Args:
-        seconds: of one measurement of one contender; at least one call is made.
-        repetitions: measurements of each.
-        observe: is told who is next.
-
-    Returns:
-        By name: ``seconds``, those of a step, one for each repetition; their median and spread;
-        ``first_call_seconds``, with whatever had to be compiled for it.
-    """
-    first, calls = {}, {}
-    for name, contender in contenders.items():
-        observe(name)
-        first[name] = warm_up(contender)
-        calls[name] = max(1, round(seconds / _timed(contender, 2)))
-    names = list(contenders)
-    measured: dict[str, list[float]] = {name: [] for name in names}
-    for repetition in range(repetitions):
-        turn = repetition % len(names)  # nobody always comes after the same one
-        for name in (*names[turn:], *names[:turn]):
-            observe(name)
-            contender = contenders[name]
-            _timed(contender, 1)  # caches hold what the one before left
-            measured[name].append(_timed(contender, calls[name]) / contender.steps)
-    return {
-        name: {
-            "seconds": measured[name],
-            "median_seconds": statistics.median(measured[name]),
-            "spread": spread(measured[name]),
-            "first_call_seconds": first[name],
-        }
-        for name in names
-    }
-
-
-def spread(values: Sequence[float]) -> float:
-    """The distance between the quartiles, as a part of the median."""
-    if len(values) < 2:
-        return math.nan
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return (high - low) / middle
-
-
-def warm_up(contender: Contender) -> float:
-    """Seconds of the first call, with whatever had to be compiled for it."""
-    seconds = _timed(contender, 1)
-    _timed(contender, 2)  # the second call may still choose and allocate
-    return seconds
-
-
-def _timed(contender: Contender, calls: int) -> float:
-    """Seconds a call."""
-    contender.wait()
-    started = time.perf_counter()
-    for _ in range(calls):
-        contender.once()
-    contender.wait()
-    return (time.perf_counter() - started) / calls
+# Steps of a network, and of all ------------------------------------------------------------------
 
 
 def measure_step(

@@ -144,7 +144,7 @@ def choose_method(asked: str, recipe: Recipe, device: str) -> str:
 
     On a GPU small networks are bound by launching kernels, and ``vmap`` launches them for all
     replicas at once; large ones are bound by arithmetic, of which there is no less. On the CPU,
-    convolutions with weights of their own for each replica are slow: README, "Many at once".
+    convolutions with weights of their own for each replica are slow: docs/many-at-once.md.
 
     Raises:
         UserError: there is no such method.

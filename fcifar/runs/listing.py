@@ -52,16 +52,30 @@ def is_run(path: Path) -> bool:
     return (path / GROUP).is_file() or (path / directory.MANIFEST).is_file()
 
 
+def named(path: Path, root: Path) -> Path:
+    """``path``, or where nothing is there, the run or group of that name in ``root``.
+
+    Raises:
+        UserError: there is neither, and ``path`` is nearly the name of one.
+    """
+    if path.exists() or path.name != str(path):
+        return path
+    if is_run(root / path):
+        return root / path
+    if hint := did_you_mean(path.name, _names(root)):
+        raise UserError(f"there is no {one_line(path)}, here or in {one_line(root)}{hint}")
+    return path
+
+
 def locate(text: str, root: Path) -> Path:
-    """The run or group of that name in ``root``, or else of that path.
+    """The run or group of that path, or of that name in ``root``.
 
     Raises:
         UserError: there is none.
     """
-    for path in (root / text, Path(text)):
+    for path in (Path(text), root / text):
         if text and is_run(path):
             return path
-    names = [path.name for path in root.iterdir()] if root.is_dir() else []
     if text and any(path.exists() for path in (root / text, Path(text))):
         raise UserError(
             f"{shown(text)} is not a run directory: there is neither {directory.MANIFEST} nor "
@@ -69,8 +83,12 @@ def locate(text: str, root: Path) -> Path:
         )
     raise UserError(
         f"there is no run {shown(text)} in {one_line(root)}; fcifar runs list shows them"
-        f"{did_you_mean(text, names)}"
+        f"{did_you_mean(text, _names(root))}"
     )
+
+
+def _names(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir()] if root.is_dir() else []
 
 
 def describe(path: Path) -> Entry:

@@ -262,7 +262,7 @@ def test_signals_end_a_run_that_can_go_on(
     if signal.getsignal(signum) == signal.SIG_IGN:
         pytest.skip("whoever started the tests has this signal ignored, and so do we")
     command = [sys.executable, "-m", "fcifar", *map(str, TRAIN), "--device", "cpu", "--json"]
-    command += ["--epochs", "400", "--log-every", "9"]
+    command += ["--epochs", "120", "--log-every", "9"]
     environment = {**os.environ, "FCIFAR_DATA": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--out", "run"],

@@ -1,6 +1,5 @@
 """fcifar runs, and where fcifar train puts what nobody gives a place."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from fcifar import data
 from fcifar.data import Split, make_dataset
-from tests.commands import fits
+from tests.commands import Person, fits
 
 TRAIN = ("train", "--dataset", "tiny", "--batch-size", 7, "--threads", 1, "--device", "cpu", "-q")
 
@@ -20,9 +19,28 @@ def _tiny(tmp_path: Path, make_batch) -> None:
     data.save(make_dataset("tiny", *splits, tuple("abcdefghij"), "tests"), tmp_path / "data")
 
 
-class Person(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def test_commands_take_a_run_by_its_name(fcifar, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FCIFAR_RUNS", "mine")
+    assert fcifar(*TRAIN, "--epochs", 1).status == 0
+    (run,) = (tmp_path / "mine").iterdir()
+    for command in (
+        ("eval", run.name, run.name, "-q"),
+        ("compare", f"mine/{run.name}", run.name, "-q"),
+        ("report", run.name),
+        ("export", run.name, "--to", "metrics.csv", "-q"),
+        ("reproduce", run.name, "-q"),
+        ("verify", run.name),
+        ("train", "--resume", run.name, "-q"),
+    ):
+        done = fcifar(*command)
+        assert done.status == 0, (command, done.err)
+    wrong = fcifar("eval", run.name[:-1])
+    assert wrong.status == 2
+    assert wrong.err == (
+        f"error: there is no {run.name[:-1]}, here or in mine; did you mean {run.name!r}?\n"
+    )
+    (tmp_path / run.name).touch()  # a path that is there comes before a name
+    assert fcifar("verify", run.name).status == 2
 
 
 def test_a_run_is_listed_shown_and_removed(fcifar, tmp_path: Path, monkeypatch) -> None:

@@ -174,6 +174,17 @@ def test_a_thousand_classes(tmp_path: Path, root: Path) -> None:
     assert dataset.test_labels.tolist() == list(range(1000))
 
 
+def test_what_is_in_neither_split_is_said(root: Path, tmp_path: Path) -> None:
+    splits = {f"{s}/{n}": c for s in ("train", "test", "val") for n, c in TWO.items()}
+    source = forms.write_zip(tmp_path / "pets.zip", {**splits, "cover.png": TWO["a/000.png"]})
+    dataset = data.import_source(source, None, root)
+    assert dataset.source == "class folders pets.zip, without 7 images in no folder, val/"
+    held_out = {name: c for name, c in splits.items() if not name.startswith("test/")}
+    source = forms.write_zip(tmp_path / "held.zip", held_out)
+    dataset = data.import_source(source, None, root, wishes=Wishes(test_fraction=0.5))
+    assert dataset.source.startswith("class folders held.zip, without 6 images in val/, 0.5 of ")
+
+
 TWO = flat({"a": 3, "b": 3})
 MISTAKES = {
     "no fraction": (TWO, Wishes(), "neither train/ nor test/ above them; add --test-fraction 0.1"),

@@ -8,9 +8,10 @@ import torch
 from fcifar import models, optim, random, recipes
 from fcifar.recipes import Recipe
 from fcifar.recipes.tutorials import TUTORIALS
-from fcifar.runs import bench, yardsticks
-from fcifar.runs.bench import Contender, Work
+from fcifar.runs import bench, timing, yardsticks
+from fcifar.runs.bench import Work
 from fcifar.runs.runtime import Runtime
+from fcifar.runs.timing import Contender
 
 RUNTIME = Runtime(threads=1)
 
@@ -81,7 +82,7 @@ def test_each_is_called_as_often_as_it_says() -> None:
 
         return Contender(once)
 
-    figures = bench.measure({name: make(name) for name in calls}, seconds=0.0, repetitions=3)
+    figures = timing.measure({name: make(name) for name in calls}, seconds=0.0, repetitions=3)
     assert set(calls.values()) == {1 + 2 + 2 + 3 * (1 + 1)}
     turns = [name for name, _ in itertools.groupby(order)]
     assert turns == [*"abc", *"abc", *"bca", *"cab"]
@@ -92,8 +93,8 @@ def test_each_is_called_as_often_as_it_says() -> None:
 
 def test_a_call_of_several_steps_counts_as_that_many(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
-    figures = bench.measure({"a": Contender(lambda: None, steps=4)}, seconds=0.0, repetitions=2)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
+    figures = timing.measure({"a": Contender(lambda: None, steps=4)}, seconds=0.0, repetitions=2)
     assert figures["a"]["seconds"] == [0.25, 0.25]
     assert figures["a"]["first_call_seconds"] == 1.0
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 SMALL = ("--batch-size", "4", "--log-every", "5", "--threads", "1")
 TRAIN = ("train", "blitz", "--dataset", "tiny", "--quiet", "--json", *SMALL)
 AUGMENTED = ("--augment", "random_flip,random_crop:4", "--valid-fraction", "0.25", "--drop-last")
-RUN = (*TRAIN, *AUGMENTED, "--epochs", "40", "--checkpoint-every", "20")
+RUN = (*TRAIN, *AUGMENTED, "--epochs", "12", "--checkpoint-every", "20")
 FOR_EVER = (*TRAIN, "--epochs", "100000")
 NORMED = (
     *("train", "speed90", "--dataset", "tiny", "--quiet", "--json", "--no-compile", "--drop-last"),
@@ -108,6 +108,7 @@ def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_exchange_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path) -> None:
     words = [*RUN[: RUN.index("--epochs")], "--epochs", "2", "--compile"]
     report(torchrun.run([*words, "--out", str(tmp_path / "run")]))
@@ -118,10 +119,11 @@ def test_the_exchange_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path)
     assert compiled == pytest.approx(eager, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_made_again(tmp_path: Path) -> None:
     """Stopped by a signal to torchrun, resumed, and reproduced, each in two processes."""
     run = tmp_path / "run"
-    launcher = torchrun.start([*TRAIN, "--epochs", "200", "--out", str(run)])
+    launcher = torchrun.start([*TRAIN, "--epochs", "60", "--out", str(run)])
     torchrun.wait_for_steps(run, 4)
     launcher.send_signal(signal.SIGTERM)
     stopped = torchrun.end(launcher)

@@ -1,0 +1,171 @@
+"""Every command of README and docs is carried out, on small data."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fcifar import data, random, recipes
+from fcifar.data import Split, make_dataset
+from fcifar.data.official import CLASSES
+from fcifar.runs import group, loop, many
+from fcifar.runs.runtime import Runtime
+from fcifar.runs.safeguards import Safeguards
+from tests.commands import Person
+from tests.data import forms
+from tests.pages import PAGES, README, Block, after_fcifar, blocks, commands, name_of
+
+RUN = "runs/blitz-cifar10-seed0-20261122-101500"
+# What a reader writes for the names in capitals, and for numbers that are made for 50,000 images.
+WORDS = {
+    "runs/blitz-cifar10-seed0-...": RUN,
+    "NAME": Path(RUN).name,
+    "GROUP": "group",
+    "4000": "40",
+}
+RUNS = (RUN, "runs/second", "runs/third")
+LONG = ("train speed94", "train dropout-adam")  # a minute or two of compiling
+INTERRUPTED = {RUN: "stopped", "group": "stopped-group"}
+
+
+# What a reader has -------------------------------------------------------------------------------
+
+
+def drawn(key: random.Key, size: int, classes: int) -> Split:
+    """Images of noise; every class is there."""
+    images = random.randint(key, (size, 3, 32, 32), 0, 256).to(torch.uint8)
+    return Split(images, torch.arange(size) % classes)
+
+
+def prepare(name: str, classes: Iterable[str], root: Path, images: int = 200) -> data.Dataset:
+    classes = tuple(classes)
+    train, test = (
+        drawn(key, size, len(classes))
+        for key, size in zip(random.split(random.key(len(name))), (images, 100), strict=True)
+    )
+    dataset = make_dataset(name, train, test, classes, "tests")
+    data.save(dataset, root)
+    return dataset
+
+
+def pictures(folder: Path, names: Iterable[str], size: tuple[int, int]) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    for name in names:
+        pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that is spoken of."""
+    place = tmp_path_factory.mktemp("place")
+    cifar10 = prepare("cifar10", CLASSES, place / "data", 1000)  # a batch of speed94
+    prepare("cifar100", (f"class {i}" for i in range(100)), place / "data")
+    prepare("shapes10", "abcdefghij", place / "data")
+
+    blitz = recipes.get("blitz").replace(epochs=2, batch_size=20, log_every=20)
+    for seed, run in enumerate(RUNS):
+        loop.train(place / run, blitz, Runtime(seed=seed), cifar10)
+    loop.train(place / "stopped", blitz, Runtime(), cifar10, until=30)
+    asked = group.Group(
+        group.plan(blitz, {}, (0, 1)),
+        "loop",
+        Runtime(),
+        False,
+        "cifar10",
+        cifar10.digest,
+        Safeguards(),
+    )
+    many.train(place / "group", asked, cifar10)
+    shutil.copytree(place / "group", place / "stopped-group")
+    (place / "stopped-group/summary.json").unlink()
+
+    torch.save(load_file(place / RUN / "final.safetensors"), place / "cifar_net.pth")
+    conv3 = recipes.make_model(recipes.get("conv3-aug"), 10).init(random.key(0))
+    torch.save(conv3.params, place / "net.pth")
+
+    forms.write_tar(place / "cifar-10-python.tar.gz", forms.official())
+    forms.write_zip(place / "my_images.zip", forms.class_folders())
+    each = [f"{kind}/{i}.jpg" for kind in ("cat", "dog") for i in range(12)]
+    for folder in ("photos", "pictures"):
+        pictures(place / folder, each, (40, 50))
+    pictures(place / "folder", ["a.png", "b.jpg"], (32, 32))
+    shutil.copy(place / "folder/b.jpg", place / "photo.jpg")
+
+    (place / "my_nets.py").write_text(blocks(README, "python")[-1].text)
+    (place / "my_package.py").write_text(
+        "from torch import nn\nfrom fcifar import models\n\n\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n\n\n"
+        'models.register("mine", lambda: models.from_module(net))\n'
+    )
+    return place
+
+
+# What is typed -----------------------------------------------------------------------------------
+
+
+def as_typed(words: list[str]) -> list[str]:
+    """A command with names in place of those in capitals."""
+    runs = iter(RUNS)
+    typed = [next(runs) if word in ("RUN", "RUN...") else WORDS.get(word, word) for word in words]
+    if "--resume" in typed:
+        typed = [INTERRUPTED.get(word, word) for word in typed]
+    return typed
+
+
+def needs(words: list[str]) -> str:
+    """What a command asks for that may not be here."""
+    if "torchrun" in words:
+        return "several processes: tests/runs/test_torchrun.py"
+    if "cuda" in words and not torch.cuda.is_available():
+        return "a CUDA device"
+    return ""
+
+
+def every_block() -> list:
+    """Blocks of sh that call fcifar, each once."""
+    found: dict[str, tuple[Path, Block]] = {}
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            if any(after_fcifar(command.words) is not None for command in commands(block)):
+                found.setdefault(block.text, (page, block))
+    return [
+        pytest.param(
+            block,
+            id=f"{name_of(page)}:{block.line}",
+            marks=[pytest.mark.slow] if any(word in block.text for word in LONG) else [],
+        )
+        for page, block in found.values()
+    ]
+
+
+@pytest.mark.parametrize("block", every_block())
+def test_what_a_page_says_can_be_typed(
+    block: Block, fcifar, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m` and the command itself do
+    left_out = []
+    for line, words in commands(block):
+        if words[0] == "export":
+            name, _, value = words[1].partition("=")
+            monkeypatch.setenv(name, value.replace("~", str(tmp_path)))
+        typed = after_fcifar(words)
+        if typed is None:
+            continue
+        if reason := needs(words):
+            left_out.append(f"line {line}: {reason}")
+            continue
+        monkeypatch.setattr("sys.stdin", Person("y\n"))
+        done = fcifar(*as_typed(typed))
+        assert done.status == 0, f"line {line}: fcifar {' '.join(as_typed(typed))}\n{done.err}"
+    if left_out:
+        pytest.skip("; ".join(left_out))
