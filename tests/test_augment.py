@@ -149,6 +149,7 @@ def test_vmaps_over_keys_and_batches(each: Augment, images: Tensor) -> None:
         assert levels(together[i], alone).max() <= (1 if each is AUGMENTS["color"] else 0)
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor() -> None:
     both = chain(random_flip(), random_rotation(10))
     compiled = torch.compile(both, fullgraph=True, dynamic=False)

@@ -62,7 +62,9 @@ def assert_golden(name: str, found: Tensor, golden: list) -> None:
         assert torch.equal(found.to(torch.int64), torch.tensor(golden)), name
 
 
-@pytest.mark.parametrize("mode", ["eager", "compiled", "vmap", "compiled vmap"])
+@pytest.mark.parametrize(
+    "mode", ["eager", "compiled", "vmap", pytest.param("compiled vmap", marks=pytest.mark.slow)]
+)
 def test_equals_jax(mode: str) -> None:
     keys = torch.stack([random.key(int(seed)) for seed in SEEDS])
     function = torch.vmap(draws) if "vmap" in mode else draws
@@ -127,7 +129,7 @@ def test_negative_seed_equals_jax() -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [16, 1023, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 15, 100_003))]
+    "size", [1023, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 15, 16, 100_003))]
 )
 def test_compiled_draws_have_the_same_bits(size: int) -> None:
     """Sizes around the vector width: the remainder loop is other code than the vector loop."""

@@ -83,6 +83,7 @@ def test_a_replica_does_not_look_at_the_others(make_batch) -> None:
     assert tree.equal(replicas.take(state, 1), replicas.take(moved, 2))
 
 
+@pytest.mark.slow
 def test_compiled_they_are_the_same(make_batch) -> None:
     model, optimizer = models.lenet(), optim.sgd(0.01, 0.9)
     step = replicas.map_replicas(make_train_step(model, optimizer))

@@ -374,6 +374,7 @@ def test_bfloat16_is_as_near_to_float32_as_with_autocast(depth: int) -> None:
         assert distance(rough[i], exact[i]) < 1.3 * distance(*theirs)
 
 
+@pytest.mark.slow
 def test_compiled_bfloat16_has_the_gradients_of_eager() -> None:
     """They are finite above all, though no network here is known to fail it with ``amax``.
 

@@ -254,7 +254,9 @@ def test_resume_refuses_other_data(fcifar, root: Path, tmp_path: Path, make_batc
     assert "is not the one that run began with" in done.err
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signals_end_a_run_that_can_go_on(
     signum: signal.Signals, root: Path, tmp_path: Path
 ) -> None:
@@ -262,7 +264,7 @@ def test_signals_end_a_run_that_can_go_on(
     if signal.getsignal(signum) == signal.SIG_IGN:
         pytest.skip("whoever started the tests has this signal ignored, and so do we")
     command = [sys.executable, "-m", "fcifar", *map(str, TRAIN), "--device", "cpu", "--json"]
-    command += ["--epochs", "120", "--log-every", "9"]
+    command += ["--epochs", "60", "--log-every", "9"]
     environment = {**os.environ, "FCIFAR_DATA": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--out", "run"],

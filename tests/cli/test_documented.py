@@ -29,7 +29,6 @@ WORDS = {
     "4000": "40",
 }
 RUNS = (RUN, "runs/second", "runs/third")
-LONG = ("train speed94", "train dropout-adam")  # a minute or two of compiling
 INTERRUPTED = {RUN: "stopped", "group": "stopped-group"}
 
 
@@ -141,9 +140,9 @@ def every_block() -> list:
         pytest.param(
             block,
             id=f"{name_of(page)}:{block.line}",
-            marks=[pytest.mark.slow] if any(word in block.text for word in LONG) else [],
+            marks=[pytest.mark.slow] if "--compile" in text or "speed94" in text else [],
         )
-        for page, block in found.values()
+        for text, (page, block) in found.items()
     ]
 
 

@@ -24,7 +24,7 @@ from fcifar.runs.runtime import Runtime
 from fcifar.runs.safeguards import Safeguards
 
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-FLIPS = 150  # bits of a large file
+FLIPS = 80  # bits of a large file
 
 
 @pytest.fixture

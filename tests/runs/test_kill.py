@@ -12,7 +12,7 @@ MORE = ("--", "--epochs", "6", "--batch-size", "5", "--log-every", "4", "--threa
 
 
 @pytest.mark.parametrize(
-    "kills", [2, pytest.param(20, marks=pytest.mark.slow)], ids=["short", "long"]
+    "kills", [1, pytest.param(20, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_killed_runs_end_as_if_nobody_had(
     kills: int,

@@ -36,18 +36,13 @@ def again(run: Path, dataset: Dataset, **options: Any) -> dict[str, Any]:
     ("name", "compiled"),
     [
         *((name, False) for name in RECIPES),
-        ("blitz", True),
-        *(
-            pytest.param(name, True, marks=pytest.mark.slow)  # a minute of compiling together
-            for name in RECIPES
-            if name != "blitz"
-        ),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in RECIPES),
     ],
 )
 def test_every_recipe_is_identical(
     name: str, compiled: bool, tmp_path: Path, runtime: Runtime, dataset: Dataset
 ) -> None:
-    """In this process; for a new process see the next test."""
+    """In this process; for a new process, and compiled, see the next test."""
     recipe = make_recipe(name).replace(batch_size=7, epochs=2, log_every=3)
     loop.train(tmp_path, recipe, runtime, dataset, compiled=compiled, safeguards=KEEP)
     found = again(tmp_path, dataset)

@@ -82,6 +82,7 @@ def test_two_processes_make_the_run_of_one(undisturbed: Path, tmp_path: Path) ->
     assert "gloo" in manifest["environment"]["distributed"]
 
 
+@pytest.mark.slow
 def test_torchrun_begins_anew_where_the_last_checkpoint_is(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_torchrun_begins_anew_where_the_last_checkpoint_is(
     assert whole == anew
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     single, double = (tmp_path / name for name in ("single", "double"))
     report(torchrun.alone([*NORMED, "--out", str(single)]))
@@ -179,7 +181,7 @@ def test_replicas_are_shared_out_and_gathered(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ([*TRAIN, "--set", "batch_size=5"], "batch_size is 5, which 2 processes"),
-        (["eval", "nowhere"], "there is no nowhere"),
+        pytest.param(["eval", "nowhere"], "there is no nowhere", marks=pytest.mark.slow),
     ],
     ids=["odd", "eval"],
 )
