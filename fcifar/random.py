@@ -271,6 +271,8 @@ def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
             f"a key is an int64 tensor of shape [2], not {key.dtype} {list(key.shape)}; "
             "use torch.vmap to draw for several keys"
         )
+    if key.is_meta:  # shapes alone are asked for, and a cipher is many operations
+        return torch.empty_like(counters), torch.empty_like(counters)
     k0, k1 = key[:2].to(torch.int32).unbind()
     return threefry2x32(k0, k1, torch.zeros_like(counters), counters)
 

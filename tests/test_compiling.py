@@ -83,7 +83,7 @@ def test_steps_of_one_code_are_not_taken_for_each_other() -> None:
     """They differ in what they close over alone, such as a learning rate."""
     model = models.from_module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
     batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2))
-    for rate in (0.1, 0.2, 0.1):
+    for rate in (0.1, 0.2):
         step = make_train_step(model, optim.sgd(rate))
         state = init_train_state(model, optim.sgd(rate), key=random.key(0))
         expected, _ = step(state, batch)

@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +35,16 @@ def test_no_code_is_overlooked(page: Path) -> None:
 
 def run(page: Path) -> list[dict[str, Any]]:
     """Execute a page's blocks one after another; what the names mean after each of them."""
-    names: dict[str, Any] = {"__name__": page.stem.replace("-", "_")}
+    module = types.ModuleType(page.stem.replace("-", "_"))
+    names = vars(module)
+    sys.modules[module.__name__] = module  # where torch 2.11 looks for it
     after = []
     for block in blocks(page, "python"):
         # Moved down, so that a traceback has the line of the page.
         source = "\n" * (block.line - 1) + block.text
         exec(compile(source, str(page), "exec"), names)
         after.append(dict(names))
+    del sys.modules[module.__name__]
     return after
 
 

@@ -228,7 +228,7 @@ def test_any_texts_for_resolutions(texts: list[str], total_steps: int) -> None:
     values=st.fixed_dictionaries({}, optional=LIKELY),
     total_steps=STEPS,
 )
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=settings.default.max_examples // 8)
 def test_a_valid_recipe_trains(
     network: tuple[str, dict[str, Any]],
     warmup: dict[str, Any],

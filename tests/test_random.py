@@ -63,7 +63,12 @@ def assert_golden(name: str, found: Tensor, golden: list) -> None:
 
 
 @pytest.mark.parametrize(
-    "mode", ["eager", "compiled", "vmap", pytest.param("compiled vmap", marks=pytest.mark.slow)]
+    "mode",
+    [
+        "eager",
+        "vmap",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("compiled", "compiled vmap")),
+    ],
 )
 def test_equals_jax(mode: str) -> None:
     keys = torch.stack([random.key(int(seed)) for seed in SEEDS])

@@ -72,6 +72,7 @@ def test_a_feed_without_flips_is_the_batch_of_its_rows(data: Batch) -> None:
     assert tree.equal(fed((), Feed(rows)), plain((), rows))
 
 
+@pytest.mark.slow
 def test_compiled_by_inductor_values_and_flips_change_without_another_compilation(
     make_batch,
 ) -> None:

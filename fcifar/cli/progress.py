@@ -10,10 +10,12 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from fcifar.cli import output
 from fcifar.runs.events import Advanced, Event, Logged, Noted, Preparing
@@ -22,12 +24,12 @@ from fcifar.runs.events import Advanced, Event, Logged, Noted, Preparing
 @contextlib.contextmanager
 def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     """A bar that follows calls of ``progress(description, done, total)``."""
-    with _bar(MofNCompleteColumn(), quiet=quiet) as bar:
+    with _bar(_Count(), quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
         def progress(description: str, done: int, total: int) -> None:
             if description not in tasks:
-                tasks[description] = bar.add_task(description)
+                tasks[description] = bar.add_task(description, total=None)
                 if not bar.console.is_interactive and not quiet:
                     output.note(description)
             bar.update(tasks[description], completed=done, total=total or None)
@@ -38,9 +40,13 @@ def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 @contextlib.contextmanager
 def doing(what: str, *, quiet: bool) -> Iterator[None]:
     """A sign of life while something takes a while."""
-    with counting(quiet=quiet) as progress:
-        progress(what, 0, 0)
-        yield
+    if not quiet and output.stderr.is_interactive:
+        with output.stderr.status(what):
+            yield
+        return
+    if not quiet:
+        output.note(what)
+    yield
 
 
 @contextlib.contextmanager
@@ -99,12 +105,26 @@ def _running(event: Advanced) -> dict[str, Any]:
     }
 
 
+class _Count(MofNCompleteColumn):
+    """How many are done, where it is known of how many."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+class _Remaining(TimeRemainingColumn):
+    """The time that is left, where there is something to tell it by."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
 def _bar(fields: ProgressColumn, *, quiet: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         fields,
-        TimeRemainingColumn(compact=True),
+        _Remaining(compact=True),
         console=output.stderr,
         transient=True,
         expand=True,

@@ -1,6 +1,7 @@
 """A trained network as one function, from uint8 images to logits, in ONNX and ``torch.export``."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,9 @@ def write_pt2(network: Trained, about: dict[str, str], path: Path) -> None:
 
 def read_pt2(path: Path) -> Function:
     """The function in a file of ours; of an untrusted one it may run code."""
-    with path.open("rb") as file:
+    with warnings.catch_warnings(), path.open("rb") as file:
+        # torch 2.11 warns of a buffer of its own.
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
         return torch.export.load(file).module()
 
 

@@ -484,7 +484,7 @@ def test_the_usual_requests_are_carried_out(fcifar: Fcifar) -> None:
     HOSTILE,
     ids=[" ".join((*path, *(p.words[:1] or (p.name,)))) for path, p in HOSTILE],
 )
-@settings(max_examples=settings.default.max_examples // 5)  # of each of many options
+@settings(max_examples=settings.default.max_examples // 8)  # of each of many options
 @given(data=st.data())
 def test_a_hostile_value(
     fcifar: Fcifar, path: tuple[str, ...], parameter: Parameter, data: st.DataObject
@@ -493,7 +493,7 @@ def test_a_hostile_value(
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(data=st.data())
 def test_several_hostile_values(fcifar: Fcifar, path: tuple[str, ...], data: st.DataObject) -> None:
     fcifar(data.draw(several(path)))

@@ -170,6 +170,7 @@ def test_settings_change_the_run(
     assert changed["params_digest"] != plain["params_digest"]
 
 
+@pytest.mark.slow
 def test_compiled_runs_repeat_and_resume_too(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:

@@ -162,6 +162,7 @@ def test_when_one_is_killed_the_others_end_soon_and_say_so(tmp_path: Path, rank:
     assert not torchrun.find(launcher, 1 - rank)
 
 
+@pytest.mark.slow
 def test_replicas_are_shared_out_and_gathered(tmp_path: Path) -> None:
     """Each is bit for bit what one process makes of it, and so is the group afterwards."""
     words = [*TRAIN, "--epochs", "1", "--replicas", "3", "--sweep", "lr=0.001,0.01"]
