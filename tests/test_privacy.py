@@ -216,6 +216,7 @@ def test_noise_is_0_or_more(noise: float) -> None:
         dp_gradient(1.0, noise)
 
 
+@pytest.mark.slow
 def test_its_numbers_may_be_tensors_of_a_compiled_step(make_batch) -> None:
     model, batch, made = models.lenet(), make_batch(), []
 

@@ -163,6 +163,7 @@ def test_other_gradients_under_vmap_are_left_alone_or_right(name: str) -> None:
     fused(function, X, weight, bias)
 
 
+@pytest.mark.slow
 def test_compiled_gradients_of_each_image_agree() -> None:
     torch._dynamo.reset()
     loss, params, batch = example_loss("lenet")
