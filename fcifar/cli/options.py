@@ -27,7 +27,9 @@ def where_run_is(path: Path | None) -> Path | None:
     from fcifar.runs.listing import named
     from fcifar.runs.places import runs_root
 
-    return path and named(path, runs_root())
+    if path is None or path.exists():
+        return path
+    return named(path, runs_root())
 
 
 def where_runs_are(paths: list[Path]) -> list[Path]:

@@ -88,7 +88,11 @@ def locate(text: str, root: Path) -> Path:
 
 
 def _names(root: Path) -> list[str]:
-    return [path.name for path in root.iterdir()] if root.is_dir() else []
+    """What there is to mean; nothing where the folder cannot be read."""
+    try:
+        return [path.name for path in root.iterdir()]
+    except OSError:
+        return []
 
 
 def describe(path: Path) -> Entry:
