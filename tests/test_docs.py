@@ -14,6 +14,7 @@ import typer
 
 from fcifar import cli
 from fcifar.errors import UserError
+from fcifar.runs import per_example
 from tests.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
 
 # Options that act as soon as they are parsed.
@@ -114,6 +115,12 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
             parse(words)
         except (MISUSE, UserError) as error:
             pytest.fail(f"{name_of(page)}:{number}: fcifar {shlex.join(words)}: {error}")
+
+
+def test_every_column_of_a_table_is_explained() -> None:
+    page = (ROOT / "docs/files.md").read_text()
+    for column in (*per_example.OF_ONE, *per_example.OF_SEVERAL):
+        assert f"`{column}`" in page, column
 
 
 # Links -------------------------------------------------------------------------------------------

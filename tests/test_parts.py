@@ -100,6 +100,7 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"group_learning_rates": {"vector": -1}}, "group_learning_rates of vector is -1; it must"),
         ({"group_learning_rates": {"vector": "1"}}, "group_learning_rates of vector is '1'"),
         ({"optimizer": "adam", "group_learning_rates": {"vector": 1}}, "belong to the optimizers"),
+        ({"optimizer": "adam", "whiten_epochs": 1.0}, "whiten_epochs belongs to sgd and muon, not"),
         ({"optimizer": "adamw", "momentum": 0.9}, "belong to the optimizers sgd and muon, not to"),
         ({"optimizer": "muon", "momentum": 0.6, "nesterov": True}, "nesterov belongs to the"),
         ({"warmup_steps": 3, "warmup_fraction": 0.1}, "say the same; give one of them"),

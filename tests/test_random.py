@@ -275,3 +275,10 @@ def test_truncated_normal_stays_inside_and_has_its_variance() -> None:
 def test_misuse_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_on_the_meta_device_draws_have_shape_and_type_alone() -> None:
+    there, here = (draws(random.key(0, device=device)) for device in ("meta", None))
+    for name, x in here.items():
+        assert there[name].is_meta, name
+        assert (there[name].shape, there[name].dtype) == (x.shape, x.dtype), name
