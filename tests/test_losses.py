@@ -28,6 +28,22 @@ def test_smoothed_cross_entropy_equals_torchs_and_its_formula(smoothing: float) 
     torch.testing.assert_close(torch.vmap(loss)(logits, labels), found)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_weights_are_those_of_torchs_loss(smoothing: float) -> None:
+    logits = 3 * random.normal(random.key(0), (7, 5)).double()
+    labels = torch.tensor([0, 1, 1, 2, 2, 2, 4])
+    weights = losses.balanced_class_weights(labels, 5)
+    assert weights.tolist() == pytest.approx([7 / 4, 7 / 8, 7 / 12, 0, 7 / 4])
+    torch.testing.assert_close(weights[labels].mean(), torch.tensor(1.0))
+    twin = torch.nn.CrossEntropyLoss(weights.double(), label_smoothing=smoothing, reduction="none")(
+        logits, labels
+    )
+    for value in (smoothing, torch.tensor(smoothing)):  # a number, and an argument of the step
+        loss = losses.smoothed_cross_entropy(value, weights)
+        torch.testing.assert_close(loss(logits, labels), twin, rtol=1e-6, atol=0)
+        torch.testing.assert_close(torch.vmap(loss)(logits, labels), twin, rtol=1e-6, atol=0)
+
+
 def test_nothing_smoothed_is_cross_entropy_itself() -> None:
     assert losses.smoothed_cross_entropy(0) is losses.cross_entropy
     assert losses.smoothed_cross_entropy(0.0) is losses.cross_entropy

@@ -61,7 +61,7 @@ Threads = Annotated[
     typer.Option(
         "--threads",
         help="CPU threads; results depend on it in the last bits.",
-        show_default="one a core",
+        show_default="in fcifar train by the work of a step; else one a core",
         rich_help_panel=_RUNTIME,
     ),
 ]

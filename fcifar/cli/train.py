@@ -29,6 +29,7 @@ def train(
     schedule: training.Schedule = None,
     warmup_steps: training.WarmupSteps = None,
     augment: training.Augment = None,
+    class_weights: training.ClassWeights = None,
     valid_fraction: training.ValidFraction = None,
     stratify: training.Stratify = None,
     patience: training.Patience = None,
@@ -88,6 +89,7 @@ def train(
         dp_noise=dp_noise,
         schedule=schedule,
         warmup_steps=warmup_steps,
+        class_weights=class_weights,
         drop_last=drop_last,
         valid_fraction=valid_fraction,
         stratify=stratify,
@@ -116,6 +118,7 @@ def train(
         raise UserError("--replica-method is of --replicas and --sweep; give one of them too")
     if tensorboard:
         event_files.check()
+    more_epochs = overrides.pop("epochs", None) if resume is not None else None
     if resume is not None:
         refuse_changes(
             overrides
@@ -131,6 +134,11 @@ def train(
         run = resume
         tensorboard = tensorboard or _goes_on_with_events(run)
         if group.is_group(run):
+            if more_epochs is not None:
+                raise UserError(
+                    f"{run} is a group of runs, and --epochs goes on with a run by itself; begin a "
+                    "new group with more epochs"
+                )
             asked = group.read(run)
             asked = asked._replace(safeguards=dataclasses.replace(asked.safeguards, **care))
             data = open_dataset(asked.dataset_name, data_dir, quiet=quiet)
@@ -138,19 +146,27 @@ def train(
                 run, asked, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
             )
         began = manifest.read_settings(run)
-        the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
-        safeguards, traced = dataclasses.replace(began.safeguards, **care), began.traced
         data = open_dataset(began.dataset_name, data_dir, quiet=quiet)
         manifest.check_same_data(run, began, data)
+        if more_epochs is not None:
+            began = manifest.extend(run, began, more_epochs)
+        the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
+        safeguards, traced = dataclasses.replace(began.safeguards, **care), began.traced
+        earlier_ends = began.earlier_ends
     else:
         the_recipe = recipes.get(recipe or "blitz")
         overrides["model_options"] = options_of_model
         overrides = with_model(the_recipe, model, overrides)
         the_recipe = with_changes(the_recipe, changes or [], overrides=overrides)
         count = ranks.here().size
-        runtime = make_runtime(**where, preferred=the_recipe.precision, processes=count)
+        runtime = make_runtime(
+            **where,
+            preferred=the_recipe.precision,
+            processes=count,
+            step_flops=recipes.count_flops(the_recipe) / count,
+        )
         compiled = the_recipe.compile if compile is None else compile
-        safeguards, traced = Safeguards(**care), ()
+        safeguards, traced, earlier_ends = Safeguards(**care), (), ()
         if out is not None and runs_dir is not None:
             raise UserError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = runs_root(runs_dir), dataset or "cifar10"
@@ -184,6 +200,7 @@ def train(
             data,
             compiled=compiled,
             traced=traced,
+            earlier_ends=earlier_ends,
             resume=resume is not None,
             safeguards=safeguards,
             observe=observe,

@@ -20,7 +20,13 @@ _PANELS = {
     ),
     **dict.fromkeys(
         (
-            *("--augment", "--tta", "--valid-fraction", "--stratify/--no-stratify"),
+            *(
+                "--augment",
+                "--class-weights",
+                "--tta",
+                "--valid-fraction",
+                "--stratify/--no-stratify",
+            ),
             *("--patience", "--restore-best/--keep-last-epoch"),
         ),
         _IMAGES,
@@ -129,6 +135,10 @@ WarmupSteps = Annotated[
 Augment = Annotated[
     str | None,
     _override("--augment", "Such as random_flip,random_crop:4; none for none."),
+]
+ClassWeights = Annotated[
+    str | None,
+    _override("--class-weights", "none, or balanced: rare classes weigh more in the loss."),
 ]
 ValidFraction = Annotated[
     float | None, _override("--valid-fraction", "Of the training images, to choose by.")

@@ -11,8 +11,10 @@ from fcifar.recipes.importing import NotImportableError, imported, is_import
 from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
 from fcifar.recipes.parts import (
     Numbers,
+    count_flops,
     make_augment,
     make_average,
+    make_class_weights,
     make_gradient,
     make_loss,
     make_model,
@@ -23,6 +25,7 @@ from fcifar.recipes.parts import (
     make_schedule,
     make_stages,
     make_views,
+    tied_to_end,
 )
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
 from fcifar.recipes.speed import SPEED
@@ -71,10 +74,12 @@ __all__ = [
     "NotImportableError",
     "Numbers",
     "Recipe",
+    "count_flops",
     "from_dict",
     "get",
     "make_augment",
     "make_average",
+    "make_class_weights",
     "make_gradient",
     "make_loss",
     "make_model",
@@ -88,5 +93,6 @@ __all__ = [
     "options_of",
     "register",
     "register_augment",
+    "tied_to_end",
     "to_dict",
 ]

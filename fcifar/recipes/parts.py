@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import augment, averaging, losses, optim, privacy, schedules, transforms, tta
+from fcifar import augment, averaging, losses, optim, privacy, random, schedules, transforms, tta
 from fcifar.averaging import Average
 from fcifar.errors import UserError
 from fcifar.grads import Gradient, of_batch
@@ -53,6 +53,24 @@ def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
     """
     over = axis if recipe.sync_batch_norm else ALONE
     return named_model(recipe.model, recipe.model_options, num_classes, over)
+
+
+def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
+    """Floating-point operations of one training step: products and sums of its convolutions and
+    matrix products, forward and twice that backward, over the whole batch.
+
+    >>> recipe = fcifar.recipes.get("blitz")  # 4 images of 1.3 MFLOP
+    >>> f"{fcifar.recipes.count_flops(recipe) / 1e6:.1f} MFLOP"
+    '15.6 MFLOP'
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = make_model(recipe, num_classes)
+    key, count = random.key(0, device="meta"), 2  # batch norm needs more than one image
+    images = torch.empty(count, 3, 32, 32, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model.apply(model.init(key), images, key=key, train=True)
+    return 3 * counter.get_total_flops() * recipe.batch_size / count
 
 
 def make_optimizer(recipe: Recipe, total_steps: int, numbers: Numbers | None = None) -> Optimizer:
@@ -152,6 +170,25 @@ def make_schedule(
     return schedules.warmup(main, recipe.initial_rate * peak, peak, warmup)
 
 
+def tied_to_end(recipe: Recipe) -> list[str]:
+    """Fields of a recipe that spread something over the whole run, so that a longer run is another
+    run from the first step on. Without any, it begins with the steps of the shorter one.
+
+    >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("blitz"))
+    []
+    >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("speed94"))
+    ['schedule', 'lookahead_every']
+    """
+    spread = {
+        "schedule": recipe.schedule != "constant",
+        "warmup_fraction": recipe.warmup_fraction > 0,
+        "lookahead_every": recipe.lookahead_every > 0,
+        "whiten_epochs": recipe.whiten_epochs % 1 > 0,  # rounded to steps of the whole run
+        "resolutions": bool(recipe.resolutions),
+    }
+    return [name for name, is_spread in spread.items() if is_spread]
+
+
 def make_average(recipe: Recipe, total_steps: int) -> Average:
     """The average of the variables over training that the recipe ends with."""
     if recipe.ema_decay:
@@ -164,9 +201,25 @@ def make_average(recipe: Recipe, total_steps: int) -> Average:
     )
 
 
-def make_loss(recipe: Recipe, numbers: Numbers | None = None) -> Loss:
-    """The loss that the recipe trains with; it is always measured with cross-entropy."""
-    return losses.smoothed_cross_entropy((numbers or recipe).label_smoothing)
+def make_class_weights(recipe: Recipe, labels: Tensor, num_classes: int) -> Tensor | None:
+    """The weight of each class in the loss: float32 [C], or None where all weigh 1.
+
+    Args:
+        labels: int64 [N], of the training images, those held out included.
+    """
+    balanced = recipe.class_weights == "balanced"
+    return losses.balanced_class_weights(labels, num_classes) if balanced else None
+
+
+def make_loss(
+    recipe: Recipe, numbers: Numbers | None = None, class_weights: Tensor | None = None
+) -> Loss:
+    """The loss that the recipe trains with; it is always measured with cross-entropy.
+
+    Args:
+        class_weights: from ``make_class_weights``.
+    """
+    return losses.smoothed_cross_entropy((numbers or recipe).label_smoothing, class_weights)
 
 
 def make_reduction(recipe: Recipe) -> Reduction:

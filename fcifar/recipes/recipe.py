@@ -26,6 +26,7 @@ from fcifar.tta import VIEWS
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 REDUCTIONS = ("mean", "sum")
+CLASS_WEIGHTS = ("none", "balanced")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _SWITCHES = (
     *("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile"),
@@ -85,6 +86,7 @@ class Recipe:
 
     loss_reduction: str = "mean"  # mean or sum over a batch
     label_smoothing: float = 0.0  # the share of a label that all classes divide between them
+    class_weights: str = "none"  # or balanced: in the loss, classes weigh the same in total
 
     batch_size: int = 4  # over all processes that divide it
     epochs: int = 2  # at most, where patience ends a run early
@@ -118,6 +120,7 @@ class Recipe:
         check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("loss_reduction", self.loss_reduction, REDUCTIONS)
+        check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         check_choice("tta", self.tta, VIEWS)
         check_choice("precision", self.precision, POLICIES)
         for name, least in (

@@ -53,6 +53,11 @@ def create(run: Path, manifest: Mapping[str, Any]) -> str:
     return jsonfiles.seal(manifest)
 
 
+def rewrite(run: Path, manifest: Mapping[str, Any]) -> None:
+    """Replace the manifest of a run, whose log keeps hanging on the first one's seal."""
+    jsonfiles.write_sealed(run / MANIFEST, {**manifest, "log_seal": seal(run)})
+
+
 def read_manifest(run: Path) -> dict[str, Any]:
     """What ``create`` wrote.
 
@@ -69,8 +74,9 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def seal(run: Path) -> str:
-    """The seal of a run's manifest, on which its log hangs. Raises as ``read_manifest``."""
-    return jsonfiles.seal(read_manifest(run))
+    """The seal of a run's first manifest, on which its log hangs. Raises as ``read_manifest``."""
+    manifest = read_manifest(run)
+    return manifest.get("log_seal") or jsonfiles.seal(manifest)
 
 
 def read_records(run: Path) -> list[dict[str, Any]]:

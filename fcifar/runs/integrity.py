@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fcifar.errors import DamagedError, UserError, WorldError
-from fcifar.runs import checkpoint, directory, jsonfiles, log, manifest, saving
+from fcifar.runs import checkpoint, directory, log, manifest, saving
 
 
 def check(run: Path) -> list[str]:
@@ -73,7 +73,7 @@ def _read_report(run: Path, problems: list[str]) -> dict | None:
 
 def _log_problems(run: Path, marks: list[tuple[str, log.Mark | None]]) -> list[str]:
     """Whether the log is whole, and leads to where checkpoints and report say it stood."""
-    seal = jsonfiles.seal(directory.read_manifest(run))
+    seal = directory.seal(run)
     try:
         checks = log.read_checks(run, seal)
     except (UserError, WorldError) as error:

@@ -40,6 +40,7 @@ def train(
     *,
     compiled: bool = False,
     traced: Sequence[str] = (),
+    earlier_ends: Sequence[int] = (),
     resume: bool = False,
     safeguards: Safeguards = Safeguards(),  # noqa: B008
     observe: Observe = ignore,
@@ -54,6 +55,8 @@ def train(
             come to its end, nothing but the report is returned.
         compiled: whether the step goes through ``torch.compile``.
         traced: as ``program.build`` takes it; it changes results by rounding.
+        earlier_ends: epochs that the run once ended after, before it was given more of them
+            (``manifest.extend``); it has log points there.
         safeguards: when to save, and what to stop at.
         observe: is told what happens.
         stop: asked before each step; a signal number ends the run after a checkpoint.
@@ -78,6 +81,7 @@ def train(
         dataset_digest=dataset.digest,
         safeguards=safeguards,
         traced=tuple(traced),
+        earlier_ends=tuple(earlier_ends),
     )
     if not resume:
         directory.check_free(run)
@@ -144,6 +148,7 @@ def open_sitting(
         compiled=settings.compiled,
         traced=settings.traced,
         mapped=settings.mapped,
+        earlier_ends=settings.earlier_ends,
         safeguards=settings.safeguards,
         observe=observe,
         multipliers=session.draw_multipliers(first.state),

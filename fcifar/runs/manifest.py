@@ -10,7 +10,8 @@ from fcifar import recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError, shown
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, environment
+from fcifar.runs import directory, environment, group
+from fcifar.runs.lock import locked
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.safeguards import Safeguards
 from fcifar.runs.session import Session
@@ -27,6 +28,7 @@ class Settings(NamedTuple):
     safeguards: Safeguards
     traced: tuple[str, ...] = ()  # numbers of the recipe that are arguments of the step
     mapped: int = 0  # how many runs one step is mapped over; 0 for one run by itself
+    earlier_ends: tuple[int, ...] = ()  # epochs that it once ended after, before it was extended
 
 
 def describe(sitting: Session) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def read_settings(run: Path, *, device: str | None = None) -> Settings:
             safeguards=Safeguards(**manifest["safeguards"]),
             traced=tuple(manifest.get("traced", ())),
             mapped=manifest.get("mapped", 0),
+            earlier_ends=tuple(end["epochs"] for end in manifest.get("extended", ())),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{run / directory.MANIFEST} is not complete: {error!r}") from error
@@ -85,6 +88,58 @@ def read_settings(run: Path, *, device: str | None = None) -> Settings:
         if not isinstance(value, kind):
             raise UserError(f"{run / directory.MANIFEST}: {name} is {shown(value)}")
     return settings
+
+
+def extend(run: Path, settings: Settings, epochs: int) -> Settings:
+    """Give a run more epochs, and write it into its manifest.
+
+    A run that came to its end is unfinished again: ``loop.train(..., resume=True)`` goes on with
+    it, to the same bits as a run that had so many epochs from the start.
+
+    Args:
+        settings: those of the run, from ``read_settings``.
+        epochs: of the whole run.
+
+    Raises:
+        UserError: there would not be more of them; the run stopped early or is one of a group; or
+            something in its recipe is spread over its length. Nothing is changed then.
+        WorldError: the disk refused, or another process trains the run.
+    """
+    recipe = settings.recipe
+    if epochs <= recipe.epochs:
+        raise UserError(
+            f"--epochs is {epochs}, and {run} has {recipe.epochs} epochs; with --resume, give more "
+            "epochs of the whole run than it has"
+        )
+    if (run.absolute().parent / group.FILE).is_file():
+        raise UserError(
+            f"{run} is one of a group, which would not fit it any more; begin a new run"
+        )
+    if tied := recipes.tied_to_end(recipe):
+        raise UserError(
+            f"{run} cannot have more epochs: its recipe spreads {' and '.join(tied)} over the "
+            "whole run, so that a longer one differs from its first step on; begin a new run with "
+            f"--epochs {epochs}"
+        )
+    with locked(run):
+        written = directory.read_manifest(run)
+        ended = (run / directory.REPORT).exists()
+        if ended and directory.read_report(run)["stopped_early"]:
+            raise UserError(
+                f"{run} stopped early, after {recipe.patience} epochs without a lower validation "
+                "loss, and would stop again at once; begin a new run with a larger --patience"
+            )
+        longer = recipe.replace(epochs=epochs)
+        end = {"epochs": recipe.epochs, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        # Without its report first: a run whose report is there is never trained on.
+        (run / directory.REPORT).unlink(missing_ok=True)
+        directory.rewrite(
+            run,
+            written
+            | {"recipe": recipes.to_dict(longer)}
+            | {"extended": [*written.get("extended", []), *([end] if ended else [])]},
+        )
+    return read_settings(run, device=settings.runtime.device)
 
 
 def check_same_data(run: Path, settings: Settings, dataset: Dataset) -> None:

@@ -134,6 +134,7 @@ def share(
     model = recipes.make_model(recipe, len(dataset.classes), axis)
     average = recipes.make_average(recipe, total_steps)
     preprocess = recipes.make_preprocess(recipe)
+    class_weights = recipes.make_class_weights(recipe, train.labels, len(dataset.classes))
 
     def optimizer(values: Mapping[str, Tensor]) -> Optimizer:
         return recipes.make_optimizer(recipe, total_steps, recipes.make_numbers(recipe, values))
@@ -149,7 +150,7 @@ def share(
             return make_train_step(
                 model,
                 optimizer(values),
-                loss=recipes.make_loss(recipe, recipes.make_numbers(recipe, values)),
+                loss=recipes.make_loss(recipe, recipes.make_numbers(recipe, values), class_weights),
                 augment=recipes.make_augment(recipe),
                 preprocess=recipes.make_preprocess(recipe, size),
                 policy=policy,

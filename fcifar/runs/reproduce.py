@@ -177,6 +177,7 @@ def reproduce(
             dataset,
             compiled=settings.compiled,
             traced=settings.traced,
+            earlier_ends=settings.earlier_ends,
             safeguards=Safeguards(checkpoint_every="1h", keep_checkpoints=1, allow_nonfinite=True),
             observe=watch,
             stop=stop,

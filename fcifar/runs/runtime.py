@@ -5,6 +5,7 @@ device through its tensors and a seed through its key.
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from fcifar.errors import UserError, shown
 from fcifar.precision import POLICIES, Policy
 
 LARGEST_WORLD = 100_000  # processes
+GRAIN = (
+    500_000_000  # floating-point operations a step that pay for a thread: see benchmarks/busy.py
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +75,15 @@ def make_runtime(
     preferred: str = "fp32",
     deterministic: bool | None = None,
     processes: int = 1,
+    step_flops: float = math.inf,
 ) -> Runtime:
     """A ``Runtime`` with the open questions answered for this machine.
 
-    ``auto`` is the first of CUDA, MPS and CPU that is there. ``threads`` defaults to what torch
-    takes, one a physical core; ``deterministic`` to true on the CPU; ``precision`` to the
-    ``preferred`` one, or to fp32 on a CPU without instructions for it. Each of several processes
-    computes on a CUDA device of its own (``on_rank``), the first on the first.
+    ``auto`` is the first of CUDA, MPS and CPU that is there. ``threads`` defaults to one for each
+    ``GRAIN`` of ``step_flops``, the floating-point operations of a step in one process, and at most
+    to what torch takes, one a physical core; ``deterministic`` to true on the CPU; ``precision`` to
+    the ``preferred`` one, or to fp32 on a CPU without instructions for it. Each of several
+    processes computes on a CUDA device of its own (``on_rank``), the first on the first.
     """
     if device == "auto":
         device = next((d for d in ("cuda", "mps") if _available(d)), "cpu")
@@ -93,11 +99,19 @@ def make_runtime(
     return Runtime(
         device=device,
         seed=seed,
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=_useful_threads(step_flops) if threads is None else threads,
         precision=precision,
         deterministic=device == "cpu" if deterministic is None else deterministic,
         processes=processes,
     )
+
+
+def _useful_threads(step_flops: float) -> int:
+    """Threads synchronise many times a step. In a small step they save little, and whenever another
+    process takes a core, every one of them waits for the one that is not running.
+    """
+    most = torch.get_num_threads()
+    return most if step_flops >= most * GRAIN else max(1, int(step_flops / GRAIN))
 
 
 def on_rank(device: str, local: int) -> str:

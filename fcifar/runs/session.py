@@ -34,6 +34,7 @@ class Session(NamedTuple):
     compiled: bool
     traced: tuple[str, ...]  # numbers of the recipe that are arguments of the step
     mapped: int  # how many runs one step is mapped over; 0 for one run by itself
+    earlier_ends: tuple[int, ...]  # epochs that it once ended after
     safeguards: Safeguards
     observe: Observe
     multipliers: Tensor  # of the digests

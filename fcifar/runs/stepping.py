@@ -3,6 +3,7 @@
 Whoever drives it makes them: one run's after another, or those of many runs at once.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import NamedTuple
 from fcifar import metrics
 from fcifar.running import Feed, Running
 from fcifar.runs import directory, session
-from fcifar.runs.events import Advanced
+from fcifar.runs.events import Advanced, Noted
 from fcifar.runs.saving import Place
 from fcifar.runs.selection import is_best, should_stop
 from fcifar.runs.session import Session
+
+WINDOW = 3.0  # seconds over which the pace of a run is measured
+SLOWDOWN = 3.0  # times as long as the fastest window: worth a line
 
 Stop = Callable[[], int | None]
 Probe = Callable[[int, Running], None]
@@ -66,10 +70,12 @@ def steps(
     every = sitting.safeguards.every
     step, losses = int(place.running.state.step), _valid_losses(sitting.run)
     log_every = recipe.log_every or program.steps_per_epoch
+    ends = [epochs * program.steps_per_epoch for epochs in (*sitting.earlier_ends, recipe.epochs)]
     if losses and is_best(losses) and step == len(losses) * program.steps_per_epoch:
         # The process may have ended between the checkpoint of a best epoch and its network.
         session.save_network(sitting, directory.BEST, program.value(place.running.state))
     started, saved, next_tick = timer(), time.perf_counter(), 0.0
+    pace = Pace(step, place.clock.train)
     saved_step = step if step else -1
 
     def here() -> Place:
@@ -89,7 +95,7 @@ def steps(
         step += 1
         due = step % every.steps == 0 or time.perf_counter() - saved >= every.seconds
         best = False
-        if step % log_every == 0 or step == program.total_steps:
+        if step % log_every == 0 or step in ends:
             place = session.log_training(sitting, here())
             hold.put(place.running)
         if step % program.steps_per_epoch == 0 and len(program.valid.labels):
@@ -107,6 +113,9 @@ def steps(
             place = here()
             session.check_finite(sitting, place)
             sitting.observe(_progress(sitting, place, step))
+            pace, times = keep_pace(pace, step, place.clock.train)
+            if times:
+                sitting.observe(Noted(_describe_slowdown(pace, times, sitting.runtime.threads)))
             next_tick = time.perf_counter() + 0.25
         if step % program.steps_per_epoch == 0 and should_stop(losses, recipe.patience):
             break
@@ -125,6 +134,41 @@ def _validate(sitting: Session, place: Place, step: int, losses: list[float]) ->
     losses.append(summary["loss"])
     clock = place.clock._replace(valid=place.clock.valid + time.perf_counter() - started)
     return place._replace(clock=clock, mark=mark)
+
+
+class Pace(NamedTuple):
+    """How fast steps are made, over windows of ``WINDOW`` seconds."""
+
+    step: int  # at the beginning of the window
+    seconds: float  # of training until then
+    best: float = math.inf  # seconds a step, over the fastest window so far
+    last: float = math.inf  # the same, over the last window
+    told: bool = False  # whether a slowdown has been reported
+
+
+def keep_pace(pace: Pace, step: int, seconds: float) -> tuple[Pace, float]:
+    """The pace after ``step`` steps and ``seconds`` of training.
+
+    Returns:
+        The new pace; and how many times as long as the fastest a step now takes, when that has
+        become ``SLOWDOWN`` times or more for the first time; else 0.
+    """
+    if seconds - pace.seconds < WINDOW or step == pace.step:
+        return pace, 0.0
+    last = (seconds - pace.seconds) / (step - pace.step)
+    times = last / pace.best
+    slow = times >= SLOWDOWN and not pace.told
+    now = Pace(step, seconds, min(pace.best, last), last, pace.told or slow)
+    return now, times if slow else 0.0
+
+
+def _describe_slowdown(pace: Pace, times: float, threads: int) -> str:
+    last, best = (f"{1000 * seconds:,.4g} ms" for seconds in (pace.last, pace.best))
+    hint = f"; a new run with --threads 1 would lose less than {threads} do" if threads > 1 else ""
+    return (
+        f"a step now takes {last}, {times:.1f} times as long as the fastest of this run ({best}): "
+        f"other processes use the cores{hint}"
+    )
 
 
 def _progress(sitting: Session, place: Place, step: int) -> Advanced:

@@ -238,10 +238,29 @@ def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
     assert json.loads(again.out) == json.loads(trained.out)
     assert (plots / "confusion.png").exists(), "as after a crash while they were drawn"
     (tmp_path / "run/report.json").unlink()
-    done = fcifar("train", "--resume", "run", "--epochs", "9", "--seed", "3", "blitz")
+    done = fcifar("train", "--resume", "run", "--lr", "9", "--seed", "3", "blitz")
     assert done.status == 2
-    assert "epochs, seed, recipe would change them" in done.err
+    assert "learning_rate, seed, recipe would change them" in done.err
     assert fcifar("train", "--resume", "run", "--json").status == 0
+
+
+def test_resume_with_more_epochs_goes_on_after_the_end(fcifar, tmp_path: Path) -> None:
+    """``TRAIN`` has two epochs; the run is then the one of three."""
+    fcifar(*TRAIN, "--out", "run", "--device", "cpu")
+    fewer = fcifar("train", "--resume", "run", "--epochs", "2")
+    assert (fewer.status, fewer.out) == (2, "")
+    assert "--epochs is 2, and run has 2 epochs; with --resume, give more" in fewer.err
+    longer = json.loads(fcifar("train", "--resume", "run", "--epochs", "3", "--json").out)
+    whole = fcifar(*TRAIN, "--epochs", "3", "--out", "whole", "--device", "cpu", "--json")
+    assert longer["epochs"] == 3
+    assert longer["params_digest"] == json.loads(whole.out)["params_digest"]
+    assert fcifar("verify", "run").status == 0
+    assert fcifar("reproduce", "run").status == 0
+    fcifar(*TRAIN, "--replicas", "2", "--out", "group", "--device", "cpu")
+    refused = fcifar("train", "--resume", "group", "--epochs", "3")
+    assert "group is a group of runs" in refused.err
+    refused = fcifar("train", "--resume", "group/seed0", "--epochs", "3")
+    assert "group/seed0 is one of a group" in refused.err
 
 
 def test_resume_refuses_other_data(fcifar, root: Path, tmp_path: Path, make_batch) -> None:

@@ -14,7 +14,7 @@ from fcifar.errors import UserError, WorldError
 from fcifar.metrics import wilson_interval
 from fcifar.models.lenet import _LeNet
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, log, loop, manifest, trained
+from fcifar.runs import directory, integrity, log, loop, manifest, reproduce, trained
 from fcifar.runs.log import Mark
 from fcifar.runs.runtime import Runtime
 
@@ -107,6 +107,93 @@ def test_interrupted_anywhere_and_resumed_it_is_the_same_run(
     assert resumed["params_digest"] == whole["params_digest"]
     assert resumed["test_loss"] == whole["test_loss"]
     assert records(run) == records(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stopped_at", [None, 5])
+def test_more_epochs_are_those_of_a_longer_run(
+    stopped_at: int | None, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """Of a run that had come to its end, twice; and of one that was interrupted."""
+    run, short = tmp_path / "run", recipe.replace(epochs=1)
+    loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    loop.train(run, short, runtime, dataset, stop=after(stopped_at or 99))
+    for epochs in (2, 3):
+        settings = manifest.extend(run, manifest.read_settings(run), epochs)
+        assert settings.recipe == recipe.replace(epochs=epochs)
+        assert not (run / directory.REPORT).exists()
+        report = loop.train(
+            run,
+            settings.recipe,
+            runtime,
+            dataset,
+            earlier_ends=settings.earlier_ends,
+            resume=True,
+        )
+    assert isinstance(report, dict)
+    assert report["epochs"] == 3
+    assert report["params_digest"] == directory.read_report(tmp_path / "whole")["params_digest"]
+    assert settings.earlier_ends == ((2,) if stopped_at else (1, 2))
+    ends = {9 * epochs for epochs in settings.earlier_ends}
+    found, expected = (
+        {r["step"]: r["digest"] for r in records(path) if r["kind"] == "train"}
+        for path in (run, tmp_path / "whole")
+    )
+    assert found.items() >= expected.items(), "the log points of the longer run are among them"
+    assert found.keys() - expected.keys() == ends - expected.keys()
+    assert [r["step"] for r in records(run) if r["kind"] == "eval"] == [27]
+    assert integrity.check(run) == []
+    again = reproduce.reproduce(reproduce.read(run), dataset)
+    assert isinstance(again, dict)
+    assert again["identical"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs", "message"),
+    [
+        ({}, 3, "has 3 epochs; with --resume, give more epochs of the whole run than it has"),
+        ({"schedule": "cosine"}, 4, "spreads schedule over the whole run"),
+        ({"warmup_fraction": 0.1, "lookahead_every": 2}, 4, "warmup_fraction and lookahead_every"),
+        ({"valid_fraction": 0.2, "patience": 1, "learning_rate": 0.0}, 4, "stopped early, after 1"),
+    ],
+)
+def test_more_epochs_are_refused_where_the_run_would_be_another(
+    changes: dict[str, Any],
+    epochs: int,
+    message: str,
+    tmp_path: Path,
+    recipe: Recipe,
+    runtime: Runtime,
+    dataset: Dataset,
+) -> None:
+    run = tmp_path / "run"
+    loop.train(run, recipe.replace(**changes), runtime, dataset)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(UserError, match=message):
+        manifest.extend(run, manifest.read_settings(run), epochs)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_balanced_classes_weigh_the_same_and_are_kept_in_the_manifest(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, make_batch
+) -> None:
+    """Nine of ten images are of one class: unweighted, they alone are learned."""
+    images = make_batch(200, classes=2).images
+    labels = (torch.arange(200) % 10 == 0).long()
+    images = (images // 4 + 120 * labels.to(torch.uint8)[:, None, None, None]).to(torch.uint8)
+    split = Split(images, labels)
+    data = make_dataset("rare", split, split, ("common", "rare"), "drawn by the tests")
+    recipe = recipe.replace(batch_size=20, learning_rate=1e-4, epochs=1)
+    losses = {}
+    for name in ("none", "balanced"):
+        run = tmp_path / name
+        report = loop.train(run, recipe.replace(class_weights=name), runtime, data)
+        assert isinstance(report, dict)
+        assert manifest.read_settings(run).recipe.class_weights == name
+        losses[name] = records(run)[0]["loss"]
+        logits = load_file(run / "predictions.safetensors")["logits"].double()
+        # What one epoch has moved: towards the common class, or, in balance, hardly anywhere.
+        losses[name] = float(logits.softmax(1)[:, 0].mean())
+    assert abs(losses["balanced"] - 0.5) < abs(losses["none"] - 0.5)
 
 
 def test_a_private_run_is_the_same_when_resumed(

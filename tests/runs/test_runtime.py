@@ -6,10 +6,11 @@ import signal
 import pytest
 import torch
 
+from fcifar import recipes
 from fcifar.errors import UserError
 from fcifar.precision import BF16, FP32
 from fcifar.runs.interrupt import catching_signals
-from fcifar.runs.runtime import Runtime, activate, make_runtime
+from fcifar.runs.runtime import GRAIN, Runtime, activate, make_runtime
 
 
 def switches() -> dict[str, object]:
@@ -46,6 +47,21 @@ def test_defaults_are_answered_for_this_machine() -> None:
     assert make_runtime(device="auto").device in ("cpu", "cuda:0", "mps")
     assert make_runtime(device="cpu", deterministic=False).deterministic is False
     assert (runtime.policy, Runtime(precision="bf16").policy) == (FP32, BF16)
+
+
+def test_threads_follow_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same on every start, for the bits of a run depend on it; never more than torch takes."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    for grains, threads in ((0.01, 1), (1.99, 1), (2, 2), (7.5, 7), (8, 8), (1e6, 8)):
+        assert make_runtime(device="cpu", step_flops=grains * GRAIN).threads == threads
+    assert make_runtime(device="cpu", threads=3, step_flops=1).threads == 3
+    assert make_runtime(device="cpu").threads == 8
+    of = {name: recipes.count_flops(recipes.get(name)) for name in ("blitz", "blitz10", "speed90")}
+    assert of["blitz"] == 4 * of["blitz10"] / 10
+    # Forward 2 x 25 x 3 x 6 x 28^2 + 2 x 25 x 6 x 16 x 10^2 + the three linear layers.
+    forward = 2 * (25 * 18 * 784 + 25 * 96 * 100 + 400 * 120 + 120 * 84 + 84 * 10)
+    assert of["blitz"] == 3 * forward * 4
+    assert of["blitz"] < GRAIN < of["speed90"]
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,13 @@ from safetensors import safe_open
 from fcifar.data import Dataset, save
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, loop, saving, session
+from fcifar.runs import directory, loop, saving, session, stepping
 from fcifar.runs.events import Noted
 from fcifar.runs.lock import locked
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.safeguards import Every, Safeguards, parse_every
 from fcifar.runs.session import NonFiniteError
+from fcifar.runs.stepping import Pace, keep_pace
 
 
 def after(steps: int) -> Callable[[], int | None]:
@@ -341,3 +342,32 @@ def test_a_disk_that_fills_up_ends_the_run_with_everything_before_kept(
     assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
     digests = {json.loads(done.stdout)["params_digest"] for done in (resumed, whole)}
     assert len(digests) == 1
+
+
+def test_a_slowdown_is_reported_once_with_the_figures() -> None:
+    """Windows of three seconds of training; the fastest is the measure."""
+    pace, reports = Pace(step=10, seconds=5.0), []
+    # Steps and seconds at which the loop looks: 1, 1, 1.5, 4, 8 and 1 seconds a step.
+    for step, seconds in ((11, 6.0), (13, 8.0), (16, 11.0), (18, 14.0), (19, 18.0), (20, 26.0)):
+        pace, times = keep_pace(pace, step, seconds)
+        reports.append(times)
+    assert reports == [0, 0, 0, 0, 4.0, 0]
+    assert (pace.best, pace.last) == (1.0, 8.0)
+    assert keep_pace(pace, 20, 99.0) == (pace, 0.0), "no step was made"
+
+
+def test_a_run_says_when_its_steps_become_slow(
+    tmp_path: Path, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "WINDOW", 0.0)
+    monkeypatch.setattr(stepping, "SLOWDOWN", 1e-9)
+    notes: list[str] = []
+
+    def observe(event: Any) -> None:
+        if isinstance(event, Noted):
+            notes.append(event.text)
+
+    loop.train(tmp_path / "run", recipe, Runtime(threads=2), dataset, observe=observe)
+    (note,) = notes
+    assert note.startswith("a step now takes ")
+    assert note.endswith("; a new run with --threads 1 would lose less than 2 do")
