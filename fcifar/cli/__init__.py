@@ -5,6 +5,7 @@ is quick.
 """
 
 import logging
+import os
 import sys
 import traceback
 from typing import Any
@@ -54,11 +55,14 @@ app.command(name="bench")(bench.bench)
 app.command(name="env")(about.env)
 app.callback()(about.version)
 
+SPIN_COUNT = 1_000  # what $GOMP_SPINCOUNT becomes, where nothing like it is set
+
 _Misuse = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word on the command line
 
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the world failed, 2 the user erred."""
+    _let_threads_sleep()
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
@@ -75,6 +79,17 @@ def main() -> None:
         # The message is empty where typer has shown the help instead.
         status = _fail(error, 2, message or "a command is missing; give one of those above")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _let_threads_sleep() -> None:
+    """Have OpenMP threads wait for each other asleep after a few microseconds.
+
+    By default they spin for about a millisecond, on cores that other processes could use: beside
+    other work, training on two threads then becomes many times slower (docs/speed.md). OpenMP
+    reads the variable when torch is loaded. No result depends on it.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def _command() -> Any:

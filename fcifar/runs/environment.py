@@ -26,8 +26,11 @@ _VARIABLES = (
     *("CUBLAS_", "CUDA_", "CUDNN_", "NVIDIA_TF32"),
     *("CXX", "LD_PRELOAD", "GLIBC_TUNABLES"),
 )
-# They say where files lie, which changes no result.
-_PLACES = ("CUDA_HOME", "CUDA_PATH", "TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME", "TRITON_CACHE_DIR")
+# They say where files lie, or how threads wait, which changes no result.
+_WITHOUT_RESULT = (
+    *("CUDA_HOME", "CUDA_PATH", "TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME", "TRITON_CACHE_DIR"),
+    *("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"),
+)
 # Parts of the package that only show or move what was computed.
 _NOT_COMPUTING = {"cli", "report", "interop"}
 
@@ -69,7 +72,7 @@ def describe(models: Iterable[str] = ()) -> dict[str, Any]:
         "variables": {
             name: os.environ[name]
             for name in sorted(os.environ)
-            if name.startswith(_VARIABLES) and name not in _PLACES
+            if name.startswith(_VARIABLES) and name not in _WITHOUT_RESULT
         },
     }
 
