@@ -102,7 +102,8 @@ def import_(
             metavar="SOURCE",
             help="An official archive of CIFAR-10 or CIFAR-100 or its folder; a folder of "
             "train/CLASS/*.png and test/CLASS/*.png, or of CLASS/*.png; a .zip or .tar.gz of one; "
-            "or an .npz.",
+            "an .npz; .parquet files of Hugging Face, or their folder; CIFAR-10.1 or CIFAR-10-C as "
+            ".npy.",
         ),
     ],
     name: Annotated[
@@ -145,6 +146,24 @@ def import_(
             show_default="fine",
         ),
     ] = None,
+    corruption: Annotated[
+        str | None,
+        typer.Option(
+            "--corruption",
+            metavar="NAME",
+            help="Of CIFAR-10-C: which of its files, such as fog.",
+            show_default=False,
+        ),
+    ] = None,
+    severity: Annotated[
+        int | None,
+        typer.Option(
+            "--severity",
+            metavar="1|2|3|4|5",
+            help="Of CIFAR-10-C: which of the five parts of a file.",
+            show_default="all five",
+        ),
+    ] = None,
     force: Force = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
@@ -155,7 +174,8 @@ def import_(
 
     [dim]fcifar data import cifar-10-python.tar.gz
     fcifar data import photos/ --resize crop --test-fraction 0.1
-    fcifar data import cifar-100-python.tar.gz --labels coarse[/]
+    fcifar data import cifar-100-python.tar.gz --labels coarse
+    fcifar data import CIFAR-10-C/fog.npy --severity 3[/]
     """
     from fcifar import data
     from fcifar.cli.progress import counting
@@ -170,6 +190,8 @@ def import_(
         labels=labels,
         test_fraction=test_fraction or 0.0,
         seed=Runtime(seed=seed or 0).seed,  # which says in which range a seed must lie
+        corruption=corruption,
+        severity=severity,
     )
     with counting(quiet=quiet) as progress:
         dataset = data.import_source(
@@ -184,12 +206,15 @@ def import_(
 
 
 def _announce(dataset: "Dataset", json: bool) -> None:
-    train, test = len(dataset.train_labels), len(dataset.test_labels)
+    train, valid, test = (
+        len(labels) for labels in (dataset.train_labels, dataset.valid_labels, dataset.test_labels)
+    )
     if json:
         output.document(
             {
                 "name": dataset.name,
                 "train": train,
+                "valid": valid,
                 "test": test,
                 "classes": dataset.classes,
                 "source": dataset.source,
@@ -197,13 +222,21 @@ def _announce(dataset: "Dataset", json: bool) -> None:
             }
         )
         return
+    given = " --set valid=given" if valid else ""
     output.facts(
         [
             ("prepared", dataset.name),
-            ("images", f"{train:,} for training, {test:,} for testing"),
+            (
+                "images",
+                (f"{train:,} for training, " if train else "")
+                + (f"{valid:,} for validation, " if valid else "")
+                + f"{test:,} for testing",
+            ),
             ("classes", f"{len(dataset.classes):,}: {names_of(dataset.classes)}"),
             ("from", dataset.source),
             ("digest", dataset.digest),
-            ("train on it", f"fcifar train --dataset {dataset.name}"),
+            ("train on it", f"fcifar train --dataset {dataset.name}{given}")
+            if train
+            else ("evaluate on it", f"fcifar eval RUN --dataset {dataset.name}"),
         ]
     )

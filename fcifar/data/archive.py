@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
-from fcifar.data import tars
+from fcifar.data import tars, testsets
 from fcifar.data.progress import Progress
 from fcifar.errors import UserError, WorldError, one_line, reason
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch has 31 million
 BATCH_LIMIT = 160 * 2**20  # bytes of a member without an ending; CIFAR-100's has 155 million
-ARRAY_LIMIT = 2**30  # bytes of one .npy member
+ARRAY_LIMIT = 2**30  # bytes of one .npy or .parquet member
 TOTAL_LIMIT = 2**31  # bytes of all members, those included that are not read
 CONVERTED_LIMIT = 2**38  # the same where members are made small one by one
 COUNT_LIMIT = 2_000_000  # members
@@ -30,7 +30,8 @@ DEPTH_LIMIT = 8  # folders within folders; a link to a parent would never end
 ACCEPTED = (
     "an official CIFAR-10 archive or its unpacked folder (Python or binary version), that of "
     "CIFAR-100 (Python version), a folder with train/<class>/ and test/<class>/ holding .png or "
-    ".jpg files, such a folder as .zip, .tar or .tar.gz, or an .npz"
+    ".jpg files, such a folder as .zip, .tar or .tar.gz, an .npz, .parquet files of Hugging Face, "
+    "or a test set as .npy (CIFAR-10.1, CIFAR-10-C)"
 )
 
 Convert = Callable[[str, bytes], bytes]
@@ -63,6 +64,8 @@ def read(
     wanted: Callable[[str], bool],
     progress: Progress,
     convert: Convert | None = None,
+    *,
+    limit: int | None = None,
 ) -> dict[str, bytes]:
     """The wanted files of a folder or archive by path, in sorted order, whatever theirs was.
 
@@ -73,6 +76,7 @@ def read(
     Args:
         convert: ``(path, content) -> content``: what to keep of a file that is wanted, as soon as
             it is read. Of a folder of large pictures, no more than one is in memory then.
+        limit: bytes of all members; without it, more of them with ``convert`` than without.
 
     Raises:
         UserError: the source does not exist, is nothing we can read, is damaged, or has a member
@@ -81,7 +85,7 @@ def read(
     """
     where = one_line(source)
     try:
-        limit = CONVERTED_LIMIT if convert else TOTAL_LIMIT
+        limit = limit or (CONVERTED_LIMIT if convert else TOTAL_LIMIT)
         members = _members(source, limit, progress)
         return _without_top(_gather(members, wanted, convert, limit, where))
     except UserError:
@@ -145,7 +149,7 @@ def _gather(
 
 
 def _limit(name: str) -> int:
-    if name.endswith(".npy"):
+    if name.endswith((".npy", ".parquet")):
         return ARRAY_LIMIT
     return MEMBER_LIMIT if "." in name.rpartition("/")[2] else BATCH_LIMIT
 
@@ -168,7 +172,7 @@ def _without_top(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name[cut:]: data for name, data in files.items() if name[cut:]}
 
 
-# The three kinds of source ------------------------------------------------------------------------
+# The kinds of source ------------------------------------------------------------------------------
 
 
 def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
@@ -183,10 +187,22 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if not source.stat().st_size:
         raise UserError(f"{one_line(source)} is empty; give the path of {ACCEPTED}")
     with source.open("rb") as file:
-        magic = file.read(2)
-    if magic == b"PK":
+        magic = file.read(4)
+    if magic in (b"PAR1", b"\x93NUM"):
+        return _file_members(source, progress)
+    if magic.startswith(b"PK"):
         return _zip_members(source, progress)
-    return _tar_members(source, magic == b"\x1f\x8b", 2 * limit, progress)
+    return _tar_members(source, magic.startswith(b"\x1f\x8b"), 2 * limit, progress)
+
+
+def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
+    """A file that is no archive, and beside an .npy file the labels and class names of it."""
+    beside = [testsets.labels_of(source.name), testsets.CLASSES] if source.suffix == ".npy" else []
+    for count, name in enumerate(dict.fromkeys([source.name, *beside])):
+        progress(f"reading {source.name}", count, 0)
+        path = source.with_name(name)
+        if path.is_file():
+            yield Member(name, "file", path.stat().st_size, path.read_bytes)
 
 
 def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:

@@ -86,7 +86,7 @@ def check(train: Split, test: Split, classes: Sequence[str], valid: Split = EMPT
     """Raise the UserError that ``make_dataset`` promises, without reading the images."""
     _check_classes(classes)
     for name, split in (("train", train), ("validation", valid), ("test", test)):
-        _check_split(name, split, len(classes))
+        check_split(name, split, len(classes))
     if not len(test.images):
         raise UserError("the test split is empty; it needs at least one image")
 
@@ -131,7 +131,13 @@ def _check_classes(classes: Sequence[str]) -> None:
         )
 
 
-def _check_split(split: str, data: Split, classes: int) -> None:
+def check_split(split: str, data: Split, classes: int) -> None:
+    """Raise a UserError unless images and labels are of the right shapes and dtypes and as many as
+    each other, and labels are below ``classes``.
+
+    Args:
+        split: what messages call it.
+    """
     images, labels = data
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, SIDE, SIDE):
         raise UserError(

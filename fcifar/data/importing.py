@@ -2,15 +2,26 @@
 
 import io
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from fcifar.data import archive, arrays, folders, official, pictures, shapes10, store
+from fcifar.data import (
+    archive,
+    arrays,
+    folders,
+    official,
+    parquet,
+    pictures,
+    shapes10,
+    store,
+    testsets,
+)
 from fcifar.data.dataset import Content, Dataset, make_dataset
+from fcifar.data.parquet import Shard
 from fcifar.data.progress import Progress, paced
 from fcifar.errors import UserError, did_you_mean, one_line, shown
 
-FOLDERS = "class folders"
+FOLDERS, ARRAYS = "class folders", "arrays"
 
 
 class Wishes(NamedTuple):
@@ -20,6 +31,8 @@ class Wishes(NamedTuple):
     labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
     test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
     seed: int = 0  # of the key that chooses these
+    corruption: str | None = None  # of CIFAR-10-C, such as fog, where a source has several
+    severity: int | None = None  # of it, 1 to 5; None: all of them
 
 
 def import_source(
@@ -39,7 +52,8 @@ def import_source(
 
     Args:
         name: None for "cifar10" where the classes are those of CIFAR-10, "cifar100" or
-            "cifar100-coarse" for CIFAR-100, and what the source is called for all else.
+            "cifar100-coarse" for CIFAR-100, such as "cifar10-c-fog-3" for a corruption, and what
+            the source is called for all else.
         wishes: how to read it.
 
     Raises:
@@ -53,12 +67,12 @@ def import_source(
     if name is not None:
         check_free(name, root, overwrite)
     report = paced(progress)
-    convert = None if wishes.resize is None else _resizing(wishes.resize)
-    files = archive.read(source, _is_wanted, report, convert)
-    form, content = _read(files, source, wishes, report)
-    rest = _rest(files) if form == FOLDERS else ""
+    shards: dict[str, Shard | UserError] = {}
+    files = _gather(source, wishes, shards, report)
+    form, content, suggested = _read(files, shards, source, wishes, report)
+    rest = _rest(files) if form == FOLDERS else _others(content)
     if name is None:
-        name = _name(source, content, form)
+        name = _name(source, suggested)
         check_free(name, root, overwrite)
     origin = f"{form} {one_line(source.resolve().name)}{rest}{_in_words(wishes)}"
     return keep(content, name, root, origin, source=one_line(source), progress=report)
@@ -74,7 +88,8 @@ def keep(
         source: what a message calls it.
     """
     try:
-        dataset = make_dataset(name, content.train, content.test, content.classes, origin)
+        train, test, classes, valid, _ = content
+        dataset = make_dataset(name, train, test, classes, origin, valid)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     progress(f"storing {name}", 0, 0)
@@ -106,61 +121,146 @@ def _check(wishes: Wishes) -> None:
             )
     if wishes.test_fraction and not 0 < wishes.test_fraction < 1:
         raise UserError(f"--test-fraction is {wishes.test_fraction}; it must lie between 0 and 1")
+    if wishes.severity is not None and not 1 <= wishes.severity <= testsets.SEVERITIES:
+        raise UserError(
+            f"--severity is {wishes.severity}; it must be a whole number from 1 to "
+            f"{testsets.SEVERITIES}"
+        )
 
 
-def _is_wanted(path: str) -> bool:
-    return folders.is_image(path) or official.is_part(path) or path.endswith(".npy")
+def _gather(
+    source: Path, wishes: Wishes, shards: dict[str, Shard | UserError], progress: Progress
+) -> dict[str, bytes]:
+    """The files of a source that may be part of a data set.
 
+    Args:
+        shards: is filled with what is in parquet files, whose bytes are not kept, or with what is
+            wrong with them, for beside image files they do not matter.
+    """
+    corruptions: set[str] = set()
+    is_array = source.suffix == ".npy"
 
-def _resizing(how: str) -> archive.Convert:
-    """A picture as its 32x32 pixels; what is none, as it is."""
+    def wanted(path: str) -> bool:
+        stem = PurePosixPath(path).stem
+        if path.endswith(".npy") and stem in testsets.CORRUPTIONS and not is_array:
+            corruptions.add(stem)  # each has 154 MB; all of them together 2.9 GB
+            return stem == wishes.corruption
+        return (
+            folders.is_image(path)
+            or official.is_part(path)
+            or path.endswith((".npy", parquet.ENDING))
+        )
 
     def convert(path: str, data: bytes) -> bytes:
-        if not folders.is_image(path):
+        if path.endswith(parquet.ENDING):
+            try:
+                shards[path] = parquet.read_shard(path, data, decode, wishes.labels, progress)
+            except UserError as error:
+                shards[path] = error
+            return b""
+        if wishes.resize is None or not folders.is_image(path):
             return data
-        return pictures.decode(io.BytesIO(data), one_line(path), how)
+        return decode(path, data)
 
-    return convert
+    def decode(path: str, data: bytes) -> bytes:
+        """The 32x32 pixels of a picture."""
+        if wishes.resize is None:
+            return folders.decode(path if folders.is_image(path) else f"{path}.png", data)
+        return pictures.decode(io.BytesIO(data), one_line(path), wishes.resize)
+
+    selects = wishes.resize is not None or wishes.corruption is not None
+    limit = archive.CONVERTED_LIMIT if selects else archive.TOTAL_LIMIT
+    try:
+        files = archive.read(source, wanted, progress, convert, limit=limit)
+    except UserError as error:
+        if corruptions and wishes.corruption is None:  # of all of them, some were too many
+            raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}") from error
+        raise
+    if corruptions and wishes.corruption is None:
+        raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
+    if corruptions and wishes.corruption not in corruptions:
+        raise UserError(f"{one_line(source)}: {testsets.unknown(wishes.corruption, corruptions)}")
+    return files
 
 
 def _read(
-    files: dict[str, bytes], source: Path, wishes: Wishes, progress: Progress
-) -> tuple[str, Content]:
-    """The form of the source, in words, and what is in it."""
+    files: dict[str, bytes],
+    shards: dict[str, Shard | UserError],
+    source: Path,
+    wishes: Wishes,
+    progress: Progress,
+) -> tuple[str, Content, str]:
+    """The form of the source, in words, what is in it, and a name for it, which may be empty."""
     try:
         if official.is_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return "official Python version", official.read(files)
+            return _called("official Python version", official.read(files))
         if official.is_layout_100(files):
             _refuse(wishes, "CIFAR-100", ("labels",))
             labels = wishes.labels or official.LABELS[0]
-            return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels)
+            name = "cifar100-coarse" if labels == "coarse" else "cifar100"
+            return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels), name
         if official.is_binary_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return "official binary version", official.read_binary(files)
-        if arrays.is_layout(files):
-            _refuse(wishes, "an .npz", ("resize",))
-            return "arrays", arrays.read(files, wishes.resize)
+            return _called("official binary version", official.read_binary(files))
+        has_images = any(map(folders.is_image, files))
+        if shards and not has_images:
+            _refuse(wishes, "parquet files", ("resize", "test_fraction", "labels"))
+            return _called(
+                "parquet", parquet.read(_sound(shards), wishes.test_fraction, wishes.seed)
+            )
+        if (testsets.is_layout(files) or source.suffix == ".npy") and not has_images:
+            _refuse(wishes, "a test set alone", ("corruption", "severity"))
+            called = "/".join(source.resolve().parts[-2:])
+            read = testsets.read(files, called, wishes.corruption, wishes.severity)
+            return "test set alone", *read
+        if arrays.is_layout(files) and not has_images:
+            _refuse(wishes, "an .npz", ("resize", "test_fraction"))
+            content = arrays.read(
+                files,
+                wishes.resize,
+                test_fraction=wishes.test_fraction,
+                seed=wishes.seed,
+                progress=progress,
+            )
+            return _called(ARRAYS, content)
         if folders.is_layout(files):
             _refuse(wishes, "a folder of class folders", ("resize", "test_fraction"))
             # What has been resized is pixels already.
             decode = folders.decode if wishes.resize is None else lambda path, pixels: pixels
+            beside = (".npy", parquet.ENDING)
             content = folders.read(
-                files,
+                {path: data for path, data in files.items() if not path.endswith(beside)},
                 progress,
                 decode=decode,
                 test_fraction=wishes.test_fraction,
                 seed=wishes.seed,
             )
-            return FOLDERS, content
+            return _called(FOLDERS, content)
     except UserError as error:
         raise UserError(f"{one_line(source)}: {error}") from error
     raise archive.unknown(source)
 
 
+def _sound(shards: dict[str, Shard | UserError]) -> dict[str, Shard]:
+    """Those that could be read. Raises what is wrong with the first that could not."""
+    found = {}
+    for path, shard in shards.items():
+        if isinstance(shard, UserError):
+            raise shard
+        found[path] = shard
+    return found
+
+
+def _called(form: str, content: Content) -> tuple[str, Content, str]:
+    """With the name cifar10, if there is all of it."""
+    is_cifar10 = content.classes == official.CLASSES and len(content.train.labels) > 0
+    return form, content, "cifar10" if is_cifar10 else ""
+
+
 def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
     """Raise a UserError if there is a wish that a form of source does not fulfil."""
-    for name in ("resize", "labels", "test_fraction"):
+    for name in ("resize", "labels", "test_fraction", "corruption", "severity"):
         if getattr(wishes, name) and name not in fitting:
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
@@ -177,20 +277,28 @@ def _rest(files: dict[str, bytes]) -> str:
     return f", without {count:,} image{'s'[: count > 1]} in {where}{more}"
 
 
+def _others(content: Content) -> str:
+    """The same of arrays and other files."""
+    if not content.left_out:
+        return ""
+    count = len(content.left_out)
+    names = ", ".join(map(one_line, content.left_out[:3])) + (", ..." if count > 3 else "")
+    return f", without {count:,} other{'s'[: count > 1]}: {names}"
+
+
 def _in_words(wishes: Wishes) -> str:
     parts = [f"resized ({wishes.resize})"] if wishes.resize else []
     if wishes.test_fraction:
         parts.append(f"{wishes.test_fraction:g} of each class to test with (seed {wishes.seed})")
+    parts += [wishes.corruption] if wishes.corruption else []
+    parts += [f"severity {wishes.severity}"] if wishes.severity else []
     return "".join(f", {part}" for part in parts)
 
 
-def _name(source: Path, content: Content, form: str) -> str:
+def _name(source: Path, suggested: str) -> str:
     """What to call a data set of which nobody says."""
-    if content.classes == official.CLASSES:
-        return "cifar10"
-    if "CIFAR-100" in form:
-        return "cifar100-coarse" if "coarse" in form else "cifar100"
-    stem = re.sub(r"\.(zip|npz|tar|tgz|tar\.gz)$", "", source.resolve().name.lower())
+    endings = r"\.(zip|npz|npy|parquet|tar|tgz|tar\.gz)$"
+    stem = suggested.lower() or re.sub(endings, "", source.resolve().name.lower())
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
     if not name:
         raise UserError(
