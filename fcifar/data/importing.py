@@ -173,8 +173,9 @@ def _gather(
     try:
         files = archive.read(source, wanted, progress, convert, limit=limit)
     except UserError as error:
-        if corruptions and wishes.corruption is None:  # of all of them, some were too many
-            raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}") from error
+        if corruptions and wishes.corruption is None:  # all of them are too many, and not listed
+            every = testsets.refusal(testsets.CORRUPTIONS)
+            raise UserError(f"{one_line(source)}: {every}") from error
         raise
     if corruptions and wishes.corruption is None:
         raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
