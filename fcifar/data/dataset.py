@@ -1,8 +1,9 @@
 """A data set as a value, and what makes one valid."""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Content(NamedTuple):
     train: Split
     test: Split
     classes: tuple[str, ...]
+    preparation: Mapping[str, Any] = MappingProxyType({})  # what was done and left out, for JSON
 
 
 class Dataset(NamedTuple):
@@ -40,6 +42,9 @@ class Dataset(NamedTuple):
     source: str  # where the images came from, for a person
     digest: str  # SHA-256 of content: see content_digest
     path: str = ""  # the prepared file that it is mapped from, if it is
+    preparation: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # see ``importing``; the digest is not of it
 
 
 def make_dataset(

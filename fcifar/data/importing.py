@@ -2,13 +2,16 @@
 
 import io
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fcifar.data import archive, arrays, folders, official, pictures, shapes10, store
 from fcifar.data.dataset import Content, Dataset, make_dataset
+from fcifar.data.pictures import Picture
 from fcifar.data.progress import Progress, paced
-from fcifar.errors import UserError, did_you_mean, one_line, shown
+from fcifar.errors import UserError, WorldError, did_you_mean, one_line, shown
 
 FOLDERS = "class folders"
 
@@ -20,6 +23,7 @@ class Wishes(NamedTuple):
     labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
     test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
     seed: int = 0  # of the key that chooses these
+    skip_unreadable: bool = False  # leave out images that cannot be read, instead of refusing
 
 
 def import_source(
@@ -54,9 +58,9 @@ def import_source(
         check_free(name, root, overwrite)
     report = paced(progress)
     convert = None if wishes.resize is None else _resizing(wishes.resize)
-    files = archive.read(source, _is_wanted, report, convert)
-    form, content = _read(files, source, wishes, report)
-    rest = _rest(files) if form == FOLDERS else ""
+    files, others = archive.read(source, _is_wanted, report, convert)
+    form, content = _read(files, others, source, wishes, report)
+    rest = _rest(content.preparation)
     if name is None:
         name = _name(source, content, form)
         check_free(name, root, overwrite)
@@ -77,6 +81,7 @@ def keep(
         dataset = make_dataset(name, content.train, content.test, content.classes, origin)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    dataset = dataset._replace(preparation=content.preparation)
     progress(f"storing {name}", 0, 0)
     store.save(dataset, root)
     return store.load(name, root)
@@ -109,22 +114,36 @@ def _check(wishes: Wishes) -> None:
 
 
 def _is_wanted(path: str) -> bool:
-    return folders.is_image(path) or official.is_part(path) or path.endswith(".npy")
+    known = official.is_part(path) or folders.is_table(path) or path.endswith(".npy")
+    return known or pictures.is_image(path)
 
 
 def _resizing(how: str) -> archive.Convert:
-    """A picture as its 32x32 pixels; what is none, as it is."""
+    """An image as its 32x32 pixels, or why it cannot be read; what is none, as it is."""
 
-    def convert(path: str, data: bytes) -> bytes:
-        if not folders.is_image(path):
+    def convert(path: str, data: bytes) -> Any:
+        if not folders.is_picture(path, data):
             return data
-        return pictures.decode(io.BytesIO(data), one_line(path), how)
+        try:
+            return _decode(path, data, how)
+        except UserError as error:
+            return error
 
     return convert
 
 
+def _decode(path: str, data: Any, how: str | None) -> Picture:
+    """An image, unless it has been decoded when it was read, or could not be."""
+    if isinstance(data, Exception):
+        raise data
+    if isinstance(data, Picture):
+        return data
+    ending = pictures.ending_of(path)
+    return pictures.decode(io.BytesIO(data), one_line(path), how, ending=ending)
+
+
 def _read(
-    files: dict[str, bytes], source: Path, wishes: Wishes, progress: Progress
+    files: dict[str, Any], others: list[str], source: Path, wishes: Wishes, progress: Progress
 ) -> tuple[str, Content]:
     """The form of the source, in words, and what is in it."""
     try:
@@ -142,39 +161,54 @@ def _read(
             _refuse(wishes, "an .npz", ("resize",))
             return "arrays", arrays.read(files, wishes.resize)
         if folders.is_layout(files):
-            _refuse(wishes, "a folder of class folders", ("resize", "test_fraction"))
-            # What has been resized is pixels already.
-            decode = folders.decode if wishes.resize is None else lambda path, pixels: pixels
+            fitting = ("resize", "test_fraction", "skip_unreadable")
+            _refuse(wishes, "a folder of class folders", fitting)
             content = folders.read(
                 files,
                 progress,
-                decode=decode,
+                decode=partial(_decode, how=wishes.resize),
+                others=others,
                 test_fraction=wishes.test_fraction,
                 seed=wishes.seed,
+                skip_unreadable=wishes.skip_unreadable,
             )
-            return FOLDERS, content
-    except UserError as error:
-        raise UserError(f"{one_line(source)}: {error}") from error
+            resize = {"resize": wishes.resize} if wishes.resize else {}
+            return FOLDERS, content._replace(preparation={**resize, **content.preparation})
+    except (UserError, WorldError) as error:
+        named = type(error)(f"{one_line(source)}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            named.add_note(note)
+        raise named from error
+    left, _ = pictures.left_out(others)
+    if left:
+        raise UserError(
+            f"{one_line(source)} holds no images that can be read, but {pictures.in_words(left)}"
+        )
     raise archive.unknown(source)
 
 
 def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
     """Raise a UserError if there is a wish that a form of source does not fulfil."""
-    for name in ("resize", "labels", "test_fraction"):
+    for name in ("resize", "labels", "test_fraction", "skip_unreadable"):
         if getattr(wishes, name) and name not in fitting:
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
             )
 
 
-def _rest(files: dict[str, bytes]) -> str:
+def _rest(preparation: Mapping[str, Any]) -> str:
     """What a folder has besides, in words: nobody shall think that it was taken."""
-    count, places = folders.left_out(files)
-    if not count:
-        return ""
-    where = ", ".join(f"{one_line(place)}/" if place else "no folder" for place in places[:3])
-    more = ", ..." if len(places) > 3 else ""
-    return f", without {count:,} image{'s'[: count > 1]} in {where}{more}"
+    left: Mapping[str, int] = preparation.get("left_out", {})
+    kinds = [f"{count:,} {what}" for what, count in left.items() if what.startswith(".")]
+    places = {what: count for what, count in left.items() if not what.startswith(".")}
+    parts = [f"{', '.join(map(one_line, kinds[:3]))}{', ...' * (len(kinds) > 3)}"] if kinds else []
+    if places:
+        count, where = sum(places.values()), ", ".join(map(one_line, [*places][:3]))
+        more = ", ..." if len(places) > 3 else ""
+        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}{more}")
+    if count := preparation.get("unreadable", 0):
+        parts.append(f"{count:,} that cannot be read")
+    return f", without {' and '.join(parts)}" if parts else ""
 
 
 def _in_words(wishes: Wishes) -> str:

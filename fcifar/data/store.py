@@ -5,8 +5,10 @@ renamed. Whatever goes wrong before the renaming leaves the store as it was.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,6 +55,7 @@ class Info(NamedTuple):
     digest: str
     path: Path
     bytes: int
+    preparation: Mapping[str, Any] = MappingProxyType({})  # what the import did and left out
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -73,6 +76,7 @@ def save(dataset: Dataset, root: Path) -> Path:
         "classes": json.dumps(dataset.classes),
         "source": dataset.source,
         "digest": dataset.digest,
+        "preparation": json.dumps(dict(dataset.preparation)),
     }
     sweep(root, older_than=_ABANDONED)
     with replacing(path) as partial:
@@ -142,6 +146,7 @@ def info(name: str, root: Path) -> Info:
         digest=dataset.digest,
         path=path,
         bytes=path.stat().st_size,
+        preparation=dataset.preparation,
     )
 
 
@@ -149,6 +154,7 @@ def _read(path: Path) -> Dataset:
     try:
         with safe_open(path, framework="pt") as file:
             classes, source, digest = _head(file.metadata())
+            preparation = _preparation(file.metadata())
             tensors = {key: file.get_tensor(key) for key in _TENSORS}
         train = Split(tensors["train_images"], tensors["train_labels"])
         test = Split(tensors["test_images"], tensors["test_labels"])
@@ -158,7 +164,8 @@ def _read(path: Path) -> Dataset:
             f"{one_line(path)} is damaged or not a prepared data set ({reason(error)}); "
             f"{_remedy(path.stem)}"
         ) from error
-    return Dataset(path.stem, *train, *test, classes, source, digest, str(path.absolute()))
+    dataset = Dataset(path.stem, *train, *test, classes, source, digest, str(path.absolute()))
+    return dataset._replace(preparation=preparation)
 
 
 def _summary(name: str, path: Path) -> Summary:
@@ -190,6 +197,17 @@ def _head(metadata: dict[str, str] | None) -> tuple[tuple[str, ...], str, str]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its class names are no list of text")
     return tuple(classes), metadata["source"], metadata["digest"]
+
+
+def _preparation(metadata: dict[str, str]) -> dict[str, Any]:
+    """What the import did; nothing in files of before that was recorded."""
+    try:
+        found = json.loads(metadata.get("preparation", "{}"))
+    except RecursionError as error:
+        raise ValueError("what its import did is nested") from error
+    if not isinstance(found, dict):
+        raise ValueError("what its import did is no JSON object")
+    return found
 
 
 def _draw_shapes10() -> Dataset:

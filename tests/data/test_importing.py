@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data.folders import decode
+from fcifar.data import pictures
 from fcifar.errors import UserError, WorldError
 
 
@@ -147,7 +147,7 @@ def test_mutated_images_are_decoded_or_refused(change: bytes, place: int) -> Non
     content = bytearray(forms.png(forms.TEST_IMAGES[0]))
     content[place : place + len(change)] = change
     with contextlib.suppress(UserError):
-        assert len(decode("a.png", bytes(content))) == 3072
+        assert len(pictures.decode(io.BytesIO(content), "a.png", None).pixels) == 3072
 
 
 # What goes wrong ----------------------------------------------------------------------------------
@@ -184,12 +184,12 @@ BAD_FILES = {
     "class not in train": (without(FOLDERS, "train/cow"), "'cow' is in test/ but not in train/"),
     "image outside a class": (FOLDERS | {"train/a.png": b""}, "train/a.png does not lie"),
     "image too deep": (FOLDERS | {"train/ant/b/a.png": b""}, "train/ant/b/a.png does not lie"),
-    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is a .webp"),
-    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no readable"),
-    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no readable"),
+    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is no picture"),
+    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no picture"),
+    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no picture"),
     "half an image": (
         FOLDERS | {"train/ant/0002.png": FOLDERS["train/ant/0002.png"][:1500]},
-        "train/ant/0002.png is no readable",
+        "train/ant/0002.png cannot be read as a picture",
     ),
     "large image": (
         FOLDERS | {"test/cow/1.png": forms.png(np.zeros((3, 16, 48), np.uint8))},

@@ -193,10 +193,10 @@ MISTAKES = {
         Wishes(test_fraction=0.1),
         "there is a test folder already; leave --test-fraction out",
     ),
-    "val": (
-        {f"{s}/{n}": c for s in ("train", "val") for n, c in TWO.items()},
+    "no test": (
+        {f"train/{n}": c for n, c in TWO.items()},
         Wishes(),
-        "no test/<class>/ folder; .* rename val/ to test/, or add --test-fraction 0.1",
+        "no test/<class>/ folder; .*, or add --test-fraction 0.1 for a part of train/",
     ),
     "one image": (
         flat({"a": 3, "b": 1}),

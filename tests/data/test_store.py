@@ -37,7 +37,7 @@ def test_what_is_saved_is_loaded(root: Path) -> None:
     assert path == root / "small.safetensors"
     loaded = data.load("small", root)
     assert tree.equal(loaded[1:5], dataset[1:5])
-    assert loaded[:1] + loaded[5:] == (*dataset[:1], *dataset[5:8], str(path))
+    assert loaded[:1] + loaded[5:] == (*dataset[:1], *dataset[5:8], str(path), {})
     assert data.verify("small", root) == dataset.digest
 
 
