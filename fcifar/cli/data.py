@@ -123,6 +123,7 @@ def info(
             ("mean", ", ".join(f"{m:.4f}" for m in facts.mean)),
             ("std", ", ".join(f"{s:.4f}" for s in facts.std)),
             ("source", facts.source),
+            *prepare.preparation(facts.preparation),
             ("file", f"{facts.path} ({output.size(facts.bytes)})"),
             ("digest", facts.digest),
         ]

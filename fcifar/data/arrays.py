@@ -12,6 +12,7 @@ import re
 import tokenize
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,12 +89,16 @@ def read(
     """Images are uint8, [N, H, W] or with 1, 3 or 4 channels first or last; grey ones become RGB,
     and transparency is seen on white. Labels are whole numbers, [N] or [N, 1].
 
-    With test arrays and no training arrays it is a test set alone.
+    With test arrays and no training arrays it is a test set alone. With training and validation
+    arrays and no test arrays, the validation arrays are the test split.
 
     Args:
         resize: how images of other sizes become 32x32: a key of ``pictures.FITS``.
         test_fraction: of each class, to test with, where there are no test arrays.
         seed: of the key that chooses these.
+
+    Returns:
+        the splits, with ``preparation``: what was left out, and what was done to pixels.
 
     Raises:
         UserError: an array is missing, damaged, or of another type or shape, or two arrays are the
@@ -106,6 +111,8 @@ def read(
     needed = {split: split for split in ("train", "valid", "test") if split in splits}
     if "train" not in splits and (test_fraction or {"", "test"} <= splits):
         needed = {"train": "" if "" in splits else "train"} | needed
+    if needed.keys() == {"train", "valid"} and not test_fraction:
+        needed = {"train": needed["train"], "test": "valid"}
     _check_complete(found, needed, test_fraction)
     arrays = {
         meaning: load_array(name, files[name])
@@ -122,11 +129,21 @@ def read(
     if test_fraction:
         parts["train"], parts["test"] = hold_out_test(parts["train"], classes, test_fraction, seed)
     used = {found[meaning] for meaning in arrays}
-    rest = (
-        path.removesuffix(".npy") for path in files if path.endswith(".npy") and path not in used
-    )
+    test_from = needed.get("test", "")
+    preparation = {
+        "images": sum(len(part.images) for part in parts.values()),
+        **_changes([arrays[there, "images"] for there in needed.values()]),
+        "others": [
+            path.removesuffix(".npy")
+            for path in sorted(files)
+            if path.endswith(".npy") and path not in used
+        ],
+        "test_from": found["valid", "images"].removesuffix(".npy")
+        if test_from == "valid"
+        else test_from,
+    }
     train, valid = parts.get("train", EMPTY), parts.get("valid", EMPTY)
-    return Content(train, parts["test"], classes, valid, tuple(rest))
+    return Content(train, parts["test"], classes, valid, preparation)
 
 
 def _by_meaning(files: Mapping[str, bytes]) -> dict[tuple[str, str], str]:
@@ -149,7 +166,9 @@ def _check_complete(
     found: Mapping[tuple[str, str], str], needed: Mapping[str, str], test_fraction: float
 ) -> None:
     """Raise a UserError unless all arrays are there that ``read`` needs."""
-    wanted = {**needed, **({} if test_fraction else {"test": "test"})}
+    wanted = dict(needed)
+    if not test_fraction:
+        wanted.setdefault("test", "test")
     if "test" not in needed and "train" not in needed and not test_fraction:
         wanted = {"train": "train", **wanted}
     missing = [
@@ -164,9 +183,7 @@ def _check_complete(
     if not test_fraction and {("", kind) for kind in _KINDS} <= found.keys() and not needed:
         ways = "; nothing says which images are to test with: add --test-fraction 0.1"
     elif not test_fraction and "train" in needed and "test" not in needed:
-        valid = found.get(("valid", "images"))
-        rename = f"rename {one_line(valid)} and its labels, or " if valid else ""
-        ways = f"; {rename}add --test-fraction 0.1 for a part of the training images"
+        ways = "; or add --test-fraction 0.1 for a part of the training images"
     raise UserError(
         f"{', '.join(missing)} missing; an .npz needs the arrays train_images, train_labels, "
         f"test_images, test_labels{ways}"
@@ -224,10 +241,7 @@ def _images(split: str, array: np.ndarray, resize: str | None, progress: Progres
             f"{what}; they must be uint8, 0 to 255; convert them, such as by "
             "numpy.rint(255 * images).astype('uint8') where they lie between 0 and 1"
         )
-    if array.ndim == 3:
-        array = array[..., None]
-    elif array.ndim == 4 and array.shape[3] not in _CHANNELS and array.shape[1] in _CHANNELS:
-        array = array.transpose(0, 2, 3, 1)
+    array = _channels_last(array)
     if array.ndim != 4 or array.shape[3] not in _CHANNELS or 0 in array.shape[1:]:
         raise UserError(
             f"{what}; they must be uint8 [N, 3, {SIDE}, {SIDE}] or uint8 [N, {SIDE}, {SIDE}, 3], "
@@ -245,6 +259,30 @@ def _images(split: str, array: np.ndarray, resize: str | None, progress: Progres
     return torch.from_numpy(
         np.array(np.broadcast_to(array, (*array.shape[:3], 3)).transpose(0, 3, 1, 2), order="C")
     )
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """[N, H, W, C] of any form of images; what is of no such form, as it is."""
+    if array.ndim == 3:
+        return array[..., None]
+    if array.ndim == 4 and array.shape[3] not in _CHANNELS and array.shape[1] in _CHANNELS:
+        return array.transpose(0, 2, 3, 1)
+    return array
+
+
+def _changes(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+    """How many images had what done to them, as ``pictures.summed`` says it of files."""
+    shapes = [_channels_last(array).shape for array in arrays]
+    resized = sum(shape[0] for shape in shapes if shape[1:3] != (SIDE, SIDE))
+    grey = sum(shape[0] for shape in shapes if shape[3] == 1)
+    on_white = sum(
+        int((_channels_last(array)[..., 3] < 255).any((1, 2)).sum())
+        for array, shape in zip(arrays, shapes, strict=True)
+        if shape[3] == 4
+    )
+    counts = {"on_white": on_white, "resized": resized}
+    found: dict[str, Any] = {name: count for name, count in counts.items() if count}
+    return {**found, **({"converted": {"L": grey}} if grey else {})}
 
 
 def _fitted(array: np.ndarray, how: str, progress: Progress) -> np.ndarray:

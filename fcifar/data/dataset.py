@@ -1,8 +1,9 @@
 """A data set as a value, and what makes one valid."""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Content(NamedTuple):
     test: Split
     classes: tuple[str, ...]
     valid: Split = EMPTY  # given validation images
-    left_out: tuple[str, ...] = ()  # names of what was in the source and in no split
+    preparation: Mapping[str, Any] = MappingProxyType({})  # what was done and left out, for JSON
 
 
 class Dataset(NamedTuple):
@@ -46,6 +47,9 @@ class Dataset(NamedTuple):
     source: str  # where the images came from, for a person
     digest: str  # SHA-256 of content: see content_digest
     path: str = ""  # the prepared file that it is mapped from, if it is
+    preparation: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # see ``importing``; the digest is not of it
     valid_images: Tensor = EMPTY.images  # uint8 [V, 3, 32, 32]: the given validation split, or none
     valid_labels: Tensor = EMPTY.labels  # int64 [V]
 

@@ -2,8 +2,10 @@
 
 import io
 import re
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fcifar.data import (
     archive,
@@ -18,10 +20,9 @@ from fcifar.data import (
 )
 from fcifar.data.dataset import Content, Dataset, make_dataset
 from fcifar.data.parquet import Shard
+from fcifar.data.pictures import Picture
 from fcifar.data.progress import Progress, paced
-from fcifar.errors import UserError, did_you_mean, one_line, shown
-
-FOLDERS, ARRAYS = "class folders", "arrays"
+from fcifar.errors import UserError, WorldError, did_you_mean, one_line, shown
 
 
 class Wishes(NamedTuple):
@@ -31,6 +32,7 @@ class Wishes(NamedTuple):
     labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
     test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
     seed: int = 0  # of the key that chooses these
+    skip_unreadable: bool = False  # leave out images that cannot be read, instead of refusing
     corruption: str | None = None  # of CIFAR-10-C, such as fog, where a source has several
     severity: int | None = None  # of it, 1 to 5; None: all of them
 
@@ -68,9 +70,9 @@ def import_source(
         check_free(name, root, overwrite)
     report = paced(progress)
     shards: dict[str, Shard | UserError] = {}
-    files = _gather(source, wishes, shards, report)
-    form, content, suggested = _read(files, shards, source, wishes, report)
-    rest = _rest(files) if form == FOLDERS else _others(content)
+    files, others = _gather(source, wishes, shards, report)
+    form, content, suggested = _read(files, shards, others, source, wishes, report)
+    rest = _rest(content.preparation)
     if name is None:
         name = _name(source, suggested)
         check_free(name, root, overwrite)
@@ -92,6 +94,7 @@ def keep(
         dataset = make_dataset(name, train, test, classes, origin, valid)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    dataset = dataset._replace(preparation=content.preparation)
     progress(f"storing {name}", 0, 0)
     store.save(dataset, root)
     return store.load(name, root)
@@ -130,7 +133,7 @@ def _check(wishes: Wishes) -> None:
 
 def _gather(
     source: Path, wishes: Wishes, shards: dict[str, Shard | UserError], progress: Progress
-) -> dict[str, bytes]:
+) -> archive.Found:
     """The files of a source that may be part of a data set.
 
     Args:
@@ -145,48 +148,59 @@ def _gather(
         if path.endswith(".npy") and stem in testsets.CORRUPTIONS and not is_array:
             corruptions.add(stem)  # each has 154 MB; all of them together 2.9 GB
             return stem == wishes.corruption
-        return (
-            folders.is_image(path)
-            or official.is_part(path)
-            or path.endswith((".npy", parquet.ENDING))
-        )
+        known = official.is_part(path) or folders.is_table(path)
+        return known or path.endswith((".npy", parquet.ENDING)) or pictures.is_image(path)
 
-    def convert(path: str, data: bytes) -> bytes:
+    def convert(path: str, data: bytes) -> Any:
+        """An image that is to be resized as its pixels, or why it cannot be; all else as it is."""
         if path.endswith(parquet.ENDING):
             try:
                 shards[path] = parquet.read_shard(path, data, decode, wishes.labels, progress)
             except UserError as error:
                 shards[path] = error
             return b""
-        if wishes.resize is None or not folders.is_image(path):
+        if wishes.resize is None or not folders.is_picture(path, data):
             return data
-        return decode(path, data)
+        try:
+            return decode(path, data)
+        except UserError as error:
+            return error
 
-    def decode(path: str, data: bytes) -> bytes:
-        """The 32x32 pixels of a picture."""
-        if wishes.resize is None:
-            return folders.decode(path if folders.is_image(path) else f"{path}.png", data)
-        return pictures.decode(io.BytesIO(data), one_line(path), wishes.resize)
-
+    decode = partial(_decode, how=wishes.resize)
     selects = wishes.resize is not None or wishes.corruption is not None
     limit = archive.CONVERTED_LIMIT if selects else archive.TOTAL_LIMIT
     try:
-        files = archive.read(source, wanted, progress, convert, limit=limit)
+        found = archive.read(source, wanted, progress, convert, limit=limit)
     except UserError as error:
         if corruptions and wishes.corruption is None:  # all of them are too many, and not listed
             every = testsets.refusal(testsets.CORRUPTIONS)
             raise UserError(f"{one_line(source)}: {every}") from error
         raise
-    if corruptions and wishes.corruption is None:
+    if not corruptions or wishes.corruption in corruptions or _has_images(found.files):
+        return found
+    if wishes.corruption is None:
         raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
-    if corruptions and wishes.corruption not in corruptions:
-        raise UserError(f"{one_line(source)}: {testsets.unknown(wishes.corruption, corruptions)}")
-    return files
+    raise UserError(f"{one_line(source)}: {testsets.unknown(wishes.corruption, corruptions)}")
+
+
+def _has_images(files: Mapping[str, Any]) -> bool:
+    return any(folders.is_picture(path, content) for path, content in files.items())
+
+
+def _decode(path: str, data: Any, how: str | None) -> Picture:
+    """An image, unless it has been decoded when it was read, or could not be."""
+    if isinstance(data, Exception):
+        raise data
+    if isinstance(data, Picture):
+        return data
+    ending = pictures.ending_of(path)
+    return pictures.decode(io.BytesIO(data), one_line(path), how, ending=ending)
 
 
 def _read(
-    files: dict[str, bytes],
+    files: dict[str, Any],
     shards: dict[str, Shard | UserError],
+    others: list[str],
     source: Path,
     wishes: Wishes,
     progress: Progress,
@@ -195,7 +209,7 @@ def _read(
     try:
         if official.is_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return _called("official Python version", official.read(files))
+            return _called("official Python version", official.read(files), wishes)
         if official.is_layout_100(files):
             _refuse(wishes, "CIFAR-100", ("labels",))
             labels = wishes.labels or official.LABELS[0]
@@ -203,13 +217,18 @@ def _read(
             return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels), name
         if official.is_binary_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return _called("official binary version", official.read_binary(files))
-        has_images = any(map(folders.is_image, files))
+            return _called("official binary version", official.read_binary(files), wishes)
+        has_images = _has_images(files)
         if shards and not has_images:
-            _refuse(wishes, "parquet files", ("resize", "test_fraction", "labels"))
-            return _called(
-                "parquet", parquet.read(_sound(shards), wishes.test_fraction, wishes.seed)
+            fitting = ("resize", "test_fraction", "labels", "skip_unreadable")
+            _refuse(wishes, "parquet files", fitting)
+            content = parquet.read(
+                _sound(shards),
+                test_fraction=wishes.test_fraction,
+                seed=wishes.seed,
+                skip_unreadable=wishes.skip_unreadable,
             )
+            return _called("parquet", content, wishes)
         if (testsets.is_layout(files) or source.suffix == ".npy") and not has_images:
             _refuse(wishes, "a test set alone", ("corruption", "severity"))
             called = "/".join(source.resolve().parts[-2:])
@@ -224,22 +243,30 @@ def _read(
                 seed=wishes.seed,
                 progress=progress,
             )
-            return _called(ARRAYS, content)
+            return _called("arrays", content, wishes)
         if folders.is_layout(files):
-            _refuse(wishes, "a folder of class folders", ("resize", "test_fraction"))
-            # What has been resized is pixels already.
-            decode = folders.decode if wishes.resize is None else lambda path, pixels: pixels
-            beside = (".npy", parquet.ENDING)
+            fitting = ("resize", "test_fraction", "skip_unreadable")
+            _refuse(wishes, "a folder of class folders", fitting)
             content = folders.read(
-                {path: data for path, data in files.items() if not path.endswith(beside)},
+                files,
                 progress,
-                decode=decode,
+                decode=partial(_decode, how=wishes.resize),
+                others=others,
                 test_fraction=wishes.test_fraction,
                 seed=wishes.seed,
+                skip_unreadable=wishes.skip_unreadable,
             )
-            return _called(FOLDERS, content)
-    except UserError as error:
-        raise UserError(f"{one_line(source)}: {error}") from error
+            return _called("class folders", content, wishes)
+    except (UserError, WorldError) as error:
+        named = type(error)(f"{one_line(source)}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            named.add_note(note)
+        raise named from error
+    left, _ = pictures.left_out(others)
+    if left:
+        raise UserError(
+            f"{one_line(source)} holds no images that can be read, but {pictures.in_words(left)}"
+        )
     raise archive.unknown(source)
 
 
@@ -253,38 +280,39 @@ def _sound(shards: dict[str, Shard | UserError]) -> dict[str, Shard]:
     return found
 
 
-def _called(form: str, content: Content) -> tuple[str, Content, str]:
-    """With the name cifar10, if there is all of it."""
-    is_cifar10 = content.classes == official.CLASSES and len(content.train.labels) > 0
+def _called(form: str, content: Content, wishes: Wishes) -> tuple[str, Content, str]:
+    """With the name cifar10, if there is all of it, and with how images were resized."""
+    is_cifar10 = content.classes == official.CLASSES and len(content.train.images) > 0
+    if wishes.resize:
+        preparation = {"resize": wishes.resize, **content.preparation}
+        content = content._replace(preparation=preparation)
     return form, content, "cifar10" if is_cifar10 else ""
 
 
 def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
     """Raise a UserError if there is a wish that a form of source does not fulfil."""
-    for name in ("resize", "labels", "test_fraction", "corruption", "severity"):
+    for name in ("resize", "labels", "test_fraction", "skip_unreadable", "corruption", "severity"):
         if getattr(wishes, name) and name not in fitting:
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
             )
 
 
-def _rest(files: dict[str, bytes]) -> str:
-    """What a folder has besides, in words: nobody shall think that it was taken."""
-    count, places = folders.left_out(files)
-    if not count:
-        return ""
-    where = ", ".join(f"{one_line(place)}/" if place else "no folder" for place in places[:3])
-    more = ", ..." if len(places) > 3 else ""
-    return f", without {count:,} image{'s'[: count > 1]} in {where}{more}"
-
-
-def _others(content: Content) -> str:
-    """The same of arrays and other files."""
-    if not content.left_out:
-        return ""
-    count = len(content.left_out)
-    names = ", ".join(map(one_line, content.left_out[:3])) + (", ..." if count > 3 else "")
-    return f", without {count:,} other{'s'[: count > 1]}: {names}"
+def _rest(preparation: Mapping[str, Any]) -> str:
+    """What a source has besides, in words: nobody shall think that it was taken."""
+    left: Mapping[str, int] = preparation.get("left_out", {})
+    kinds = [f"{count:,} {what}" for what, count in left.items() if what.startswith(".")]
+    places = {what: count for what, count in left.items() if not what.startswith(".")}
+    parts = [f"{', '.join(map(one_line, kinds[:3]))}{', ...' * (len(kinds) > 3)}"] if kinds else []
+    if places:
+        count, where = sum(places.values()), ", ".join(map(one_line, [*places][:3]))
+        more = ", ..." if len(places) > 3 else ""
+        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}{more}")
+    if count := preparation.get("unreadable", 0):
+        parts.append(f"{count:,} that cannot be read")
+    if names := preparation.get("others", []):
+        parts.append(pictures.others_in_words(names))
+    return f", without {' and '.join(parts)}" if parts else ""
 
 
 def _in_words(wishes: Wishes) -> str:

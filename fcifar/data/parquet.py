@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fcifar.data import pictures
 from fcifar.data.arrays import class_names
 from fcifar.data.dataset import EMPTY, SIDE, Content, Split
+from fcifar.data.pictures import Picture, UnreadableError
 from fcifar.data.progress import Progress
 from fcifar.data.splits import hold_out_test
 from fcifar.errors import UserError, names_of, one_line, reason
@@ -22,6 +24,7 @@ from fcifar.errors import UserError, names_of, one_line, reason
 ENDING = ".parquet"
 ROWS_LIMIT = 2_000_000  # of one file
 BYTES_LIMIT = 2**31  # of one column of a file, decompressed
+_MOST_LISTED = 100  # images that cannot be read that are recorded by name
 _BATCH = 64  # rows that are in memory as encoded images
 
 _IMAGES = ("img", "image", "images")
@@ -33,15 +36,17 @@ _SPLITS = {
 }
 """By the words that Hugging Face takes in the name of a file or folder."""
 
-Decode = Callable[[str, bytes], bytes]
+Decode = Callable[[str, bytes], Picture]
 
 
 class Shard(NamedTuple):
     """What is in one file."""
 
-    pixels: bytes  # 3072 of each image, rows of RGB triples
-    labels: tuple[int | str, ...]
+    pixels: bytes  # 3072 of each image that could be read, rows of RGB triples
+    labels: tuple[int | str, ...]  # of these
     classes: tuple[str, ...]  # the names of labels that are numbers; empty where they have none
+    decoded: tuple[Picture, ...] = ()  # what was done to each image, without its pixels
+    failures: tuple[UserError, ...] = ()  # why the others could not be read
 
 
 def is_layout(paths: Sequence[str]) -> bool:
@@ -60,7 +65,8 @@ def read_shard(
 
     Args:
         path: what messages call the file.
-        decode: ``(where, content of an image file) -> `` 3072 bytes, rows of RGB triples.
+        decode: ``(where, content of an image file) -> Picture``, which may raise an
+            ``UnreadableError``.
         labels: "fine" or "coarse", of CIFAR-100; None for fine, and for all else.
 
     Raises:
@@ -82,14 +88,24 @@ def read_shard(
         label = _column(path, schema.names, features, "" if labels else "ClassLabel", wanted)
         rows = file.metadata.num_rows
         _check_size(path, file.metadata)
-        pixels, found = bytearray(), []
+        pixels, found, decoded, failures = bytearray(), [], [], []
         for batch in file.iter_batches(_BATCH, columns=[image, label], use_threads=False):
             for row in batch.to_pylist():
-                where = f"{path}, image {len(found)}"
-                pixels += decode(where, _content(where, image, row[image]))
-                found.append(_label(where, label, row[label]))
+                where = f"{path}, image {len(found) + len(failures)}"
+                content, number = (
+                    _content(where, image, row[image]),
+                    _label(where, label, row[label]),
+                )
+                try:
+                    picture = decode(where, content)
+                except UnreadableError as error:
+                    failures.append(error)
+                    continue
+                pixels += picture.pixels
+                decoded.append(picture._replace(pixels=b""))
+                found.append(number)
             if progress is not None:
-                progress("decoding images", len(found), rows)
+                progress("decoding images", len(found) + len(failures), rows)
     except UserError:
         raise
     except Exception as error:  # damaged bytes lead pyarrow to errors of many kinds
@@ -97,39 +113,51 @@ def read_shard(
             f"{one_line(path)} cannot be read as a parquet file ({reason(error)}); get a fresh "
             "copy of it"
         ) from error
-    return Shard(bytes(pixels), tuple(found), _names(features.get(label)))
+    names = _names(features.get(label))
+    return Shard(bytes(pixels), tuple(found), names, tuple(decoded), tuple(failures))
 
 
-def read(shards: Mapping[str, Shard], test_fraction: float = 0.0, seed: int = 0) -> Content:
+def read(
+    shards: Mapping[str, Shard],
+    *,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    skip_unreadable: bool = False,
+) -> Content:
     """The data set in ``shards``, by the paths of their files, which tell the splits.
 
     A file is of the split that its name or its folder says, as ``train-00000-of-00001.parquet`` or
-    ``test/0000.parquet``; where no file says one, all are training images. Without any training
-    images it is a test set alone.
+    ``test/0000.parquet``; where no file says one, all are training images. Where there are training
+    and validation images and no test images with labels, the validation images are the test split.
+    Without any training images it is a test set alone.
 
     Args:
         test_fraction: of each class, to test with, where there is no file of test images.
         seed: of the key that chooses these.
+        skip_unreadable: leave out images that cannot be read, instead of refusing.
+
+    Returns:
+        the splits, with ``preparation``: what was left out, and what was done to pixels.
 
     Raises:
-        UserError: there are no test images, several data sets, or labels that do not agree.
+        UserError: there are no test images, several data sets, labels that do not agree, or images
+            that cannot be read.
     """
     _check_one(shards)
+    failures = [error for path in sorted(shards) for error in shards[path].failures]
+    decoded = [picture for shard in shards.values() for picture in shard.decoded]
+    if failures and not skip_unreadable:
+        raise pictures.cannot_read(failures, len(decoded) + len(failures))
     splits = {path: split_of(path) for path in sorted(shards)}
     if not any(splits.values()):
         splits = dict.fromkeys(splits, "train")
-    there = set(splits.values())
-    if "test" in there and test_fraction:
+    test_from = ""
+    if not test_fraction:
+        splits, test_from = _with_test(splits, shards)
+    elif "test" in splits.values():  # unlabelled ones too: nothing says to leave them out
         raise UserError("there are test images already; leave --test-fraction out")
-    if "test" not in there and not (test_fraction and "train" in there):
-        rename = (
-            " rename the file of validation images to test.parquet," if "valid" in there else ""
-        )
-        raise UserError(
-            f"no file is called test-*{ENDING}, and test images are needed;{rename or ''} "
-            f"{'or ' if rename else ''}add --test-fraction 0.1 for a part of the training images"
-        )
-    classes, numbers = _numbered(shards)
+    used = {path: shards[path] for path, own in splits.items() if own}
+    classes, numbers = _numbered(used)
 
     def split(name: str) -> Split:
         paths = [path for path, own in splits.items() if own == name]
@@ -145,8 +173,37 @@ def read(shards: Mapping[str, Shard], test_fraction: float = 0.0, seed: int = 0)
     train, valid, test = map(split, ("train", "valid", "test"))
     if test_fraction:
         train, test = hold_out_test(train, classes, test_fraction, seed)
-    rest = tuple(path for path, own in splits.items() if not own)
-    return Content(train, test, classes, valid, rest)
+    preparation = {
+        "images": sum(len(shard.decoded) for shard in used.values()),
+        **pictures.summed(picture for shard in used.values() for picture in shard.decoded),
+        "unreadable": len(failures),
+        "unreadable_files": [pictures.short(error) for error in failures[:_MOST_LISTED]],
+        "others": [path for path, own in splits.items() if not own],
+        "test_from": test_from,
+    }
+    return Content(train, test, classes, valid, preparation)
+
+
+def _with_test(
+    splits: Mapping[str, str], shards: Mapping[str, Shard]
+) -> tuple[dict[str, str], str]:
+    """The split of each file, one of them "test", and which files these are of in the source."""
+    # As ImageNet has it: labels of test images are not published, and are -1.
+    bare = [
+        path
+        for path, own in splits.items()
+        if own == "test" and shards[path].labels and set(shards[path].labels) == {-1}
+    ]
+    there = {own for path, own in splits.items() if path not in bare}
+    if "test" in there:
+        return dict(splits), "test"
+    if {"train", "valid"} <= there:
+        renamed = {path: "test" if own == "valid" else own for path, own in splits.items()}
+        return {path: "" if path in bare else own for path, own in renamed.items()}, "validation"
+    why = f"no file is called test-*{ENDING}, and test images are needed"
+    if bare:
+        why = f"the labels in {one_line(bare[0])} are all -1, and test images need theirs"
+    raise UserError(f"{why}; add --test-fraction 0.1 for a part of the training images")
 
 
 def split_of(path: str) -> str:

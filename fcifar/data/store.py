@@ -5,8 +5,10 @@ renamed. Whatever goes wrong before the renaming leaves the store as it was.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,6 +59,7 @@ class Info(NamedTuple):
     path: Path
     bytes: int
     valid_counts: tuple[int, ...] = ()  # of the given validation images; () where there are none
+    preparation: Mapping[str, Any] = MappingProxyType({})  # what the import did and left out
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -78,6 +81,7 @@ def save(dataset: Dataset, root: Path) -> Path:
         "classes": json.dumps(dataset.classes),
         "source": dataset.source,
         "digest": dataset.digest,
+        "preparation": json.dumps(dict(dataset.preparation)),
     }
     sweep(root, older_than=_ABANDONED)
     with replacing(path) as partial:
@@ -152,6 +156,7 @@ def info(name: str, root: Path) -> Info:
         path=path,
         bytes=path.stat().st_size,
         valid_counts=valid if any(valid) else (),
+        preparation=dataset.preparation,
     )
 
 
@@ -159,6 +164,7 @@ def _read(path: Path) -> Dataset:
     try:
         with safe_open(path, framework="pt") as file:
             classes, source, digest = _head(file.metadata())
+            preparation = _preparation(file.metadata())
             given = _VALID if set(_VALID) & set(file.keys()) else ()
             tensors = {key: file.get_tensor(key) for key in (*_TENSORS, *given)}
         train = Split(tensors["train_images"], tensors["train_labels"])
@@ -171,7 +177,7 @@ def _read(path: Path) -> Dataset:
             f"{_remedy(path.stem)}"
         ) from error
     where = str(path.absolute())
-    return Dataset(path.stem, *train, *test, classes, source, digest, where, *valid)
+    return Dataset(path.stem, *train, *test, classes, source, digest, where, preparation, *valid)
 
 
 def _summary(name: str, path: Path) -> Summary:
@@ -208,6 +214,17 @@ def _head(metadata: dict[str, str] | None) -> tuple[tuple[str, ...], str, str]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its class names are no list of text")
     return tuple(classes), metadata["source"], metadata["digest"]
+
+
+def _preparation(metadata: dict[str, str]) -> dict[str, Any]:
+    """What the import did; nothing in files of before that was recorded."""
+    try:
+        found = json.loads(metadata.get("preparation", "{}"))
+    except RecursionError as error:
+        raise ValueError("what its import did is nested") from error
+    if not isinstance(found, dict):
+        raise ValueError("what its import did is no JSON object")
+    return found
 
 
 def _draw_shapes10() -> Dataset:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data.folders import decode
+from fcifar.data import pictures
 from fcifar.data.official import CLASSES as CIFAR10
 from fcifar.errors import UserError, WorldError
 
@@ -163,6 +163,7 @@ def test_arrays_that_are_left_out_are_named(tmp_path: Path, root: Path) -> None:
     more = {"filenames": np.array(["a"]), "mean": np.zeros(3), "std": np.ones(3), "z": np.ones(1)}
     dataset = data.import_source(forms.write_npz(tmp_path / "a.npz", **more), None, root)
     assert dataset.source == "arrays a.npz, without 4 others: filenames, mean, std, ..."
+    assert dataset.preparation["others"] == ["filenames", "mean", "std", "z"]
 
 
 def test_arrays_without_a_test_split(tmp_path: Path, root: Path) -> None:
@@ -181,11 +182,11 @@ def test_arrays_without_a_test_split(tmp_path: Path, root: Path) -> None:
     valid = {"train_images": TRAIN[0], "train_labels": TRAIN[1]} | dict(
         zip(("val_images", "val_labels"), TEST, strict=True)
     )
-    with pytest.raises(
-        UserError, match=r"rename val_images\.npy and its labels, or add --test-fra"
-    ):
-        data.import_source(npz(tmp_path / "v.npz", **valid), "v", root)
-    dataset = data.import_source(tmp_path / "v.npz", "v", root, wishes=wishes)
+    tested = data.import_source(npz(tmp_path / "v.npz", **valid), None, root)
+    assert np.array_equal(tested.test_images.numpy(), forms.TEST_IMAGES)
+    assert tested.preparation["test_from"] == "val_images"
+    assert len(tested.valid_labels) == 0
+    dataset = data.import_source(tmp_path / "v.npz", "w", root, wishes=wishes)
     assert (len(dataset.train_labels), len(dataset.valid_labels), len(dataset.test_labels)) == (
         9,
         6,
@@ -207,6 +208,7 @@ def test_grey_arrays_become_rgb(tmp_path: Path, root: Path, shape: tuple[int, ..
     source = forms.write_npz(tmp_path / "a.npz", test_images=grey.reshape(shape))
     dataset = data.import_source(source, None, root)
     assert np.array_equal(dataset.test_images.numpy(), np.repeat(grey, 3, axis=1))
+    assert dataset.preparation["converted"] == {"L": 6}
 
 
 def test_transparent_arrays_are_seen_on_white(tmp_path: Path, root: Path) -> None:
@@ -216,6 +218,7 @@ def test_transparent_arrays_are_seen_on_white(tmp_path: Path, root: Path) -> Non
         source = forms.write_npz(tmp_path / f"{i}.npz", test_images=images)
         dataset = data.import_source(source, None, root)
         assert dataset.test_images.amin((1, 2, 3)).tolist() == [0, *[255] * 5]
+        assert dataset.preparation["on_white"] == 5
 
 
 @pytest.mark.parametrize(
@@ -235,6 +238,7 @@ def test_arrays_of_other_sizes_are_told_what_helps(
             source, None, root, wishes=data.Wishes(resize=resize), overwrite=True
         )
         assert dataset.test_images.unique().tolist() == [7]
+        assert (dataset.preparation["resized"], dataset.preparation["resize"]) == (6, resize)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
@@ -283,7 +287,7 @@ def test_mutated_images_are_decoded_or_refused(change: bytes, place: int) -> Non
     content = bytearray(forms.png(forms.TEST_IMAGES[0]))
     content[place : place + len(change)] = change
     with contextlib.suppress(UserError):
-        assert len(decode("a.png", bytes(content))) == 3072
+        assert len(pictures.decode(io.BytesIO(content), "a.png", None).pixels) == 3072
 
 
 # What goes wrong ----------------------------------------------------------------------------------
@@ -320,12 +324,12 @@ BAD_FILES = {
     "class not in train": (without(FOLDERS, "train/cow"), "'cow' is in test/ but not in train/"),
     "image outside a class": (FOLDERS | {"train/a.png": b""}, "train/a.png does not lie"),
     "image too deep": (FOLDERS | {"train/ant/b/a.png": b""}, "train/ant/b/a.png does not lie"),
-    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is a .webp"),
-    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no readable"),
-    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no readable"),
+    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is no picture"),
+    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no picture"),
+    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no picture"),
     "half an image": (
         FOLDERS | {"train/ant/0002.png": FOLDERS["train/ant/0002.png"][:1500]},
-        "train/ant/0002.png is no readable",
+        "train/ant/0002.png cannot be read as a picture",
     ),
     "large image": (
         FOLDERS | {"test/cow/1.png": forms.png(np.zeros((3, 16, 48), np.uint8))},

@@ -214,7 +214,7 @@ def test_grey_images_become_rgb_of_32_pixels(mnist: Path, root: Path, capfd) -> 
     stream = io.BytesIO()
     Image.fromarray(GREY[5]).save(stream, "PNG")
     stream.seek(0)
-    expected = np.frombuffer(pictures.decode(stream, "x"), np.uint8).reshape(32, 32, 3)
+    expected = np.frombuffer(pictures.decode(stream, "x").pixels, np.uint8).reshape(32, 32, 3)
     assert np.array_equal(dataset.train_images[5].permute(1, 2, 0).numpy(), expected)
 
 

@@ -139,14 +139,41 @@ def test_without_test_images_a_part_is_held_out(tmp_path: Path, root: Path) -> N
         data.import_source(source, None, root)
     dataset = data.import_source(source, None, root, wishes=Wishes(test_fraction=0.4))
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (9, 6)
+
+
+@pytest.mark.parametrize("unlabelled", [False, True])
+def test_validation_images_are_tested_with_where_there_are_no_others(
+    tmp_path: Path, root: Path, unlabelled: bool
+) -> None:
+    """Whose labels are published: ImageNet's test images have none, and are -1."""
     shard(tmp_path / "set/train-0.parquet", *TRAIN)
     shard(tmp_path / "set/validation-0.parquet", *VALID)
-    with pytest.raises(
-        UserError, match=r"rename the file of validation images to test\.parquet, or"
-    ):
-        data.import_source(tmp_path / "set", None, root)
-    dataset = data.import_source(tmp_path / "set", None, root, wishes=Wishes(test_fraction=0.4))
-    assert (len(dataset.train_labels), len(dataset.valid_labels)) == (9, 6)
+    if unlabelled:
+        shard(tmp_path / "set/test-0.parquet", TEST[0], [-1] * 6)
+    dataset = data.import_source(tmp_path / "set", None, root)
+    same(dataset, "test", VALID)
+    assert len(dataset.valid_labels) == 0
+    assert dataset.preparation["test_from"] == "validation"
+    assert dataset.preparation["others"] == (["test-0.parquet"] if unlabelled else [])
+    if not unlabelled:
+        wishes = Wishes(test_fraction=0.4)
+        dataset = data.import_source(tmp_path / "set", "b", root, wishes=wishes)
+        assert (len(dataset.train_labels), len(dataset.test_labels)) == (9, 6)
+        same(dataset, "valid", VALID)
+
+
+def test_what_was_done_to_images_is_recorded(tmp_path: Path, root: Path) -> None:
+    encoded = [forms.png(image, mode) for image, mode in zip(TEST[0][:2], "LP", strict=True)]
+    table = pa.table({"img": [*encoded, b"hello"], "label": [0, 1, 2]})
+    pq.write_table(table, tmp_path / "test.parquet")
+    with pytest.raises(UserError, match=r"test\.parquet, image 2 is no picture"):
+        data.import_source(tmp_path / "test.parquet", None, root)
+    wishes = Wishes(skip_unreadable=True)
+    dataset = data.import_source(tmp_path / "test.parquet", None, root, wishes=wishes)
+    assert dataset.test_labels.tolist() == [0, 1]
+    assert dataset.preparation["converted"] == {"L": 1, "P": 1}
+    assert (dataset.preparation["images"], dataset.preparation["unreadable"]) == (2, 1)
+    assert "without 1 that cannot be read" in dataset.source
 
 
 def test_other_sizes_are_resized_when_asked(tmp_path: Path, root: Path) -> None:
@@ -197,7 +224,8 @@ BAD = {
     "no image column": ({"columns": ("x", "label"), "plain": True}, None, "has no column img or"),
     "other class names": ({"names": ("a", "b", "c")}, None, "different class names"),
     "unlabelled": ({"labels": [None] * 6}, None, "image 0 has None in column label"),
-    "below zero": ({"labels": [-1] * 6}, None, "test labels run from -1 to -1"),
+    "without labels": ({"labels": [-1] * 6}, None, "test-0.parquet are all -1, and test images"),
+    "below zero": ({"labels": [-2] * 6}, None, "test labels run from -2 to -2"),
     "no number": ({"labels": [0.5] * 6}, None, "image 0 has 0.5 in column label"),
 }
 

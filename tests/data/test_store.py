@@ -39,8 +39,8 @@ def test_what_is_saved_is_loaded(root: Path) -> None:
     assert path == root / "small.safetensors"
     loaded = data.load("small", root)
     assert tree.equal(loaded[1:5], dataset[1:5])
-    assert loaded[:1] + loaded[5:9] == (*dataset[:1], *dataset[5:8], str(path))
-    assert tree.equal(loaded[9:], dataset[9:])
+    assert loaded[:1] + loaded[5:10] == (*dataset[:1], *dataset[5:8], str(path), {})
+    assert tree.equal(loaded[10:], dataset[10:])
     assert data.verify("small", root) == dataset.digest
 
 
@@ -78,7 +78,7 @@ def test_a_given_validation_split_is_kept_and_counts(root: Path) -> None:
     dataset = given()
     data.save(dataset, root)
     loaded = data.load("given", root)
-    assert tree.equal(loaded[9:], dataset[9:])
+    assert tree.equal(loaded[10:], dataset[10:])
     assert tree.equal(loaded[1:5], small()[1:5])
     assert data.verify("given", root) == dataset.digest
     assert len({dataset.digest, given(shift=1).digest, small().digest}) == 3
