@@ -132,7 +132,7 @@ def read(
     test_from = needed.get("test", "")
     preparation = {
         "images": sum(len(part.images) for part in parts.values()),
-        **_changes([arrays[there, "images"] for there in needed.values()]),
+        **changes([arrays[there, "images"] for there in needed.values()]),
         "others": [
             path.removesuffix(".npy")
             for path in sorted(files)
@@ -270,7 +270,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _changes(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
+def changes(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
     """How many images had what done to them, as ``pictures.summed`` says it of files."""
     shapes = [_channels_last(array).shape for array in arrays]
     resized = sum(shape[0] for shape in shapes if shape[1:3] != (SIDE, SIDE))

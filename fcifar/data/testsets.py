@@ -92,12 +92,14 @@ def read(
             part[(severity - 1) * size : severity * size] for part in (images, labels)
         )
     test = arrays.make_split("test", images, labels)
+    preparation = {"images": len(test.images), **arrays.changes([images])}
     classes, family = _classes(files.get(CLASSES), test, f"{source} {found.images}", found)
+    content = Content(EMPTY, test, classes, preparation=preparation)
     if found.corruption:
         name = f"{family or 'corrupted'}-c-{found.corruption}"
-        return Content(EMPTY, test, classes), name if severity is None else f"{name}-{severity}"
+        return content, name if severity is None else f"{name}-{severity}"
     match = _DATA.fullmatch(PurePosixPath(found.images).name)
-    return Content(EMPTY, test, classes), re.sub(r"[._]", "-", match[1] if match else "")
+    return content, re.sub(r"[._]", "-", match[1] if match else "")
 
 
 def refusal(corruptions: Collection[str]) -> UserError:
