@@ -107,5 +107,7 @@ def _message(error: BaseException) -> str:
 def _fail(error: BaseException, status: int, message: str | None = None) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
+    for note in getattr(error, "__notes__", ()):  # such as a list of files
+        output.note(f"  {note}")
     output.error(" ".join((message or str(error)).split()))
     return status

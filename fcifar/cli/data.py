@@ -62,14 +62,16 @@ def list_(
     if json:
         output.document([s._asdict() for s in summaries])
         return
+    given = any(s.valid_size for s in summaries)
     output.table(
-        ("name", "train", "test", "classes", "size", "source"),
+        ("name", "train", *(["valid"] if given else []), "test", "classes", "size", "source"),
         [
-            (s.name, "-", "-", "-", "-", s.problem)
+            (s.name, "-", *(["-"] if given else []), "-", "-", "-", s.problem)
             if s.problem
             else (
                 s.name,
-                f"{s.train_size:,}" if s.bytes else "-",
+                f"{s.train_size:,}" if s.train_size else "-",
+                *([f"{s.valid_size:,}" if s.valid_size else "-"] if given else []),
                 f"{s.test_size:,}" if s.bytes else "-",
                 str(len(s.classes)),
                 output.size(s.bytes) if s.bytes else "built in",
@@ -95,8 +97,16 @@ def info(
     if json:
         output.document(facts._asdict())
         return
-    rows = list(zip(facts.classes, facts.train_counts, facts.test_counts, strict=True))
-    output.table(("class", "train", "test"), [(c, f"{a:,}", f"{b:,}") for c, a, b in rows[:_ROWS]])
+    counts = {
+        "train": facts.train_counts,
+        **({"valid": facts.valid_counts} if facts.valid_counts else {}),
+        "test": facts.test_counts,
+    }
+    rows = list(zip(facts.classes, *counts.values(), strict=True))
+    output.table(
+        ("class", *counts),
+        [(name, *(f"{n:,}" for n in numbers)) for name, *numbers in rows[:_ROWS]],
+    )
     if len(rows) > _ROWS:
         output.line(f"... and {output.count(len(rows) - _ROWS, 'class', 'classes')} more")
     output.stdout.print()
@@ -104,9 +114,16 @@ def info(
         [
             ("classes", f"{len(rows):,}"),
             ("images", f"{sum(facts.train_counts):,} + {sum(facts.test_counts):,}"),
+            *(
+                [("validation", f"{sum(facts.valid_counts):,}, for --set valid=given")]
+                if facts.valid_counts
+                else []
+            ),
+            *([] if any(facts.train_counts) else [("training", "none: a test set alone")]),
             ("mean", ", ".join(f"{m:.4f}" for m in facts.mean)),
             ("std", ", ".join(f"{s:.4f}" for s in facts.std)),
             ("source", facts.source),
+            *prepare.preparation(facts.preparation),
             ("file", f"{facts.path} ({output.size(facts.bytes)})"),
             ("digest", facts.digest),
         ]
@@ -143,6 +160,8 @@ def preview(
     debug: options.Debug = False,
 ) -> None:
     """Draw a grid of training images, a row a class; of many classes, some.
+
+    Of a test set alone, these are test images.
 
     [dim]fcifar data preview cifar10 --out cifar10.png[/]
     """

@@ -104,6 +104,10 @@ RunsDir = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option("--skip-unreadable", help="Go on without images that cannot be read."),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT),

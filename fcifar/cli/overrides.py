@@ -21,7 +21,8 @@ def with_changes(
     """The recipe with each NAME=VALUE: a field of it, or an option of its network.
 
     A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another network
-    comes without the options of the one before. ``option`` is what a message calls them.
+    comes without the options of the one before, and ``valid=given`` without the fraction that the
+    recipe would hold out. ``option`` is what a message calls them.
     ``overrides`` are fields that change before them; what comes of it all is validated once.
 
     Raises:
@@ -31,6 +32,7 @@ def with_changes(
     from fcifar.recipes import RECIPES, from_dict, to_dict
 
     values = {**to_dict(recipe), **(overrides or {})}
+    asked = {*(overrides or {}), *(text.partition("=")[0] for text in changes)}
     for text in changes:
         name, equals, value = text.partition("=")
         network = values["model"]
@@ -38,6 +40,9 @@ def with_changes(
             raise UserError(f"{option} is {shown(text)}; it must be NAME=VALUE")
         if name == "model" and value != network:
             values |= {"model": value, "model_options": {}}
+        elif name == "valid" and value == "given":
+            held_out = {"valid_fraction": 0.0, "stratify": False}
+            values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in asked}}
         elif name in _TEXTS:
             values[name] = _texts(value)
         elif name in values and name not in ("model_options", "name"):

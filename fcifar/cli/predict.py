@@ -42,6 +42,7 @@ def predict(
             dir_okay=False,
         ),
     ] = None,
+    skip_unreadable: options.SkipUnreadable = False,
     model: opening.Model = None,
     recipe: opening.RecipeName = None,
     changes: opening.Changes = None,
@@ -57,12 +58,15 @@ def predict(
     """Classify pictures of any size with a trained network.
 
     The shorter side is resized to 32 pixels and the middle of the longer one cut
-    out; a picture of 32x32 pixels is taken as it is. What is transparent is seen
-    on white. Folders are searched, with those in them.
+    out; a picture of 32x32 pixels is taken as it is. It is turned as its EXIF
+    orientation says, and what is transparent is seen on white: as in data import.
+    Folders are searched, with those in them.
 
     [dim]fcifar predict runs/a photo.jpg
     fcifar predict runs/a photos/ --grid sheet.png[/]
     """
+    import torch
+
     from fcifar.cli.progress import counting
     from fcifar.data import pictures
     from fcifar.runs import predict as prediction
@@ -76,14 +80,23 @@ def predict(
         precision=precision or "fp32",
         deterministic=deterministic,
     )
-    paths = pictures.find(images)
+    paths, left_out, _ = pictures.find(images)
+    if left_out:
+        output.note(f"not read: {pictures.in_words(left_out)}")
     if grid is not None and len(paths) > GRID_LIMIT:
         raise UserError(
             f"--grid holds up to {GRID_LIMIT} pictures, not {len(paths):,}; give fewer, "
             "or leave it out"
         )
     with counting(quiet=quiet) as progress:
-        pixels = pictures.read_all(paths, progress)
+        rows, failures = pictures.read_those_that_can_be(paths, progress)
+    if failures and not (skip_unreadable and rows):
+        raise pictures.cannot_read(list(failures.values()), len(paths))
+    if failures:
+        output.note(f"skipped {output.count(len(failures), 'image')} that cannot be read:")
+        for words in pictures.listed(list(failures.values())):
+            output.note(f"  {words}")
+    pixels, paths = torch.stack(rows), [path for path in paths if path not in failures]
     logits = prediction.predict(network, runtime, pixels)
     guesses = prediction.best_guesses(logits, network.classes, len(RANKS))
     if grid is not None:

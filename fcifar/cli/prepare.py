@@ -1,7 +1,8 @@
 """fcifar data fetch and fcifar data import."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -100,9 +101,8 @@ def import_(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="An official archive of CIFAR-10 or CIFAR-100 or its folder; a folder of "
-            "train/CLASS/*.png and test/CLASS/*.png, or of CLASS/*.png; a .zip or .tar.gz of one; "
-            "or an .npz.",
+            help="A folder of images, a .zip or .tar.gz of one, an official archive, an .npz, "
+            ".parquet files of Hugging Face or their folder, or a test set as .npy.",
         ),
     ],
     name: Annotated[
@@ -118,8 +118,8 @@ def import_(
         typer.Option(
             "--resize",
             metavar="crop|stretch",
-            help="Take pictures of any size and make them 32x32: crop cuts the middle out of the "
-            "longer side, stretch changes proportions.",
+            help="Make images of any size 32x32: crop cuts the middle out of the longer side, "
+            "stretch changes proportions.",
             show_default="refuse other sizes",
         ),
     ] = None,
@@ -128,7 +128,7 @@ def import_(
         typer.Option(
             "--test-fraction",
             metavar="PART",
-            help="Of each class, to test with, where there is no test folder; such as 0.1.",
+            help="Part of each class to test with, where there is no test folder.",
             show_default=False,
         ),
     ] = None,
@@ -145,6 +145,25 @@ def import_(
             show_default="fine",
         ),
     ] = None,
+    corruption: Annotated[
+        str | None,
+        typer.Option(
+            "--corruption",
+            metavar="NAME",
+            help="Of CIFAR-10-C: which of its files, such as fog.",
+            show_default=False,
+        ),
+    ] = None,
+    severity: Annotated[
+        int | None,
+        typer.Option(
+            "--severity",
+            metavar="1|2|3|4|5",
+            help="Of CIFAR-10-C: which of the five parts of a file.",
+            show_default="all five",
+        ),
+    ] = None,
+    skip_unreadable: options.SkipUnreadable = False,
     force: Force = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
@@ -153,9 +172,16 @@ def import_(
 ) -> None:
     """Prepare a data set from files.
 
+    A folder has train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png with
+    --test-fraction; or train/*.png beside trainLabels.csv, as Kaggle's CIFAR-10;
+    or is tiny-ImageNet's. Without test/, val/ is tested with. Images are turned as
+    EXIF says, and transparent ones are put on white. fcifar data info shows what
+    was done and what was left out.
+
     [dim]fcifar data import cifar-10-python.tar.gz
     fcifar data import photos/ --resize crop --test-fraction 0.1
-    fcifar data import cifar-100-python.tar.gz --labels coarse[/]
+    fcifar data import cifar-100-python.tar.gz --labels coarse
+    fcifar data import CIFAR-10-C/fog.npy --severity 3[/]
     """
     from fcifar import data
     from fcifar.cli.progress import counting
@@ -170,6 +196,9 @@ def import_(
         labels=labels,
         test_fraction=test_fraction or 0.0,
         seed=Runtime(seed=seed or 0).seed,  # which says in which range a seed must lie
+        corruption=corruption,
+        severity=severity,
+        skip_unreadable=skip_unreadable,
     )
     with counting(quiet=quiet) as progress:
         dataset = data.import_source(
@@ -184,26 +213,74 @@ def import_(
 
 
 def _announce(dataset: "Dataset", json: bool) -> None:
-    train, test = len(dataset.train_labels), len(dataset.test_labels)
+    train, valid, test = (
+        len(labels) for labels in (dataset.train_labels, dataset.valid_labels, dataset.test_labels)
+    )
     if json:
         output.document(
             {
                 "name": dataset.name,
                 "train": train,
+                "valid": valid,
                 "test": test,
                 "classes": dataset.classes,
                 "source": dataset.source,
                 "digest": dataset.digest,
+                "preparation": dict(dataset.preparation),
             }
         )
         return
+    given = " --set valid=given" if valid else ""
     output.facts(
         [
             ("prepared", dataset.name),
-            ("images", f"{train:,} for training, {test:,} for testing"),
+            (
+                "images",
+                (f"{train:,} for training, " if train else "")
+                + (f"{valid:,} for validation, " if valid else "")
+                + f"{test:,} for testing",
+            ),
             ("classes", f"{len(dataset.classes):,}: {names_of(dataset.classes)}"),
             ("from", dataset.source),
+            *preparation(dataset.preparation),
             ("digest", dataset.digest),
-            ("train on it", f"fcifar train --dataset {dataset.name}"),
+            ("train on it", f"fcifar train --dataset {dataset.name}{given}")
+            if train
+            else ("evaluate on it", f"fcifar eval RUN --dataset {dataset.name}"),
         ]
     )
+
+
+def preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What an import did to pixels, and what it left out: names and values."""
+    from fcifar.data.pictures import in_words, others_in_words
+
+    def several(name: str, what: str) -> list[str]:
+        return [f"{about[name]:,} {what}"] if about.get(name) else []
+
+    modes = {f"from {mode}": count for mode, count in about.get("converted", {}).items()}
+    done = [
+        *several("oriented", "turned as EXIF says"),
+        *several("on_white", "composited on white"),
+        *several("resized", f"resized ({about.get('resize', 'crop')})"),
+        *several("first_frame", "the first of several frames"),
+        *several("cut_to_8_bits", "cut to 8 bits a channel"),
+        *([in_words(modes)] if modes else []),
+    ]
+    left = [
+        *([in_words(about["left_out"])] if about.get("left_out") else []),
+        *([others_in_words(about["others"])] if about.get("others") else []),
+        *several("unreadable", "that cannot be read"),
+        *several("other_files", "other files"),
+    ]
+    tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
+    return [
+        *([("pixels", ", ".join(done) or "as they are in the files")] if "images" in about else []),
+        *([("left out", ", ".join(left))] if left else []),
+        *([("labels", ", ".join(tables))] if tables else []),
+        *(
+            [("tested with", about["test_from"])]
+            if about.get("test_from", "") not in ("", "test")
+            else []
+        ),
+    ]

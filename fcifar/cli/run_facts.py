@@ -75,6 +75,11 @@ def _asked(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{output.count(len(data['classes']), 'class', 'classes')}, "
             f"digest {data['digest'][:12]}",
         ),
+        *(
+            [("validation", f"{data['valid']:,} images that the data set has besides")]
+            if manifest["recipe"].get("valid") == "given"
+            else []
+        ),
         ("seed", str(runtime["seed"])),
         (
             "computed",

@@ -11,7 +11,9 @@ def _chosen(report: dict[str, Any]) -> str:
     if "valid_loss" not in selected:
         return f"of the last step, {steps:,}{stopped}"
     loss = selected["valid_loss"]
-    return f"of step {selected['step']:,}, chosen by validation loss {loss:.4f}{stopped}"
+    # Reports of earlier versions do not have the number.
+    count = f" of {report['valid_n']:,} images" if report.get("valid_n") else ""
+    return f"of step {selected['step']:,}, chosen by validation loss {loss:.4f}{count}{stopped}"
 
 
 def show(report: dict[str, Any]) -> None:

@@ -6,21 +6,23 @@ larger than any image or batch of images, is refused before it is read.
 
 import errno
 import gzip
+import io
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PureWindowsPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fcifar.data import tars
+from fcifar.data import folders, pictures, tars, testsets
 from fcifar.data.progress import Progress
 from fcifar.errors import UserError, WorldError, one_line, reason
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch has 31 million
 BATCH_LIMIT = 160 * 2**20  # bytes of a member without an ending; CIFAR-100's has 155 million
-ARRAY_LIMIT = 2**30  # bytes of one .npy member
+ARRAY_LIMIT = 2**30  # bytes of one .npy or .parquet member
 TOTAL_LIMIT = 2**31  # bytes of all members, those included that are not read
 CONVERTED_LIMIT = 2**38  # the same where members are made small one by one
 COUNT_LIMIT = 2_000_000  # members
@@ -29,11 +31,21 @@ DEPTH_LIMIT = 8  # folders within folders; a link to a parent would never end
 
 ACCEPTED = (
     "an official CIFAR-10 archive or its unpacked folder (Python or binary version), that of "
-    "CIFAR-100 (Python version), a folder with train/<class>/ and test/<class>/ holding .png or "
-    ".jpg files, such a folder as .zip, .tar or .tar.gz, or an .npz"
+    "CIFAR-100 (Python version), a folder with train/<class>/ and test/<class>/ holding .png, .jpg "
+    "or other image files, such a folder as .zip, .tar or .tar.gz, an .npz, .parquet files of "
+    "Hugging Face, or a test set as .npy (CIFAR-10.1, CIFAR-10-C)"
 )
 
-Convert = Callable[[str, bytes], bytes]
+Convert = Callable[[str, bytes], Any]
+
+# How files begin that have to be unpacked by another program first.
+_PACKED = {
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x"),
+    b"Rar!": ("a RAR archive", "unrar x"),
+    b"BZh": ("packed by bzip2", "tar xf"),
+    b"\xfd7zXZ": ("packed by xz", "tar xf"),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd", "tar xf"),
+}
 
 # What the libraries raise for bytes that are not what they should be.
 _DAMAGED = (
@@ -58,21 +70,34 @@ class Member(NamedTuple):
     read: Callable[[], bytes]
 
 
+class Found(NamedTuple):
+    """What a folder or archive holds."""
+
+    files: dict[str, Any]  # content, or what it was converted to, by path
+    others: list[str]  # paths of what is not wanted
+
+
 def read(
     source: Path,
     wanted: Callable[[str], bool],
     progress: Progress,
     convert: Convert | None = None,
-) -> dict[str, bytes]:
+    *,
+    limit: int | None = None,
+) -> Found:
     """The wanted files of a folder or archive by path, in sorted order, whatever theirs was.
 
     Paths are relative and use "/". Folders that the source mentions are there as well: their path
-    ends in "/" and their content is empty. One folder that holds everything else is left out of
-    the paths, unless it is called train or test. Hidden files are passed over.
+    ends in "/" and their content is empty. Folders that hold everything else are left out of
+    the paths, unless they are of a split or a class. Hidden files are passed over. Of a file in a
+    folder that may not be read, and would be an image, the content is the WorldError of it.
 
     Args:
+        wanted: by path. Where the ending of a file says nothing, it is an image inside that is
+            wanted.
         convert: ``(path, content) -> content``: what to keep of a file that is wanted, as soon as
             it is read. Of a folder of large pictures, no more than one is in memory then.
+        limit: bytes of all members; without it, more of them with ``convert`` than without.
 
     Raises:
         UserError: the source does not exist, is nothing we can read, is damaged, or has a member
@@ -81,10 +106,10 @@ def read(
     """
     where = one_line(source)
     try:
-        limit = CONVERTED_LIMIT if convert else TOTAL_LIMIT
+        limit = limit or (CONVERTED_LIMIT if convert else TOTAL_LIMIT)
         members = _members(source, limit, progress)
-        return _without_top(_gather(members, wanted, convert, limit, where))
-    except UserError:
+        return _without_tops(_gather(members, wanted, convert, limit, where))
+    except (UserError, WorldError):
         raise
     except (*_DAMAGED, OSError) as error:
         # zipfile looks where a header sends it, were that beyond the end of all files.
@@ -110,8 +135,9 @@ def _gather(
     convert: Convert | None,
     most: int,
     source: str,
-) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
+) -> Found:
+    files: dict[str, Any] = {}
+    others: list[str] = []
     total = 0
     for count, member in enumerate(members, 1):
         name = _inside(member.name, source)
@@ -132,20 +158,33 @@ def _gather(
             continue
         if member.kind == "folder":
             files[name + "/"] = b""
-        elif wanted(name):
-            if name in files:
-                raise UserError(f"{source} holds {name!r} twice; it is not clear which one counts")
-            limit = _limit(name)
-            if member.size > limit:
-                raise UserError(
-                    f"{name!r} in {source} has {member.size} bytes; at most {limit} are accepted"
-                )
-            files[name] = convert(name, member.read()) if convert else member.read()
-    return dict(sorted(files.items()))
+            continue
+        sure, limit = wanted(name), _limit(name)
+        if not sure and (member.size > MEMBER_LIMIT or not pictures.may_be_image(name)):
+            others.append(name)
+            continue
+        if name in files:
+            raise UserError(f"{source} holds {name!r} twice; it is not clear which one counts")
+        if member.size > limit:
+            raise UserError(
+                f"{name!r} in {source} has {member.size} bytes; at most {limit} are accepted"
+            )
+        try:
+            content = member.read()
+        except WorldError as error:
+            if not pictures.is_image(name):
+                raise
+            files[name] = error
+            continue
+        if not sure and not pictures.holds_image(io.BytesIO(content)):
+            others.append(name)
+            continue
+        files[name] = convert(name, content) if convert else content
+    return Found(dict(sorted(files.items())), sorted(others))
 
 
 def _limit(name: str) -> int:
-    if name.endswith(".npy"):
+    if name.endswith((".npy", ".parquet")):
         return ARRAY_LIMIT
     return MEMBER_LIMIT if "." in name.rpartition("/")[2] else BATCH_LIMIT
 
@@ -160,15 +199,30 @@ def _inside(name: str, source: str) -> str:
     return "/".join(path.parts)
 
 
-def _without_top(files: dict[str, bytes]) -> dict[str, bytes]:
-    tops = {name.split("/")[0] for name in files if "/" in name}
-    if len(tops) != 1 or tops & {"train", "test"} or any("/" not in name for name in files):
-        return files
-    cut = len(tops.pop()) + 1
-    return {name[cut:]: data for name, data in files.items() if name[cut:]}
+def _without_tops(found: Found) -> Found:
+    """Paths without the folders that hold everything else and say nothing about it."""
+    files, others = found
+    while len(tops := {name.partition("/")[0] for name in files if not name.endswith("/")}) == 1:
+        top = tops.pop()
+        start = f"{top}/"
+        inside = {name.removeprefix(start): name for name in files if name.startswith(start)}
+        real = [name for name in inside if name and not name.endswith("/")]
+        below = {folders.split_of(name.partition("/")[0]) for name in real if "/" in name}
+        split = folders.split_of(top) == "train" or top.lower() == "test"
+        if (
+            not real  # a single file beside folders
+            or (split and not below - {""})
+            or any(
+                "/" not in name and folders.is_picture(name, files[inside[name]]) for name in real
+            )
+        ):
+            break
+        files = {short: files[name] for short, name in inside.items() if short}
+        others = [name.removeprefix(start) for name in others]
+    return Found(files, others)
 
 
-# The three kinds of source ------------------------------------------------------------------------
+# The kinds of source ------------------------------------------------------------------------------
 
 
 def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
@@ -183,10 +237,28 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if not source.stat().st_size:
         raise UserError(f"{one_line(source)} is empty; give the path of {ACCEPTED}")
     with source.open("rb") as file:
-        magic = file.read(2)
-    if magic == b"PK":
+        magic = file.read(6)
+    for start, (what, command) in _PACKED.items():
+        if magic.startswith(start):
+            raise UserError(
+                f"{one_line(source)} is {what}; unpack it with `{command} "
+                f"{one_line(source.name)}` and give the folder"
+            )
+    if magic.startswith((b"PAR1", b"\x93NUMPY")):
+        return _file_members(source, progress)
+    if magic.startswith(b"PK"):
         return _zip_members(source, progress)
-    return _tar_members(source, magic == b"\x1f\x8b", 2 * limit, progress)
+    return _tar_members(source, magic.startswith(b"\x1f\x8b"), 2 * limit, progress)
+
+
+def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
+    """A file that is no archive, and beside an .npy file the labels and class names of it."""
+    beside = [testsets.labels_of(source.name), testsets.CLASSES] if source.suffix == ".npy" else []
+    for count, name in enumerate(dict.fromkeys([source.name, *beside])):
+        progress(f"reading {source.name}", count, 0)
+        path = source.with_name(name)
+        if path.is_file():
+            yield Member(name, "file", path.stat().st_size, partial(_read_bytes, path))
 
 
 def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
@@ -199,7 +271,16 @@ def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
             kind, size = "file", path.stat().st_size
         else:
             kind = "a dangling link or a device"
-        yield Member(name, kind, size, path.read_bytes)
+        yield Member(name, kind, size, partial(_read_bytes, path))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WorldError(
+            f"cannot read {one_line(path)}: {reason(error)}; check the file and its permissions"
+        ) from error
 
 
 def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:

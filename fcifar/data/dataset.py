@@ -1,8 +1,9 @@
 """A data set as a value, and what makes one valid."""
 
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,18 +15,24 @@ SIDE = 32  # pixels
 
 
 class Split(NamedTuple):
-    """The images of one half of a data set, with their labels."""
+    """The images of one part of a data set, with their labels."""
 
     images: Tensor  # uint8 [N, 3, 32, 32]
     labels: Tensor  # int64 [N]
 
 
+EMPTY = Split(torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+"""The training split of a test set alone; the validation split of a set without one."""
+
+
 class Content(NamedTuple):
     """What a reader finds in a source."""
 
-    train: Split
+    train: Split  # without rows for a test set alone
     test: Split
     classes: tuple[str, ...]
+    valid: Split = EMPTY  # given validation images
+    preparation: Mapping[str, Any] = MappingProxyType({})  # what was done and left out, for JSON
 
 
 class Dataset(NamedTuple):
@@ -40,27 +47,52 @@ class Dataset(NamedTuple):
     source: str  # where the images came from, for a person
     digest: str  # SHA-256 of content: see content_digest
     path: str = ""  # the prepared file that it is mapped from, if it is
+    preparation: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # see ``importing``; the digest is not of it
+    valid_images: Tensor = EMPTY.images  # uint8 [V, 3, 32, 32]: the given validation split, or none
+    valid_labels: Tensor = EMPTY.labels  # int64 [V]
 
 
 def make_dataset(
-    name: str, train: Split, test: Split, classes: Sequence[str], source: str
+    name: str,
+    train: Split,
+    test: Split,
+    classes: Sequence[str],
+    source: str,
+    valid: Split = EMPTY,
 ) -> Dataset:
     """A valid data set with its digest.
 
+    Args:
+        train: ``EMPTY`` for a test set alone, which can be evaluated on and not trained on.
+        valid: the given validation split, ``EMPTY`` where there is none.
+
     Raises:
-        UserError: a split is empty or of another shape or dtype, a label has no class, or class
-            names are missing, repeated or unprintable.
+        UserError: the test split is empty, a split is of another shape or dtype, a label has no
+            class, or class names are missing, repeated or unprintable.
     """
-    check(train, test, classes)
-    digest = content_digest(*train, *test, classes)
-    return Dataset(name, *train, *test, tuple(classes), source, digest)
+    check(train, test, classes, valid)
+    digest = content_digest(*train, *test, classes, *valid)
+    return Dataset(
+        name,
+        *train,
+        *test,
+        tuple(classes),
+        source,
+        digest,
+        valid_images=valid.images,
+        valid_labels=valid.labels,
+    )
 
 
-def check(train: Split, test: Split, classes: Sequence[str]) -> None:
+def check(train: Split, test: Split, classes: Sequence[str], valid: Split = EMPTY) -> None:
     """Raise the UserError that ``make_dataset`` promises, without reading the images."""
     _check_classes(classes)
-    _check_split("train", train, len(classes))
-    _check_split("test", test, len(classes))
+    for name, split in (("train", train), ("validation", valid), ("test", test)):
+        check_split(name, split, len(classes))
+    if not len(test.images):
+        raise UserError("the test split is empty; it needs at least one image")
 
 
 def content_digest(
@@ -69,13 +101,16 @@ def content_digest(
     test_images: Tensor,
     test_labels: Tensor,
     classes: Sequence[str],
+    valid_images: Tensor = EMPTY.images,
+    valid_labels: Tensor = EMPTY.labels,
 ) -> str:
-    """SHA-256 of what a model can learn from: the four tensors and the class names in order.
+    """SHA-256 of what a model can learn from: images, labels and the class names in order.
 
     A data set's name and source do not count, so the same images imported from a folder and from
-    an archive have the same digest.
+    an archive have the same digest. Validation images count where there are any.
     """
     names = torch.tensor(list(json.dumps(list(classes)).encode()), dtype=torch.uint8)
+    given = {"valid_images": valid_images, "valid_labels": valid_labels}
     return tree.digest(
         {
             "train_images": train_images,
@@ -83,6 +118,7 @@ def content_digest(
             "test_images": test_images,
             "test_labels": test_labels,
             "classes": names,
+            **(given if len(valid_labels) else {}),
         }
     )
 
@@ -99,7 +135,13 @@ def _check_classes(classes: Sequence[str]) -> None:
         )
 
 
-def _check_split(split: str, data: Split, classes: int) -> None:
+def check_split(split: str, data: Split, classes: int) -> None:
+    """Raise a UserError unless images and labels are of the right shapes and dtypes and as many as
+    each other, and labels are below ``classes``.
+
+    Args:
+        split: what messages call it.
+    """
     images, labels = data
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, SIDE, SIDE):
         raise UserError(
@@ -114,7 +156,7 @@ def _check_split(split: str, data: Split, classes: int) -> None:
             "every image needs one label"
         )
     if not len(images):
-        raise UserError(f"the {split} split is empty; it needs at least one image")
+        return
     low, high = (int(extreme) for extreme in labels.aminmax())
     if low < 0 or high >= classes:
         raise UserError(

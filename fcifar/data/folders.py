@@ -1,209 +1,463 @@
-"""Class folders: ``train/<class>/<image>`` and ``test/<class>/<image>``, or ``<class>/<image>``."""
+"""Folders of images: ``train/<class>/<file>`` and ``test/<class>/<file>``, or ``<class>/<file>``.
 
+``layout`` says of each image which split and class it is of, from paths alone; ``read`` decodes.
+"""
+
+import csv
 import io
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
 from fcifar import random
-from fcifar.data.dataset import SIDE, Content, Split
+from fcifar.data import pictures
+from fcifar.data.dataset import EMPTY, SIDE, Content, Split
+from fcifar.data.pictures import Picture, UnreadableError
 from fcifar.data.progress import Progress
 from fcifar.data.splits import hold_out_of_each
-from fcifar.errors import UserError, one_line, reason
+from fcifar.errors import UserError, WorldError, one_line
 
-Decode = Callable[[str, bytes], bytes]
+Decode = Callable[[str, Any], Picture]  # raises UserError or WorldError
 
-SPLITS = ("train", "test")
-VALIDATION = ("val", "valid", "validation")  # what others call the folder to test with
-IMAGES = (".png", ".jpg", ".jpeg")
-# Passing over these would make a smaller data set than the folder shows.
-UNSUPPORTED = (".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".avif")
+SPLITS = MappingProxyType(
+    {
+        **dict.fromkeys(("train", "training"), "train"),
+        **dict.fromkeys(("test", "testing"), "test"),
+        **dict.fromkeys(("val", "valid", "validation"), "valid"),
+    }
+)
+"""What folders of splits are called, in lower case, and the split."""
+
+_SET = re.compile(r"[ _-]?set$")  # "training_set"
+_TABLE = re.compile(r"(train|training|test|testing|val|valid|validation|)_?labels\.csv")
+_ANNOTATIONS = re.compile(r"(train|test|val)_annotations\.txt")  # of tiny-ImageNet
+_INSIDE = ("images", "image", "imgs", "img")  # a folder of nothing but the images of a class
+_MOST_LISTED = 100  # that are recorded by name
 
 
-def is_image(path: str) -> bool:
-    """Whether a path has the ending of an image file, of a kind we read or not."""
-    return path.lower().endswith(IMAGES + UNSUPPORTED)
+class Place(NamedTuple):
+    """Which split and class an image is of."""
+
+    split: str  # "train", "test" or "valid"; "" for an image in no folder of a split
+    label: str  # the class, composed as Unicode's NFC; "" for an image without one
+    path: str
 
 
-def is_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is a train or a test folder, or else a folder with an image in it."""
-    return _has_splits(files) or any("/" in path and is_image(path) for path in files)
+class Layout(NamedTuple):
+    """A folder of images, by its paths."""
+
+    places: list[Place]  # of every image
+    tops: dict[str, str]  # what the folder of a split is called; empty where there are none
+    tables: dict[str, str]  # of a split whose classes a table of labels says: its path
+    empty: list[Place]  # folders, and files that cannot be read here, of a class
+
+
+def split_of(folder: str) -> str:
+    """``"test"`` of ``"Testing"`` or ``"test_set"``; ``""`` of the name of no split."""
+    return SPLITS.get(_SET.sub("", folder.lower()), "")
+
+
+def is_table(path: str) -> bool:
+    """Whether a path may be a table of labels: Kaggle's ``trainLabels.csv``, and the like."""
+    name = PurePosixPath(path).name.lower()
+    return bool(_TABLE.fullmatch(name) or _ANNOTATIONS.fullmatch(name))
+
+
+def is_picture(path: str, content: Any) -> bool:
+    """Whether a file is an image, by its name or else by its content; or is one decoded already."""
+    if not isinstance(content, bytes) or pictures.is_image(path):
+        return True
+    return (
+        not path.endswith("/")
+        and pictures.may_be_image(path)
+        and pictures.holds_image(io.BytesIO(content))
+    )
+
+
+def is_layout(files: Mapping[str, Any]) -> bool:
+    """Whether an image lies in a folder, or beside a table of labels."""
+    tables = any(map(is_table, files))
+    return any(("/" in path or tables) and is_picture(path, files[path]) for path in files)
+
+
+# Which split and class ----------------------------------------------------------------------------
+
+
+def layout(
+    paths: Iterable[str], beside: Iterable[str] = (), tables: Mapping[str, bytes] | None = None
+) -> Layout:
+    """Which split and class each image is of.
+
+    The folder of a split is called as in ``SPLITS``, in any case; without one, an image is of no
+    split. Below it comes the folder of a class; single folders that hold all the others do not
+    count, nor does a folder ``images`` in each class. Images that lie in no folder of a class get
+    theirs from a table of labels, where there is one.
+
+    Args:
+        paths: of the images, relative, with "/".
+        beside: folders, whose paths end in "/", and image files that cannot be read.
+        tables: content of tables by path, see ``is_table``.
+
+    Raises:
+        UserError: two folders are of one split, or a table cannot be read.
+    """
+    images, beside, tables = sorted(paths, key=_order), sorted(beside, key=_order), tables or {}
+    tops = _tops(images, tables)
+    found, empty, used = [], [], {}
+    groups = {**{top: split for split, top in tops.items()}, **({} if tops else {"": ""})}
+    for top, split in groups.items():
+        start = f"{top}/" if top else ""
+        here = {path: _parts(path, start) for path in images if path.startswith(start)}
+        rows = _short(list(here.values()))
+        labels = [row[0] if len(row) == 2 else "" for row in rows]
+        if rows and all(len(row) == 1 for row in rows):
+            table, known = _table(tables, split, top)
+            labels = [known.get(row[0]) or known.get(_stem(row[0]), "") for row in rows]
+            used |= {split: table} if table else {}
+        found += [Place(split, _nfc(label), path) for path, label in zip(here, labels, strict=True)]
+        others = [path for path in beside if path.startswith(start)]
+        cut = _short([*here.values(), *(_parts(path, start) for path in others)], len(here))
+        empty += [
+            Place(split, _nfc(row[0]), path)
+            for path, row in zip(others, cut[len(here) :], strict=True)
+            if len(row) == 2
+        ]
+    taken = {place.path for place in found}
+    found += [Place("", "", path) for path in images if path not in taken]
+    return Layout(found, tops, used, empty)
+
+
+def _order(path: str) -> tuple[str, str]:
+    """The same for either spelling of a name, composed or not."""
+    return _nfc(path), path
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _parts(path: str, start: str) -> tuple[str, ...]:
+    return tuple(path.removeprefix(start).split("/"))
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name).stem
+
+
+def _tops(paths: Sequence[str], tables: Mapping[str, bytes]) -> dict[str, str]:
+    """The folder of each split."""
+    depths: dict[str, set[int]] = {}
+    for path in paths:
+        if "/" in path:
+            depths.setdefault(path.split("/")[0], set()).add(path.count("/"))
+    named = [(split_of(top), top) for top in sorted(depths) if split_of(top)]
+    tops = dict(named)
+    for split, top in named:
+        if tops[split] != top:
+            raise UserError(
+                f"{one_line(top)}/ and {one_line(tops[split])}/ are both of the {split} split; "
+                "keep one, or put all of it into one"
+            )
+    others = [top for top in depths if not split_of(top)]
+    # Trains beside buses: a class, which holds images as all the others do.
+    alike = all(depths[top] == {1} for top in depths)
+    if len(tops) == 1 and others and alike and not any(map(is_table, tables)):
+        return {}
+    return {} if tops.keys() == {"valid"} else tops
+
+
+def _short(rows: Sequence[tuple[str, ...]], count: int | None = None) -> list[tuple[str, ...]]:
+    """Paths below a split without the folders that say nothing: ``(class, file)`` at best.
+
+    Args:
+        count: how many of them, from the first, say which folders these are. None: all.
+    """
+    rows = list(rows)
+    asked = rows[:count]
+    if asked and all(len(row) > 2 and row[-2].lower() in _INSIDE for row in asked):
+        rows = [
+            (*row[:-2], row[-1]) if len(row) > 2 and row[-2].lower() in _INSIDE else row
+            for row in rows
+        ]
+    while (asked := rows[:count]) and len({row[0] for row in asked}) == 1:
+        depths = {len(row) for row in asked}
+        name = asked[0][0]
+        # The last folder above the images is their class.
+        if min(depths) > 2 or (depths == {2} and (name.lower() in _INSIDE or split_of(name))):
+            rows = [row[1:] if row[0] == name else () for row in rows]
+        else:
+            break
+    return rows
+
+
+def _table(tables: Mapping[str, bytes], split: str, top: str) -> tuple[str, dict[str, str]]:
+    """The path of a split's table, and the class of each file by its name; or nothing."""
+    for path in sorted(tables):
+        folder, _, name = path.rpartition("/")
+        match = _TABLE.fullmatch(name.lower()) or _ANNOTATIONS.fullmatch(name.lower())
+        if match is None or folder not in ("", top):
+            continue
+        # What has labels and is in no folder of a split is to train with.
+        if match[1] and split_of(match[1]) != (split or "train"):
+            continue
+        return path, _labels(path, tables[path])
+    return "", {}
+
+
+def _labels(path: str, content: bytes) -> dict[str, str]:
+    """The class of each file: a table's second column, or the one that is called label."""
+    text = content.decode("utf-8-sig", "replace")
+    tabs = path.lower().endswith(".txt")
+    try:
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t" if tabs else ","))
+    except csv.Error as error:
+        raise UserError(f"{one_line(path)} is no table of labels: {error}") from error
+    head = [] if tabs else [name.strip().lower() for name in rows[0]] if rows else []
+    column = next((head.index(name) for name in ("label", "class") if name in head[1:]), 1)
+    labels: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        if not row or (number == 1 and not tabs):
+            continue
+        if len(row) <= column or not row[column].strip():
+            raise UserError(
+                f"{one_line(path)} has no label in line {number}; it needs the name of a file and "
+                "its class in each"
+            )
+        name, label = PurePosixPath(row[0].strip()).name, row[column].strip()
+        if labels.setdefault(name, label) != label:
+            raise UserError(f"{one_line(path)} has two labels for {one_line(name)}; keep one")
+    return labels
+
+
+# Reading ------------------------------------------------------------------------------------------
 
 
 def read(
-    files: Mapping[str, bytes],
+    files: Mapping[str, Any],
     progress: Progress,
     *,
     decode: Decode,
+    others: Iterable[str] = (),
     test_fraction: float = 0.0,
     seed: int = 0,
+    skip_unreadable: bool = False,
 ) -> Content:
-    """Decode every image. ``files`` are in sorted order, and so are classes and rows.
+    """Decode every image. Classes, and the rows of each, come in the order of their names.
 
     Classes are numbered in the alphabetical order of their names, which for CIFAR-10 is the
-    official order.
+    official order. Where there are images to train and to validate with and none to test with that
+    have labels, those to validate with are the test split; else they are the given validation
+    split. Images of no split are left out.
 
     Args:
-        decode: ``(path, content) -> `` 3072 bytes, rows of RGB triples.
+        files: images, encoded or decoded, and tables of labels, by path; folders end in "/".
+        decode: ``(path, content) -> Picture``.
+        others: paths of files that are not in ``files``.
         test_fraction: of the images of each class, rounded, and at least one, to test with, where
             there is no test folder. 0 asks for a test folder.
         seed: of the key that chooses them.
+        skip_unreadable: leave out images that cannot be read, instead of refusing.
+
+    Returns:
+        the splits, with ``preparation``: what was left out, and what was done to pixels.
 
     Raises:
-        UserError: a split or class is missing or empty, or a file is no 32x32 image. The file is
+        UserError: a split or class is missing or empty, or files are no 32x32 images. These are
             named.
+        WorldError: files may not be read. These are named.
     """
-    if not test_fraction:
-        _check_splits(files)
-        members = {split: _by_class(files, split) for split in SPLITS}
-        for split, other in (SPLITS, SPLITS[::-1]):
-            if lost := sorted(set(members[other]) - set(members[split])):
-                raise UserError(
-                    f"class {one_line(repr(lost[0]))} is in {other}/ but not in {split}/; "
-                    "every class needs both"
-                )
-        images = sum(len(paths) for split in members.values() for paths in split.values())
-        report = _counted(progress, images)
-        train, test = (_decode_all(members[split], files, decode, report) for split in SPLITS)
-        return Content(train, test, tuple(sorted(members["train"])))
-    if any(path.startswith("test/") for path in files):
-        raise UserError("there is a test folder already; leave --test-fraction out")
-    together = _by_class(files, "train" if _has_splits(files) else "")
-    if few := [name for name, paths in sorted(together.items()) if len(paths) < 2]:
-        raise UserError(
-            f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
-            "testing, it needs two or more"
-        )
-    report = _counted(progress, sum(map(len, together.values())))
-    everything = _decode_all(together, files, decode, report)
-    kept, held_out = hold_out_of_each(random.key(seed), everything.labels, test_fraction)
-    train, test = (Split(*(part[rows] for part in everything)) for rows in (kept, held_out))
-    return Content(train, test, tuple(sorted(together)))
+    others = list(others)
+    found = layout(
+        (path for path in files if is_picture(path, files[path])),
+        [path for path in files if path.endswith("/")] + [p for p in others if _is_lost(p)],
+        {path: content for path, content in files.items() if is_table(path)},
+    )
+    members, left = _members(found, test_fraction)
+    _check(found, members, held_out=bool(test_fraction))
+    splits, decoded, failures = _decode_all(members, files, decode, progress)
+    if failures and not skip_unreadable:
+        raise pictures.cannot_read(list(failures.values()), len(decoded) + len(failures))
+    if failures:
+        _check(found, _without(members, failures), held_out=bool(test_fraction))
+    train, test = splits["train"], splits.get("test")
+    if test is None:
+        kept, held_out = hold_out_of_each(random.key(seed), train.labels, test_fraction)
+        train, test = (Split(*(part[rows] for part in train)) for rows in (kept, held_out))
+    named, rest = pictures.left_out(others)
+    preparation = {
+        "images": len(decoded),
+        **pictures.summed(decoded),
+        "unreadable": len(failures),
+        "unreadable_files": [pictures.short(e) for e in [*failures.values()][:_MOST_LISTED]],
+        "left_out": {**named, **left},
+        "other_files": rest,
+        "labels_from": found.tables,
+        "test_from": "" if test_fraction else found.tops[_test_split(found)],
+    }
+    valid = splits.get("valid", EMPTY)
+    return Content(train, test, tuple(members["train"]), valid, preparation)
 
 
-def left_out(files: Mapping[str, bytes]) -> tuple[int, tuple[str, ...]]:
-    """How many images ``read`` takes for neither split, and the folders that they are in."""
-    if not _has_splits(files):
-        return 0, ()
-    other = [path for path in files if is_image(path) and path.split("/")[0] not in SPLITS]
-    return len(other), tuple(sorted({path.rpartition("/")[0].split("/")[0] for path in other}))
+def _is_lost(path: str) -> bool:
+    """Whether a file is an image of a kind that cannot be read here."""
+    return bool(pictures.left_out([path])[0])
 
 
-def _has_splits(files: Mapping[str, bytes]) -> bool:
-    return any(path.split("/")[0] in SPLITS and "/" in path for path in files)
+Members = Mapping[str, Mapping[str, Sequence[str]]]  # by split and class: paths, in order
 
 
-def _check_splits(files: Mapping[str, bytes]) -> None:
-    """Raise a UserError unless there are images to train and images to test with."""
-    tops = {path.split("/")[0] for path in files if path.count("/") > 1}
-    for split in SPLITS:
-        if split in tops:
-            continue
-        if not _has_splits(files):
+def _members(found: Layout, test_fraction: float) -> tuple[Members, dict[str, int]]:
+    """The images to decode, and how many are left out by folder."""
+    if not found.tops:
+        if not test_fraction:
             raise UserError(
                 "there are class folders, and neither train/ nor test/ above them; add "
                 "--test-fraction 0.1 to hold a tenth of each class out for testing"
             )
-        other = next((f"; rename {top}/ to test/" for top in VALIDATION if top in tops), "")
-        way = f"{other}, or add --test-fraction 0.1 for a part of train/" if split == "test" else ""
-        raise UserError(f"there is no {split}/<class>/ folder; both train and test are needed{way}")
-
-
-def _counted(progress: Progress, total: int) -> Callable[[], None]:
-    done = 0
-
-    def report() -> None:
-        nonlocal done
-        done += 1
-        progress("decoding images", done, total)
-
-    return report
-
-
-def _decode_all(
-    members: Mapping[str, Sequence[str]],
-    files: Mapping[str, bytes],
-    decode: Decode,
-    report: Callable[[], None],
-) -> Split:
-    pixels = bytearray()
-    classes = sorted(members)
-    for name in classes:
-        for path in members[name]:
-            pixels += decode(path, files[path])
-            report()
-    counts = torch.tensor([len(members[name]) for name in classes])
-    return Split(_to_images(pixels), torch.repeat_interleave(torch.arange(len(classes)), counts))
-
-
-def decode(path: str, data: bytes) -> bytes:
-    """The pixels of a PNG or JPEG file: 3072 bytes, rows of RGB triples.
-
-    Grey, palette and CMYK images become RGB; transparency is dropped.
-
-    Raises:
-        UserError: it is no such file, is damaged, or is not 32x32. ``path`` is named.
-    """
-    from PIL import Image  # not at the top: importing fcifar shall stay cheap
-
-    if not path.lower().endswith(IMAGES):
-        raise UserError(
-            f"{one_line(path)} is a {PurePosixPath(path).suffix} file; save it as one of "
-            f"{', '.join(IMAGES)}, or add --resize, which reads others"
+        return {"train": _by_class(found, "")}, {}
+    outside = Counter(
+        f"{place.path.split('/')[0]}/" if "/" in place.path else "no folder"
+        for place in found.places
+        if not place.split
+    )
+    test = _test_split(found)
+    labelled = {place.split for place in found.places if place.label}
+    bare = {
+        f"{found.tops[split]}/ (no labels)": sum(place.split == split for place in found.places)
+        for split in found.tops
+        if split != "train" and split not in labelled
+    }
+    if test_fraction:
+        if "test" in labelled:
+            raise UserError("there is a test folder already; leave --test-fraction out")
+        test = ""
+    elif not test:
+        rest = next(iter(bare), "")
+        why = (
+            f"the images in {one_line(found.tops.get('test', rest))}/ have no labels"
+            if rest
+            else "there is no test/<class>/ folder; both train and test are needed"
         )
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),
-            Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image,
-        ):
-            # The size is in the head of the file. Nothing has been decoded yet.
-            if image.size != (SIDE, SIDE):
-                width, height = image.size
-                raise UserError(
-                    f"{one_line(path)} is {width}x{height}; "
-                    f"every image must be {SIDE}x{SIDE}, so add --resize crop or --resize stretch"
-                )
-            if image.mode[0] in "IF":
-                raise UserError(f"{one_line(path)} has more than 8 bits a channel; save it with 8")
-            if "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB").tobytes()
-            return image.convert("RGB").tobytes()
-    except UserError:
-        raise
-    # Pillow raises whatever its decoder tripped over: OSError, SyntaxError, struct.error, ...
-    except Exception as error:
+        raise UserError(f"{why}, or add --test-fraction 0.1 for a part of train/")
+    if "train" not in found.tops:
+        raise UserError("there is no train/<class>/ folder; both train and test are needed")
+    used = {"train": "train", **({"test": test} if test else {})}
+    if "valid" in labelled and test != "valid":
+        used["valid"] = "valid"
+    left = {**dict(sorted(outside.items())), **bare}
+    return {name: _by_class(found, split) for name, split in used.items()}, left
+
+
+def _test_split(found: Layout) -> str:
+    """The split to test with: that of validation where images to test with have no labels."""
+    labelled = {place.split for place in found.places if place.label}
+    return next((split for split in ("test", "valid") if split in labelled), "")
+
+
+def _by_class(found: Layout, split: str) -> dict[str, list[str]]:
+    """Image paths by class, both in sorted order."""
+    start = f"{found.tops[split]}/" if split in found.tops else ""
+    here = [place for place in found.places if place.split == split]
+    if lost := [place.path for place in here if not place.label]:
+        if split in found.tables:
+            raise UserError(
+                f"{one_line(found.tables[split])} has no class for {len(lost):,} of {len(here):,} "
+                f"images, {one_line(lost[0])} among them; add them, or move these files away"
+            )
         raise UserError(
-            f"{one_line(path)} is no readable PNG or JPEG image ({reason(error)}); "
-            "replace or remove it"
-        ) from error
-
-
-def _by_class(files: Mapping[str, bytes], above: str) -> dict[str, list[str]]:
-    """Image paths by class, both in sorted order, in the folder ``above`` the classes, or ""."""
+            f"{one_line(lost[0])} does not lie in a folder {one_line(start)}<class>/; move it there"
+        )
     classes: dict[str, list[str]] = {}
-    start = f"{above}/" if above else ""
-    for path in sorted(files):
-        rest = path.removeprefix(start).rstrip("/").split("/")
-        if not path.startswith(start) or path == start:
-            continue
-        if path.endswith("/") and len(rest) == 1:
-            classes.setdefault(rest[0], [])
-        elif not path.endswith("/"):
-            if len(rest) != 2:
-                raise UserError(
-                    f"{one_line(path)} does not lie in a folder {start}<class>/; move it there"
-                )
-            classes.setdefault(rest[0], []).append(path)
-    if empty := [name for name, paths in classes.items() if not paths]:
-        raise UserError(
-            f"{start}{one_line(empty[0])}/ has no image in it; "
-            f"put {', '.join(IMAGES)} files there or remove the folder"
-        )
+    for place in sorted(here, key=lambda place: (place.label, _order(place.path))):
+        classes.setdefault(place.label, []).append(place.path)
     return classes
 
 
+def _without(members: Members, lost: Iterable[str]) -> Members:
+    gone = set(lost)
+    return {
+        split: {name: [p for p in paths if p not in gone] for name, paths in classes.items()}
+        for split, classes in members.items()
+    }
+
+
+def _check(found: Layout, members: Members, *, held_out: bool) -> None:
+    """Raise a UserError unless every class has images wherever it needs some."""
+    tops = {
+        name: found.tops.get(_test_split(found) if name == "test" else name, "") for name in members
+    }
+    for name, classes in members.items():
+        start = f"{tops[name]}/" if tops[name] else ""
+        split = _test_split(found) if name == "test" else name if found.tops else ""
+        for place in found.empty:
+            if place.split == split and place.label not in classes:
+                lost = Counter(
+                    pictures.ending_of(other.path)
+                    for other in found.empty
+                    if other[:2] == place[:2] and not other.path.endswith("/")
+                )
+                there = f" that can be read in it: {pictures.in_words(lost)}" if lost else " in it"
+                raise UserError(
+                    f"{one_line(start + place.label)}/ has no image{there}; put image files "
+                    "(.png, .jpg, ...) there or remove the folder"
+                )
+        if gone := [label for label, paths in classes.items() if not paths]:
+            raise UserError(
+                f"no image of class {one_line(repr(gone[0]))} in {one_line(start) or 'it'} can be "
+                "read; replace them, or remove the class"
+            )
+    if lost := sorted(set(members.get("valid", ())) - set(members["train"])):
+        raise UserError(
+            f"class {one_line(repr(lost[0]))} is in {one_line(tops['valid'])}/ but not in "
+            f"{one_line(tops['train'])}/; put images of it there, or remove it"
+        )
+    if held_out:
+        if few := [name for name, paths in members["train"].items() if len(paths) < 2]:
+            raise UserError(
+                f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
+                "testing, it needs two or more"
+            )
+        return
+    for split, other in (("train", "test"), ("test", "train")):
+        if lost := sorted(set(members[other]) - set(members[split])):
+            raise UserError(
+                f"class {one_line(repr(lost[0]))} is in {one_line(tops[other])}/ but not in "
+                f"{one_line(tops[split])}/; every class needs both"
+            )
+
+
+def _decode_all(
+    members: Members, files: Mapping[str, Any], decode: Decode, progress: Progress
+) -> tuple[dict[str, Split], list[Picture], dict[str, UserError | WorldError]]:
+    """The splits, what was done to their images, and which of them cannot be read."""
+    total = sum(len(paths) for classes in members.values() for paths in classes.values())
+    splits: dict[str, Split] = {}
+    decoded: list[Picture] = []
+    failures: dict[str, UserError | WorldError] = {}
+    numbers = {name: number for number, name in enumerate(members["train"])}
+    for split, classes in members.items():
+        pixels, labels = bytearray(), []
+        for name, paths in classes.items():
+            for path in paths:
+                try:
+                    picture = decode(path, files[path])
+                except (UnreadableError, WorldError) as error:
+                    failures[path] = error
+                else:
+                    pixels += picture.pixels
+                    labels.append(numbers[name])
+                    decoded.append(picture._replace(pixels=b""))
+                progress("decoding images", len(decoded) + len(failures), total)
+        splits[split] = Split(_to_images(pixels), torch.tensor(labels, dtype=torch.int64))
+    return splits, decoded, failures
+
+
 def _to_images(pixels: bytearray) -> torch.Tensor:
-    rows = torch.frombuffer(pixels, dtype=torch.uint8)
+    rows = torch.frombuffer(pixels, dtype=torch.uint8) if pixels else torch.empty(0).byte()
     return rows.reshape(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2).contiguous()

@@ -2,15 +2,27 @@
 
 import io
 import re
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from fcifar.data import archive, arrays, folders, official, pictures, shapes10, store
+from fcifar.data import (
+    archive,
+    arrays,
+    folders,
+    official,
+    parquet,
+    pictures,
+    shapes10,
+    store,
+    testsets,
+)
 from fcifar.data.dataset import Content, Dataset, make_dataset
+from fcifar.data.parquet import Shard
+from fcifar.data.pictures import Picture
 from fcifar.data.progress import Progress, paced
-from fcifar.errors import UserError, did_you_mean, one_line, shown
-
-FOLDERS = "class folders"
+from fcifar.errors import UserError, WorldError, did_you_mean, one_line, shown
 
 
 class Wishes(NamedTuple):
@@ -20,6 +32,9 @@ class Wishes(NamedTuple):
     labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
     test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
     seed: int = 0  # of the key that chooses these
+    skip_unreadable: bool = False  # leave out images that cannot be read, instead of refusing
+    corruption: str | None = None  # of CIFAR-10-C, such as fog, where a source has several
+    severity: int | None = None  # of it, 1 to 5; None: all of them
 
 
 def import_source(
@@ -39,7 +54,8 @@ def import_source(
 
     Args:
         name: None for "cifar10" where the classes are those of CIFAR-10, "cifar100" or
-            "cifar100-coarse" for CIFAR-100, and what the source is called for all else.
+            "cifar100-coarse" for CIFAR-100, such as "cifar10-c-fog-3" for a corruption, and what
+            the source is called for all else.
         wishes: how to read it.
 
     Raises:
@@ -53,12 +69,12 @@ def import_source(
     if name is not None:
         check_free(name, root, overwrite)
     report = paced(progress)
-    convert = None if wishes.resize is None else _resizing(wishes.resize)
-    files = archive.read(source, _is_wanted, report, convert)
-    form, content = _read(files, source, wishes, report)
-    rest = _rest(files) if form == FOLDERS else ""
+    shards: dict[str, Shard | UserError] = {}
+    files, others = _gather(source, wishes, shards, report)
+    form, content, suggested = _read(files, shards, others, source, wishes, report)
+    rest = _rest(content.preparation)
     if name is None:
-        name = _name(source, content, form)
+        name = _name(source, suggested)
         check_free(name, root, overwrite)
     origin = f"{form} {one_line(source.resolve().name)}{rest}{_in_words(wishes)}"
     return keep(content, name, root, origin, source=one_line(source), progress=report)
@@ -74,9 +90,11 @@ def keep(
         source: what a message calls it.
     """
     try:
-        dataset = make_dataset(name, content.train, content.test, content.classes, origin)
+        train, test, classes, valid, _ = content
+        dataset = make_dataset(name, train, test, classes, origin, valid)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    dataset = dataset._replace(preparation=content.preparation)
     progress(f"storing {name}", 0, 0)
     store.save(dataset, root)
     return store.load(name, root)
@@ -106,91 +124,210 @@ def _check(wishes: Wishes) -> None:
             )
     if wishes.test_fraction and not 0 < wishes.test_fraction < 1:
         raise UserError(f"--test-fraction is {wishes.test_fraction}; it must lie between 0 and 1")
+    if wishes.severity is not None and not 1 <= wishes.severity <= testsets.SEVERITIES:
+        raise UserError(
+            f"--severity is {wishes.severity}; it must be a whole number from 1 to "
+            f"{testsets.SEVERITIES}"
+        )
 
 
-def _is_wanted(path: str) -> bool:
-    return folders.is_image(path) or official.is_part(path) or path.endswith(".npy")
+def _gather(
+    source: Path, wishes: Wishes, shards: dict[str, Shard | UserError], progress: Progress
+) -> archive.Found:
+    """The files of a source that may be part of a data set.
 
+    Args:
+        shards: is filled with what is in parquet files, whose bytes are not kept, or with what is
+            wrong with them, for beside image files they do not matter.
+    """
+    corruptions: set[str] = set()
+    is_array = source.suffix == ".npy"
 
-def _resizing(how: str) -> archive.Convert:
-    """A picture as its 32x32 pixels; what is none, as it is."""
+    def wanted(path: str) -> bool:
+        stem = PurePosixPath(path).stem
+        if path.endswith(".npy") and stem in testsets.CORRUPTIONS and not is_array:
+            corruptions.add(stem)  # each has 154 MB; all of them together 2.9 GB
+            return stem == wishes.corruption
+        known = official.is_part(path) or folders.is_table(path)
+        return known or path.endswith((".npy", parquet.ENDING)) or pictures.is_image(path)
 
-    def convert(path: str, data: bytes) -> bytes:
-        if not folders.is_image(path):
+    def convert(path: str, data: bytes) -> Any:
+        """An image that is to be resized as its pixels, or why it cannot be; all else as it is."""
+        if path.endswith(parquet.ENDING):
+            try:
+                shards[path] = parquet.read_shard(path, data, decode, wishes.labels, progress)
+            except UserError as error:
+                shards[path] = error
+            return b""
+        if wishes.resize is None or not folders.is_picture(path, data):
             return data
-        return pictures.decode(io.BytesIO(data), one_line(path), how)
+        try:
+            return decode(path, data)
+        except UserError as error:
+            return error
 
-    return convert
+    decode = partial(_decode, how=wishes.resize)
+    selects = wishes.resize is not None or wishes.corruption is not None
+    limit = archive.CONVERTED_LIMIT if selects else archive.TOTAL_LIMIT
+    try:
+        found = archive.read(source, wanted, progress, convert, limit=limit)
+    except UserError as error:
+        if corruptions and wishes.corruption is None:  # all of them are too many, and not listed
+            every = testsets.refusal(testsets.CORRUPTIONS)
+            raise UserError(f"{one_line(source)}: {every}") from error
+        raise
+    if not corruptions or wishes.corruption in corruptions or _has_images(found.files):
+        return found
+    if wishes.corruption is None:
+        raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
+    raise UserError(f"{one_line(source)}: {testsets.unknown(wishes.corruption, corruptions)}")
+
+
+def _has_images(files: Mapping[str, Any]) -> bool:
+    return any(folders.is_picture(path, content) for path, content in files.items())
+
+
+def _decode(path: str, data: Any, how: str | None) -> Picture:
+    """An image, unless it has been decoded when it was read, or could not be."""
+    if isinstance(data, Exception):
+        raise data
+    if isinstance(data, Picture):
+        return data
+    ending = pictures.ending_of(path)
+    return pictures.decode(io.BytesIO(data), one_line(path), how, ending=ending)
 
 
 def _read(
-    files: dict[str, bytes], source: Path, wishes: Wishes, progress: Progress
-) -> tuple[str, Content]:
-    """The form of the source, in words, and what is in it."""
+    files: dict[str, Any],
+    shards: dict[str, Shard | UserError],
+    others: list[str],
+    source: Path,
+    wishes: Wishes,
+    progress: Progress,
+) -> tuple[str, Content, str]:
+    """The form of the source, in words, what is in it, and a name for it, which may be empty."""
     try:
         if official.is_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return "official Python version", official.read(files)
+            return _called("official Python version", official.read(files), wishes)
         if official.is_layout_100(files):
             _refuse(wishes, "CIFAR-100", ("labels",))
             labels = wishes.labels or official.LABELS[0]
-            return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels)
+            name = "cifar100-coarse" if labels == "coarse" else "cifar100"
+            return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels), name
         if official.is_binary_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return "official binary version", official.read_binary(files)
-        if arrays.is_layout(files):
-            _refuse(wishes, "an .npz", ("resize",))
-            return "arrays", arrays.read(files, wishes.resize)
+            return _called("official binary version", official.read_binary(files), wishes)
+        has_images = _has_images(files)
+        if shards and not has_images:
+            fitting = ("resize", "test_fraction", "labels", "skip_unreadable")
+            _refuse(wishes, "parquet files", fitting)
+            content = parquet.read(
+                _sound(shards),
+                test_fraction=wishes.test_fraction,
+                seed=wishes.seed,
+                skip_unreadable=wishes.skip_unreadable,
+            )
+            return _called("parquet", content, wishes)
+        if (testsets.is_layout(files) or source.suffix == ".npy") and not has_images:
+            _refuse(wishes, "a test set alone", ("corruption", "severity"))
+            called = "/".join(source.resolve().parts[-2:])
+            read = testsets.read(files, called, wishes.corruption, wishes.severity)
+            return "test set alone", *read
+        if arrays.is_layout(files) and not has_images:
+            _refuse(wishes, "an .npz", ("resize", "test_fraction"))
+            content = arrays.read(
+                files,
+                wishes.resize,
+                test_fraction=wishes.test_fraction,
+                seed=wishes.seed,
+                progress=progress,
+            )
+            return _called("arrays", content, wishes)
         if folders.is_layout(files):
-            _refuse(wishes, "a folder of class folders", ("resize", "test_fraction"))
-            # What has been resized is pixels already.
-            decode = folders.decode if wishes.resize is None else lambda path, pixels: pixels
+            fitting = ("resize", "test_fraction", "skip_unreadable")
+            _refuse(wishes, "a folder of class folders", fitting)
             content = folders.read(
                 files,
                 progress,
-                decode=decode,
+                decode=partial(_decode, how=wishes.resize),
+                others=others,
                 test_fraction=wishes.test_fraction,
                 seed=wishes.seed,
+                skip_unreadable=wishes.skip_unreadable,
             )
-            return FOLDERS, content
-    except UserError as error:
-        raise UserError(f"{one_line(source)}: {error}") from error
+            return _called("class folders", content, wishes)
+    except (UserError, WorldError) as error:
+        named = type(error)(f"{one_line(source)}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            named.add_note(note)
+        raise named from error
+    left, _ = pictures.left_out(others)
+    if left:
+        raise UserError(
+            f"{one_line(source)} holds no images that can be read, but {pictures.in_words(left)}"
+        )
     raise archive.unknown(source)
+
+
+def _sound(shards: dict[str, Shard | UserError]) -> dict[str, Shard]:
+    """Those that could be read. Raises what is wrong with the first that could not."""
+    found = {}
+    for path, shard in shards.items():
+        if isinstance(shard, UserError):
+            raise shard
+        found[path] = shard
+    return found
+
+
+def _called(form: str, content: Content, wishes: Wishes) -> tuple[str, Content, str]:
+    """With the name cifar10, if there is all of it, and with how images were resized."""
+    is_cifar10 = content.classes == official.CLASSES and len(content.train.images) > 0
+    if wishes.resize:
+        preparation = {"resize": wishes.resize, **content.preparation}
+        content = content._replace(preparation=preparation)
+    return form, content, "cifar10" if is_cifar10 else ""
 
 
 def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
     """Raise a UserError if there is a wish that a form of source does not fulfil."""
-    for name in ("resize", "labels", "test_fraction"):
+    for name in ("resize", "labels", "test_fraction", "skip_unreadable", "corruption", "severity"):
         if getattr(wishes, name) and name not in fitting:
             raise UserError(
                 f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
             )
 
 
-def _rest(files: dict[str, bytes]) -> str:
-    """What a folder has besides, in words: nobody shall think that it was taken."""
-    count, places = folders.left_out(files)
-    if not count:
-        return ""
-    where = ", ".join(f"{one_line(place)}/" if place else "no folder" for place in places[:3])
-    more = ", ..." if len(places) > 3 else ""
-    return f", without {count:,} image{'s'[: count > 1]} in {where}{more}"
+def _rest(preparation: Mapping[str, Any]) -> str:
+    """What a source has besides, in words: nobody shall think that it was taken."""
+    left: Mapping[str, int] = preparation.get("left_out", {})
+    kinds = [f"{count:,} {what}" for what, count in left.items() if what.startswith(".")]
+    places = {what: count for what, count in left.items() if not what.startswith(".")}
+    parts = [f"{', '.join(map(one_line, kinds[:3]))}{', ...' * (len(kinds) > 3)}"] if kinds else []
+    if places:
+        count, where = sum(places.values()), ", ".join(map(one_line, [*places][:3]))
+        more = ", ..." if len(places) > 3 else ""
+        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}{more}")
+    if count := preparation.get("unreadable", 0):
+        parts.append(f"{count:,} that cannot be read")
+    if names := preparation.get("others", []):
+        parts.append(pictures.others_in_words(names))
+    return f", without {' and '.join(parts)}" if parts else ""
 
 
 def _in_words(wishes: Wishes) -> str:
     parts = [f"resized ({wishes.resize})"] if wishes.resize else []
     if wishes.test_fraction:
         parts.append(f"{wishes.test_fraction:g} of each class to test with (seed {wishes.seed})")
+    parts += [wishes.corruption] if wishes.corruption else []
+    parts += [f"severity {wishes.severity}"] if wishes.severity else []
     return "".join(f", {part}" for part in parts)
 
 
-def _name(source: Path, content: Content, form: str) -> str:
+def _name(source: Path, suggested: str) -> str:
     """What to call a data set of which nobody says."""
-    if content.classes == official.CLASSES:
-        return "cifar10"
-    if "CIFAR-100" in form:
-        return "cifar100-coarse" if "coarse" in form else "cifar100"
-    stem = re.sub(r"\.(zip|npz|tar|tgz|tar\.gz)$", "", source.resolve().name.lower())
+    endings = r"\.(zip|npz|npy|parquet|tar|tgz|tar\.gz)$"
+    stem = suggested.lower() or re.sub(endings, "", source.resolve().name.lower())
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
     if not name:
         raise UserError(

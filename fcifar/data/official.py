@@ -23,6 +23,22 @@ CLASSES = (
 )
 """Of CIFAR-10."""
 
+CLASSES_100 = (
+    *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle"),
+    *("bottle", "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle"),
+    *("caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch"),
+    *("crab", "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest"),
+    *("fox", "girl", "hamster", "house", "kangaroo", "keyboard", "lamp", "lawn_mower"),
+    *("leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain"),
+    *("mouse", "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear"),
+    *("pickup_truck", "pine_tree", "plain", "plate", "poppy", "porcupine", "possum", "rabbit"),
+    *("raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk"),
+    *("skyscraper", "snail", "snake", "spider", "squirrel", "streetcar", "sunflower"),
+    *("sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train"),
+    *("trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"),
+)
+"""Of CIFAR-100, the fine ones."""
+
 _PART = re.compile(r"(?:.*/)?(data_batch_\d+|test_batch|batches\.meta)(\.bin|\.txt)?")
 _PART_100 = re.compile(r"(?:[^/]+/)?(meta|train|test)")
 _STEPS_100 = 2**19  # of a pickle: 50,000 rows with a name and two labels each take 200,000

@@ -1,9 +1,13 @@
 """Holding a part of the training images out."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fcifar import random
+from fcifar.data.dataset import Split, check_split
+from fcifar.errors import UserError, one_line
 from fcifar.random import Key
 
 
@@ -42,3 +46,32 @@ def hold_out_of_each(key: Key, labels: Tensor, fraction: float) -> tuple[Tensor,
         count = min(max(round(fraction * len(group)), 1), len(group) - 1)
         held_out[random.permutation(k, group)[:count]] = True
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
+
+
+def hold_out_test(
+    everything: Split, classes: Sequence[str], fraction: float, seed: int
+) -> tuple[Split, Split]:
+    """Training and test split of images of which nothing says which is which.
+
+    Args:
+        everything: of each class two or more.
+        classes: the names.
+        fraction: of each class, to test with, in (0, 1).
+        seed: of the key that chooses these.
+
+    Raises:
+        UserError: there are none, they are not valid, or a class has a single image.
+    """
+    check_split("train", everything, len(classes))
+    labels = everything.labels
+    if not len(labels):
+        raise UserError("the train split is empty; it needs two or more images of each class")
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    if few := [name for name, count in zip(classes, counts, strict=True) if count == 1]:
+        raise UserError(
+            f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
+            "testing, it needs two or more"
+        )
+    kept, held_out = hold_out_of_each(random.key(seed), labels, fraction)
+    train, test = (Split(*(part[rows] for part in everything)) for rows in (kept, held_out))
+    return train, test

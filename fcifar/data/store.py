@@ -5,8 +5,10 @@ renamed. Whatever goes wrong before the renaming leaves the store as it was.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fcifar.data import shapes10
-from fcifar.data.dataset import Dataset, Split, check, content_digest, make_dataset
+from fcifar.data.dataset import EMPTY, Dataset, Split, check, content_digest, make_dataset
 from fcifar.data.files import replacing, sweep
 from fcifar.data.known import KNOWN
 from fcifar.data.places import NAME, path_of
@@ -22,6 +24,7 @@ from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason
 
 FORMAT = "fcifar-dataset-1"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
+_VALID = ("valid_images", "valid_labels")  # where there is a given validation split
 _ABANDONED = 3600  # seconds; no file takes that long to write
 
 
@@ -38,6 +41,7 @@ class Summary(NamedTuple):
     bytes: int  # size of the file; 0 for a built-in set that has not been used yet
     built_in: bool
     problem: str = ""  # why the file cannot be used; the fields above are empty then
+    valid_size: int = 0  # given validation images
 
 
 class Info(NamedTuple):
@@ -47,12 +51,15 @@ class Info(NamedTuple):
     classes: tuple[str, ...]
     train_counts: tuple[int, ...]
     test_counts: tuple[int, ...]
-    mean: tuple[float, ...]  # of the training pixels by channel, in [0, 1]
+    mean: tuple[float, ...]  # of the training pixels by channel, in [0, 1]; of the test pixels of a
+    # test set alone
     std: tuple[float, ...]
     source: str
     digest: str
     path: Path
     bytes: int
+    valid_counts: tuple[int, ...] = ()  # of the given validation images; () where there are none
+    preparation: Mapping[str, Any] = MappingProxyType({})  # what the import did and left out
 
 
 # Writing ------------------------------------------------------------------------------------------
@@ -67,12 +74,14 @@ def save(dataset: Dataset, root: Path) -> Path:
     """
     path = path_of(dataset.name, root)
     # Cloned, for safetensors refuses tensors that share memory.
-    tensors = {name: getattr(dataset, name).contiguous().clone() for name in _TENSORS}
+    names = (*_TENSORS, *(_VALID if len(dataset.valid_labels) else ()))
+    tensors = {name: getattr(dataset, name).contiguous().clone() for name in names}
     metadata = {
         "format": FORMAT,
         "classes": json.dumps(dataset.classes),
         "source": dataset.source,
         "digest": dataset.digest,
+        "preparation": json.dumps(dict(dataset.preparation)),
     }
     sweep(root, older_than=_ABANDONED)
     with replacing(path) as partial:
@@ -106,7 +115,8 @@ def verify(name: str, root: Path) -> str:
         WorldError: its content is not what was stored.
     """
     dataset = load(name, root)
-    found = content_digest(*dataset[1:5], dataset.classes)
+    given = dataset.valid_images, dataset.valid_labels
+    found = content_digest(*dataset[1:5], dataset.classes, *given)
     if found != dataset.digest:
         raise WorldError(
             f"{one_line(path_of(name, root))} is damaged: its content has digest {found}, not "
@@ -129,19 +139,24 @@ def info(name: str, root: Path) -> Info:
     """Count and measure a data set. Raises as ``load`` does."""
     dataset = load(name, root)
     path = path_of(name, root)
-    classes = len(dataset.classes)
-    mean, std = _channel_statistics(dataset.train_images)
+    train, valid, test = (
+        tuple(torch.bincount(labels, minlength=len(dataset.classes)).tolist())
+        for labels in (dataset.train_labels, dataset.valid_labels, dataset.test_labels)
+    )
+    mean, std = _channel_statistics(dataset.train_images if any(train) else dataset.test_images)
     return Info(
         name=name,
         classes=dataset.classes,
-        train_counts=tuple(torch.bincount(dataset.train_labels, minlength=classes).tolist()),
-        test_counts=tuple(torch.bincount(dataset.test_labels, minlength=classes).tolist()),
+        train_counts=train,
+        test_counts=test,
         mean=mean,
         std=std,
         source=dataset.source,
         digest=dataset.digest,
         path=path,
         bytes=path.stat().st_size,
+        valid_counts=valid if any(valid) else (),
+        preparation=dataset.preparation,
     )
 
 
@@ -149,16 +164,20 @@ def _read(path: Path) -> Dataset:
     try:
         with safe_open(path, framework="pt") as file:
             classes, source, digest = _head(file.metadata())
-            tensors = {key: file.get_tensor(key) for key in _TENSORS}
+            preparation = _preparation(file.metadata())
+            given = _VALID if set(_VALID) & set(file.keys()) else ()
+            tensors = {key: file.get_tensor(key) for key in (*_TENSORS, *given)}
         train = Split(tensors["train_images"], tensors["train_labels"])
         test = Split(tensors["test_images"], tensors["test_labels"])
-        check(train, test, classes)
+        valid = Split(tensors["valid_images"], tensors["valid_labels"]) if given else EMPTY
+        check(train, test, classes, valid)
     except (OSError, SafetensorError, ValueError, LookupError) as error:
         raise WorldError(
             f"{one_line(path)} is damaged or not a prepared data set ({reason(error)}); "
             f"{_remedy(path.stem)}"
         ) from error
-    return Dataset(path.stem, *train, *test, classes, source, digest, str(path.absolute()))
+    where = str(path.absolute())
+    return Dataset(path.stem, *train, *test, classes, source, digest, where, preparation, *valid)
 
 
 def _summary(name: str, path: Path) -> Summary:
@@ -169,11 +188,16 @@ def _summary(name: str, path: Path) -> Summary:
     try:
         with safe_open(path, framework="pt") as file:
             classes, source, digest = _head(file.metadata())
-            train, test = (
-                file.get_slice(f"{split}_images").get_shape()[0] for split in ("train", "test")
+            keys = set(file.keys())
+            train, test, valid = (
+                file.get_slice(f"{split}_images").get_shape()[0]
+                if split != "valid" or "valid_images" in keys
+                else 0
+                for split in ("train", "test", "valid")
             )
+        size = path.stat().st_size
         return Summary(
-            name, classes, train, test, source, digest, path, path.stat().st_size, built_in
+            name, classes, train, test, source, digest, path, size, built_in, valid_size=valid
         )
     except (OSError, SafetensorError, ValueError, LookupError) as error:
         return Summary(name, (), 0, 0, "", "", path, 0, built_in, problem=reason(error))
@@ -190,6 +214,17 @@ def _head(metadata: dict[str, str] | None) -> tuple[tuple[str, ...], str, str]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("its class names are no list of text")
     return tuple(classes), metadata["source"], metadata["digest"]
+
+
+def _preparation(metadata: dict[str, str]) -> dict[str, Any]:
+    """What the import did; nothing in files of before that was recorded."""
+    try:
+        found = json.loads(metadata.get("preparation", "{}"))
+    except RecursionError as error:
+        raise ValueError("what its import did is nested") from error
+    if not isinstance(found, dict):
+        raise ValueError("what its import did is no JSON object")
+    return found
 
 
 def _draw_shapes10() -> Dataset:

@@ -24,6 +24,39 @@ _DEEPEST = 4  # checkpoints inside checkpoints
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,100})")  # as torch names what it will not unpickle
 
 
+class _LeftOut:
+    """Stands for a value that is not a tensor: takes what a pickle gives it, and keeps nothing."""
+
+    def __new__(cls, *_: Any) -> "_LeftOut":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+# What is often saved beside a state_dict, and is no part of the network: settings, paths, numbers.
+_LEFT_OUT: list[Any] = [
+    (type(name.rpartition(".")[2], (_LeftOut,), {}), name)
+    for name in (
+        *("argparse.Namespace", "types.SimpleNamespace", "_codecs.encode"),
+        *(
+            f"pathlib.{kind}{form}"
+            for kind in ("", "Pure")
+            for form in ("PosixPath", "WindowsPath")
+        ),
+        *("numpy.dtype", "numpy.ndarray"),
+        *(
+            f"numpy.{core}.multiarray.{name}"
+            for core in ("core", "_core")
+            for name in ("scalar", "_reconstruct")
+        ),
+    )
+]
+
+
 class StateDict(NamedTuple):
     """Named tensors out of a file, and what was done to get at them."""
 
@@ -125,10 +158,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> Any:
-    """What ``torch.save`` was given, if it was tensors and plain values."""
+    """What ``torch.save`` was given, if it was tensors and plain values, or ``_LEFT_OUT``."""
     try:
         _check_zip(path)
-        with warnings.catch_warnings():
+        # torch's unpickler calls the stand-ins, and not what they stand for.
+        with torch.serialization.safe_globals(_LEFT_OUT), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of forms that are old
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -150,8 +184,9 @@ def _refusal(path: Path, error: Exception) -> str:
     name = one_line(path)
     if found := _GLOBAL.search(str(error)):
         return (
-            f"{name} holds more than tensors, {found[1]}, and nothing but tensors is read of "
-            "another's file; save net.state_dict(), not net"
+            f"{name} holds {found[1]}, and nothing but tensors and plain values is read of "
+            "another's file; save net.state_dict(), not net, and no other object beside it: "
+            "torch.save(net.state_dict(), 'net.pth')"
         )
     if "TorchScript" in str(error):
         return f"{name} is a TorchScript archive; save net.state_dict() with torch.save"

@@ -27,6 +27,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 REDUCTIONS = ("mean", "sum")
 CLASS_WEIGHTS = ("none", "balanced")
+VALIDS = ("fraction", "given")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _SWITCHES = (
     *("nesterov", "drop_last", "stratify", "restore_best", "alternating_flip", "compile"),
@@ -97,6 +98,8 @@ class Recipe:
 
     sync_batch_norm: bool = True  # where processes divide a batch: statistics of the whole of it
 
+    valid: str = "fraction"  # which validation images: a fraction of the training images, or given,
+    # those that the data set has besides
     valid_fraction: float = 0.0  # of the training images, held out to choose by
     stratify: bool = False  # hold out the same fraction of each class
     patience: int = 0  # stop after so many epochs without a lower validation loss; 0 for never
@@ -123,6 +126,7 @@ class Recipe:
         check_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
         check_choice("tta", self.tta, VIEWS)
         check_choice("precision", self.precision, POLICIES)
+        check_choice("valid", self.valid, VALIDS)
         for name, least in (
             ("batch_size", 1),
             ("epochs", 1),
@@ -158,10 +162,15 @@ class Recipe:
             )
         for text in self.augment:
             named_augment(text)
-        if not self.valid_fraction and (self.patience or self.restore_best or self.stratify):
+        if self.valid == "given" and (self.valid_fraction or self.stratify):
+            raise UserError(
+                "valid is given, which takes the validation images of the data set, and "
+                "valid_fraction and stratify hold out training images; give one or the other"
+            )
+        if not self.has_valid and (self.patience or self.restore_best or self.stratify):
             raise UserError(
                 "patience, restore_best and stratify need validation images; "
-                "give valid_fraction, such as 0.2"
+                "give valid_fraction, such as 0.2, or valid=given"
             )
         if self.optimizer not in ("sgd", "muon") and (self.momentum or self.group_learning_rates):
             raise UserError(
@@ -191,6 +200,11 @@ class Recipe:
             raise UserError("warmup_steps and warmup_fraction say the same; give one of them")
         if self.lookahead_every and self.ema_decay:
             raise UserError("lookahead_every and ema_decay are two averages; give one of them")
+
+    @property
+    def has_valid(self) -> bool:
+        """Whether a run has validation images."""
+        return self.valid == "given" or self.valid_fraction > 0
 
     def replace(self, **changes: Any) -> "Recipe":
         """The recipe with some values changed, validated again."""

@@ -101,7 +101,8 @@ def labelled_grid(
 def preview(dataset: Dataset, path: Path, *, rows_per_class: int = 8, key: Key) -> Path:
     """Write a sheet with a row for each class: its name, and training images drawn by ``key``.
 
-    Of more than ``MOST_ROWS`` classes, ``key`` draws so many.
+    Of a test set alone, they are test images. Of more than ``MOST_ROWS`` classes, ``key`` draws so
+    many.
 
     Args:
         dataset: what to look at.
@@ -117,12 +118,12 @@ def preview(dataset: Dataset, path: Path, *, rows_per_class: int = 8, key: Key) 
     if count > MOST_ROWS:
         drawn = random.permutation(random.fold_in(key, count), count)[:MOST_ROWS]
         shown = sorted(drawn.tolist())
-    picked = [
-        _pick(dataset.train_labels, label, rows_per_class, random.fold_in(key, label))
-        for label in shown
-    ]
-    _check_images(dataset.train_images)
-    height, width = _enlarge(dataset.train_images[:1]).shape[-2:]
+    images, labels = dataset.train_images, dataset.train_labels
+    if not len(labels):
+        images, labels = dataset.test_images, dataset.test_labels
+    picked = [_pick(labels, label, rows_per_class, random.fold_in(key, label)) for label in shown]
+    _check_images(images)
+    height, width = _enlarge(images[:1]).shape[-2:]
     gap = GAP // 2
     longest = max(len(dataset.classes[label]) for label in shown)
     names = min(20 * longest, 2 * PICTURE) + GAP  # 20 pixels hold one letter at this size
@@ -130,17 +131,26 @@ def preview(dataset: Dataset, path: Path, *, rows_per_class: int = 8, key: Key) 
         HEADING + len(picked) * (height + gap) - gap + MARGIN,
         2 * MARGIN + names + rows_per_class * (width + gap) - gap,
     )
-    counts = f"{len(dataset.train_labels):,} training and {len(dataset.test_labels):,} test images"
+    sizes = [
+        f"{len(part):,} {name}"
+        for name, part in (
+            ("training", dataset.train_labels),
+            ("validation", dataset.valid_labels),
+            ("test", dataset.test_labels),
+        )
+        if len(part)
+    ]
+    counts = " and ".join([*filter(None, [", ".join(sizes[:-1])]), sizes[-1]]) + " images"
     part = f", {MOST_ROWS} of {count:,} classes" if count > MOST_ROWS else ""
-    labels = _heading(f"{dataset.name}: {counts}{part}", sheet)
+    texts = _heading(f"{dataset.name}: {counts}{part}", sheet)
     for row, (label, rows) in enumerate(zip(shown, picked, strict=True)):
         y = HEADING + row * (height + gap)
         name = dataset.classes[label]
-        labels.append(_Label(name, MARGIN, y + height / 2, names - GAP, "left", size=10.0))
-        for column, picture in enumerate(_enlarge(dataset.train_images[rows])):
+        texts.append(_Label(name, MARGIN, y + height / 2, names - GAP, "left", size=10.0))
+        for column, picture in enumerate(_enlarge(images[rows])):
             x = MARGIN + names + column * (width + gap)
             sheet[:, y : y + height, x : x + width] = picture
-    return _write(sheet, labels, path)
+    return _write(sheet, texts, path)
 
 
 def _pick(labels: Tensor, label: int, count: int, key: Key) -> Tensor:

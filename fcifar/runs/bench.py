@@ -47,6 +47,7 @@ def recipe_for(work: Work) -> Recipe:
         epochs=1,
         drop_last=True,
         augment=(),
+        valid="fraction",
         valid_fraction=0.0,
         stratify=False,
         patience=0,

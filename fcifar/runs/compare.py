@@ -49,7 +49,8 @@ def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> N
     Raises:
         UserError: there is no such split, or the data set has other classes.
     """
-    if split == "valid":
+    given = all(trained.is_given(network, dataset) for network in networks)
+    if split == "valid" and not given:
         raise UserError(
             "--split valid is another part of the images for each seed; use test or train"
         )
@@ -71,7 +72,8 @@ def compare(
     Args:
         runs: where the networks came from: run directories or ``final.safetensors`` files.
         networks: what ``trained.load`` gave for each.
-        split: ``test`` or ``train``.
+        split: ``test`` or ``train``; ``valid`` where the data set has validation images of its own
+            and no network's training held others out of it.
 
     Raises:
         UserError: there is no such split, ``check`` refuses the networks, or the data set has other

@@ -56,6 +56,7 @@ def finish(session: Session, place: Place, valid_losses: list[float]) -> dict[st
         "test_accuracy": summary["accuracy"],
         "test_loss": summary["loss"],
         "test_n": summary["n"],
+        "valid_n": len(program.valid.labels),
         **views,
         **{name: summary[name] for name in summary if name not in ("accuracy", "loss", "n")},
         "train_seconds": clock.train,

@@ -47,6 +47,7 @@ def describe(sitting: Session) -> dict[str, Any]:
             "source": dataset.source,
             "train": len(dataset.train_labels),
             "test": len(dataset.test_labels),
+            "valid": len(dataset.valid_labels),
             "classes": list(dataset.classes),
         },
         "environment": environment.describe([sitting.recipe.model]),

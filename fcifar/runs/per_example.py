@@ -47,7 +47,8 @@ def check_networks(networks: Sequence[Trained], dataset: Dataset, split: str) ->
         UserError: there is no such split, the data set has other classes than one of them, or
             several are asked about images that training held out, which are others for each.
     """
-    if split == "valid" and len(networks) > 1:
+    given = all(trained.is_given(network, dataset) for network in networks)
+    if split == "valid" and len(networks) > 1 and not given:
         raise UserError(
             "--split valid is another part of the images for each seed; use test or train, or "
             "give one run"
@@ -57,19 +58,22 @@ def check_networks(networks: Sequence[Trained], dataset: Dataset, split: str) ->
 
 
 def names_of(network: Trained, dataset: Dataset, split: str) -> list[str]:
-    """The name of each image of a split: the half of the data set, and the row in it.
+    """The name of each image of a split: the part of the data set, and the row in it.
 
     ``test/00042`` is ``dataset.test_images[42]``. An image that was held out for validation has
-    the name that it has among the training images.
+    the name that it has among the training images; ``valid/00042`` is
+    ``dataset.valid_images[42]``.
     """
-    half, labels = "train", dataset.train_labels
+    part, labels = "train", dataset.train_labels
     if split == "test":
-        half, labels = "test", dataset.test_labels
+        part, labels = "test", dataset.test_labels
+    if split == "valid" and trained.is_given(network, dataset):
+        part, labels = "valid", dataset.valid_labels
     rows = torch.arange(len(labels))
-    if split == "valid":
+    if split == "valid" and part == "train":
         _, rows = split_rows(network.recipe, network.seed, labels)
     digits = max(DIGITS, len(str(len(labels) - 1)))
-    return [f"{half}/{row:0{digits}}" for row in rows.tolist()]
+    return [f"{part}/{row:0{digits}}" for row in rows.tolist()]
 
 
 def stack_logits(

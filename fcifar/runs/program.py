@@ -56,7 +56,7 @@ class Program(NamedTuple):
     images_per_epoch: int
     total_steps: int
     train: Batch  # all training images, those held out included; on the device
-    valid: Batch  # those held out; without rows where none are
+    valid: Batch  # those held out, or given with the data set; without rows where none are
     test: Batch
 
     def step_at(self, step: int) -> TrainFeed:
@@ -129,6 +129,9 @@ def share(
     device, policy = torch.device(runtime.device), runtime.policy
     train = Batch(dataset.train_images.to(device), dataset.train_labels.to(device))
     test = Batch(dataset.test_images.to(device), dataset.test_labels.to(device))
+    given = Batch(dataset.valid_images, dataset.valid_labels)
+    if recipe.valid == "given":
+        given = Batch(*(part.to(device) for part in given))
     size, steps_per_epoch = count(recipe, dataset, seed=runtime.seed, processes=axis.size)
     total_steps = steps_per_epoch * recipe.epochs
     model = recipes.make_model(recipe, len(dataset.classes), axis)
@@ -172,9 +175,9 @@ def share(
 
     # Compiling takes longer than evaluating once, and far less than after each epoch, or than
     # evaluating several views.
-    eval_step = make_eval(tta.NONE, compiled=compiled and recipe.valid_fraction > 0)
+    eval_step = make_eval(tta.NONE, compiled=compiled and recipe.has_valid)
     views_step = make_eval(recipes.make_views(recipe), compiled=compiled)
-    wanted = {eval_step: recipe.valid_fraction > 0, views_step: recipe.tta != "none"}
+    wanted = {eval_step: recipe.has_valid, views_step: recipe.tta != "none"}
     stages, mapped_stages = make_stages(mapped=False), make_stages(mapped=True)
 
     def of_seed(own: Recipe, seed: int) -> Program:
@@ -228,7 +231,9 @@ def share(
             images_per_epoch=steps_per_epoch * recipe.batch_size if recipe.drop_last else size,
             total_steps=total_steps,
             train=train,
-            valid=Batch(train.images[valid_rows], train.labels[valid_rows]),
+            valid=given
+            if recipe.valid == "given"
+            else Batch(train.images[valid_rows], train.labels[valid_rows]),
             test=test,
         )
 
@@ -241,6 +246,16 @@ def count(recipe: Recipe, dataset: Dataset, *, seed: int, processes: int = 1) ->
     Raises:
         UserError: the recipe does not fit the data set, or so many processes.
     """
+    if not len(dataset.train_labels):
+        raise UserError(
+            f"{dataset.name} is a test set without training images; train on another data set with "
+            f"the same classes, then measure with fcifar eval RUN --dataset {dataset.name}"
+        )
+    if recipe.valid == "given" and not len(dataset.valid_labels):
+        raise UserError(
+            f"valid is given, and {dataset.name} has no validation images of its own; hold some "
+            "out of the training images with --valid-fraction 0.1 in place of it"
+        )
     size, held_out = map(len, split_rows(recipe, seed, dataset.train_labels))
     if recipe.batch_size > size:
         raise UserError(

@@ -85,6 +85,9 @@ def _read_head(
 def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
     """The images of a split and their labels: test, train (all of it), or valid.
 
+    Validation images are those that training held out of the same data set, else those that the
+    data set has of its own.
+
     Raises:
         UserError: there is no such split, no validation images of the network in ``dataset``, or
             the data set has other classes than the network.
@@ -97,9 +100,15 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
     if split == "test":
         return Batch(dataset.test_images, dataset.test_labels)
     if split == "train":
+        if not len(dataset.train_labels):
+            raise UserError(
+                f"{dataset.name} is a test set without training images; use --split test"
+            )
         return Batch(dataset.train_images, dataset.train_labels)
     if split != "valid":
         raise UserError(f"--split is {split!r}; it must be test, train or valid")
+    if is_given(network, dataset):
+        return Batch(dataset.valid_images, dataset.valid_labels)
     if not network.dataset:
         raise UserError(
             "--split valid is what training held out, and this network does not say what that "
@@ -108,10 +117,17 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
     if dataset.digest != network.dataset_digest or not network.recipe.valid_fraction:
         raise UserError(
             f"--split valid is the part of {network.dataset} that training held out, and of "
-            f"{dataset.name} it held none out; use --split test"
+            f"{dataset.name} it held none out, nor has that validation images of its own; use "
+            "--split test"
         )
     _, rows = split_rows(network.recipe, network.seed, dataset.train_labels)
     return Batch(dataset.train_images[rows], dataset.train_labels[rows])
+
+
+def is_given(network: Trained, dataset: Dataset) -> bool:
+    """Whether the validation images of a network in ``dataset`` are those that the set has."""
+    held_out = dataset.digest == network.dataset_digest and network.recipe.valid_fraction > 0
+    return len(dataset.valid_labels) > 0 and not held_out
 
 
 def evaluate(

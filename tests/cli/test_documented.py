@@ -58,7 +58,7 @@ def pictures(folder: Path, names: Iterable[str], size: tuple[int, int]) -> None:
     for name in names:
         pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
 
 
@@ -97,6 +97,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("photos", "pictures"):
         pictures(place / folder, each, (40, 50))
     pictures(place / "folder", ["a.png", "b.jpg"], (32, 32))
+    pictures(
+        place / "pets", [f"{s}/{e}" for s in ("train", "valid", "test") for e in each], (32, 32)
+    )
+
+    rng = np.random.default_rng(4)
+    arrays = {}
+    for split, size in (("train", 40), ("val", 20), ("test", 20)):  # as MedMNIST has them
+        arrays[f"{split}_images"] = rng.integers(0, 256, (size, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(size)[:, None] % 9
+    np.savez(place / "pathmnist.npz", **arrays)
+    corrupted = rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+    (place / "CIFAR-10-C").mkdir()
+    for name in ("fog", "gaussian_noise"):
+        np.save(place / f"CIFAR-10-C/{name}.npy", corrupted)
+    np.save(place / "CIFAR-10-C/labels.npy", np.tile(np.arange(20) % 10, 5))
+    np.save(place / "cifar10.1_v6_data.npy", corrupted[:20])
+    np.save(place / "cifar10.1_v6_labels.npy", np.arange(20, dtype=np.int32) % 10)
     shutil.copy(place / "folder/b.jpg", place / "photo.jpg")
 
     (place / "my_nets.py").write_text(blocks(README, "python")[-1].text)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -74,6 +75,105 @@ def test_mistakes_are_one_line(fcifar, photos: Path, words: tuple, message: str)
     assert done.status == 2
     assert message in done.err
     assert done.err.count("\n") == 1
+
+
+def numbers(count: int, classes: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Images of one colour each, and labels in turn."""
+    shades = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return np.broadcast_to(shades, (count, 32, 32, 3)), np.arange(count) % classes
+
+
+CPU = ("--threads", 1, "--device", "cpu", "-q")
+
+
+def test_given_validation_images_from_import_to_report(fcifar, tmp_path: Path) -> None:
+    parts = {"train": numbers(40), "val": numbers(30), "test": numbers(20)}
+    arrays = {f"x_{k}": v[0] for k, v in parts.items()} | {f"y_{k}": v[1] for k, v in parts.items()}
+    np.savez(tmp_path / "mine.npz", **arrays, extra=np.zeros(3))
+    done = fcifar("data", "import", "mine.npz", "-q")
+    assert done.status == 0
+    assert fits(done.out)
+    assert "40 for training, 30 for validation, 20 for testing" in done.out
+    assert "without 1 other: extra" in done.out
+    assert "fcifar train --dataset mine --set valid=given" in done.out
+    for words in (("data", "list"), ("data", "info", "mine")):
+        shown = fcifar(*words)
+        assert fits(shown.out)
+        assert "valid" in shown.out
+    assert json.loads(fcifar("data", "info", "mine", "--json").out)["valid_counts"] == [3] * 10
+    assert json.loads(fcifar("data", "list", "--json").out)[0]["valid_size"] == 30
+    assert fcifar("data", "preview", "mine").status == 0
+
+    train = ("train", "blitz", "--dataset", "mine", "--set", "valid=given", *CPU)
+    both = fcifar(*train, "--valid-fraction", 0.1)
+    assert both.status == 2
+    assert "valid is given, which takes the validation images of the data set" in both.err
+    done = fcifar(*train, "--epochs", 1, "--restore-best", "--out", "run")
+    assert done.status == 0, done.err
+    assert "of 30 images" in done.out
+    assert fits(done.out)
+    shown = fcifar("runs", "show", "run")
+    assert "30 images that the data set has besides" in shown.out
+    measured = fcifar("eval", "run", "--split", "valid", *CPU, "--json")
+    assert json.loads(measured.out)["n"] == 30
+    page = fcifar("report", "run", "--html", "page.html", "-q")
+    assert page.status == 0
+    assert "on 30 images" in (tmp_path / "page.html").read_text()
+
+    # A recipe that holds some out by itself does so no longer.
+    settings = json.loads(fcifar("recipes", "show", "dropout-adam", "--json").out)
+    assert settings["valid_fraction"] == 0.1
+    assert settings["valid"] == "fraction"
+    done = fcifar(
+        *("train", "dropout-adam", *train[2:]),
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+        "--out",
+        "other",
+        "--json",
+    )
+    assert done.status == 0, done.err
+    assert json.loads(done.out)["valid_n"] == 30
+
+
+def test_a_test_set_alone_is_measured_on_and_not_trained_on(fcifar, tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "digits.npz", **{f"{k}_train": v for k, v in zip("xy", numbers(40), strict=True)}
+    )
+    images, labels = numbers(50)
+    np.save(tmp_path / "fog.npy", images)
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "classes.npy", np.array([str(i) for i in range(10)]))
+    done = fcifar("data", "import", "fog.npy", "--severity", 3, "-q")
+    assert done.status == 0
+    assert fits(done.out)
+    assert "10 for testing" in done.out
+    name = "corrupted-c-fog-3"
+    assert f"fcifar eval RUN --dataset {name}" in done.out
+    info = fcifar("data", "info", name)
+    assert fits(info.out)
+    assert "none: a test set alone" in info.out
+    assert fcifar("data", "verify", name).status == 0
+    assert fcifar("data", "preview", name).status == 0
+    for more in ((), ("--replicas", 2)):
+        done = fcifar("train", "--dataset", name, *CPU, *more)
+        assert done.status == 2
+        assert f"{name} is a test set without training images; train on another" in done.err
+        assert done.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+    assert fcifar("data", "import", "digits.npz", "--test-fraction", 0.5, "-q").status == 0
+    train = ("train", "blitz", "--dataset", "digits", *CPU, "--epochs", 1, "--out", "run")
+    assert fcifar(*train).status == 0
+    measured = fcifar("eval", "run", "--dataset", name, *CPU, "--json")
+    assert json.loads(measured.out)["n"] == 10
+    compared = fcifar("compare", "run", "run", "--dataset", name, "--json", *CPU)
+    assert json.loads(compared.out)["n"] == 10
+    done = fcifar("eval", "run", "--dataset", name, "--split", "train", *CPU)
+    assert done.status == 2
+    assert "use --split test" in done.err
 
 
 def test_what_can_be_fetched(fcifar) -> None:

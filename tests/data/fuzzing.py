@@ -19,14 +19,14 @@ def examples(times: float) -> settings:
     return settings(max_examples=round(times * settings.default.max_examples))
 
 
-def ends_well(function: Callable[..., Any], *arguments: Any) -> Any:
+def ends_well(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What ``function`` returns, or None after an error of ours: one line, and no warnings."""
     started = time.process_time()
     result, message = None, ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            result = function(*arguments)
+            result = function(*arguments, **named)
         except (UserError, WorldError) as error:
             message = str(error)
     assert message.isprintable(), message

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data.folders import decode
+from fcifar.data import pictures
+from fcifar.data.official import CLASSES as CIFAR10
 from fcifar.errors import UserError, WorldError
 
 
@@ -101,6 +102,145 @@ def test_classes_of_an_npz_without_names_are_numbers(tmp_path: Path, root: Path)
     assert data.import_source(source, "set", root).classes == ("0", "1", "2")
 
 
+def npz(path: Path, **arrays: object) -> Path:
+    np.savez(path, **{name: np.asarray(array) for name, array in arrays.items()})
+    return path
+
+
+TRAIN, TEST = (
+    (forms.TRAIN_IMAGES, forms.TRAIN_LABELS),
+    (forms.TEST_IMAGES, forms.TEST_LABELS),
+)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x_train", "y_train", "x_test", "y_test"),  # Keras
+        ("X_train", "Y_train", "X_test", "Y_test"),
+        ("train_x", "train_y", "test_x", "test_y"),
+        ("train_data", "train_targets", "test_data", "test_targets"),
+        ("train_image", "train_label", "test_image", "test_label"),
+        ("training_images", "training_labels", "testing_images", "testing_labels"),
+        ("data", "labels", "test_data", "test_labels"),
+    ],
+)
+def test_other_names_of_arrays(tmp_path: Path, root: Path, names: tuple[str, ...]) -> None:
+    values = dict(zip(names, (*TRAIN, *TEST), strict=True))
+    source = npz(tmp_path / "a.npz", **values, class_names=forms.CLASSES)
+    dataset = data.import_source(source, None, root)
+    assert (
+        dataset.digest == data.import_source(forms.write_npz(tmp_path / "b.npz"), "b", root).digest
+    )
+    assert dataset.source == "arrays a.npz"
+
+
+def test_loose_arrays_in_a_folder(tmp_path: Path, root: Path) -> None:
+    for split, (images, labels) in (("train", TRAIN), ("test", TEST)):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        np.save(tmp_path / "set" / split / "images.npy", images)
+        np.save(tmp_path / "set" / split / "labels.npy", labels[:, None])
+    dataset = data.import_source(tmp_path / "set", None, root)
+    assert np.array_equal(dataset.train_images.numpy(), forms.TRAIN_IMAGES)
+    assert np.array_equal(dataset.test_labels.numpy(), forms.TEST_LABELS)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_validation_arrays_are_the_given_split(tmp_path: Path, root: Path, name: str) -> None:
+    """The form of MedMNIST, whose labels are [N, 1]."""
+    labels = forms.TEST_LABELS[::-1, None].astype(np.uint8)
+    valid = {f"{name}_images": forms.TEST_IMAGES[::-1], f"{name}_labels": labels}
+    dataset = data.import_source(forms.write_npz(tmp_path / "a.npz", **valid), None, root)
+    assert np.array_equal(dataset.valid_images.numpy(), forms.TEST_IMAGES[::-1])
+    assert dataset.valid_labels.tolist() == forms.TEST_LABELS[::-1].tolist()
+    assert dataset.source == "arrays a.npz"
+    del valid[f"{name}_labels"]
+    with pytest.raises(UserError, match=r"valid_labels\.npy missing"):
+        data.import_source(forms.write_npz(tmp_path / "b.npz", **valid), None, root)
+
+
+def test_arrays_that_are_left_out_are_named(tmp_path: Path, root: Path) -> None:
+    more = {"filenames": np.array(["a"]), "mean": np.zeros(3), "std": np.ones(3), "z": np.ones(1)}
+    dataset = data.import_source(forms.write_npz(tmp_path / "a.npz", **more), None, root)
+    assert dataset.source == "arrays a.npz, without 4 others: filenames, mean, std, ..."
+    assert dataset.preparation["others"] == ["filenames", "mean", "std", "z"]
+
+
+def test_arrays_without_a_test_split(tmp_path: Path, root: Path) -> None:
+    wishes = data.Wishes(test_fraction=0.4)
+    for i, names in enumerate((("data", "labels"), ("train_images", "train_labels"), ("x", "y"))):
+        source = npz(tmp_path / f"{i}.npz", **dict(zip(names, TRAIN, strict=True)))
+        with pytest.raises(UserError, match=r"add --test-fraction 0\.1"):
+            data.import_source(source, None, root)
+        dataset = data.import_source(source, f"set{i}", root, wishes=wishes)
+        assert torch.bincount(dataset.train_labels).tolist() == [3, 3, 3]
+        assert torch.bincount(dataset.test_labels).tolist() == [2, 2, 2]
+        assert "0.4 of each class to test with (seed 0)" in dataset.source
+    assert data.load("set0", root).digest == data.load("set2", root).digest
+    with pytest.raises(UserError, match="test images already"):
+        data.import_source(forms.write_npz(tmp_path / "a.npz"), "a", root, wishes=wishes)
+    valid = {"train_images": TRAIN[0], "train_labels": TRAIN[1]} | dict(
+        zip(("val_images", "val_labels"), TEST, strict=True)
+    )
+    tested = data.import_source(npz(tmp_path / "v.npz", **valid), None, root)
+    assert np.array_equal(tested.test_images.numpy(), forms.TEST_IMAGES)
+    assert tested.preparation["test_from"] == "val_images"
+    assert len(tested.valid_labels) == 0
+    dataset = data.import_source(tmp_path / "v.npz", "w", root, wishes=wishes)
+    assert (len(dataset.train_labels), len(dataset.valid_labels), len(dataset.test_labels)) == (
+        9,
+        6,
+        6,
+    )
+
+
+def test_test_arrays_alone_are_a_test_set(tmp_path: Path, root: Path) -> None:
+    source = npz(tmp_path / "a.npz", x_test=TEST[0], y_test=TEST[1], classes=CIFAR10[:3])
+    dataset = data.import_source(source, None, root)
+    assert (dataset.name, len(dataset.train_labels), len(dataset.test_labels)) == ("a", 0, 6)
+    alone = npz(tmp_path / "b.npz", x_test=TEST[0], y_test=TEST[1], classes=CIFAR10)
+    assert data.import_source(alone, None, root).name == "b", "it is not all of CIFAR-10"
+
+
+@pytest.mark.parametrize("shape", [(6, 32, 32), (6, 32, 32, 1), (6, 1, 32, 32)])
+def test_grey_arrays_become_rgb(tmp_path: Path, root: Path, shape: tuple[int, ...]) -> None:
+    grey = forms.TEST_IMAGES[:, :1]
+    source = forms.write_npz(tmp_path / "a.npz", test_images=grey.reshape(shape))
+    dataset = data.import_source(source, None, root)
+    assert np.array_equal(dataset.test_images.numpy(), np.repeat(grey, 3, axis=1))
+    assert dataset.preparation["converted"] == {"L": 6}
+
+
+def test_transparent_arrays_are_seen_on_white(tmp_path: Path, root: Path) -> None:
+    clear = np.zeros((6, 4, 32, 32), np.uint8)
+    clear[0, 3] = 255
+    for i, images in enumerate((clear, clear.transpose(0, 2, 3, 1))):
+        source = forms.write_npz(tmp_path / f"{i}.npz", test_images=images)
+        dataset = data.import_source(source, None, root)
+        assert dataset.test_images.amin((1, 2, 3)).tolist() == [0, *[255] * 5]
+        assert dataset.preparation["on_white"] == 5
+
+
+@pytest.mark.parametrize(
+    "shape", [(6, 28, 28), (6, 28, 28, 1), (6, 1, 28, 28), (6, 3, 28, 28), (6, 28, 20, 3)]
+)
+def test_arrays_of_other_sizes_are_told_what_helps(
+    tmp_path: Path, root: Path, shape: tuple[int, ...]
+) -> None:
+    images = np.full(shape, 7, np.uint8)
+    source = forms.write_npz(tmp_path / "a.npz", test_images=images)
+    with pytest.raises(UserError, match="so add --resize crop or --resize stretch") as caught:
+        data.import_source(source, None, root)
+    assert f"the test images are uint8 {list(shape)}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for resize in ("crop", "stretch"):  # the advice works
+        dataset = data.import_source(
+            source, None, root, wishes=data.Wishes(resize=resize), overwrite=True
+        )
+        assert dataset.test_images.unique().tolist() == [7]
+        assert (dataset.preparation["resized"], dataset.preparation["resize"]) == (6, resize)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1"])
 def test_other_kinds_of_png_become_rgb(tmp_path: Path, root: Path, mode: str) -> None:
     files = forms.class_folders()
@@ -147,7 +287,7 @@ def test_mutated_images_are_decoded_or_refused(change: bytes, place: int) -> Non
     content = bytearray(forms.png(forms.TEST_IMAGES[0]))
     content[place : place + len(change)] = change
     with contextlib.suppress(UserError):
-        assert len(decode("a.png", bytes(content))) == 3072
+        assert len(pictures.decode(io.BytesIO(content), "a.png", None).pixels) == 3072
 
 
 # What goes wrong ----------------------------------------------------------------------------------
@@ -184,12 +324,12 @@ BAD_FILES = {
     "class not in train": (without(FOLDERS, "train/cow"), "'cow' is in test/ but not in train/"),
     "image outside a class": (FOLDERS | {"train/a.png": b""}, "train/a.png does not lie"),
     "image too deep": (FOLDERS | {"train/ant/b/a.png": b""}, "train/ant/b/a.png does not lie"),
-    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is a .webp"),
-    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no readable"),
-    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no readable"),
+    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is no picture"),
+    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no picture"),
+    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no picture"),
     "half an image": (
         FOLDERS | {"train/ant/0002.png": FOLDERS["train/ant/0002.png"][:1500]},
-        "train/ant/0002.png is no readable",
+        "train/ant/0002.png cannot be read as a picture",
     ),
     "large image": (
         FOLDERS | {"test/cow/1.png": forms.png(np.zeros((3, 16, 48), np.uint8))},
@@ -303,6 +443,9 @@ def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path: Path, root: Path
 
 BAD_ARRAYS = {
     "floats": ({"train_images": np.zeros((15, 3, 32, 32))}, "they must be uint8"),
+    "rows of pixels": ({"train_images": np.zeros((15, 3072), np.uint8)}, r"3072\]; they must be"),
+    "two channels": ({"train_images": np.zeros((15, 32, 32, 2), np.uint8)}, "1, 3 or 4 channels"),
+    "one name twice": ({"x_train": forms.TRAIN_IMAGES}, "are the same by their names; keep"),
     "shape": ({"train_images": np.zeros((15, 3, 28, 28), np.uint8)}, r"uint8 \[15, 3, 28, 28\]"),
     "rows": ({"train_labels": np.zeros(14, np.int64)}, "15 images and 14 labels"),
     "label kind": ({"train_labels": np.zeros(15)}, "must be whole numbers"),

@@ -214,8 +214,22 @@ def test_grey_images_become_rgb_of_32_pixels(mnist: Path, root: Path, capfd) -> 
     stream = io.BytesIO()
     Image.fromarray(GREY[5]).save(stream, "PNG")
     stream.seek(0)
-    expected = np.frombuffer(pictures.decode(stream, "x"), np.uint8).reshape(32, 32, 3)
+    expected = np.frombuffer(pictures.decode(stream, "x").pixels, np.uint8).reshape(32, 32, 3)
     assert np.array_equal(dataset.train_images[5].permute(1, 2, 0).numpy(), expected)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (1, 28, 28)])
+def test_the_same_images_in_an_npz_are_the_same_set(
+    mnist: Path, root: Path, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """As Keras has them, say."""
+    with sites.serving(mnist) as address:
+        fetched = data.fetch(root, "fashion-mnist", url=address)
+    images = GREY.reshape(30, *shape)
+    values = {"x_train": images, "y_train": TEN, "x_test": images[:10], "y_test": TEN[:10]}
+    np.savez(tmp_path / "a.npz", **values, classes=np.array(fetched.classes))
+    found = data.import_source(tmp_path / "a.npz", None, root, wishes=Wishes(resize="crop"))
+    assert found.digest == fetched.digest
 
 
 def test_files_of_another_md5_are_refused(mnist: Path, root: Path) -> None:

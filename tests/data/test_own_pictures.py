@@ -178,11 +178,37 @@ def test_what_is_in_neither_split_is_said(root: Path, tmp_path: Path) -> None:
     splits = {f"{s}/{n}": c for s in ("train", "test", "val") for n, c in TWO.items()}
     source = forms.write_zip(tmp_path / "pets.zip", {**splits, "cover.png": TWO["a/000.png"]})
     dataset = data.import_source(source, None, root)
-    assert dataset.source == "class folders pets.zip, without 7 images in no folder, val/"
+    assert dataset.source == "class folders pets.zip, without 1 image in no folder"
     held_out = {name: c for name, c in splits.items() if not name.startswith("test/")}
     source = forms.write_zip(tmp_path / "held.zip", held_out)
     dataset = data.import_source(source, None, root, wishes=Wishes(test_fraction=0.5))
-    assert dataset.source.startswith("class folders held.zip, without 6 images in val/, 0.5 of ")
+    assert dataset.source.startswith("class folders held.zip, 0.5 of each class")
+    assert len(dataset.valid_labels) == 6
+
+
+@pytest.mark.parametrize("name", ["valid", "Val", "validation"])
+def test_a_folder_of_validation_images_is_the_given_split(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    files = forms.class_folders()
+    more = {
+        path.replace("test/", f"{name}/"): content
+        for path, content in reversed(files.items())
+        if path.startswith("test/")
+    }
+    dataset = data.import_source(forms.write_zip(tmp_path / "a.zip", files | more), None, root)
+    assert np.array_equal(dataset.valid_images.numpy(), forms.TEST_IMAGES)
+    assert dataset.valid_labels.tolist() == forms.TEST_LABELS.tolist()
+    assert np.array_equal(dataset.train_images.numpy(), forms.TRAIN_IMAGES)
+    assert dataset.source == "class folders a.zip"
+    plain = data.import_source(forms.write_zip(tmp_path / "b.zip", files), None, root)
+    assert plain.digest != dataset.digest
+    few = {path: content for path, content in more.items() if "/bee/" in path}
+    some = data.import_source(forms.write_zip(tmp_path / "c.zip", files | few), None, root)
+    assert some.valid_labels.tolist() == [1, 1], "by the number of the class in train/"
+    odd = {path.replace("/bee/", "/cat/"): content for path, content in few.items()}
+    with pytest.raises(UserError, match=f"class 'cat' is in {name}/ but not in train/"):
+        data.import_source(forms.write_zip(tmp_path / "d.zip", files | odd), "d", root)
 
 
 TWO = flat({"a": 3, "b": 3})
@@ -193,10 +219,10 @@ MISTAKES = {
         Wishes(test_fraction=0.1),
         "there is a test folder already; leave --test-fraction out",
     ),
-    "val": (
-        {f"{s}/{n}": c for s in ("train", "val") for n, c in TWO.items()},
+    "no test": (
+        {f"train/{n}": c for n, c in TWO.items()},
         Wishes(),
-        "no test/<class>/ folder; .* rename val/ to test/, or add --test-fraction 0.1",
+        "no test/<class>/ folder; .*, or add --test-fraction 0.1 for a part of train/",
     ),
     "one image": (
         flat({"a": 3, "b": 1}),

@@ -1,6 +1,7 @@
 """Picture files of every kind become 32x32 RGB images, or one line that names them."""
 
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
+from fcifar import data
 from fcifar.data import pictures
 from fcifar.errors import UserError, WorldError
 
@@ -71,6 +73,137 @@ def test_what_is_transparent_is_white(tmp_path: Path, size: tuple[int, int]) -> 
     palette.putpalette([9, 9, 9])
     path = save(palette, tmp_path / "d.png", transparency=0)
     assert pictures.read(path).unique().tolist() == [255]
+
+
+# One decoder --------------------------------------------------------------------------------------
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "YCbCr", "LAB", "RGBX")
+LOSSY = ("JPEG", "AVIF", "JPEG2000", "DDS")
+# What is stored so that this orientation, as EXIF defines it, makes it upright again.
+STORED = (
+    *(None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180),
+    *(Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90),
+    *(Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_270),
+)
+
+
+def upright(mode: str) -> Image.Image:
+    """Noise of every mode, with an alpha of every value where there is one."""
+    rgb = Image.fromarray(NOISE)
+    alpha = Image.fromarray(np.arange(1024, dtype=np.uint32).reshape(32, 32).astype(np.uint8))
+    if mode in ("I;16", "I", "F"):
+        deep = NOISE[..., 0].astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        return Image.fromarray(deep * 200)
+    if mode == "LAB":
+        return Image.merge("LAB", rgb.split())
+    image = rgb.convert("P" if mode == "PA" else mode.replace("A", "") if "LA" in mode else mode)
+    if mode in ("LA", "PA"):
+        image = image.convert(mode)
+    if mode in ("LA", "PA", "RGBA"):
+        image.putalpha(alpha)
+    return image
+
+
+def every_kind(folder: Path) -> dict[Path, tuple[Image.Image, int, bool]]:
+    """Files of every format, mode and orientation that Pillow writes: what is in them, and how."""
+    Image.init()
+    files = {}
+    for form, (ending, *_) in pictures.FORMATS.items():
+        if form == "ICNS":  # writes many sizes, and is read as the largest
+            continue
+        for mode in (*MODES, "P with transparency", "L with transparency", "RGB with transparency"):
+            plain, _, see_through = mode.partition(" with ")
+            value = (1, 2, 3) if plain == "RGB" else 3
+            options = {"transparency": value} if see_through else {}
+            for orientation, turn in enumerate(STORED, 1):
+                image = upright(plain)
+                stored = image if turn is None else image.transpose(turn)
+                exif = Image.Exif()
+                exif[0x0112] = orientation
+                path = folder / f"{form}-{mode.replace(' ', '-')}-{orientation}{ending}"
+                try:
+                    stored.save(path, form, exif=exif, lossless=True, speed=10, **options)
+                except (OSError, KeyError, ValueError, TypeError, AttributeError):
+                    path.unlink(missing_ok=True)
+                    break
+                with Image.open(path) as again:
+                    if again.getexif().get(0x0112, 1) != orientation:
+                        path.unlink()  # this format has no EXIF
+                        break
+                    same = again.mode == plain and form not in LOSSY
+                if see_through:
+                    image.info["transparency"] = value
+                files[path] = (image, orientation, same)
+    return files
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """What a person sees, by another way than the decoder's."""
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def test_every_mode_format_and_orientation_is_the_same_by_every_way_in(
+    tmp_path: Path, root: Path
+) -> None:
+    folder = tmp_path / "set/train/a"
+    folder.mkdir(parents=True)
+    files = every_kind(folder)
+    assert len(files) > 250
+    assert {orientation for _, orientation, _ in files.values()} == set(range(1, 9))
+    seen, refused = {}, []
+    for path, (image, _, same) in files.items():
+        messages = set()
+        for how in (None, "crop", "stretch"):
+            with path.open("rb") as stream:
+                try:
+                    pictures.decode(stream, str(path), how, ending=path.suffix)
+                except UserError as error:
+                    messages.add(str(error))
+        if messages:
+            refused.append(path)
+            with pytest.raises(UserError) as caught:
+                pictures.read(path)
+            assert messages == {str(caught.value)}
+            path.unlink()
+            continue
+        seen[path] = pictures.read(path)
+        if same:
+            expected = as_tensor(on_white(image)).int()
+            assert (seen[path].int() - expected).abs().max() <= 1, path.name
+    assert {re.split("-", path.name)[1] for path in refused} <= {"I;16", "I", "F", "LAB"}
+    Image.fromarray(NOISE).save(folder / "plain.png")
+    (tmp_path / "set/test/a").mkdir(parents=True)
+    Image.fromarray(NOISE).save(tmp_path / "set/test/a/plain.png")
+    plain = data.import_source(tmp_path / "set", "plain", root)
+    cropped = data.import_source(tmp_path / "set", "c", root, wishes=data.Wishes(resize="crop"))
+    assert cropped.digest == plain.digest
+    rows = torch.stack([seen[path] for path in sorted(seen)])
+    assert torch.equal(plain.train_images[:-1], rows)
+    turned = sum(files[path][1] != 1 for path in seen)
+    for dataset in (plain, cropped):
+        assert dataset.preparation["images"] == len(seen) + 2
+        assert dataset.preparation["oriented"] == turned
+        assert dataset.preparation["on_white"] > 20
+        assert "resized" not in dataset.preparation
+    assert data.info("plain", root).preparation == plain.preparation
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path: Path) -> None:
+    path = save(Image.fromarray(NOISE), tmp_path / "a.jpg", exif=b"Exif\0\0MM nonsense" * 3)
+    with Image.open(path) as image:
+        assert torch.equal(pictures.read(path), as_tensor(image.convert("RGB")))
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.new("RGB", (40, 40), (200, 0, 0))).save(tmp_path / "a.heic")
+    assert pictures.find([tmp_path]).paths == [tmp_path / "a.heic"]
+    assert pictures.read(tmp_path / "a.heic")[:, 9, 9].tolist() == pytest.approx([200, 0, 0], abs=9)
 
 
 @given(st.integers(1, 90), st.integers(1, 90))
@@ -164,15 +297,24 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_folders_are_searched_in_sorted_order(tmp_path: Path) -> None:
-    for name in ("b/2.PNG", "b/10.jpg", "a.webp", "b/c/1.gif", "notes.txt", ".x/1.png", ".y.png"):
+    names = ("b/2.PNG", "b/10.jpg", "a.webp", "b/c/1.gif", "notes.txt", ".x/1.png", ".y.png")
+    more = ("b/1.heic", "b/2.HEIC", "c.cr2", "Thumbs.db", "__MACOSX/._a.png", "b/1.jfif")
+    for name in (*names, *more):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b/circle").symlink_to(tmp_path, target_is_directory=True)
-    found = pictures.find([tmp_path])
+    Image.new("RGB", (9, 9)).save(tmp_path / "b/without", "PNG")
+    Image.new("RGB", (9, 9)).save(tmp_path / "b/photo.jpg_large", "JPEG")
+    (tmp_path / "b/README").write_text("P6 is how a PPM begins, and so does this")
+    found, left_out, others = pictures.find([tmp_path])
     names = [path.relative_to(tmp_path).as_posix() for path in found]
-    assert names == ["a.webp", "b/10.jpg", "b/2.PNG", "b/c/1.gif"]
+    last = ["b/c/1.gif", "b/photo.jpg_large", "b/without"]
+    assert names == ["a.webp", "b/1.jfif", "b/10.jpg", "b/2.PNG", *last]
+    assert left_out == {".cr2": 1, ".heic": 2}
+    assert others == 3
+    assert pictures.in_words(left_out).startswith("1 .cr2, 2 .heic (`pip install pillow-heif`")
     given = [tmp_path / "notes.txt", tmp_path / "b/c", tmp_path / "a.webp"]
-    assert pictures.find(given) == [given[0], tmp_path / "b/c/1.gif", given[2]]
+    assert pictures.find(given).paths == [given[0], tmp_path / "b/c/1.gif", given[2]]
 
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import forms
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fcifar import data, tree
 from fcifar.data import shapes10, store
+from fcifar.data.dataset import EMPTY
 from fcifar.errors import UserError, WorldError
 
 
@@ -37,7 +39,8 @@ def test_what_is_saved_is_loaded(root: Path) -> None:
     assert path == root / "small.safetensors"
     loaded = data.load("small", root)
     assert tree.equal(loaded[1:5], dataset[1:5])
-    assert loaded[:1] + loaded[5:] == (*dataset[:1], *dataset[5:8], str(path))
+    assert loaded[:1] + loaded[5:10] == (*dataset[:1], *dataset[5:8], str(path), {})
+    assert tree.equal(loaded[10:], dataset[10:])
     assert data.verify("small", root) == dataset.digest
 
 
@@ -55,6 +58,70 @@ def test_the_digest_covers_tensors_and_class_names_in_order() -> None:
     assert first.digest != small(shift=1).digest
     assert first.digest != data.content_digest(*parts, forms.CLASSES[::-1])
     assert first.digest != data.content_digest(*parts[2:], *parts[:2], forms.CLASSES)
+
+
+def given(shift: int = 0) -> data.Dataset:
+    """``small`` with a validation split of six images."""
+    plain = small("given")
+    valid = data.Split(plain.test_images.flip(0) ^ shift, plain.test_labels.flip(0))
+    train, test = data.Split(*plain[1:3]), data.Split(*plain[3:5])
+    return data.make_dataset("given", train, test, forms.CLASSES, "made up", valid)
+
+
+def alone() -> data.Dataset:
+    """The test split of ``small`` without training images."""
+    test = data.Split(*small()[3:5])
+    return data.make_dataset("alone", EMPTY, test, forms.CLASSES, "made up")
+
+
+def test_a_given_validation_split_is_kept_and_counts(root: Path) -> None:
+    dataset = given()
+    data.save(dataset, root)
+    loaded = data.load("given", root)
+    assert tree.equal(loaded[10:], dataset[10:])
+    assert tree.equal(loaded[1:5], small()[1:5])
+    assert data.verify("given", root) == dataset.digest
+    assert len({dataset.digest, given(shift=1).digest, small().digest}) == 3
+    assert data.info("given", root).valid_counts == (2, 2, 2)
+    assert data.list_prepared(root)[0].valid_size == 6
+
+
+def test_the_digest_of_a_set_without_one_is_what_it_was(root: Path) -> None:
+    assert small().digest == "0280410f31a1350bee96006c2b4e19ecd1a5805f5e80c45ac2750ea8f95cd93b"
+    data.save(small(), root)
+    assert data.info("small", root).valid_counts == ()
+    with safe_open(root / "small.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(store._TENSORS)
+
+
+@pytest.mark.parametrize("part", ["valid_images", "valid_labels"])
+def test_half_of_a_validation_split_is_damage(root: Path, part: str) -> None:
+    path = data.save(given(), root)
+    with safe_open(path, framework="pt") as file:
+        head, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys() if k != part}  # noqa: SIM118
+    save_file(tensors, path, head)
+    with pytest.raises(WorldError, match=f"damaged or not a prepared data set .*{part}"):
+        data.load("given", root)
+
+
+def test_a_test_set_alone_is_a_data_set(root: Path) -> None:
+    dataset = alone()
+    data.save(dataset, root)
+    loaded = data.load("alone", root)
+    assert tree.equal(loaded[1:5], dataset[1:5])
+    assert len(loaded.train_labels) == 0
+    assert data.verify("alone", root) == dataset.digest
+    entry, info = data.list_prepared(root)[0], data.info("alone", root)
+    assert (entry.train_size, entry.test_size, entry.problem) == (0, 6, "")
+    assert (info.train_counts, info.test_counts) == ((0, 0, 0), (2, 2, 2))
+    pixels = dataset.test_images.double() / 255
+    assert info.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist()), "of the test pixels"
+
+
+def test_a_test_split_is_needed() -> None:
+    train = data.Split(*small()[1:3])
+    with pytest.raises(UserError, match="test split is empty"):
+        data.make_dataset("none", train, EMPTY, forms.CLASSES, "made up")
 
 
 def test_others_may_read_what_the_umask_allows(root: Path) -> None:

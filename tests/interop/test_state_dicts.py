@@ -1,11 +1,15 @@
 """A state_dict is found in whatever people wrap around it, and nothing but tensors is ever read."""
 
+import argparse
 import contextlib
+import fractions
 import pickle
+import types
 import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from fcifar import tree
 from fcifar.errors import UserError, WorldError
 from fcifar.interop import state_dicts
 
@@ -84,6 +89,35 @@ def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
     refused(tmp_path / "evil.pt")
     assert not ran.exists()
+
+
+def test_settings_and_numpy_numbers_beside_a_state_dict_are_left_out(tmp_path: Path) -> None:
+    """What argparse gave, the best accuracy as numpy's mean gave it, a history, a path."""
+    module = net()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=Path("runs"), nested=argparse.Namespace(a=1)),
+        "config": types.SimpleNamespace(width=3),
+        "best_acc": np.float64(0.93),
+        "epoch": np.int64(3),
+        "history": [np.float32(1.5), np.arange(3.0)],
+        np.str_("dtype"): np.dtype("float32"),
+    }
+    path = written({"state_dict": module.state_dict(), **beside}, tmp_path / "net.pth")
+    before = set(torch.serialization.get_safe_globals())
+    found = state_dicts._read_pickled(path)["state_dict"]
+    assert tree.equal(dict(found), dict(module.state_dict()))
+    assert state_dicts.read(path)
+    assert set(torch.serialization.get_safe_globals()) == before, "nothing is allowed afterwards"
+
+
+def test_what_cannot_be_left_out_is_named_with_what_to_save(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    values = {"state_dict": net().state_dict(), "schedule": fractions.Fraction(1, 3)}
+    message = refused(written(values, path))
+    assert "holds fractions.Fraction, " in message
+    assert "torch.save(net.state_dict(), 'net.pth')" in message
+    mixed = {**net().state_dict(), "best_acc": np.float64(0.9)}
+    assert "its entry 'best_acc' is a scalar" in refused(written(mixed, path))
 
 
 def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -8,10 +8,23 @@ import torch
 
 from fcifar import random, tree
 from fcifar.data import Dataset, Split, make_dataset
+from fcifar.data.dataset import EMPTY
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import checkpoint, directory, loop, trained
+from fcifar.runs import (
+    checkpoint,
+    compare,
+    directory,
+    group,
+    loop,
+    many,
+    per_example,
+    reproduce,
+    trained,
+)
+from fcifar.runs.manifest import read_settings
 from fcifar.runs.runtime import Runtime
+from fcifar.runs.safeguards import Safeguards
 from fcifar.runs.selection import best_epoch, is_best, should_stop
 
 NAN = float("nan")
@@ -163,9 +176,125 @@ def test_validation_is_without_augmentation(
     assert len(set(train)) == len(train), "while the training images change from epoch to epoch"
 
 
+# Given validation images --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(unlearnable: Dataset, make_batch) -> Dataset:
+    """The same training images, and 30 validation images besides."""
+    train, test = Split(*unlearnable[1:3]), Split(*unlearnable[3:5])
+    valid = Split(*make_batch(30, seed=3))
+    return make_dataset("given", train, test, unlearnable.classes, "drawn by the tests", valid)
+
+
+GIVEN = {**OVERFIT, "valid_fraction": 0.0, "valid": "given"}
+
+
+def test_given_images_choose_the_best_epoch_and_are_not_trained_on(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset, make_batch
+) -> None:
+    run = tmp_path / "run"
+    report = loop.train(run, recipe.replace(**GIVEN), runtime, given)
+    assert isinstance(report, dict)
+    losses = valid_losses(run)
+    assert report["stopped_early"]
+    assert report["selected"]["valid_loss"] == min(losses)
+    assert report["valid_n"] == 30
+    counts = {(r["kind"], r["count"]) for r in directory.read_records(run)}
+    assert counts == {("train", 80), ("eval", 30), ("eval", 20)}, "all 80 are trained on"
+    network = trained.load(run)
+    figures, _ = trained.evaluate(network, runtime, given, "valid")
+    assert figures["n"] == 30
+    assert figures["loss"] == report["selected"]["valid_loss"]
+
+    still = {**GIVEN, "patience": 0, "restore_best": False, "epochs": 2}
+    other = make_batch(30, seed=4)
+    replaced = given._replace(valid_images=other.images, valid_labels=other.labels)
+    a = loop.train(tmp_path / "a", recipe.replace(**still), runtime, given)
+    b = loop.train(tmp_path / "b", recipe.replace(**still), runtime, replaced)
+    assert isinstance(a, dict)
+    assert isinstance(b, dict)
+    assert a["params_digest"] == b["params_digest"], "other validation images, the same training"
+    assert valid_losses(tmp_path / "a") != valid_losses(tmp_path / "b")
+
+
+def test_given_images_are_evaluated_without_augmentation(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset
+) -> None:
+    still = recipe.replace(valid="given", learning_rate=0.0, augment=("random_crop:8",))
+    loop.train(tmp_path / "run", still, runtime, given)
+    assert len(set(valid_losses(tmp_path / "run"))) == 1
+
+
+def test_without_asking_for_them_nothing_changes(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, given: Dataset
+) -> None:
+    for name, changes in (("plain", {}), ("held", {"valid_fraction": 0.25})):
+        a = loop.train(tmp_path / f"{name}-a", recipe.replace(**changes), runtime, unlearnable)
+        b = loop.train(tmp_path / f"{name}-b", recipe.replace(**changes), runtime, given)
+        assert isinstance(a, dict)
+        assert isinstance(b, dict)
+        assert a["params_digest"] == b["params_digest"]
+        assert valid_losses(tmp_path / f"{name}-a") == valid_losses(tmp_path / f"{name}-b")
+    held = trained.load(tmp_path / "held-b")
+    assert trained.evaluate(held, runtime, given, "valid")[0]["n"] == 20, "what it held out"
+
+
+def test_a_run_with_given_images_is_resumed_and_reproduced(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset
+) -> None:
+    overfit = recipe.replace(**GIVEN)
+    whole = loop.train(tmp_path / "whole", overfit, runtime, given)
+    run, asked = tmp_path / "run", iter(range(30))
+    stopped = loop.train(
+        run, overfit, runtime, given, stop=lambda: None if next(asked, -1) >= 0 else 15
+    )
+    assert stopped == loop.Interrupted(15, 30)
+    settings = read_settings(run)
+    assert settings.recipe.valid == "given"
+    resumed = loop.train(run, settings.recipe, settings.runtime, given, resume=True)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    for name in ("params_digest", "selected", "steps", "test_loss", "valid_n"):
+        assert resumed[name] == whole[name]
+    found = reproduce.reproduce(reproduce.read(run), given)
+    assert isinstance(found, dict)
+    assert found["identical"]
+
+
+@pytest.mark.parametrize("method", ["loop", "vmap"])
+def test_replicas_share_given_images(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset, method: str
+) -> None:
+    asked = group.Group(
+        members=group.plan(recipe.replace(valid="given"), {}, (5, 6)),
+        method=method,
+        runtime=runtime,
+        compiled=False,
+        dataset_name=given.name,
+        dataset_digest=given.digest,
+        safeguards=Safeguards(),
+    )
+    summary = many.train(tmp_path / "group", asked, given)
+    assert isinstance(summary, dict)
+    for member in asked.members:
+        report = directory.read_report(tmp_path / "group" / member.name)
+        assert report["valid_n"] == 30
+        assert len(valid_losses(tmp_path / "group" / member.name)) == 3
+    networks = [trained.load(tmp_path / "group" / m.name) for m in asked.members]
+    per_example.check_networks(networks, given, "valid")  # which is the same for each seed
+    compare.check_images(networks, given, "valid")
+    names = per_example.names_of(networks[0], given, "valid")
+    assert (names[0], names[-1]) == ("valid/00000", "valid/00029")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"valid": "given"}, "has no validation images of its own; .* --valid-fraction 0.1"),
+        ({"valid": "given", "valid_fraction": 0.1}, "give one or the other"),
+        ({"valid": "given", "stratify": True}, "give one or the other"),
+        ({"valid": "giben"}, "valid is 'giben'; it must be one of fraction, given; did you mean"),
         ({"patience": 2}, "need validation images"),
         ({"restore_best": True}, "need validation images"),
         ({"valid_fraction": 1.0}, r"must lie in \[0, 1\)"),
@@ -196,3 +325,20 @@ def test_the_held_out_images_can_be_evaluated_again(
     assert figures["loss"] == report["selected"]["valid_loss"]
     with pytest.raises(UserError, match="it held none out"):
         trained.evaluate(network, runtime, dataset, "valid")
+
+
+def test_a_test_set_alone_is_evaluated_and_not_trained_on(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, make_batch
+) -> None:
+    test = Split(*make_batch(20, seed=9))
+    alone = make_dataset("alone", EMPTY, test, unlearnable.classes, "drawn by the tests")
+    with pytest.raises(UserError, match="alone is a test set without training images; train on"):
+        loop.train(tmp_path / "none", recipe, runtime, alone)
+    assert not (tmp_path / "none").exists()
+    loop.train(tmp_path / "run", recipe, runtime, unlearnable)
+    network = trained.load(tmp_path / "run")
+    assert trained.evaluate(network, runtime, alone, "test")[0]["n"] == 20
+    with pytest.raises(UserError, match="without training images; use --split test"):
+        trained.evaluate(network, runtime, alone, "train")
+    with pytest.raises(UserError, match="nor has that validation images"):
+        trained.evaluate(network, runtime, alone, "valid")

@@ -102,6 +102,24 @@ def test_torchrun_begins_anew_where_the_last_checkpoint_is(
 
 
 @pytest.mark.slow
+def test_given_validation_images_are_divided_as_others_are(
+    dataset: data.Dataset, folder: Path, tmp_path: Path, make_batch
+) -> None:
+    parts = data.Split(*dataset[1:3]), data.Split(*dataset[3:5])
+    valid = data.Split(*make_batch(13, seed=3))
+    data.save(data.make_dataset("given", *parts, dataset.classes, "drawn", valid), folder)
+    words = [*RUN[: RUN.index("--valid-fraction")], "--drop-last", "--epochs", "3"]
+    words[words.index("tiny")] = "given"
+    single, double = (tmp_path / name for name in ("single", "double"))
+    report(torchrun.alone([*words, "--set", "valid=given", "--out", str(single)]))
+    report(torchrun.run([*words, "--set", "valid=given", "--out", str(double)]))
+    assert_close(single, double)
+    counts = {r["count"] for r in records(double) if r.get("split") == "valid"}
+    assert counts == {13}
+    assert report(torchrun.run(["reproduce", str(double), "--json", "-q"]))["identical"]
+
+
+@pytest.mark.slow
 def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     single, double = (tmp_path / name for name in ("single", "double"))
     report(torchrun.alone([*NORMED, "--out", str(single)]))

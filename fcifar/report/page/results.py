@@ -73,9 +73,10 @@ def _chosen(report: Mapping[str, Any]) -> str:
     stopped = " Training stopped early." if report["stopped_early"] else ""
     if "valid_loss" not in selected:
         return f"The network is that of the last step.{stopped}"
+    count = f" on {report['valid_n']:,} images" if report.get("valid_n") else ""
     return (
         f"The network is that of step {selected['step']:,}, which had the lowest validation loss, "
-        f"{loss(selected['valid_loss'])}.{stopped}"
+        f"{loss(selected['valid_loss'])}{count}.{stopped}"
     )
 
 

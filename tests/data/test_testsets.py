@@ -1,0 +1,173 @@
+"""CIFAR-10.1 and CIFAR-10-C: test sets without training images, as their authors publish them."""
+
+from pathlib import Path
+
+import forms
+import numpy as np
+import pytest
+
+from fcifar import data
+from fcifar.data import Wishes, archive
+from fcifar.data.official import CLASSES, CLASSES_100
+from fcifar.errors import UserError
+
+TEN = np.arange(20) % 10
+IMAGES = np.random.default_rng(3).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
+
+
+def save(folder: Path, **arrays: np.ndarray) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+@pytest.fixture
+def cifar101(tmp_path: Path) -> Path:
+    """The folder of CIFAR-10.1, whose labels are int32, with version 6 alone."""
+    arrays = {"cifar10.1_v6_data": IMAGES[:20], "cifar10.1_v6_labels": TEN.astype(np.int32)}
+    return save(tmp_path / "datasets", **arrays)
+
+
+@pytest.fixture
+def cifar10c(tmp_path: Path) -> Path:
+    """CIFAR-10-C with 20 test images: 100 of each corruption, whose labels come five times."""
+    corruptions = {"fog": IMAGES, "gaussian_noise": IMAGES[::-1]}
+    return save(tmp_path / "CIFAR-10-C", **corruptions, labels=np.tile(TEN, 5))
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 3, 1, 2)
+
+
+# CIFAR-10.1 ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "tar"])
+def test_cifar101(cifar101: Path, tmp_path: Path, root: Path, form: str) -> None:
+    files = {path.name: path.read_bytes() for path in cifar101.iterdir()}
+    source = {
+        "file": cifar101 / "cifar10.1_v6_data.npy",
+        "folder": cifar101,
+        "tar": forms.write_tar(tmp_path / "a.tar.gz", {f"d/{k}": v for k, v in files.items()}),
+    }[form]
+    dataset = data.import_source(source, None, root)
+    assert dataset.name == "cifar10-1-v6"
+    assert dataset.classes == CLASSES
+    assert np.array_equal(dataset.test_images.numpy(), pixels(IMAGES[:20]))
+    assert dataset.test_labels.tolist() == TEN.tolist()
+    assert len(dataset.train_labels) == len(dataset.valid_labels) == 0
+    assert dataset.source == f"test set alone {source.name}"
+
+
+def test_of_two_versions_one_is_given(cifar101: Path, root: Path) -> None:
+    save(cifar101, **{"cifar10.1_v4_data": IMAGES[:20], "cifar10.1_v4_labels": TEN})
+    with pytest.raises(
+        UserError, match=r"several test sets: cifar10\.1_v4_data\.npy, cifar10\.1_v6"
+    ):
+        data.import_source(cifar101, None, root)
+    dataset = data.import_source(cifar101 / "cifar10.1_v4_data.npy", None, root)
+    assert dataset.name == "cifar10-1-v4"
+
+
+# CIFAR-10-C ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("severity", [1, 3, 5])
+def test_a_severity_of_a_corruption(cifar10c: Path, root: Path, severity: int) -> None:
+    dataset = data.import_source(cifar10c / "fog.npy", None, root, wishes=Wishes(severity=severity))
+    assert dataset.name == f"cifar10-c-fog-{severity}"
+    assert dataset.classes == CLASSES
+    rows = slice(20 * (severity - 1), 20 * severity)
+    assert np.array_equal(dataset.test_images.numpy(), pixels(IMAGES[rows]))
+    assert dataset.test_labels.tolist() == TEN.tolist()
+    assert dataset.source == f"test set alone fog.npy, severity {severity}"
+
+
+@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
+def test_a_corruption_of_the_whole(
+    cifar10c: Path, tmp_path: Path, root: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 19 files have 2.9 GB, more than is read of a source; one is read if it is asked for."""
+    files = {f"CIFAR-10-C/{path.name}": path.read_bytes() for path in cifar10c.iterdir()}
+    source = {
+        "folder": cifar10c,
+        "tar": forms.write_tar(tmp_path / "CIFAR-10-C.tar", files),
+        "zip": forms.write_zip(tmp_path / "a.zip", files),
+    }[form]
+    with pytest.raises(UserError, match=r"corruptions: fog, gaussian_noise; .* --corruption fog"):
+        data.import_source(source, None, root)
+    monkeypatch.setattr(archive, "TOTAL_LIMIT", 400_000)
+    with pytest.raises(UserError, match=r"corruptions: brightness, .* zoom_blur; .* --corruption"):
+        data.import_source(source, None, root)
+    assert not root.exists()
+    wishes = Wishes(corruption="gaussian_noise", severity=1)
+    dataset = data.import_source(source, None, root, wishes=wishes)
+    assert dataset.name == "cifar10-c-gaussian_noise-1"
+    assert np.array_equal(dataset.test_images.numpy(), pixels(IMAGES[::-1][:20]))
+    assert dataset.source == f"test set alone {source.name}, gaussian_noise, severity 1"
+
+
+def test_all_severities(cifar10c: Path, root: Path) -> None:
+    dataset = data.import_source(cifar10c / "fog.npy", None, root)
+    assert (dataset.name, len(dataset.test_labels)) == ("cifar10-c-fog", 100)
+
+
+def test_a_corruption_of_ones_own(tmp_path: Path, root: Path) -> None:
+    folder = save(tmp_path / "mine", smoke=IMAGES, labels=np.tile(TEN % 3, 5))
+    dataset = data.import_source(folder, None, root, wishes=Wishes(severity=2))
+    assert (dataset.name, dataset.classes) == ("corrupted-c-smoke-2", ("0", "1", "2"))
+    save(folder, haze=IMAGES, classes=np.array(forms.CLASSES))
+    with pytest.raises(UserError, match="several corruptions: haze, smoke"):
+        data.import_source(folder, None, root)
+    dataset = data.import_source(folder, None, root, wishes=Wishes(corruption="haze"))
+    assert dataset.classes == forms.CLASSES
+
+
+def test_cifar100c_has_the_classes_of_cifar100(tmp_path: Path, root: Path) -> None:
+    folder = save(tmp_path / "CIFAR-100-C", snow=IMAGES, labels=np.arange(100))
+    dataset = data.import_source(folder / "snow.npy", None, root)
+    assert (dataset.name, dataset.classes) == ("cifar100-c-snow", CLASSES_100)
+    assert list(CLASSES_100) == sorted(set(CLASSES_100))
+
+
+# What goes wrong ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "wishes", "message"),
+    [
+        ("fog.npy", Wishes(severity=6), "--severity is 6; it must be a whole number from 1 to 5"),
+        ("fog.npy", Wishes(corruption="frost"), "--corruption is 'frost'; there is fog"),
+        ("", Wishes(corruption="gausian_noise"), "did you mean 'gaussian_noise'"),
+        ("", Wishes(corruption="frost"), "there is fog, gaussian_noise"),
+        ("fog.npy", Wishes(resize="crop"), "--resize does not go with a test set alone"),
+        ("labels.npy", Wishes(), "labels.npy has no labels beside it"),
+        ("short.npy", Wishes(severity=1), "--severity does not go with short.npy"),
+        ("short.npy", Wishes(), "7 images and 100 labels"),
+        ("../alone.npy", Wishes(), "alone.npy has no labels beside it: labels.npy is missing"),
+        ("../a_data.npy", Wishes(), "beside it: a_labels.npy is missing"),
+        ("floats.npy", Wishes(), "they must be uint8"),
+        ("objects.npy", Wishes(), "could run code"),
+        ("cut.npy", Wishes(), "its size is not what its header says"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    cifar10c: Path, root: Path, file: str, wishes: Wishes, message: str
+) -> None:
+    if file:
+        save(cifar10c, short=IMAGES[:7], floats=IMAGES / 255)
+        save(cifar10c.parent, alone=IMAGES, a_data=IMAGES)
+        np.save(cifar10c / "objects.npy", np.array([{}], dtype=object))
+        (cifar10c / "cut.npy").write_bytes((cifar10c / "fog.npy").read_bytes()[:-1])
+    with pytest.raises(UserError, match=message) as caught:
+        data.import_source(cifar10c / file, None, root, wishes=wishes)
+    assert "\n" not in str(caught.value)
+    assert not root.exists()
+
+
+def test_other_forms_have_neither_corruption_nor_severity(tmp_path: Path, root: Path) -> None:
+    source = forms.write_npz(tmp_path / "a.npz")
+    for wishes in (Wishes(corruption="fog"), Wishes(severity=1)):
+        with pytest.raises(UserError, match=r"does not go with an \.npz"):
+            data.import_source(source, None, root, wishes=wishes)
