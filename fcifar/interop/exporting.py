@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,8 +69,12 @@ def _named(network: Trained) -> dict[str, Tensor]:
 
 
 def _write_pth(network: Trained, about: dict[str, str], path: Path) -> None:
+    values = OrderedDict(_named(network))
+    if versions := network.model.versions:  # some modules load nothing without theirs
+        metadata = OrderedDict((name, {"version": number}) for name, number in versions)
+        values._metadata = metadata  # type: ignore[attr-defined]  # where torch has them
     with path.open("wb") as file:  # opened here, for torch would put the file's name into it
-        torch.save(_named(network), file)
+        torch.save(values, file)
 
 
 def _write_safetensors(network: Trained, about: dict[str, str], path: Path) -> None:
@@ -78,9 +83,9 @@ def _write_safetensors(network: Trained, about: dict[str, str], path: Path) -> N
 
 def _read_state_dict(path: Path, network: Trained) -> Function:
     """The network's function with the values in a file, and with the bits they had."""
-    tensors = state_dicts.read(path).tensors
+    tensors = state_dicts.read(path)[0].tensors
     if not tree.equal(tensors, _named(network)):
-        raise WorldError(f"{path} does not hold what was written")
+        raise ValueError("the file does not hold what was written")
     params, buffers = ({name: tensors[name] for name in part} for part in network.variables)
     preprocess = normalize(tuple(network.recipe.mean), tuple(network.recipe.std))
     values = Variables(params, buffers)

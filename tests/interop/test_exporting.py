@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,9 @@ def test_pth_and_safetensors_hold_the_values(name: str, tmp_path: Path) -> None:
         assert path.read_bytes() == first, "the same network makes the same bytes"
     values = {**network.variables.params, **network.variables.buffers}
     plain = torch.load(tmp_path / "new/net.pth", weights_only=True)
-    assert type(plain) is dict
-    assert tree.equal(plain, values)
+    assert type(plain) is OrderedDict, "as that of a module is"
+    assert tree.equal(dict(plain), values)
+    assert list(plain._metadata) == [name for name, _ in network.model.versions]
     assert tree.equal(load_file(tmp_path / "new/net.safetensors"), values)
     again = trained.load(tmp_path / "new/net.safetensors")
     assert again[3:] == network[3:]
@@ -139,9 +141,9 @@ def test_a_resnet_is_torchvisions_and_back(tmp_path: Path) -> None:
         expected, _ = network.model.apply(network.variables, x)
         torch.testing.assert_close(theirs(x), expected, rtol=1e-4, atol=1e-4)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    tensors, notes = state_dicts.read(tmp_path / "theirs.pth")
+    found = state_dicts.read(tmp_path / "theirs.pth")
+    variables, notes = fitting.fit(found, network.recipe, 10, "theirs.pth")
     assert "left out num_batches_tracked" in notes[0]
-    variables, _ = fitting.fit(tensors, network.recipe, 10, "theirs.pth")
     assert tree.equal(variables, network.variables)
 
 
