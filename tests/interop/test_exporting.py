@@ -302,8 +302,14 @@ LARGE: dict[str, dict[str, object]] = {
         f"timm:create_model {name}": {"model_name": name}
         for name in (
             *("resnet10t", "mobilenetv3_small_050", "lcnet_035", "tinynet_e", "ghostnet_050"),
-            *("regnetx_002", "mixnet_s", "convnext_atto", "repvgg_a0", "resmlp_12_224"),
+            *("regnetx_002", "mobilenetv2_035", "convnext_atto", "repvgg_a0"),
         )
+    },
+    "timm:create_model vit": {
+        "model_name": "vit_tiny_patch16_224",
+        "img_size": 32,
+        "patch_size": 8,
+        "depth": 2,
     },
 }
 """By a text for --model, behind which may stand a word that tells two of them apart."""
