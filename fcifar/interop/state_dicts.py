@@ -5,6 +5,7 @@ All of them are found. Which is meant, and which prefixes of its names come from
 on the network that it is for: see ``fitting.match``.
 """
 
+import errno
 import re
 import warnings
 import zipfile
@@ -148,6 +149,8 @@ def _read_pickled(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of forms that are old
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a seek to before the beginning of what was cut off
+            raise UserError(_refusal(path, error)) from error
         raise WorldError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:  # bytes that are no such file lead torch to errors of many kinds
         raise UserError(_refusal(path, error)) from error

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -180,6 +182,36 @@ def test_a_network_that_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(WorldError, match=r"as torch\.export this network cannot be") as error:
         exporting.export(broken, tmp_path / "net.pt2", draw(2))
     assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from fcifar.errors import WorldError
+from fcifar.interop import exporting
+from tests.interop.test_exporting import draw, make_network
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+for name in sys.argv[1:]:
+    try:
+        exporting.export(make_network("lenet"), Path(name), draw(2))
+    except WorldError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """Also where torch's own writer would end the process."""
+    names = ["net.pth", "net.safetensors", "net.pt2"]
+    words = [sys.executable, "-c", FULL_DISK, *(str(tmp_path / name) for name in names)]
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        assert line.startswith(f"cannot write {tmp_path / name}: "), line
+        assert "free some space" in line
     assert list(tmp_path.iterdir()) == []
 
 

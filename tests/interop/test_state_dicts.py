@@ -128,6 +128,13 @@ def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "as a safetensors file" in refused(tmp_path / "a.safetensors")
 
 
+def test_a_file_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
+    whole = written({"w": torch.zeros(100_000)}, tmp_path / "net.pth").read_bytes()
+    for length in (1, 100, 20_000, 65_600, len(whole) - 100, len(whole) - 1):
+        (tmp_path / "net.pth").write_bytes(whole[:length])
+        assert "or it is damaged; give a state_dict" in refused(tmp_path / "net.pth")
+
+
 def test_an_archive_that_grows_is_refused(tmp_path: Path) -> None:
     path = written({"w": torch.zeros(100_000)}, tmp_path / "net.pth")
     packed = tmp_path / "packed.pth"
