@@ -13,7 +13,8 @@ command line stays quick. The examples of its docstrings begin with ``import tor
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from fcifar import (
@@ -65,6 +66,14 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
+
+
+class _Moment(NamedTuple):
+    monotonic: float  # seconds of ``time.monotonic``
+    processor: float  # seconds of ``time.process_time``
+
+
+IMPORTED = _Moment(time.monotonic(), time.process_time())  # see runs.process
 
 __all__ = [
     "Batch",

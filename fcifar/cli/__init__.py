@@ -63,6 +63,7 @@ _Misuse = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 the world failed, 2 the user erred."""
     _let_threads_sleep()
+    output.escape_unencodable()
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:

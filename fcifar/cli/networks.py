@@ -1,6 +1,5 @@
 """Networks on the command line: runs, files of ours, and other people's state_dicts."""
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -70,31 +69,34 @@ def asked_recipe(
         UserError: they contradict each other, or are of no network.
     """
     from fcifar import recipes
-    from fcifar.models import MODELS
 
     if model is not None and recipe is not None:
         raise UserError("--model and --recipe both name the network; give one of them")
     if model is not None:
-        asked = recipes.Recipe(name=model or "none", model=model)
+        name, start = model, {"name": model or "none", "model": model, "model_options": {}}
+        base = recipes.Recipe(name="none")
     elif recipe is not None:
-        asked = recipes.get(recipe)
+        base, start = recipes.get(recipe), {}
+        name = base.model
     elif changes:
         raise UserError("--set is of the network in a state_dict; give --model or --recipe too")
     else:
         return None
-    options = [o for o in inspect.signature(MODELS[asked.model]).parameters if o != "num_classes"]
+    options, any_other = recipes.options_of(name)
+    fields = recipes.to_dict(base)
     for change in changes or ():
-        name, equals, _ = change.partition("=")
-        if equals and name not in (*options, "mean", "std"):
+        key, equals, _ = change.partition("=")
+        takes_it = key in (*options, "mean", "std") or (any_other and key not in fields)
+        if equals and not takes_it:
+            known = f"an option of {name} ({', '.join(options)}), " if options else ""
             raise UserError(
-                f"--set {shown(name)} changes nothing of a trained network; give an option of "
-                f"{asked.model} ({', '.join(options)}), mean or std"
+                f"--set {shown(key)} changes nothing of a trained network; give {known}mean or std"
             )
-    return with_changes(asked, changes or [])
+    return with_changes(base, changes or [], overrides=start)
 
 
 def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | Saved]":
-    """The networks at ``paths``. What was done to get at a state_dict is said on stderr.
+    """The networks at ``paths``.
 
     Raises:
         UserError: as ``interop.networks.load``; or something was asked that no path needs.
@@ -109,12 +111,7 @@ def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | S
             f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
             "itself which network it holds; leave them out"
         )
-    found = []
-    for path in paths:
-        network, notes = networks.load(path, asked)
-        found.append(network)
-        _say(notes)
-    return found
+    return [networks.load(path, asked) for path in paths]
 
 
 def dataset_of(found: "Sequence[Trained | Saved]") -> str:
@@ -126,14 +123,18 @@ def dataset_of(found: "Sequence[Trained | Saved]") -> str:
 
 
 def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -> "list[Trained]":
-    """The networks, those from elsewhere with the class names. Raises as interop's."""
+    """The networks, those from elsewhere with the class names. Raises as interop's.
+
+    What was done to get at a state_dict's values is said on stderr.
+    """
     from fcifar.interop import networks
 
     result = []
     for each in found:
         network, notes = networks.with_classes(each, classes)
         result.append(network)
-        _say(notes)
+        for note in notes:
+            output.note(note)
     return result
 
 
@@ -175,8 +176,3 @@ def class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
     if dataset in summaries and not summaries[dataset].problem:
         return summaries[dataset].classes
     return data.load(dataset, root).classes
-
-
-def _say(notes: Sequence[str]) -> None:
-    for note in notes:
-        output.note(note)

@@ -1,5 +1,6 @@
 """What a person sees: results on stdout, everything else on stderr."""
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,20 +19,30 @@ stderr = Console(stderr=True, highlight=False, emoji=False, force_interactive=_l
 stdout = Console(highlight=False, emoji=False)
 
 
+def escape_unencodable() -> None:
+    """Have the standard streams write what their encoding lacks as an escape, such as ``\\u732b``.
+
+    For what comes by other ways than the functions here: help, bars, warnings.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def error(message: str) -> None:
     """One line, however long, on stderr."""
     stderr.print("[bold red]error:[/] ", end="", soft_wrap=True)
-    stderr.print(_visible(message), markup=False, soft_wrap=True)
+    stderr.print(_visible(message, stderr), markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
     """A message in one line on stderr."""
-    stderr.print(_visible(message), markup=False, soft_wrap=True)
+    stderr.print(_visible(message, stderr), markup=False, soft_wrap=True)
 
 
 def line(message: str) -> None:
     """A result in one line, however long, on stdout."""
-    stdout.print(_visible(message), markup=False, soft_wrap=True)
+    stdout.print(_visible(message, stdout), markup=False, soft_wrap=True)
 
 
 def document(values: Any) -> None:
@@ -65,13 +76,17 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from outside, such as a file's name, that shows as it is and steers no terminal."""
-    return escape("\n".join(map(_visible, text.split("\n"))))
+    """Text from outside, such as a file's name, that shows on stdout and steers no terminal."""
+    return escape("\n".join(_visible(line, stdout) for line in text.split("\n")))
 
 
-def _visible(text: str) -> str:
-    """One line without the characters that steer a terminal or that it cannot encode."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+def _visible(text: str, console: Console) -> str:
+    """One line without the characters that steer a terminal.
+
+    Those that its encoding lacks are escapes already here, for a table counts its columns.
+    """
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return shown.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def count(number: int, what: str, several: str = "") -> str:

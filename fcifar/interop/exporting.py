@@ -1,12 +1,15 @@
 """Exporting a trained network: written, read back, and put to the test before it stays."""
 
 import importlib.util
+import io
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 import fcifar
@@ -68,19 +71,24 @@ def _named(network: Trained) -> dict[str, Tensor]:
 
 
 def _write_pth(network: Trained, about: dict[str, str], path: Path) -> None:
-    with path.open("wb") as file:  # opened here, for torch would put the file's name into it
-        torch.save(_named(network), file)
+    values = OrderedDict(_named(network))
+    if versions := network.model.versions:  # some modules load nothing without theirs
+        metadata = OrderedDict((name, {"version": number}) for name, number in versions)
+        values._metadata = metadata  # type: ignore[attr-defined]  # where torch has them
+    buffer = io.BytesIO()  # and not the file: its name would be inside, and see functions.write_pt2
+    torch.save(values, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _write_safetensors(network: Trained, about: dict[str, str], path: Path) -> None:
-    checkpoint.save(path, _named(network), about)
+    checkpoint.write(path, _named(network), about)
 
 
 def _read_state_dict(path: Path, network: Trained) -> Function:
     """The network's function with the values in a file, and with the bits they had."""
-    tensors = state_dicts.read(path).tensors
+    tensors = state_dicts.read(path)[0].tensors
     if not tree.equal(tensors, _named(network)):
-        raise WorldError(f"{path} does not hold what was written")
+        raise ValueError("the file does not hold what was written")
     params, buffers = ({name: tensors[name] for name in part} for part in network.variables)
     preprocess = normalize(tuple(network.recipe.mean), tuple(network.recipe.std))
     values = Variables(params, buffers)
@@ -154,7 +162,7 @@ def export(
                 form.write(network, describe(network), temporary)
                 function = form.read(temporary, network)
                 found = torch.cat([function(part) for part in images.split(_BATCH)])
-            except (OSError, WorldError):
+            except (OSError, SafetensorError, WorldError):
                 raise
             except Exception as error:  # converters fail in many ways, and none is ours to mend
                 raise WorldError(

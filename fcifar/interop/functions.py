@@ -1,5 +1,6 @@
 """A trained network as one function, from uint8 images to logits, in ONNX and ``torch.export``."""
 
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -67,9 +68,10 @@ def export_program(network: Trained) -> torch.export.ExportedProgram:
 
 def write_pt2(network: Trained, about: dict[str, str], path: Path) -> None:
     """Write the graph as ``torch.export.save`` does, with ``about`` as JSON in an extra file."""
-    with path.open("wb") as file:
-        extra = {HEAD: json.dumps(about, sort_keys=True)}
-        torch.export.save(export_program(network), file, extra_files=extra)
+    extra = {HEAD: json.dumps(about, sort_keys=True)}
+    buffer = io.BytesIO()  # for where a disk is full, torch's writer of files ends the process
+    torch.export.save(export_program(network), buffer, extra_files=extra)
+    path.write_bytes(buffer.getbuffer())
 
 
 def read_pt2(path: Path) -> Function:

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from fcifar import recipes
 from fcifar.errors import UserError
 from fcifar.interop import fitting, state_dicts
+from fcifar.interop.state_dicts import StateDict
 from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, trained
 from fcifar.runs.trained import Trained
@@ -21,7 +21,7 @@ class Saved(NamedTuple):
 
     path: Path
     recipe: Recipe  # its network and normalisation
-    tensors: dict[str, Tensor]
+    found: tuple[StateDict, ...]
 
 
 def says_what_it_is(path: Path) -> bool:
@@ -40,8 +40,8 @@ def says_what_it_is(path: Path) -> bool:
         return True
 
 
-def load(path: Path, recipe: Recipe | None) -> tuple[Trained | Saved, tuple[str, ...]]:
-    """What is at ``path``, and notes for a person, a line each.
+def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
+    """What is at ``path``.
 
     Args:
         recipe: what network a state_dict is of, and how it wants its images; None if nobody said.
@@ -51,16 +51,16 @@ def load(path: Path, recipe: Recipe | None) -> tuple[Trained | Saved, tuple[str,
         WorldError: it is damaged.
     """
     if says_what_it_is(path):
-        return trained.load(path), ()
-    tensors, notes = state_dicts.read(path)
+        return trained.load(path)
+    found = state_dicts.read(path)
     if recipe is None:
-        fitting_models = list(fitting.fitting_models(tensors, len(CIFAR10)))
+        fitting_models = list(fitting.fitting_models(found, len(CIFAR10)))
         hint = f"; its names and shapes are those of {fitting_models[0]}" if fitting_models else ""
         raise UserError(
             f"{path} does not say which network it holds{hint}; give --model "
             f"{fitting_models[0] if fitting_models else 'NAME'} or --recipe NAME"
         )
-    return Saved(path, recipe, tensors), notes
+    return Saved(path, recipe, found)
 
 
 def with_classes(
@@ -75,6 +75,6 @@ def with_classes(
     """
     if isinstance(found, Trained):
         return found, ()
-    variables, notes = fitting.fit(found.tensors, found.recipe, len(classes), str(found.path))
+    variables, notes = fitting.fit(found.found, found.recipe, len(classes), str(found.path))
     model = recipes.make_model(found.recipe, len(classes))
     return Trained(found.recipe, model, variables, classes, "", "", 0), notes

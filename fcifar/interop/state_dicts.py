@@ -1,9 +1,11 @@
-"""A ``state_dict`` as other people save it, as named tensors. No code of theirs is run.
+"""The state_dicts in a file that others have saved, as named tensors. No code of theirs is run.
 
-What people wrap around one is taken off: checkpoints with an optimizer beside it, the prefixes of
-``DataParallel`` and ``torch.compile``, counters that no prediction depends on.
+A checkpoint holds a state_dict beside other things, and may hold several, such as a moving average.
+All of them are found. Which is meant, and which prefixes of its names come from a wrapper, depends
+on the network that it is for: see ``fitting.match``.
 """
 
+import errno
 import re
 import warnings
 import zipfile
@@ -17,9 +19,12 @@ from torch import Tensor, nn
 
 from fcifar.errors import UserError, WorldError, one_line, reason, shown
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and of AveragedModel
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+)  # keys of checkpoints, likeliest first
 _DEEPEST = 4  # checkpoints inside checkpoints
 _GLOBAL = re.compile(r"GLOBAL ([\w.]{1,100})")  # as torch names what it will not unpickle
 
@@ -58,26 +63,30 @@ _LEFT_OUT: list[Any] = [
 
 
 class StateDict(NamedTuple):
-    """Named tensors out of a file, and what was done to get at them."""
+    """Named tensors out of a file."""
 
-    tensors: dict[str, Tensor]  # on the CPU, with the dtypes of the file
-    notes: tuple[str, ...]  # a line each, for a person
+    tensors: dict[str, Tensor]  # on the CPU, with the names and dtypes of the file
+    key: str = ""  # of the checkpoint's entry that they are; with dots between, if it is nested
 
 
-def read(path: Path) -> StateDict:
-    """The named tensors in a file that ``torch.save`` wrote, or in a ``.safetensors``.
+def read(path: Path) -> tuple[StateDict, ...]:
+    """The state_dicts in a file that ``torch.save`` wrote, or in a ``.safetensors``.
+
+    Returns:
+        One or more, the likeliest first: see ``find``.
 
     Raises:
-        UserError: it holds anything but named tensors, or is neither of the two.
+        UserError: there is no state_dict in it, or it is neither of the two.
         WorldError: it cannot be read.
     """
     is_safetensors = path.suffix.lower() == ".safetensors"
-    values = _read_safetensors(path) if is_safetensors else _read_pickled(path)
-    return unwrap(values, str(path))
+    return find(_read_safetensors(path) if is_safetensors else _read_pickled(path), str(path))
 
 
-def unwrap(values: Any, source: str) -> StateDict:
-    """The state_dict in what a file held.
+def find(values: Any, source: str) -> tuple[StateDict, ...]:
+    """Every state_dict in what a file held: itself, or entries of it, up to four levels deep.
+
+    Those under a key of ``WRAPPERS`` come first, and what is less deep before what is deeper.
 
     Args:
         values: such as a state_dict, or a checkpoint with one under ``model_state_dict``.
@@ -86,57 +95,40 @@ def unwrap(values: Any, source: str) -> StateDict:
     Raises:
         UserError: there is none in it.
     """
-    notes = []
-    for _ in range(_DEEPEST):
-        if (key := _wrapper(values)) is None:
-            break
-        values = values[key]
-        notes.append(f"took {key!r} out of the checkpoint {source}")
-    tensors = _named_tensors(values, source)
-    counters = [name for name in tensors if name.rpartition(".")[2] in COUNTERS]
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in counters}
-    if counters:
-        what = " and ".join(sorted({name.rpartition(".")[2] for name in counters}))
-        notes.append(f"left out {what} of {source}, on which no prediction depends")
-    while tensors and (prefix := _common_prefix(tensors)) is not None:
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        notes.append(f"left out {prefix!r} before the names in {source}")
-    return StateDict(tensors, tuple(notes))
+    found: list[tuple[int, int, StateDict]] = []
+    level, seen = [((), values)], {id(values)}
+    for depth in range(_DEEPEST + 1):
+        deeper = []
+        for keys, part in level:
+            if _is_state_dict(part):
+                rank = WRAPPERS.index(keys[-1]) if keys and keys[-1] in WRAPPERS else len(WRAPPERS)
+                tensors = {name: value.detach() for name, value in part.items()}
+                found.append((rank, depth, StateDict(tensors, ".".join(keys))))
+            elif isinstance(part, Mapping):
+                for key, value in part.items():
+                    # Once each, for a file may say the same thing many times over.
+                    if (
+                        isinstance(key, str)
+                        and isinstance(value, Mapping)
+                        and id(value) not in seen
+                    ):
+                        seen.add(id(value))
+                        deeper.append(((*keys, key), value))
+        level = deeper
+    if not found:
+        raise UserError(_what_is_there(values, source))
+    return tuple(each for *_, each in sorted(found, key=lambda entry: entry[:2]))
 
 
-def _wrapper(values: Any) -> str | None:
-    """The key of a checkpoint that its state_dict is under."""
-    if not isinstance(values, Mapping):
-        return None
-    return next((key for key in WRAPPERS if isinstance(values.get(key), Mapping)), None)
+def _is_state_dict(values: Any) -> bool:
+    return (
+        isinstance(values, Mapping)
+        and bool(values)
+        and all(isinstance(name, str) and _is_plain(value) for name, value in values.items())
+    )
 
 
-def _common_prefix(tensors: Mapping[str, Tensor]) -> str | None:
-    return next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), None)
-
-
-def _named_tensors(values: Any, source: str) -> dict[str, Tensor]:
-    if not isinstance(values, Mapping):
-        raise UserError(
-            f"{source} holds a {type(values).__name__} and no state_dict; save net.state_dict()"
-        )
-    if not values:
-        raise UserError(f"{source} holds an empty dict and no state_dict; save net.state_dict()")
-    for name, value in values.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(
-                f"{source} holds no state_dict: its entry {shown(name)} is a "
-                f"{type(value).__name__}, and tensors by name are needed; save net.state_dict()"
-            )
-        if not _is_plain(value):
-            raise UserError(
-                f"{source} holds {shown(name)} as a tensor of another kind than a plain one "
-                f"({shown(value.layout)}, {value.dtype}); save the float network's state_dict()"
-            )
-    return {name: value.detach() for name, value in values.items()}
-
-
-def _is_plain(value: Tensor) -> bool:
+def _is_plain(value: Any) -> bool:
     """Whether it is numbers in memory: not sparse, quantized, or without values."""
     return (
         type(value) in (Tensor, nn.Parameter, nn.Buffer)
@@ -144,6 +136,31 @@ def _is_plain(value: Tensor) -> bool:
         and value.device.type == "cpu"
         and not value.is_quantized
     )
+
+
+def _what_is_there(values: Any, source: str) -> str:
+    """What a file without a state_dict holds, where one is looked for first."""
+    for _ in range(_DEEPEST):
+        if not isinstance(values, Mapping):
+            break
+        key = next((key for key in WRAPPERS if isinstance(values.get(key), Mapping)), None)
+        if key is None:
+            break
+        values = values[key]
+    if not isinstance(values, Mapping):
+        return f"{source} holds a {type(values).__name__} and no state_dict; save net.state_dict()"
+    for name, value in values.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            return (
+                f"{source} holds no state_dict: its entry {shown(name)} is a "
+                f"{type(value).__name__}, and tensors by name are needed; save net.state_dict()"
+            )
+        if not _is_plain(value):
+            return (
+                f"{source} holds {shown(name)} as a tensor of another kind than a plain one "
+                f"({shown(value.layout)}, {value.dtype}); save the float network's state_dict()"
+            )
+    return f"{source} holds an empty dict and no state_dict; save net.state_dict()"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -166,6 +183,8 @@ def _read_pickled(path: Path) -> Any:
             warnings.simplefilter("ignore")  # of forms that are old
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a seek to before the beginning of what was cut off
+            raise UserError(_refusal(path, error)) from error
         raise WorldError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:  # bytes that are no such file lead torch to errors of many kinds
         raise UserError(_refusal(path, error)) from error

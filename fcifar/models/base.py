@@ -16,6 +16,8 @@ LARGEST_MODEL = 100_000_000  # parameters; training holds each of them several t
 Params = dict[str, Tensor]  # by the names of the module's state_dict: "conv1.weight", ...
 Buffers = dict[str, Tensor]  # statistics that the forward pass updates; {} for most networks
 
+Versions = tuple[tuple[str, int], ...]  # a module's name, "" for the whole, and its state_dict's
+
 
 class Variables(NamedTuple):
     """Everything a model's value is made of."""
@@ -47,11 +49,13 @@ class Model(NamedTuple):
 
     ``adapt`` fits what is not trained to a sample of normalised training images [N, 3, 32, 32],
     before the first step; most networks have nothing of the kind and keep their variables.
+    ``versions`` are those of the modules that the names come from, for a ``state_dict`` of them.
     """
 
     init: Callable[[Key], Variables]
     apply: Apply
     adapt: Callable[[Variables, Tensor], Variables] = keep
+    versions: Versions = ()
 
 
 def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
@@ -75,7 +79,7 @@ def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
         check_key(key, train)
         return functional_call(skeleton, variables.params, (images, key if train else None)), {}
 
-    return Model(init, apply)
+    return Model(init, apply, versions=versions_of(skeleton))
 
 
 def from_normed_skeleton(
@@ -96,7 +100,14 @@ def from_normed_skeleton(
         logits, changed = functional_call(skeleton, tuple(variables), (images, train))
         return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
-    return Model(init, apply, adapt)
+    return Model(init, apply, adapt, versions_of(skeleton))
+
+
+def versions_of(module: nn.Module) -> Versions:
+    """The version of each module's ``state_dict``, by which ``load_state_dict`` knows its form."""
+    metadata = getattr(module.state_dict(keep_vars=True), "_metadata", {})
+    versions = ((name, about.get("version")) for name, about in metadata.items())
+    return tuple((name, version) for name, version in versions if isinstance(version, int))
 
 
 def check_key(key: Key | None, train: bool) -> None:

@@ -16,6 +16,7 @@ from fcifar.models.base import (
     Model,
     Variables,
     check_key,
+    versions_of,
 )
 from fcifar.models.drawing import from_key, spread
 from fcifar.models.forward import STATISTICS, Forward
@@ -110,7 +111,7 @@ def from_module(
         logits, changed = _call(skeletons[train], tensors, norms, images, key if train else None)
         return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
-    return Model(init, apply)
+    return Model(init, apply, versions=versions_of(module))
 
 
 def _inputs(values: Values, norms: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:

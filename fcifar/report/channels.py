@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import UserError
-from fcifar.report.figures import DPI, INK, SOFT, ink_on, save_over, titled
+from fcifar.report.figures import DPI, INK, SOFT, ink_on, save_over, titled, with_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ _COLUMNS = 32  # of a sheet of numbers
 NAMES = (("red", "#C62828"), ("green", "#1A7F37"), ("blue", "#1565C0"))
 
 
+@with_fonts
 def channels_picture(image: Tensor, path: Path, *, title: str) -> Path:
     """Draw the three channels side by side in grey, with each pixel's value written in it.
 

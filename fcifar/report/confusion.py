@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import UserError
-from fcifar.report.figures import INK, SOFT, cut, ink_on, save, titled
+from fcifar.report.figures import INK, SOFT, cut, ink_on, save, titled, with_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ NAMED = 100  # with more classes than this only some are drawn
 LONGEST_NAME = 16  # letters
 
 
+@with_fonts
 def confusion_picture(matrix: Tensor, classes: Sequence[str], path: Path, *, title: str) -> Path:
     """Draw a confusion matrix with the count in each cell.
 

@@ -15,6 +15,7 @@ from fcifar.report.figures import (
     save,
     tidy,
     titled,
+    with_fonts,
 )
 from fcifar.runs import directory, group
 
@@ -45,6 +46,7 @@ def draw(path: Path) -> list[Path]:
     return drawn
 
 
+@with_fonts
 def curves(path: Path, summary: Mapping[str, Any], file: Path, *, title: str) -> Path:
     """Loss and accuracy of every run over the epochs, a thin line each."""
     logs = [
@@ -108,6 +110,7 @@ def _legend(figure: Any, logs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         figure.text(0.985 - 0.09 * i, 0.93, name, color=color, size=10, ha="right", va="center")
 
 
+@with_fonts
 def spread(cells: Sequence[Mapping[str, Any]], file: Path, *, title: str) -> Path:
     """The test accuracy of each network, a row for each cell, beside where its spread comes from.
 
@@ -153,6 +156,7 @@ def _label(cell: Mapping[str, Any]) -> str:
     return cell["name"] or "all seeds"
 
 
+@with_fonts
 def grid(summary: Mapping[str, Any], file: Path, *, title: str) -> Path:
     """The accuracy of each point of a sweep: a line over one value, a heat map over two.
 

@@ -16,7 +16,7 @@ from fcifar import random
 from fcifar.data.dataset import Dataset
 from fcifar.errors import UserError
 from fcifar.random import Key
-from fcifar.report.figures import save_over
+from fcifar.report.figures import save_over, with_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,7 @@ class _Label(NamedTuple):
     size: float = TYPE_SIZE
 
 
+@with_fonts
 def labelled_grid(
     images: Tensor,
     titles: Sequence[str],
@@ -98,6 +99,7 @@ def labelled_grid(
     return _write(sheet, labels, path)
 
 
+@with_fonts
 def preview(dataset: Dataset, path: Path, *, rows_per_class: int = 8, key: Key) -> Path:
     """Write a sheet with a row for each class: its name, and training images drawn by ``key``.
 

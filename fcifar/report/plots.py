@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fcifar.report.figures import BLUE, FAINT, INK, VERMILION, cut, save, tidy, titled
+from fcifar.report.figures import BLUE, FAINT, INK, VERMILION, cut, save, tidy, titled, with_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +30,7 @@ class _Series(NamedTuple):
     dotted: bool  # every value is a measurement of its own and gets a marker
 
 
+@with_fonts
 def learning_curve(records: Sequence[Mapping[str, object]], path: Path, *, title: str) -> Path:
     """Plot loss and accuracy over the epochs, side by side.
 
@@ -55,6 +56,7 @@ def learning_curve(records: Sequence[Mapping[str, object]], path: Path, *, title
     return save(figure, path)
 
 
+@with_fonts
 def per_class_bars(per_class: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> Path:
     """Plot the accuracy of each class as a bar, best first, its value and counts at the right.
 

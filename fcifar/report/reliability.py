@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fcifar.calibration import Reliability
 from fcifar.errors import UserError
-from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled
+from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled, with_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 6.4, 8.55  # inches
 COUNTED = 20  # with more bins than this the histogram's bars are too narrow for numbers
 
 
+@with_fonts
 def reliability_picture(
     reliability: Reliability, ece: float | Tensor, path: Path, *, title: str
 ) -> Path:

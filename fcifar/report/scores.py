@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import UserError
-from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled
+from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled, with_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ WIDTH, LEFT, SIDE, PITCH = 12.0, 0.75, 3.2, 3.85  # inches
 TOP, HEIGHT, DOWN = 0.95, 1.85, 2.7  # inches
 
 
+@with_fonts
 def score_histograms(
     scores: Mapping[str, Tensor], correct: Tensor, path: Path, *, title: str
 ) -> Path:

@@ -30,12 +30,17 @@ def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
     Raises:
         WorldError: the disk refused; ``path`` is then as it was.
     """
+    with replacing(path) as temporary:
+        write(temporary, values, metadata)
+
+
+def write(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
+    """As ``save``, over whatever is at ``path``. Raises what safetensors does."""
     leaves = tree.named_leaves(on_device(values, "cpu"))
     # Cloned, for safetensors refuses tensors that share memory.
     tensors = {name: leaf.detach().contiguous().clone() for name, leaf in leaves.items()}
     sealed = {**metadata, _CHECKSUM: _checksum(tensors, metadata)}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {HEAD: json.dumps(sealed, sort_keys=True)})
+    save_file(tensors, path, {HEAD: json.dumps(sealed, sort_keys=True)})
 
 
 def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:

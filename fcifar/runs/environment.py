@@ -114,7 +114,8 @@ def git_commit() -> str | None:
     result = subprocess.run(
         ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     return result.stdout.strip() or None
@@ -138,14 +139,17 @@ def check_compiler(device: str) -> None:
 def _compiler_version() -> str | None:
     if not shutil.which(compiler()):
         return None
-    result = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=False)
+    words = [compiler(), "--version"]
+    result = subprocess.run(
+        words, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     return (result.stdout.splitlines() or [compiler()])[0]
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        for line in info.read_text().splitlines():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()

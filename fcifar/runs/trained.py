@@ -8,7 +8,7 @@ import torch
 
 from fcifar import recipes, tree, tta
 from fcifar.data import Dataset
-from fcifar.errors import UserError, names_of, shown
+from fcifar.errors import UserError, WorldError, names_of, shown
 from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import checkpoint, directory
@@ -39,11 +39,16 @@ def load(path: Path) -> Trained:
 
     Raises:
         UserError: there is no such thing at ``path``.
-        WorldError: the file is damaged.
+        WorldError: the file is damaged, or gone.
     """
     if path.is_dir():
         directory.read_manifest(path)
         file = path / directory.FINAL
+        if not file.exists() and (path / directory.REPORT).exists():
+            raise WorldError(
+                f"{file} is gone, though the run had come to its end; restore it, or train again "
+                f"with fcifar reproduce {path} --out DIR"
+            )
         if not file.exists():
             raise UserError(
                 f"{path} has not come to its end; continue it with fcifar train --resume {path}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from fcifar import data
@@ -400,3 +401,56 @@ def test_the_bar_fits_a_terminal_of_80_columns(monkeypatch) -> None:
     frame = frames[frames.rindex("epoch 100/100") :].rstrip()
     assert len(frame) <= 80
     assert "loss 2.345 acc 12.3 % 12,345 img/s" in frame
+
+
+# Letters that a terminal does not know ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoding", "e"), [("cp1252", "é"), pytest.param("ascii", r"\xe9", marks=pytest.mark.slow)]
+)
+def test_what_stdout_cannot_encode_is_an_escape(
+    fcifar, root: Path, tmp_path: Path, make_batch, monkeypatch, encoding: str, e: str
+) -> None:
+    """And tables have their columns, files their names, and JSON all of it."""
+    classes = ("猫", "é", *"abcdefgh")
+    data.save(make_dataset("odd", *[Split(*make_batch(20))] * 2, classes, "猫"), root)
+
+    def run(*words: object, status: int = 0) -> str:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            done = fcifar(*words)
+        stream.flush()
+        out = stream.buffer.getvalue().decode(encoding)
+        assert done.status == status, done.err
+        assert "Traceback" not in done.err
+        return out
+
+    cat, quiet = r"\u732b", ("--quiet", "--device", "cpu", "--threads", 1)
+    trained = run(*TRAIN, "--dataset", "odd", "--out", "猫")
+    evaluated = run("eval", "猫", *quiet, "--per-example", "猫.csv")
+    for shown in (trained, evaluated):
+        rows = shown.split("\n\n")[0].splitlines()
+        assert {cat, e} <= {row.split()[0] for row in rows}
+        assert len({len(row) for row in rows}) == 1, "the columns fit"
+    Image.new("RGB", (32, 32)).save(tmp_path / "猫.png")
+    assert f"{cat}.png" in run("predict", "猫", "猫.png", *quiet)
+    assert cat in run("report", "猫", "--quiet")
+    assert cat in run("report", "猫", "--html", "猫.html", "--quiet")
+    assert cat in run("compare", "猫", "猫", *quiet)
+    assert cat in run("export", "猫", "--to", "猫.pth", "--quiet")
+    assert cat in run("data", "info", "odd")
+    assert cat in run("data", "list")
+    assert cat in run("data", "preview", "odd", "--out", "猫p.png")
+    assert cat in run("runs", "list", "--runs-dir", ".")
+    assert cat in run("runs", "show", "猫")
+    assert cat in run("verify", "猫")
+    run("--help")
+    run("train", "--dataset", "猫", status=2)
+    run("eval", "犬", status=2)
+    for words in (("eval", "猫", *quiet), ("data", "info", "odd"), ("report", "猫")):
+        assert "猫" in json.dumps(json.loads(run(*words, "--json")), ensure_ascii=False)
+    assert "猫" in (tmp_path / "猫.csv").read_text(encoding="utf-8")
+    report = json.loads((tmp_path / "猫/report.json").read_text(encoding="utf-8"))
+    assert list(report["per_class"]) == list(classes)

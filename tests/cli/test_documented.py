@@ -1,5 +1,6 @@
 """Every command of README and docs is carried out, on small data."""
 
+import runpy
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -117,6 +118,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(place / "folder/b.jpg", place / "photo.jpg")
 
     (place / "my_nets.py").write_text(blocks(README, "python")[-1].text)
+    names = runpy.run_path(str(place / "my_nets.py"))
+    values = {f"model.{name}": value for name, value in names["Net"]().state_dict().items()}
+    torch.save({"state_dict": values, "epoch": 3}, place / "last.ckpt")
     (place / "my_package.py").write_text(
         "from torch import nn\nfrom fcifar import models\n\n\n"
         "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))\n\n\n"

@@ -103,6 +103,15 @@ def test_mistakes_are_one_line_and_leave_nothing(fcifar, tmp_path: Path) -> None
     assert fits(fcifar("export", "--help").out)
 
 
+def test_a_finished_run_whose_network_is_gone_is_not_to_be_resumed(fcifar, tmp_path: Path) -> None:
+    (tmp_path / "run/final.safetensors").unlink()
+    done = fcifar("export", "run", "--to", "x.pth")
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert (
+        "is gone, though the run had come to its end; restore it, or train again with" in done.err
+    )
+
+
 def test_a_group(fcifar, tmp_path: Path) -> None:
     assert fcifar("train", *TRAIN, "--replicas", 2, "--out", "group").status == 0
     done = fcifar("export", "group", "--to", "x.pth")

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from fcifar import data, models, optim, recipes
 from fcifar.data import Split, make_dataset
+from fcifar.runs import loop, trained
+from fcifar.runs.runtime import Runtime
 from tests.commands import fits
 
 NETS = """
@@ -33,6 +37,9 @@ def plain(num_classes=10, hidden=8):
 
 def as_model(*, num_classes=10, hidden=16):
     return fcifar.models.lenet(hidden=hidden, num_classes=num_classes)
+
+def by_name(kind, num_classes=10, **options):
+    return {"net": Net, "plain": plain}[kind](num_classes, **options)
 
 small = functools.partial(Net, hidden=4)
 RECIPE = fcifar.recipes.get("blitz").replace(name="mine", model="OWN:plain", model_options={})
@@ -118,8 +125,6 @@ def test_all_that_reads_a_run_of_it_works(fcifar, own: str, tmp_path: Path) -> N
     assert fcifar("compare", "a", "b").status == 0
     assert fcifar("reproduce", "a").status == 0
     image = tmp_path / "image.png"
-    from PIL import Image
-
     Image.new("RGB", (32, 32)).save(image)
     assert fcifar("predict", "a", image).status == 0
     assert fcifar(*words, "--replicas", 2, "--out", "group").status == 0
@@ -147,6 +152,81 @@ def test_all_that_reads_a_run_of_it_works(fcifar, own: str, tmp_path: Path) -> N
         assert done.status == 2, command
         assert done.err.startswith(f"error: the model '{own}:Net' cannot be imported (No module")
         assert done.err.endswith(f"install its package, or run fcifar in the folder of {own}\n")
+
+
+@pytest.fixture
+def saved(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that trains a network of that module and saves its state_dict, wrapped."""
+    monkeypatch.syspath_prepend(tmp_path)
+    channels = {"mean": (0.3,) * 3, "std": (0.2,) * 3}
+
+    def save(factory: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The run's report, and the words for a command that reads ``net.pth``."""
+        recipe = recipes.get("blitz").replace(
+            model=f"{own}:{factory}", model_options=options, epochs=1, batch_size=21, **channels
+        )
+        tiny = data.load("tiny", tmp_path / "data")
+        report = loop.train(tmp_path / "run", recipe, Runtime(threads=1), tiny)
+        params, buffers = trained.load(tmp_path / "run").variables
+        values = {f"module.{name}": value for name, value in {**params, **buffers}.items()}
+        torch.save({"state_dict": values, "epoch": 3}, tmp_path / "net.pth")
+        words = {**options, "mean": "0.3,0.3,0.3", "std": "0.2,0.2,0.2"}
+        return report, ["--model", recipe.model, *(f"--set={k}={v}" for k, v in words.items())]
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [("as_model", {"hidden": 9}), ("by_name", {"kind": "net", "hidden": 5})],
+)
+def test_a_state_dict_of_a_function_of_ones_own(
+    fcifar, saved, factory: str, options: dict[str, Any]
+) -> None:
+    """Also of one that needs its options."""
+    report, words = saved(factory, options)
+    found = fcifar("eval", "net.pth", *words, "--dataset", "tiny", "--json", "--threads", 1)
+    assert json.loads(found.out)["loss"] == report["test_loss"], found.err
+    without = [word for word in words if "hidden" not in word]
+    wrong = fcifar("eval", "net.pth", *without, "--dataset", "tiny")
+    assert (wrong.status, wrong.err.count("\n")) == (2, 1)
+    assert f"{options['hidden']}" in wrong.err
+
+
+def test_a_state_dict_of_a_network_of_ones_own_is_read_everywhere(
+    fcifar, saved, tmp_path: Path
+) -> None:
+    report, words = saved("Net", {"hidden": 5})
+    of_tiny = (*words, "--dataset", "tiny", "--threads", 1)
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    found = json.loads(fcifar("eval", "net.pth", *of_tiny, "--json").out)
+    assert found["loss"] == report["test_loss"]
+    assert found["params_digest"] == report["params_digest"]
+    predicted = fcifar("predict", "net.pth", "image.png", *of_tiny, "--json").out
+    assert predicted == fcifar("predict", "run", "image.png", "--json", "--threads", 1).out
+    compared = json.loads(fcifar("compare", "run", "net.pth", *of_tiny, "--json").out)
+    assert {run["params_digest"] for run in compared["runs"]} == {report["params_digest"]}
+    assert fcifar("export", "net.pth", "--to", "x.safetensors", *of_tiny).status == 0
+    again = fcifar("eval", "x.safetensors", "--dataset", "tiny", "--json", "--threads", 1)
+    assert json.loads(again.out)["loss"] == report["test_loss"]
+    otherwise = fcifar("eval", "net.pth", *words[:3], "--dataset", "tiny", "--json")
+    assert json.loads(otherwise.out)["loss"] != report["test_loss"], "mean and std count"
+    for wrong, message in (
+        (words[:2], "conv.0.weight is [5, 3, 5, 5], not [8, 3, 5, 5]"),
+        ((*words, "--set", "learning_rate=3"), "--set 'learning_rate' changes nothing of a"),
+        ((*words, "--set", "hidden=none"), "hidden"),
+    ):
+        for command in (
+            ("eval", "net.pth"),
+            ("predict", "net.pth", "image.png"),
+            ("compare", "run", "net.pth"),
+            ("export", "net.pth", "--to", "x.pth"),
+        ):
+            done = fcifar(*command, *wrong, "--dataset", "tiny")
+            assert (done.status, done.out) == (2, "")
+            assert done.err.count("\n") == 1
+            assert message in done.err
+            assert not (tmp_path / "x.pth").exists()
 
 
 def test_a_recipe_of_ones_own(fcifar, own: str, tmp_path: Path) -> None:

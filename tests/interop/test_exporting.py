@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fcifar import models, random, recipes, tree
+from fcifar.data import Split, make_dataset
 from fcifar.errors import UserError, WorldError
-from fcifar.interop import exporting, fitting, functions, state_dicts
+from fcifar.interop import exporting, fitting, functions, networks, state_dicts
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import trained
+from fcifar.runs import loop, trained
 from fcifar.runs.predict import predict
 from fcifar.runs.runtime import Runtime
 from fcifar.runs.trained import Trained
@@ -64,8 +68,9 @@ def test_pth_and_safetensors_hold_the_values(name: str, tmp_path: Path) -> None:
         assert path.read_bytes() == first, "the same network makes the same bytes"
     values = {**network.variables.params, **network.variables.buffers}
     plain = torch.load(tmp_path / "new/net.pth", weights_only=True)
-    assert type(plain) is dict
-    assert tree.equal(plain, values)
+    assert type(plain) is OrderedDict, "as that of a module is"
+    assert tree.equal(dict(plain), values)
+    assert list(plain._metadata) == [name for name, _ in network.model.versions]
     assert tree.equal(load_file(tmp_path / "new/net.safetensors"), values)
     again = trained.load(tmp_path / "new/net.safetensors")
     assert again[3:] == network[3:]
@@ -139,9 +144,9 @@ def test_a_resnet_is_torchvisions_and_back(tmp_path: Path) -> None:
         expected, _ = network.model.apply(network.variables, x)
         torch.testing.assert_close(theirs(x), expected, rtol=1e-4, atol=1e-4)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    tensors, notes = state_dicts.read(tmp_path / "theirs.pth")
+    found = state_dicts.read(tmp_path / "theirs.pth")
+    variables, notes = fitting.fit(found, network.recipe, 10, "theirs.pth")
     assert "left out num_batches_tracked" in notes[0]
-    variables, _ = fitting.fit(tensors, network.recipe, 10, "theirs.pth")
     assert tree.equal(variables, network.variables)
 
 
@@ -180,6 +185,36 @@ def test_a_network_that_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from fcifar.errors import WorldError
+from fcifar.interop import exporting
+from tests.interop.test_exporting import draw, make_network
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+for name in sys.argv[1:]:
+    try:
+        exporting.export(make_network("lenet"), Path(name), draw(2))
+    except WorldError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """Also where torch's own writer would end the process."""
+    names = ["net.pth", "net.safetensors", "net.pt2"]
+    words = [sys.executable, "-c", FULL_DISK, *(str(tmp_path / name) for name in names)]
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        assert line.startswith(f"cannot write {tmp_path / name}: "), line
+        assert "free some space" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_is_kept_and_a_name_refused(tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(b"mine")
     with pytest.raises(UserError, match="is there already; choose another name, or give --force"):
@@ -209,3 +244,154 @@ def test_the_images_to_check_with_are_from_everywhere() -> None:
     assert chosen.unique().numel() == 1000
     assert (chosen[0], chosen[-1]) == (0, 2497)
     assert exporting.some_of(images[:7]).tolist() == list(range(7))
+
+
+# There and back -----------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """README's."""
+
+    def __init__(self, num_classes: int = 10, width: int = 16, rate: float = 0.1) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, width, 5, 2), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Sequential(nn.Dropout(rate), nn.Linear(width * 49, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(nn.functional.max_pool2d(self.features(x), 2).flatten(1))
+
+
+class Wrapped(nn.Module):
+    """A network with an only child of a name that wrappers have, too."""
+
+    def __init__(self, child: str, inner: nn.Module | None = None, num_classes: int = 10) -> None:
+        super().__init__()
+        self.child = child
+        self.add_module(child, inner or Net(num_classes, width=4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.child)(x)
+
+
+def wrapped_twice(num_classes: int = 10) -> nn.Module:
+    return Wrapped("module", Wrapped("model", num_classes=num_classes))
+
+
+class Frozen(nn.Module):
+    """With a frozen parameter, a buffer of whole numbers, and a tensor in no state_dict."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        self.conv.weight.requires_grad = False
+        self.norm = nn.GroupNorm(2, 8)
+        self.register_buffer("order", torch.arange(63, -1, -1))
+        self.register_buffer("scale", torch.full((8, 1), 0.5), persistent=False)
+        self.head = nn.Linear(512, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x)).flatten(2)[:, :, self.order]
+        return self.head((x * self.scale).relu().flatten(1))
+
+
+class Attention(nn.Module):
+    """Whose layers have parameters of their own, not only children."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, stride=8)
+        self.places = nn.Parameter(torch.zeros(1, 16, 16))
+        self.net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.num_batches = nn.LayerNorm(16)
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.num_batches(self.net(x)).mean(1))
+
+
+HERE = "tests.interop.test_exporting"
+CHEAP: dict[str, dict[str, object]] = {
+    f"{HERE}:Net": {"width": 8},
+    f"{HERE}:Wrapped net": {"child": "net"},
+    f"{HERE}:Wrapped model": {"child": "model"},
+    f"{HERE}:Wrapped module": {"child": "module"},
+    f"{HERE}:wrapped_twice": {},
+    f"{HERE}:Frozen": {},
+    f"{HERE}:Attention": {},
+}
+LARGE: dict[str, dict[str, object]] = {
+    "torchvision.models:resnet18": {},
+    "torchvision.models:mnasnet0_5": {},
+    "torchvision.models:mobilenet_v2": {},
+    "torchvision.models:mobilenet_v3_small": {},
+    "torchvision.models:shufflenet_v2_x0_5": {},
+    "torchvision.models:densenet121": {},
+    "torchvision.models:efficientnet_b0": {},
+    "torchvision.models:regnet_y_400mf": {},
+    "torchvision.models:convnext_tiny": {},
+    **{
+        f"timm:create_model {name}": {"model_name": name}
+        for name in (
+            *("resnet10t", "mobilenetv3_small_050", "lcnet_035", "tinynet_e", "ghostnet_050"),
+            *("regnetx_002", "mobilenetv2_035", "convnext_atto", "repvgg_a0"),
+        )
+    },
+    "timm:create_model vit": {
+        "model_name": "vit_tiny_patch16_224",
+        "img_size": 32,
+        "patch_size": 8,
+        "depth": 2,
+    },
+}
+"""By a text for --model, behind which may stand a word that tells two of them apart."""
+
+
+def of_test(name: str) -> Recipe:
+    options = (CHEAP | LARGE)[name]
+    return Recipe(
+        name=name,
+        model=name.partition(" ")[0],
+        model_options=options,
+        batch_size=8,
+        epochs=1,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.3, 0.25),
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [*CHEAP, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+)
+def test_foreign_networks_there_and_back(name: str, make_batch, tmp_path: Path) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="needs timm: pip install timm")
+    recipe, runtime = of_test(name), Runtime(threads=1)
+    train, test = make_batch(17, seed=1), make_batch(23, seed=2)
+    tiny = make_dataset("tiny", Split(*train), Split(*test), CLASSES, "tests")
+    report = loop.train(tmp_path / "run", recipe, runtime, tiny)
+    network = trained.load(tmp_path / "run")
+    _, factory = recipes.imported("the model", recipe.model)
+    module = factory(**recipe.model_options, num_classes=10)
+    for suffix, read in ((".pth", torch.load), (".safetensors", load_file)):
+        path = tmp_path / f"net{suffix}"
+        assert exporting.export(network, path, test.images).different == 0
+        values = read(path)
+        if suffix == ".pth":
+            assert values._metadata == module.state_dict()._metadata
+        elif "mnasnet" in name:  # which loads nothing without a version
+            values = OrderedDict(values)
+            values._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+        loaded = module.load_state_dict(values, strict=True)
+        assert str(loaded) == "<All keys matched successfully>"
+        with torch.no_grad():
+            theirs = module.eval()(recipes.make_preprocess(recipe)(test.images))
+        torch.testing.assert_close(theirs, logits(network, test.images), rtol=1e-4, atol=1e-4)
+    torch.save(module.state_dict(), tmp_path / "theirs.pth")
+    for back in ("net.pth", "theirs.pth"):
+        again, notes = networks.with_classes(networks.load(tmp_path / back, recipe), CLASSES)
+        assert notes == ()
+        assert tree.equal(again.variables, network.variables)
+        figures, _ = trained.evaluate(again, runtime, tiny, "test")
+        assert figures["loss"] == report["test_loss"]
+        assert figures["params_digest"] == report["params_digest"]

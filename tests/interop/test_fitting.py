@@ -1,14 +1,18 @@
 """Tensors fit the network that they are of, and else the first that does not is named."""
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from fcifar import models, random, recipes
 from fcifar.errors import UserError
-from fcifar.interop import fitting
+from fcifar.interop import fitting, state_dicts
+from fcifar.interop.state_dicts import StateDict
+from fcifar.models import Variables
 from fcifar.recipes import Recipe
 from tests.small import SMALL
 
@@ -28,9 +32,13 @@ def values_of(name: str, **options) -> dict[str, Tensor]:
     return {**variables.params, **variables.buffers}
 
 
+def found(values: object) -> tuple[StateDict, ...]:
+    return state_dicts.find(values, "net.pth")
+
+
 def refused(tensors: dict[str, Tensor], recipe: Recipe, classes: int = 10) -> str:
     with pytest.raises(UserError) as error:
-        fitting.fit(tensors, recipe, classes, "net.pth")
+        fitting.fit(found(tensors), recipe, classes, "net.pth")
     assert str(error.value).isprintable()
     return str(error.value)
 
@@ -41,7 +49,7 @@ def test_every_network_fits_itself_and_is_recognised(name: str) -> None:
     recipe = Recipe(name=name, model=name, model_options=options)
     tensors = values_of(name, **options)
     shuffled = dict(sorted(tensors.items(), reverse=True))
-    variables, notes = fitting.fit(shuffled, recipe, 10, "net.pth")
+    variables, notes = fitting.fit(found(shuffled), recipe, 10, "net.pth")
     assert notes == ()
     like = recipes.make_model(recipe, 10).init(random.key(0))
     assert (list(variables.params), list(variables.buffers)) == (
@@ -54,8 +62,8 @@ def test_every_network_fits_itself_and_is_recognised(name: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
-    assert list(fitting.fitting_models(tensors, 10)) == [name]
-    assert not list(fitting.fitting_models(tensors, 11))
+    assert list(fitting.fitting_models(found(tensors), 10)) == [name]
+    assert not list(fitting.fitting_models(found(tensors), 11))
 
 
 def test_the_first_that_does_not_fit_is_named() -> None:
@@ -86,10 +94,158 @@ def test_values_are_float32_with_memory_of_their_own() -> None:
     tensors["conv2.bias"] = tensors["conv2.bias"].bfloat16()
     tensors["fc1.bias"] = torch.ones(()).expand(120)
     tensors["fc1.weight"] = tensors["fc1.weight"].T.contiguous().T
-    variables, notes = fitting.fit(tensors, lenet, 10, "net.pth")
+    variables, notes = fitting.fit(found(tensors), lenet, 10, "net.pth")
     assert notes == ("took bfloat16 and float64 values of net.pth as float32",)
     for name, value in variables.params.items():
         assert value.dtype == torch.float32
         assert value.is_contiguous()
         assert value.data_ptr() != tensors[name].data_ptr()
         torch.testing.assert_close(value, tensors[name].float(), rtol=0, atol=0)
+
+
+# What wrappers do to names ------------------------------------------------------------------------
+
+
+class Wrapped(nn.Module):
+    """A network whose only child has the name that a wrapper might have."""
+
+    def __init__(self, name: str, inner: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, inner)
+
+
+def small(inner: str = "") -> nn.Module:
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Linear(2, 3))
+    for value in module.state_dict().values():
+        value.copy_(torch.randn(value.shape) * 9)
+    return Wrapped(inner, module) if inner else module
+
+
+def like_of(module: nn.Module) -> Variables:
+    """Its names, with other values."""
+    params = {name: torch.full_like(p, -1.0) for name, p in module.named_parameters()}
+    return Variables(params, {name: torch.zeros_like(b) for name, b in module.named_buffers()})
+
+
+def prefixed(prefix: str) -> Callable[[nn.Module], object]:
+    return lambda module: {f"{prefix}{name}": v for name, v in module.state_dict().items()}
+
+
+def inside(part: str) -> Callable[[nn.Module], object]:
+    """As where the last child of a network is wrapped by itself."""
+    return lambda module: {
+        name.replace("2.weight", f"2.{part}.weight").replace("2.bias", f"2.{part}.bias"): value
+        for name, value in module.state_dict().items()
+    }
+
+
+WRAPS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "plain": (lambda m: m.state_dict(), ""),
+    "DataParallel": (lambda m: nn.DataParallel(m).state_dict(), "'module.' before the names"),
+    "compiled": (prefixed("_orig_mod."), "'_orig_mod.' before the names"),
+    "both": (prefixed("_orig_mod.module."), "'_orig_mod.module.' before the names"),
+    "AveragedModel": (
+        lambda m: AveragedModel(m).state_dict(),
+        "left out n_averaged; left out 'module.' before the names",
+    ),
+    "Lightning": (
+        lambda m: {
+            "state_dict": {
+                **{f"model.{name}": value for name, value in m.state_dict().items()},
+                "criterion.weight": torch.ones(3),
+            },
+            "epoch": 3,
+            "optimizer_states": [],
+        },
+        "took 'state_dict'; left out 'model.'; left out what is not under 'model.': "
+        "'criterion.weight'",
+    ),
+    "two of them": (
+        lambda m: {
+            **{f"online.{name}": v + 1 for name, v in m.state_dict().items()},
+            **{f"model.{name}": v for name, v in m.state_dict().items()},
+        },
+        "left out 'model.' before the names; left out what is not under 'model.': 'online.",
+    ),
+    "another word": (prefixed("backbone."), "'backbone.' before the names"),
+    "an average beside it": (
+        lambda m: {"ema": m.state_dict(), "state_dict": m.state_dict()},
+        "took 'state_dict' out of the checkpoint; passed over 'ema'",
+    ),
+    "an average alone": (lambda m: {"ema": m.state_dict(), "step": 9}, "took 'ema'"),
+    "another network beside it": (
+        lambda m: {"net": nn.Linear(1, 1).state_dict(), "critic": m.state_dict()},
+        "took 'critic'",
+    ),
+    "a part compiled": (inside("_orig_mod"), "'_orig_mod.' in the names"),
+    "a part in parallel": (inside("module"), "'module.' in the names"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("inner", ["", "net", "model", "module"])
+def test_the_names_of_the_network_decide_what_is_taken_off(inner: str, wrap: str) -> None:
+    module = small(inner)
+    wrapped, said = WRAPS[wrap]
+    variables, notes = fitting.match(found(wrapped(module)), like_of(module), "net.pth")
+    own = module.state_dict()
+    for name, value in {**variables.params, **variables.buffers}.items():
+        torch.testing.assert_close(value, own[name], rtol=0, atol=0)
+    assert all("net.pth" in note for note in notes)
+    assert len(notes) == len([part for part in said.split("; ") if part])
+    for note, part in zip(notes, said.split("; "), strict=bool(said)):
+        for words in part.split(": "):
+            assert words.removesuffix(" out of the checkpoint") in note
+
+
+def test_counters_may_be_missing_or_more() -> None:
+    module = small()
+    plain = {n: v for n, v in module.state_dict().items() if "num_batches" not in n}
+    variables, notes = fitting.match(found(plain), like_of(module), "net.pth")
+    assert notes == ("there is no num_batches_tracked in net.pth, on which no prediction depends",)
+    assert variables.buffers["1.num_batches_tracked"] == 0
+    without = like_of(module)
+    del without.buffers["1.num_batches_tracked"]
+    variables, notes = fitting.match(found(module.state_dict()), without, "net.pth")
+    assert notes == ("left out num_batches_tracked of net.pth, on which no prediction depends",)
+    assert set(variables.buffers) == {"1.running_mean", "1.running_var"}
+
+
+def test_each_value_has_the_dtype_of_the_network() -> None:
+    module = small()
+    module[2].register_buffer("index", torch.arange(3))
+    halves = {name: value.half() for name, value in module.state_dict().items()}
+    halves["2.index"] = torch.arange(3, dtype=torch.int32)
+    halves["1.num_batches_tracked"] = torch.tensor(float("inf"), dtype=torch.float16)
+    variables, notes = fitting.match(found(halves), like_of(module), "net.pth")
+    assert notes == (
+        "took float16 values of net.pth as float32",
+        "took float16 and int32 values of net.pth as int64",
+    )
+    assert {p.dtype for p in variables.params.values()} == {torch.float32}
+    assert variables.buffers["2.index"].tolist() == [0, 1, 2]
+    assert variables.buffers["1.num_batches_tracked"] == 0
+    for name, wrong, message in (
+        ("2.index", torch.rand(3), "2.index holds float32, not whole numbers"),
+        ("0.weight", torch.zeros(2, 3, 1, 1).long(), "holds int64, not floating numbers"),
+        ("0.weight", torch.zeros(2, 3, 1, 1) * 1j, "holds complex64, not floating numbers"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fitting.match(found({**halves, name: wrong}), like_of(module), "net.pth")
+
+
+def test_what_is_meant_must_be_clear() -> None:
+    module, state = small(), small().state_dict()
+    both = {f"{who}.{name}": v for name, v in state.items() for who in ("student", "teacher")}
+    for values in (both, {"state_dict": both}, {"student": state, "teacher": {**state}}):
+        with pytest.raises(UserError, match=r"student.*teacher.*save the state_dict of one alone"):
+            fitting.match(found(values), like_of(module), "net.pth")
+
+
+def test_the_closest_of_several_is_spoken_of() -> None:
+    lenet = Recipe(name="lenet", model="lenet")
+    other = {f"module.{n}": v for n, v in values_of("lenet").items() if n != "fc3.bias"}
+    message = refused({"metrics": {"loss": torch.ones(())}, "weights": other}, lenet)
+    assert "net.pth does not fit lenet with 10 classes: there is no 'fc3.bias' in it" in message
+    more = {**other, "module.fc3.bias": torch.ones(10), "module.fc4.bias": torch.ones(2)}
+    assert "the network has no 'fc4.bias'" in refused(more, lenet)

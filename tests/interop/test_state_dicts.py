@@ -1,4 +1,4 @@
-"""A state_dict is found in whatever people wrap around it, and nothing but tensors is ever read."""
+"""Every state_dict in a checkpoint is found, and nothing but tensors is ever read."""
 
 import argparse
 import contextlib
@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from fcifar import tree
 from fcifar.errors import UserError, WorldError
@@ -43,28 +42,47 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("wrap", "notes"),
+    ("wrap", "keys"),
     [
-        (lambda n: n.state_dict(), 1),
-        (lambda n: dict(n.named_parameters()) | dict(n.named_buffers()), 1),
-        (lambda n: {"state_dict": n.state_dict(), "epoch": 3}, 2),
-        (lambda n: {"model_state_dict": n.state_dict(), "optimizer_state_dict": {}}, 2),
-        (lambda n: {"model": nn.DataParallel(n).state_dict(), "args": ["--lr"]}, 3),
-        (lambda n: {"state_dict": {"model": n.state_dict()}}, 3),
-        (lambda n: {f"_orig_mod.module.{k}": v for k, v in n.state_dict().items()}, 3),
-        (lambda n: AveragedModel(n).state_dict(), 2),
+        (lambda n: n.state_dict(), [""]),
+        (lambda n: dict(n.named_parameters()) | dict(n.named_buffers()), [""]),
+        (lambda n: {"state_dict": n.state_dict(), "epoch": 3}, ["state_dict"]),
+        (lambda n: {"net": n.state_dict(), "acc": 93.1, "epoch": 200}, ["net"]),
+        (
+            lambda n: {
+                "model_state_dict": n.state_dict(),
+                "optimizer_state_dict": torch.optim.AdamW(n.parameters()).state_dict(),
+            },
+            ["model_state_dict"],
+        ),
+        (lambda n: {"model": nn.DataParallel(n).state_dict(), "args": ["--lr"]}, ["model"]),
+        (lambda n: {"state_dict": {"model": n.state_dict()}}, ["state_dict.model"]),
+        (lambda n: {"ema": n.state_dict(), "model": n.state_dict()}, ["model", "ema"]),
+        (lambda n: {"a": {"b": n.state_dict()}, "c": n.state_dict()}, ["c", "a.b"]),
+        (lambda n: {"epoch": torch.tensor(3), "weights": n.state_dict()}, ["weights"]),
     ],
 )
-def test_what_people_save(wrap, notes: int, tmp_path: Path) -> None:
+def test_what_people_save(wrap, keys: list[str], tmp_path: Path) -> None:
+    """Each with its names and values as they are: see ``test_fitting`` for what they are of."""
     module = net()
+    nn.init.normal_(module[0].weight)
     found = state_dicts.read(written(wrap(module), tmp_path / "net.pth"))
-    expected = {k: v for k, v in module.state_dict().items() if "num_batches" not in k}
-    assert set(found.tensors) == set(expected)
-    for name, value in expected.items():
-        torch.testing.assert_close(found.tensors[name], value, rtol=0, atol=0)
-        assert not found.tensors[name].requires_grad
-    assert len(found.notes) == notes, "all that was done is said, and nothing else"
-    assert all(str(tmp_path / "net.pth") in note for note in found.notes)
+    assert [each.key for each in found] == keys
+    for each in found:
+        names = [name.removeprefix("module.") for name in each.tensors]
+        assert names == list(module.state_dict()) or set(names) == set(module.state_dict())
+        for name, value in module.state_dict().items():
+            tensor = each.tensors.get(name, each.tensors.get(f"module.{name}"))
+            torch.testing.assert_close(tensor, value, rtol=0, atol=0)
+            assert not tensor.requires_grad
+
+
+def test_a_checkpoint_of_itself_over_and_over_is_read_once(tmp_path: Path) -> None:
+    wide: dict = {"weights": net().state_dict()}
+    for _ in range(5):
+        wide = {f"entry{i}": wide for i in range(100)} | {"weights": wide.get("weights", wide)}
+    found = state_dicts.find(wide, "net.pth")
+    assert [each.key for each in found] == ["weights"]
 
 
 def test_the_old_form_and_safetensors(tmp_path: Path) -> None:
@@ -72,9 +90,9 @@ def test_the_old_form_and_safetensors(tmp_path: Path) -> None:
     torch.save(values, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file(values, tmp_path / "new.SafeTensors")
     for name in ("old.pt", "new.SafeTensors"):
-        found = state_dicts.read(tmp_path / name)
+        (found,) = state_dicts.read(tmp_path / name)
         torch.testing.assert_close(found.tensors, values, rtol=0, atol=0)
-        assert not found.notes
+        assert found.key == ""
 
 
 def test_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
@@ -144,6 +162,13 @@ def test_what_is_no_state_dict_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "as a safetensors file" in refused(tmp_path / "a.safetensors")
 
 
+def test_a_file_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
+    whole = written({"w": torch.zeros(100_000)}, tmp_path / "net.pth").read_bytes()
+    for length in (1, 100, 20_000, 65_600, len(whole) - 100, len(whole) - 1):
+        (tmp_path / "net.pth").write_bytes(whole[:length])
+        assert "or it is damaged; give a state_dict" in refused(tmp_path / "net.pth")
+
+
 def test_an_archive_that_grows_is_refused(tmp_path: Path) -> None:
     path = written({"w": torch.zeros(100_000)}, tmp_path / "net.pth")
     packed = tmp_path / "packed.pth"
@@ -165,5 +190,5 @@ def test_any_damage_is_refused_or_gives_tensors(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     with contextlib.suppress(UserError, WorldError):
-        found = state_dicts.read(path)
-        assert all(isinstance(value, torch.Tensor) for value in found.tensors.values())
+        for found in state_dicts.read(path):
+            assert all(isinstance(value, torch.Tensor) for value in found.tensors.values())

@@ -4,16 +4,30 @@ import itertools
 import math
 import subprocess
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import font_manager, rcParams
 from torch import Tensor
 
-from fcifar import random
+from fcifar import calibration, random
 from fcifar.data.dataset import Dataset
 from fcifar.errors import UserError
-from fcifar.report import labelled_grid, learning_curve, per_class_bars, pictures, plots, preview
+from fcifar.report import (
+    channels_picture,
+    confusion_picture,
+    figures,
+    labelled_grid,
+    learning_curve,
+    per_class_bars,
+    pictures,
+    plots,
+    preview,
+    reliability_picture,
+)
 
 
 def _read(path: Path) -> Tensor:
@@ -219,3 +233,93 @@ def _mask(sheet: Tensor, color: tuple[int, int, int]) -> Tensor:
 
 def _holds(sheet: Tensor, color: tuple[int, int, int], at_least: int = 1) -> bool:
     return int(_mask(sheet, color).sum()) >= at_least
+
+
+# Letters that the usual font lacks ----------------------------------------------------------------
+
+
+def made_font(letters: str, name: str, path: Path, *, weight: int = 400) -> Path:
+    """A font in which each of the letters is a black square, and nothing else is."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for point in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    square = pen.glyph()
+    names = {f"glyph{ord(letter)}": letter for letter in letters}
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", *names])
+    builder.setupCharacterMap({ord(letter): glyph for glyph, letter in names.items()})
+    builder.setupGlyf(dict.fromkeys((".notdef", *names), square))
+    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", *names), (1000, 0)))
+    builder.setupHorizontalHeader(ascent=1000, descent=0)
+    builder.setupNameTable({"familyName": name, "styleName": "Regular"})
+    builder.setupOS2(usWeightClass=weight)
+    builder.setupPost()
+    builder.save(path)
+    return path
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    """A function that installs fonts after matplotlib has looked for them; at first there are none
+    but its own."""
+    manager = font_manager.fontManager
+    own = [entry for entry in manager.ttflist if "mpl-data" in str(entry.fname)]
+    monkeypatch.setattr(manager, "ttflist", own)
+    found: list[str] = []
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_, **__: found)
+    figures.more_fonts.cache_clear()
+    yield lambda path: found.append(str(path))
+    figures.more_fonts.cache_clear()
+
+
+def drawn_with(classes: Sequence[str], folder: Path) -> list[Path]:
+    """Every picture that shows names, or a title."""
+    counts = {"correct": 1, "total": 2, "accuracy": 0.5}
+    title, n = " ".join(classes), len(classes)
+    images, labels = _images(n), torch.arange(n)
+    names = Dataset("a", images, labels, images, labels, tuple(classes), "tests", "")
+    probabilities = calibration.reliability(torch.full((n,), 0.6), labels < 1)
+    return [
+        per_class_bars(dict.fromkeys(classes, counts), folder / "bars.png", title="names"),
+        learning_curve([], folder / "curve.png", title=title),
+        confusion_picture(torch.eye(n).long(), classes, folder / "confusion.png", title="names"),
+        channels_picture(images[0], folder / "channels.png", title=title),
+        reliability_picture(probabilities, 0.5, folder / "reliability.png", title=title),
+        labelled_grid(images, list(classes), folder / "grid.png"),
+        preview(names, folder / "preview.png", rows_per_class=1, key=random.key(0)),
+    ]
+
+
+def test_letters_come_from_a_font_that_has_them(installed, tmp_path: Path) -> None:
+    """The plainest of those that have the most, also one that was installed since."""
+    installed(made_font("犬", "Half Sans", tmp_path / "half.ttf"))
+    installed(made_font("猫犬", "Bold Sans", tmp_path / "bold.ttf", weight=700))
+    installed(made_font("猫犬", "Whole Sans", tmp_path / "whole.ttf"))
+    installed(made_font("木", "Tree Sans", tmp_path / "tree.ttf"))
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    installed(tmp_path / "broken.ttf")
+    assert figures.more_fonts(frozenset("cat é")) == ()
+    assert figures.more_fonts(frozenset("猫犬 cat")) == ("Whole Sans",)
+    assert figures.more_fonts(frozenset("猫木鳥")) == ("Tree Sans", "Whole Sans")
+    before = list(rcParams["font.family"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in drawn_with(("猫猫猫猫", "cat"), tmp_path):
+            black = (_read(path) < 60).all(0).int()
+            # Four squares beside each other: a block that no letter of the usual font makes.
+            blocks = torch.nn.functional.avg_pool2d(black[None].float(), (7, 28), 1)
+            assert path.name == "confusion.png" or blocks.max() > 0.9, path.name
+    assert rcParams["font.family"] == before, "what a program of the user's draws is as it was"
+
+
+def test_letters_that_no_font_has_are_boxes_without_a_warning(installed, tmp_path: Path) -> None:
+    assert figures.more_fonts(frozenset("猫犬 cat")) == ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path in drawn_with(("猫", "cat"), tmp_path):
+            assert path.stat().st_size

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from fcifar.data import Dataset
 from fcifar.errors import UserError
 from fcifar.models.speednet import whitening
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, loop, manifest, reproduce, trained
+from fcifar.runs import directory, loop, manifest, process, reproduce, trained
 from fcifar.runs import runtime as runtimes
 from fcifar.runs.program import build
 from fcifar.runs.runtime import Runtime, activate, make_runtime
@@ -252,3 +255,32 @@ def test_a_recipes_precision_is_used_where_nobody_says_otherwise(
         for preferred in ("fp32", "bf16"):
             made = make_runtime(device="cpu", precision=asked, preferred=preferred)
             assert made.precision == asked
+
+
+WAITED = "sleep 1; exec {python} -c {code}"
+CLOCKS = """
+import time
+until = time.process_time() + 0.2
+while time.process_time() < until: pass
+import fcifar
+from fcifar.runs import process
+age = process._age()
+print(age, process.since_process_start())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_clock_of_the_process_is_not_that_of_the_shell_before_it() -> None:
+    """Which waited a second; what was computed before fcifar was imported counts."""
+    command = WAITED.format(python=shlex.quote(sys.executable), code=shlex.quote(CLOCKS))
+    done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)
+    age, since = map(float, done.stdout.split())
+    assert 0.2 <= since <= age - 0.9
+
+
+def test_the_clock_of_the_process_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = process.since_process_start()
+    assert known <= process._age()
+    monkeypatch.setattr(process, "Path", lambda name: Path("/nowhere"))
+    assert process._age() == float("inf")
+    assert process.since_process_start() >= known
