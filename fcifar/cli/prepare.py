@@ -153,11 +153,11 @@ def import_(
 ) -> None:
     """Prepare a data set from files.
 
-    A folder has train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png with
-    --test-fraction; or train/*.png beside trainLabels.csv, as Kaggle's CIFAR-10;
-    or is tiny-ImageNet's. Without test/, val/ is tested with. Images are turned as
-    EXIF says, and transparent ones are put on white. fcifar data info shows what
-    was done and what was left out.
+    A folder has train/CLASS/*.png and test/CLASS/*.png (or val/ without test/);
+    CLASS/*.png; train/*.png and trainLabels.csv, as Kaggle's CIFAR-10; or the
+    form of tiny-ImageNet. Any kind of image that Pillow reads is taken. Images
+    are turned as EXIF says, and transparent ones are composited on white. What
+    was done and what was left out is shown here and by fcifar data info.
 
     [dim]fcifar data import cifar-10-python.tar.gz
     fcifar data import photos/ --resize crop --test-fraction 0.1

@@ -88,12 +88,16 @@ def test_torch_compiles_into_a_cache_with_a_space(tmp_path: Path) -> None:
     )
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"):
         (tmp_path / name / "it's a b").mkdir(parents=True)
-        environment = os.environ | {name: str(tmp_path / name / "it's a b")}
+        environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+        environment |= {name: str(tmp_path / name / "it's a b")}
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert done.stdout == "[0.0, 0.0, 0.0]\n", done.stderr
         assert list((tmp_path / name).rglob("*.so"))
+    for link in Path(tempfile.gettempdir()).glob("fcifar-*"):
+        if link.is_symlink() and tmp_path in Path(os.readlink(link)).parents:
+            link.unlink()
 
 
 def test_a_changed_source_is_built_anew(source: Path) -> None:
