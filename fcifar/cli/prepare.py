@@ -172,11 +172,11 @@ def import_(
 ) -> None:
     """Prepare a data set from files.
 
-    A folder has train/CLASS/*.png and test/CLASS/*.png, or CLASS/*.png with
-    --test-fraction; or train/*.png beside trainLabels.csv, as Kaggle's CIFAR-10;
-    or is tiny-ImageNet's. Without test/, val/ is tested with. Images are turned as
-    EXIF says, and transparent ones are put on white. fcifar data info shows what
-    was done and what was left out.
+    A folder has train/CLASS/*.png and test/CLASS/*.png (or val/ without test/);
+    CLASS/*.png; train/*.png and trainLabels.csv, as Kaggle's CIFAR-10; or the
+    form of tiny-ImageNet. Any kind of image that Pillow reads is taken. Images
+    are turned as EXIF says, and transparent ones are composited on white. What
+    was done and what was left out is shown here and by fcifar data info.
 
     [dim]fcifar data import cifar-10-python.tar.gz
     fcifar data import photos/ --resize crop --test-fraction 0.1
@@ -255,32 +255,28 @@ def preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What an import did to pixels, and what it left out: names and values."""
     from fcifar.data.pictures import in_words, others_in_words
 
-    def several(name: str, what: str) -> list[str]:
-        return [f"{about[name]:,} {what}"] if about.get(name) else []
+    def several(name: str, what: str, more: str = "") -> list[str]:
+        return [output.count(about[name], what, more or what)] if about.get(name) else []
 
-    modes = {f"from {mode}": count for mode, count in about.get("converted", {}).items()}
     done = [
         *several("oriented", "turned as EXIF says"),
         *several("on_white", "composited on white"),
         *several("resized", f"resized ({about.get('resize', 'crop')})"),
         *several("first_frame", "the first of several frames"),
         *several("cut_to_8_bits", "cut to 8 bits a channel"),
-        *([in_words(modes)] if modes else []),
+        *(f"{count:,} from {mode}" for mode, count in about.get("converted", {}).items()),
     ]
     left = [
         *([in_words(about["left_out"])] if about.get("left_out") else []),
         *([others_in_words(about["others"])] if about.get("others") else []),
         *several("unreadable", "that cannot be read"),
-        *several("other_files", "other files"),
+        *several("other_files", "other file", "other files"),
+        *several("rows_without_image", "label without image", "labels without image"),
     ]
     tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
     return [
         *([("pixels", ", ".join(done) or "as they are in the files")] if "images" in about else []),
         *([("left out", ", ".join(left))] if left else []),
         *([("labels", ", ".join(tables))] if tables else []),
-        *(
-            [("tested with", about["test_from"])]
-            if about.get("test_from", "") not in ("", "test")
-            else []
-        ),
+        *([("test split", about["test_from"])] if about.get("test_from") else []),
     ]

@@ -1,10 +1,12 @@
 """What a person expects of a command line: completion, colours, a guess at what was meant."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fcifar import cli, recipes
@@ -25,6 +27,47 @@ def run(code: str, *words: str, **variables: str) -> subprocess.CompletedProcess
         timeout=120,
         check=False,
     )
+
+
+# Home ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["option", "argument", "variable"])
+def test_a_tilde_is_the_home_folder(tmp_path: Path, way: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    words = ("data", "import", str(tmp_path / "a.npz"), "--name=set", "--json")
+    images, labels = np.zeros((4, 3, 32, 32), np.uint8), np.arange(4) % 2
+    np.savez(
+        home / "a.npz",
+        train_images=images,
+        train_labels=labels,
+        test_images=images,
+        test_labels=labels,
+    )
+    if way == "argument":
+        done = run("main()", *words[:2], "~/a.npz", *words[3:], "--data-dir", "~/d", HOME=str(home))
+    else:
+        shutil.copy(home / "a.npz", tmp_path)
+        option = ["--data-dir=~/d"] if way == "option" else []
+        variables = {"FCIFAR_DATA": "~/d"} if way == "variable" else {}
+        done = run("main()", *words, *option, HOME=str(home), **variables)
+    assert done.returncode == 0, done.stderr
+    assert (home / "d/set.safetensors").exists()
+    (home / "runs/mine").mkdir(parents=True)
+    (home / "runs/mine/manifest.json").write_text("{}")
+    if way == "variable":
+        done = run("main()", "runs", "list", "--json", HOME=str(home), FCIFAR_RUNS="~/runs")
+    else:
+        done = run("main()", "runs", "list", "--json", "--runs-dir=~/runs", HOME=str(home))
+    assert "mine" in done.stdout
+    assert not list(Path().glob("~*"))
+
+
+def test_a_tilde_elsewhere_stays() -> None:
+    words = ("--out=a~b", "--set", "x=~/y", "a~", "~no-such-user/x", "--name=~no-such-user")
+    assert [cli._at_home(word) for word in words] == list(words)
+    assert cli._at_home("--out=~/x") == "--out=" + os.path.expanduser("~/x")
 
 
 # Completion ---------------------------------------------------------------------------------------

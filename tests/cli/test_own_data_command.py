@@ -52,6 +52,35 @@ def test_photos_become_a_data_set_that_trains(fcifar, photos: Path, tmp_path: Pa
     assert "100 + 50 images of 50 classes" in " ".join(shown.out.split())
 
 
+def test_pictures_that_cannot_be_read_are_listed_and_skipped(fcifar, photos: Path) -> None:
+    for number, content in enumerate((b"text", b"", b"\xff\xd8\xff")):
+        (photos / f"kind 0{number}" / "bad.jpg").write_bytes(content)
+    (photos / "kind 09/raw.cr2").write_bytes(b"II*")
+    words = ("data", "import", photos, "--test-fraction", 0.3, "--resize", "crop", "-q")
+    done = fcifar(*words)
+    assert done.status == 2
+    *listed, error = done.err.splitlines()
+    assert [line.split(" is ")[0].split(" cannot ")[0].strip() for line in listed] == [
+        f"kind 0{number}/bad.jpg" for number in range(3)
+    ]
+    assert "3 of 153 images cannot be read" in error
+    assert "add --skip-unreadable" in error
+
+    done = fcifar(*words, "--skip-unreadable")
+    assert done.status == 0
+    assert fits(done.out)
+    assert "left out     1 .cr2, 3 that cannot be read" in done.out
+    assert "pixels       150 resized (crop)" in done.out
+    info = fcifar("data", "info", "my-photos")
+    assert fits(info.out)
+    assert "left out  1 .cr2, 3 that cannot be read" in info.out
+    found = json.loads(fcifar("data", "info", "my-photos", "--json").out)["preparation"]
+    assert (found["images"], found["resized"], found["unreadable"]) == (150, 150, 3)
+    assert found["left_out"] == {".cr2": 1}
+    again = json.loads(fcifar(*words, "--skip-unreadable", "--force", "--json").out)
+    assert again["preparation"] == found
+
+
 def test_another_seed_holds_other_images_out(fcifar, photos: Path) -> None:
     words = ("data", "import", photos, "--test-fraction", 0.3, "--resize", "stretch", "--json")
     digests = {

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -66,6 +67,53 @@ def test_predict(fcifar, tmp_path: Path) -> None:
     assert head.split() == ["picture", "first", "second", "third", "fourth", "fifth"]
     assert first.split() == [names[0], *(g["class"] for g in found[0]["predictions"])]
     assert "[red].png" in shown.out, "a name is no markup"
+
+
+def test_predict_names_what_it_leaves_out(fcifar, tmp_path: Path) -> None:
+    for name in ("a.cr2", "b.cr2", "notes.txt", "Thumbs.db", ".hidden.png"):
+        (tmp_path / "pictures" / name).write_bytes(b"x")
+    (tmp_path / "pictures/2.jpg").rename(tmp_path / "pictures/2.jfif")
+    done = fcifar("predict", "run0", "pictures", "--json", "--quiet", *ONE)
+    assert done.err == "not read: 2 .cr2\n"
+    assert len(json.loads(done.out)) == 3
+
+
+def test_predict_lists_all_that_cannot_be_read(fcifar, tmp_path: Path) -> None:
+    for name in ("x.png", "y.png"):
+        (tmp_path / "pictures" / name).write_bytes(b"text")
+    words = ("predict", "run0", "pictures", "--json", "--quiet", *ONE)
+    done = fcifar(*words)
+    assert done.status == 2
+    *listed, error = done.err.splitlines()
+    assert [line.split()[0] for line in listed] == ["pictures/x.png", "pictures/y.png"]
+    assert "2 of 5 images cannot be read" in error
+    done = fcifar(*words, "--skip-unreadable")
+    assert done.status == 0
+    assert done.err.startswith("skipped 2 images that cannot be read:\n  pictures/x.png is no")
+    assert len(json.loads(done.out)) == 3
+
+
+def test_predict_sees_what_training_and_evaluation_see(fcifar, tmp_path: Path) -> None:
+    """Photographs that are turned, and glyphs whose shape is in their alpha."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for split in ("train", "test"):
+        for number, name in enumerate(CLASSES):
+            folder = tmp_path / "set" / split / name
+            folder.mkdir(parents=True)
+            halves = Image.new("RGB", (32, 32), (20 * number, 0, 0))
+            halves.paste((255, 255, 20 * number), (0, 0, 32, 16))
+            halves.save(folder / "0.jpg", exif=exif)
+            glyph = Image.new("RGBA", (32, 32))
+            glyph.paste((0, 0, 0, 255), (3 * number, 0, 3 * number + 5, 32))
+            glyph.save(folder / "1.png")
+    assert fcifar("data", "import", "set", "--name", "set").status == 0
+    scores = ("--per-example", "scores.npz", "--dataset", "set", "--quiet", *ONE)
+    assert fcifar("eval", "run0", *scores).status == 0
+    with np.load(tmp_path / "scores.npz") as file:
+        expected = [CLASSES[i] for i in file["prediction"]]
+    found = json.loads(fcifar("predict", "run0", "set/test", "--json", "--quiet", *ONE).out)
+    assert [row["predictions"][0]["class"] for row in found] == expected
 
 
 def test_a_name_that_cannot_be_printed_is_shown_all_the_same(fcifar, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def every_kind(folder: Path) -> dict[Path, tuple[Image.Image, int, bool]]:
     Image.init()
     files = {}
     for form, (ending, *_) in pictures.FORMATS.items():
-        if form == "ICNS":  # writes many sizes, and is read as the largest
+        if form in ("ICNS", "HEIF"):  # of many sizes, read as the largest; an extra
             continue
         for mode in (*MODES, "P with transparency", "L with transparency", "RGB with transparency"):
             plain, _, see_through = mode.partition(" with ")
@@ -201,9 +201,15 @@ def test_exif_that_cannot_be_read_turns_nothing(tmp_path: Path) -> None:
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
-    pillow_heif.from_pillow(Image.new("RGB", (40, 40), (200, 0, 0))).save(tmp_path / "a.heic")
-    assert pictures.find([tmp_path]).paths == [tmp_path / "a.heic"]
-    assert pictures.read(tmp_path / "a.heic")[:, 9, 9].tolist() == pytest.approx([200, 0, 0], abs=9)
+    halves = Image.new("RGB", (64, 64), (200, 0, 0))
+    halves.paste((0, 0, 200), (0, 32, 64, 64))
+    for orientation, first in ((1, [200, 0, 0]), (3, [0, 0, 200])):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.heic"
+        pillow_heif.from_pillow(halves).save(path, exif=exif.tobytes(), quality=90)
+        assert pictures.find([path.parent]).paths[-1] == path
+        assert pictures.read(path)[:, 9, 9].tolist() == pytest.approx(first, abs=12)
 
 
 @given(st.integers(1, 90), st.integers(1, 90))
@@ -296,7 +302,11 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         pictures.read(tmp_path / "gone.png")
 
 
-def test_folders_are_searched_in_sorted_order(tmp_path: Path) -> None:
+def test_folders_are_searched_in_sorted_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = tuple(name for name in pictures.readable_formats() if name != "HEIF")
+    monkeypatch.setattr(pictures, "readable_formats", lambda: kinds)
     names = ("b/2.PNG", "b/10.jpg", "a.webp", "b/c/1.gif", "notes.txt", ".x/1.png", ".y.png")
     more = ("b/1.heic", "b/2.HEIC", "c.cr2", "Thumbs.db", "__MACOSX/._a.png", "b/1.jfif")
     for name in (*names, *more):
