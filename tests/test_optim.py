@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcifar import models, optim, random, schedules, tree
-from fcifar.models.base import Variables
+from fcifar import averaging, models, optim, random, schedules, tree
+from fcifar.models.base import Model, Variables
 from fcifar.models.lenet import _LeNet
 from fcifar.optim import Optimizer
 from fcifar.precision import FP64
@@ -218,6 +218,57 @@ def test_a_piecewise_schedule_is_exact_at_its_points_and_where_it_is_level() -> 
     for step, value in points:
         assert schedule(torch.tensor(float(step), dtype=torch.float64)) == value
     assert torch.vmap(schedule)(torch.arange(3, 11)).eq(0.7).all()
+
+
+PARTS: dict[str, Optimizer] = {
+    **{name: make(0.1) for name, make in optim.OPTIMIZERS.items()},
+    "scheduled": optim.sgd(schedules.linear_schedule(1.0, 0.0, 3), momentum=0.9),
+    "add_decayed_weights": optim.add_decayed_weights(0.1),
+    "clip": optim.clip(1.0),
+    "clip_by_global_norm": optim.clip_by_global_norm(1.0),
+    "clip by a tensor": optim.clip_by_global_norm(torch.tensor(1.0)),
+    "muon alone": optim.muon(0.1, renormalize=True),
+    "freeze_after": optim.freeze_after(2),
+    "set_to_zero": optim.set_to_zero(),
+    "chain": optim.chain(optim.clip_by_global_norm(1.0), optim.adam(0.1), optim.freeze_after(1)),
+    "multi_transform": optim.multi_transform({"a": optim.adam(0.1)}, lambda path, leaf: "a"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_without_parameters_there_is_nothing_to_update_but_counts(name: str) -> None:
+    """As in optax: ``adam(0.1).init({})`` has a count and two empty moments."""
+    first = PARTS[name].init({})
+    updates, state = PARTS[name].update({}, first, {})
+    assert updates == {}
+    assert optim.apply_updates({}, updates) == {}
+    for before, after in zip(tree.leaves(first), tree.leaves(state), strict=True):
+        assert (before, after) == (0, 1)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_all_parameters_may_be_frozen(name: str) -> None:
+    params = {"w": torch.ones(2, 3, 1, 1)}
+    frozen = optim.multi_transform(
+        {"trained": optim.OPTIMIZERS[name](0.1), "frozen": optim.set_to_zero()},
+        lambda path, leaf: "frozen",
+    )
+    updates, _ = frozen.update(params, frozen.init(params), params)
+    assert tree.equal(optim.apply_updates(params, updates), params)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_model_without_parameters_takes_steps(name: str, make_batch) -> None:
+    model = Model(
+        init=lambda key: Variables({}, {}),
+        apply=lambda variables, images, **options: (images.flatten(1)[:, :10], {}),
+    )
+    optimizer, average = optim.OPTIMIZERS[name](0.1), averaging.ema(0.9)
+    state = init_train_state(model, optimizer, key=random.key(0), average=average)
+    step = make_train_step(model, optimizer, average=average)
+    state, metrics = step(state, make_batch(4))
+    assert (state.step, state.variables.params) == (1, {})
+    assert metrics.loss.isfinite()
 
 
 ENDS = ((1.0, 1e-8), (0.1, 1e-5), (1e-8, 1.0), (0.1, 0.03), (3.0, 0.0), (0.0, 0.7), (-0.2, 0.9))
