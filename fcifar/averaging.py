@@ -116,7 +116,7 @@ def lookahead(decay: float | Tensor | Schedule, every: int = 5) -> Average:
 
 
 def _init(variables: Tree) -> AverageState:
-    count = torch.zeros((), dtype=torch.int64, device=tree.leaves(variables)[0].device)
+    count = torch.zeros((), dtype=torch.int64, device=tree.device(variables))
     # Copies: a step that writes into the memory of its state must not meet the same tensor twice.
     return AverageState(count, tree.map(torch.clone, variables))
 

@@ -24,8 +24,7 @@ def draw_multipliers(key: Key, like: Tree) -> Tensor:
     """Odd multipliers for trees of the shapes and dtypes of ``like``: int64 [n], on its device."""
     sizes = [words(leaf).numel() for leaf in tree.leaves(like)]
     high, low = random.bits(key, (max([len(sizes), *sizes]), 2)).unbind(-1)
-    device = tree.leaves(like)[0].device if sizes else key.device
-    return ((high << 32) | low | 1).to(device)
+    return ((high << 32) | low | 1).to(tree.device(like) or key.device)
 
 
 def hash_leaves(multipliers: Tensor, values: Tree) -> Tensor:
@@ -34,7 +33,7 @@ def hash_leaves(multipliers: Tensor, values: Tree) -> Tensor:
         (multipliers[: w.numel()] * w).sum()
         for w in (words(leaf).to(torch.int64) for leaf in tree.leaves(values))
     ]
-    return torch.stack(hashes)
+    return torch.stack(hashes) if hashes else multipliers[:0]
 
 
 def combine(multipliers: Tensor, hashes: Tensor) -> Tensor:

@@ -75,13 +75,20 @@ def per_example_norms(loss: Loss, *, chunk_size: int | None = None) -> Callable[
 
     def gradient_norms(params: Tree, examples: Tree, *rest: Any) -> Tensor:
         parts = chunks(examples, chunk_size)
+        if not tree.leaves(params):
+            return torch.zeros(_size(examples), device=tree.device(examples))
         return torch.cat([norms(of_chunk(params, chunk, *rest)) for chunk in parts])
 
     return gradient_norms
 
 
 def norms(gradients: Tree) -> Tensor:
-    """Of gradients with leaves [B, ...], the Euclidean norm of each example's: [B]."""
+    """Of gradients with leaves [B, ...], the Euclidean norm of each example's: [B].
+
+    Gradients without a leaf do not say how many examples there are: 0 [] for all of them.
+    """
+    if not tree.leaves(gradients):
+        return torch.zeros(())
     each = [vector_norm(rows(leaf), dim=1) for leaf in tree.leaves(gradients)]
     return vector_norm(torch.stack(each), dim=0)
 
@@ -151,7 +158,7 @@ def noise_scale(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., N
             total = tree.map(lambda leaf: leaf.sum(0), gradients)
             return total, norms(gradients).square().sum()
 
-        size = len(tree.leaves(examples)[0])
+        size = _size(examples)
         if size < 2:
             raise ValueError(f"noise_scale needs two examples or more, not {size}")
         total, squares = add_up(map(sums, chunks(examples, chunk_size)))
@@ -205,7 +212,9 @@ def hessian_vector_product(loss: Loss, *, chunk_size: int | None = None) -> Call
             gradient = grad(lambda p: losses(p, chunk, *rest).sum())
             return jvp(gradient, (params,), (vector,))[1]
 
-        size = len(tree.leaves(examples)[0])
+        if not tree.leaves(params):
+            return params
+        size = _size(examples)
         total = add_up(map(of_chunk, chunks(examples, chunk_size)))
         return tree.map(lambda leaf: leaf / size, total)
 
@@ -264,6 +273,10 @@ def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
         return vmap(function, in_dims=(None, 0, *(None for _ in rest)))(params, examples, *rest)
 
     return of_examples
+
+
+def _size(examples: Tree) -> int:
+    return len(tree.leaves(examples)[0])
 
 
 def rows(leaf: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ def clipped_sum(gradients: Tree, max_norm: float | Tensor) -> Tree:
     >>> fcifar.privacy.clipped_sum(torch.tensor([[3.0, 4.0], [0.5, 0.0]]), max_norm=1.0)
     tensor([1.1000, 0.8000])
     """
+    if not tree.leaves(gradients):
+        return gradients
     # Not min(1, max_norm / norm): where the norm is 0 that divides by it.
     weights = max_norm / norms(gradients).clamp(min=max_norm)
     return tree.map(
@@ -139,6 +141,6 @@ def _fitting(params: Tree, count: int) -> int:
 
     As even as can be: a compiler makes code anew for a chunk of another size.
     """
-    most = max(1, GRADIENTS // sum(leaf.numel() for leaf in tree.leaves(params)))
+    most = max(1, GRADIENTS // max(1, sum(leaf.numel() for leaf in tree.leaves(params))))
     parts = -(-count // most)
     return -(-count // parts)

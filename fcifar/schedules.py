@@ -2,7 +2,8 @@
 
 A schedule takes a 0-d tensor and gives a 0-d tensor, computed in the tensor's own dtype when that
 is floating and in the default dtype when it is an integer. As functions of a tensor they never
-cause a recompilation. The values that they are made of may be 0-d tensors too.
+cause a recompilation. The values that they are made of may be 0-d tensors too. At both of its ends
+a schedule has the value that it was given, to the last bit.
 """
 
 import itertools
@@ -37,7 +38,13 @@ def linear_schedule(
     tensor([1.0000, 0.7500, 0.0000, 0.0000])
     """
     _check_steps(transition_steps)
-    return lambda count: init_value + (end_value - init_value) * _progress(count, transition_steps)
+
+    def schedule(count: Tensor) -> Tensor:
+        part = _progress(count, transition_steps)
+        # Of an end much nearer to 0 than the beginning the sum would keep few digits, or none.
+        return torch.where(part < 1, init_value + (end_value - init_value) * part, end_value)
+
+    return schedule
 
 
 def cosine_decay_schedule(
@@ -57,13 +64,16 @@ def cosine_decay_schedule(
     _check_steps(decay_steps)
 
     def schedule(count: Tensor) -> Tensor:
-        cosine = 0.5 * (1 + torch.cos(math.pi * _progress(count, decay_steps)))
-        return init_value * ((1 - alpha) * cosine + alpha)
+        part = _progress(count, decay_steps)
+        cosine = 0.5 * (1 + torch.cos(math.pi * part))
+        value = init_value * ((1 - alpha) * cosine + alpha)
+        value = torch.where(part > 0, value, init_value)
+        return torch.where(part < 1, value, init_value * alpha)
 
     return schedule
 
 
-def piecewise_linear_schedule(points: Sequence[tuple[float, float]]) -> Schedule:
+def piecewise_linear_schedule(points: Sequence[tuple[float, float | Tensor]]) -> Schedule:
     """Straight lines through ``points``, each a step and the value there; constant outside them.
 
     optax's ``piecewise_interpolate_schedule("linear", ...)`` says the same with each value as a
@@ -90,11 +100,13 @@ def piecewise_linear_schedule(points: Sequence[tuple[float, float]]) -> Schedule
 
     def schedule(count: Tensor) -> Tensor:
         at = _real(count)
-        value = torch.full_like(at, points[0][1])
+        value = _like(at, points[0][1])
         for (start, _), (end, end_value) in itertools.pairwise(points):
-            # From where the line before ends; lerp is exact at both ends, and on a level line.
+            # From where the line before ends; lerp is exact at both ends, and on a level line. With
+            # steps that are not whole the part may not quite come to 1.
             part = ((at - start) / (end - start)).clamp(0.0, 1.0)
-            value = torch.lerp(value, torch.full_like(at, end_value), part)
+            last = _like(at, end_value)
+            value = torch.where(at < end, torch.lerp(value, last, part), last)
         return value
 
     return schedule
@@ -146,6 +158,12 @@ def _progress(count: Tensor, steps: int) -> Tensor:
 
 def _real(count: Tensor) -> Tensor:
     return count if count.is_floating_point() else count.to(torch.get_default_dtype())
+
+
+def _like(at: Tensor, value: float | Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(at.dtype).expand_as(at)
+    return torch.full_like(at, value)
 
 
 def _check_steps(steps: int) -> None:

@@ -77,6 +77,12 @@ def _part(entry: Any) -> str:
     return str(entry.entry)
 
 
+def device(tree: Tree) -> torch.device | None:
+    """That of the first leaf; None, which is torch's default device, where there is no leaf."""
+    flat = leaves(tree)
+    return flat[0].device if flat else None
+
+
 def zeros_like(tree: Tree) -> Tree:
     """The same tree with every leaf zero."""
     return map(torch.zeros_like, tree)
@@ -88,17 +94,14 @@ def add(a: Tree, b: Tree) -> Tree:
 
 
 def norm(tree: Tree) -> Tensor:
-    """Euclidean norm of all leaves taken as one vector, a 0-d tensor.
-
-    Raises:
-        ValueError: the tree has no leaves, hence no dtype and no device for an answer.
+    """Euclidean norm of all leaves taken as one vector, a 0-d tensor; 0 where there is no leaf.
 
     >>> fcifar.tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])})
     tensor(5.)
     """
     flat = leaves(tree)
     if not flat:
-        raise ValueError("tree.norm needs a tree with at least one leaf; this one has none")
+        return torch.zeros(())
     return torch.stack([torch.sum(torch.square(leaf)) for leaf in flat]).sum().sqrt()
 
 

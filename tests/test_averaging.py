@@ -35,6 +35,13 @@ def some_variables(seed: int = 0, dtype: torch.dtype = torch.float64) -> Variabl
     )
 
 
+@every_average
+def test_there_may_be_nothing_to_average(average: Average) -> None:
+    state = average.init({})
+    variables, state = average.update({}, state)
+    assert (variables, average.value(variables, state)) == ({}, {})
+
+
 def train_on(variables: Variables, i: int) -> Variables:
     """Any change that depends on where the variables are."""
 

@@ -31,6 +31,11 @@ def whole(values: tree.Tree) -> int:
     return int(fingerprint.combine(multipliers, leaves))
 
 
+def test_a_tree_without_leaves_has_a_hash() -> None:
+    assert hashes({}) == []
+    assert whole({}) == 0
+
+
 def flipped(leaf: torch.Tensor, bit: int) -> torch.Tensor:
     data = bytearray(tree.leaf_bytes(leaf))
     data[bit // 8] ^= 1 << bit % 8

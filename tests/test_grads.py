@@ -100,6 +100,20 @@ def test_an_example_may_be_any_tree_and_a_leaf_of_any_shape() -> None:
     )
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_without_parameters_gradients_are_empty(chunk_size: int | None) -> None:
+    def loss(params: Params, example: Tensor) -> Tensor:
+        return example.sum()
+
+    examples = torch.ones(3, 2)
+    assert grads.per_example(loss, chunk_size=chunk_size)({}, examples) == {}
+    norms = grads.per_example_norms(loss, chunk_size=chunk_size)({}, examples)
+    assert torch.equal(norms, torch.zeros(3))
+    product = grads.hessian_vector_product(loss, chunk_size=chunk_size)
+    assert product({}, {}, examples) == {}
+    assert grads.noise_scale(loss, chunk_size=chunk_size)({}, examples) == (0, 0)
+
+
 def test_chunks_are_the_examples_in_order() -> None:
     batch = Batch(torch.arange(14).reshape(7, 2), torch.arange(7))
     for size, lengths in ((3, [3, 3, 1]), (7, [7]), (100, [7]), (1, [1] * 7), (None, [7])):

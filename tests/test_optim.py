@@ -2,14 +2,15 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcifar import models, optim, random, schedules, tree
-from fcifar.models.base import Variables
+from fcifar import averaging, models, optim, random, schedules, tree
+from fcifar.models.base import Model, Variables
 from fcifar.models.lenet import _LeNet
 from fcifar.optim import Optimizer
 from fcifar.precision import FP64
@@ -217,6 +218,131 @@ def test_a_piecewise_schedule_is_exact_at_its_points_and_where_it_is_level() -> 
     for step, value in points:
         assert schedule(torch.tensor(float(step), dtype=torch.float64)) == value
     assert torch.vmap(schedule)(torch.arange(3, 11)).eq(0.7).all()
+
+
+PARTS: dict[str, Optimizer] = {
+    **{name: make(0.1) for name, make in optim.OPTIMIZERS.items()},
+    "scheduled": optim.sgd(schedules.linear_schedule(1.0, 0.0, 3), momentum=0.9),
+    "add_decayed_weights": optim.add_decayed_weights(0.1),
+    "clip": optim.clip(1.0),
+    "clip_by_global_norm": optim.clip_by_global_norm(1.0),
+    "clip by a tensor": optim.clip_by_global_norm(torch.tensor(1.0)),
+    "muon alone": optim.muon(0.1, renormalize=True),
+    "freeze_after": optim.freeze_after(2),
+    "set_to_zero": optim.set_to_zero(),
+    "chain": optim.chain(optim.clip_by_global_norm(1.0), optim.adam(0.1), optim.freeze_after(1)),
+    "multi_transform": optim.multi_transform({"a": optim.adam(0.1)}, lambda path, leaf: "a"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_without_parameters_there_is_nothing_to_update_but_counts(name: str) -> None:
+    """As in optax: ``adam(0.1).init({})`` has a count and two empty moments."""
+    first = PARTS[name].init({})
+    updates, state = PARTS[name].update({}, first, {})
+    assert updates == {}
+    assert optim.apply_updates({}, updates) == {}
+    for before, after in zip(tree.leaves(first), tree.leaves(state), strict=True):
+        assert (before, after) == (0, 1)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_all_parameters_may_be_frozen(name: str) -> None:
+    params = {"w": torch.ones(2, 3, 1, 1)}
+    frozen = optim.multi_transform(
+        {"trained": optim.OPTIMIZERS[name](0.1), "frozen": optim.set_to_zero()},
+        lambda path, leaf: "frozen",
+    )
+    updates, _ = frozen.update(params, frozen.init(params), params)
+    assert tree.equal(optim.apply_updates(params, updates), params)
+
+
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
+def test_a_model_without_parameters_takes_steps(name: str, make_batch) -> None:
+    model = Model(
+        init=lambda key: Variables({}, {}),
+        apply=lambda variables, images, **options: (images.flatten(1)[:, :10], {}),
+    )
+    optimizer, average = optim.OPTIMIZERS[name](0.1), averaging.ema(0.9)
+    state = init_train_state(model, optimizer, key=random.key(0), average=average)
+    step = make_train_step(model, optimizer, average=average)
+    state, metrics = step(state, make_batch(4))
+    assert (state.step, state.variables.params) == (1, {})
+    assert metrics.loss.isfinite()
+
+
+ENDS = ((1.0, 1e-8), (0.1, 1e-5), (1e-8, 1.0), (0.1, 0.03), (3.0, 0.0), (0.0, 0.7), (-0.2, 0.9))
+
+
+def both_ends(first: Any, last: Any, steps: int) -> dict[str, tuple[schedules.Schedule, Any, Any]]:
+    """Each schedule that has two ends, with the values there; of the cosine as alpha has them."""
+    return {
+        "linear": (schedules.linear_schedule(first, last, steps), first, last),
+        "piecewise": (
+            schedules.piecewise_linear_schedule([(0, first), (steps / 3, 0.5), (steps, last)]),
+            first,
+            last,
+        ),
+        "cosine": (schedules.cosine_decay_schedule(first, steps, 0.7), first, first * 0.7),
+        "cosine to 0": (schedules.cosine_decay_schedule(first, steps), first, first * 0.0),
+        "joined": (
+            schedules.join_schedules(
+                [schedules.linear_schedule(first, 0.3, 1), schedules.linear_schedule(0.3, last, 4)],
+                [steps - 4],
+            ),
+            first,
+            last,
+        ),
+        "warmup": (
+            schedules.warmup(schedules.constant_schedule(last), first, 0.3, steps),
+            first,
+            last,
+        ),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [5, 10, 1000, 3**11])
+@pytest.mark.parametrize("ends", ENDS)
+def test_schedules_are_exact_at_both_ends(
+    ends: tuple[float, float], steps: int, dtype: torch.dtype
+) -> None:
+    """Of numbers and of tensors, from counts that are whole and that are not, and mapped."""
+    given = torch.tensor(ends, dtype=dtype)
+    for first, last in (ends, tuple(given)):
+        for name, (schedule, start, end) in both_ends(first, last, steps).items():
+            expected = torch.stack([torch.as_tensor(v, dtype=dtype) for v in (start, end)])
+            counts = torch.tensor([0, steps], dtype=dtype)
+            for found in (
+                schedule(counts),
+                torch.vmap(schedule)(counts),
+                torch.stack([schedule(count) for count in counts]),
+                schedule(torch.tensor([0, steps + 17], dtype=dtype)),
+            ):
+                assert found.dtype == dtype
+                assert torch.equal(found, expected), name
+            if dtype == torch.float32:
+                assert torch.equal(schedule(counts.long()), expected), name
+
+
+def test_schedules_map_over_their_ends() -> None:
+    firsts, lasts = torch.tensor([x[0] for x in ENDS]), torch.tensor([x[1] for x in ENDS])
+    for name in both_ends(0.1, 0.2, 9):
+        found = torch.vmap(
+            lambda a, b, name=name: both_ends(a, b, 9)[name][0](torch.tensor([0, 4, 9]))
+        )(firsts, lasts)
+        alone = [both_ends(a, b, 9)[name][0](torch.tensor([0, 4, 9])) for a, b in ENDS]
+        torch.testing.assert_close(found, torch.stack(alone), rtol=1e-6, atol=1e-7)
+        ends = [both_ends(a, b, 9)[name][1:] for a, b in zip(firsts, lasts, strict=True)]
+        assert torch.equal(found[:, [0, 2]], torch.stack([torch.stack(pair) for pair in ends]))
+
+
+def test_a_line_keeps_its_bits_between_its_ends() -> None:
+    """Those of the sum that it always was: runs of before come out the same."""
+    counts = torch.arange(100)
+    for first, last in ENDS:
+        line = first + (last - first) * (counts / 100).clamp(0, 1)
+        assert torch.equal(schedules.linear_schedule(first, last, 100)(counts), line)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 1000, 10**6])

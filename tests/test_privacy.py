@@ -72,6 +72,17 @@ def test_one_example_changes_a_clipped_sum_by_the_norm_at_most(max_norm: float) 
 # Noise -------------------------------------------------------------------------------------------
 
 
+def test_without_parameters_there_is_nothing_to_clip_or_to_noise(make_batch) -> None:
+    assert clipped_sum({}, 1.0) == {}
+    assert add_noise(random.key(0), {}, 1.0) == {}
+    model = models.Model(
+        init=lambda key: models.Variables({}, {}),
+        apply=lambda variables, images, **options: (images.flatten(1)[:, :10], {}),
+    )
+    state, metrics = step_of(model, 1.0, 1.0)(start(model), make_batch(4))
+    assert (state.variables.params, bool(metrics.loss.isfinite())) == ({}, True)
+
+
 def test_noise_has_the_deviation_asked_for_and_comes_from_the_key() -> None:
     zeros = {"a": torch.zeros(300, 200), "b": torch.zeros(40_000), "c": torch.zeros(())}
     noise = add_noise(random.key(0), zeros, 2.5)

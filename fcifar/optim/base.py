@@ -72,5 +72,5 @@ def stateless(function: Callable[[Tree, Tree], Tree]) -> Optimizer:
 
 
 def zero_count(params: Tree) -> Tensor:
-    """An int64 0 [] on the device of the first leaf: a count before the first update."""
-    return torch.zeros((), dtype=torch.int64, device=tree.leaves(params)[0].device)
+    """An int64 0 [] on the device of the parameters: a count before the first update."""
+    return torch.zeros((), dtype=torch.int64, device=tree.device(params))
