@@ -87,16 +87,25 @@ class BatchNorm(nn.Module):
 
         In training by the mean and variance of the batch, which enter the running statistics (the
         variance without bias, as in PyTorch); otherwise by the running statistics.
+
+        Raises:
+            ValueError: in training, the batch of all ranks has one value for each channel, which
+                has no variance.
         """
         running = {"running_mean": self.running_mean, "running_var": self.running_var}
         mean, var = running.values()
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if train:
-            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
             count = self.axis.size * (x.numel() // x.shape[1])
+            if count == 1:
+                raise ValueError(
+                    "Expected more than 1 value per channel when training, got input size "
+                    f"{list(x.shape)}; batch norm needs a batch of two images or more"
+                )
+            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
             if self.axis.size > 1:
                 mean, var = _over_ranks(self.axis, self.running_mean, mean, var)
-            new = {"running_mean": mean, "running_var": var * (count / max(count - 1, 1))}
+            new = {"running_mean": mean, "running_var": var * (count / (count - 1))}
             running = {
                 k: torch.lerp(old, new[k].detach(), self.momentum) for k, old in running.items()
             }

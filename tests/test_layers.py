@@ -64,7 +64,7 @@ def test_widths_are_checked(width: int) -> None:
 
 def test_a_network_that_fits_no_memory_is_refused_before_it_takes_any() -> None:
     for options in ({"hidden": 10**9}, {"hidden": 10**9, "num_classes": 10**9}):
-        with pytest.raises(ValueError, match=r"would have .* at most 100,000,000 are accepted"):
+        with pytest.raises(ValueError, match=r"would have .* at most 200,000,000 are accepted"):
             models.lenet(**options)
     models.lenet(hidden=700_000)
 

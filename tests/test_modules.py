@@ -476,6 +476,21 @@ class Net(nn.Module):
         return self.fc(self.called(self, x).flatten(1))
 
 
+def _of_bytes(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, dtype=torch.int8), requires_grad=False)
+
+
+class WithLogits(nn.Module):
+    """Gives its logits and others in a container."""
+
+    def __init__(self, container: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.container, self.fc, self.aux = container, nn.Linear(3072, 10), nn.Linear(3072, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.container((self.fc(x.flatten(1)), self.aux(x.flatten(1))))
+
+
 def _counts(net: Any, x: Tensor) -> Tensor:
     net.calls = getattr(net, "calls", 0) + 1
     return x
@@ -557,10 +572,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "changes n.running_mean in place",
     ),
-    "two names": (
-        lambda: Net(lambda net: setattr(net, "again", net.fc)),
-        "fc.weight and again.weight are one tensor; register it under one",
-    ),
     "lazy": (
         lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),
         "1.weight has no shape yet; give the layer its number of inputs",
@@ -580,8 +591,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an error": (lambda: Net(lambda net: 1 / 0), "the module cannot be made: division by zero"),
     "another thing": (lambda: 3, "the factory gives a int; it must give an nn.Module"),
     "a tuple": (
-        lambda: tv.GoogLeNet(10, aux_logits=True, init_weights=False),
-        "the module gives a GoogLeNetOutputs in training; it must give logits",
+        lambda: WithLogits(tuple),
+        "the module gives a tuple in training; it must give logits",
     ),
     "classes": (
         lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 7)),
@@ -591,10 +602,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: tv.VisionTransformer(224, 16, 1, 1, 8, 8),
         "images of 32x32 pixels do not go through the module in training: Wrong image height",
     ),
-    "size": (lambda: nn.Linear(30_000, 30_000), "at most 100,000,000 parameters are accepted"),
+    "size": (lambda: nn.Linear(30_000, 30_000), "at most 200,000,000 parameters are accepted"),
     "many layers": (
-        lambda: nn.ParameterList(torch.zeros(5000, 5000) for _ in range(5)),
-        "the network would have 125,000,000 parameters; at most 100,000,000 are accepted",
+        lambda: nn.ParameterList(_of_bytes(5000, 5000) for _ in range(9)),
+        "the network would have 225,000,000 parameters; at most 200,000,000 are accepted",
     ),
 }
 

@@ -119,8 +119,8 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"model": "speednet", "model_options": {"act": {}}}, "act is {}; it must be gelu or silu"),
         ({"model": "speednet", "model_options": {"whiten": 1}}, "whiten is 1; it must be true"),
         ({"model": "speednet", "model_options": {"depth": 2.0}}, "depth is 2.0; it must be 2 or"),
-        ({"model": "speednet", "model_options": {"widths": (10**9,)}}, "at most 100,000,000"),
-        ({"model": "resnet18", "model_options": {"width": 10**9}}, "at most 100,000,000"),
+        ({"model": "speednet", "model_options": {"widths": (10**9,)}}, "at most 200,000,000"),
+        ({"model": "resnet18", "model_options": {"width": 10**9}}, "at most 200,000,000"),
         ({"model": "resnet18", "model_options": {"widths": (4,)}}, "which takes width"),
     ],
 )

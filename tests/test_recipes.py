@@ -42,7 +42,7 @@ from fcifar.errors import UserError, shown
         ({"model_options": None}, "model_options is None; it must be options by name"),
         ({"model_options": {"hidden": -1}}, "do not fit the model lenet: hidden is -1"),
         ({"model_options": {"hidden": 84.0}}, "hidden is 84.0; it must be a whole number from 1"),
-        ({"model_options": {"hidden": 10**9}}, "131,000,.* parameters; at most 100,000,000"),
+        ({"model_options": {"hidden": 10**9}}, "131,000,.* parameters; at most 200,000,000"),
         ({"model_options": {"depth": 3}}, "the model lenet, which takes hidden and dropout"),
         ({"model_options": {"num_classes": 3}}, "the model lenet, which takes hidden and dropout"),
         ({"augment": "cutout:8"}, "augment is 'cutout:8'; it must be names such as"),

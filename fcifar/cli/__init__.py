@@ -28,7 +28,7 @@ from fcifar.cli import (
     runs,
     train,
 )
-from fcifar.errors import UserError, WorldError, did_you_mean
+from fcifar.errors import UserError, WorldError, did_you_mean, located, raised_at
 
 app = typer.Typer(
     name="fcifar",
@@ -79,6 +79,10 @@ def main() -> None:
         message = _message(error)
         # The message is empty where typer has shown the help instead.
         status = _fail(error, 2, message or "a command is missing; give one of those above")
+    except Exception as error:  # out of a user's own code, or a mistake in ours
+        place = raised_at(error)
+        more = "" if "--debug" in sys.argv else "; add --debug for the traceback"
+        status = _fail(error, 2 if place else 1, f"{_unexpected(error, place)}{more}")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -101,6 +105,15 @@ def _at_home(word: str) -> str:
     """A word with ~ in front of a path expanded: shells leave that of ``--out=~/x`` as it is."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return option + equals + os.path.expanduser(value)
+
+
+def _unexpected(error: Exception, place: str) -> str:
+    """What a message says of an exception that no part of the program has expected."""
+    kind, text = type(error).__name__, located(error).removeprefix(f"{type(error).__name__}: ")
+    if place:
+        return f"the code of {place.partition(',')[0]} stopped with {kind}: {text}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"fcifar stopped with {kind}: {text} ({where.filename}, line {where.lineno})"
 
 
 def _message(error: BaseException) -> str:

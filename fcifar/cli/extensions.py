@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from fcifar.errors import UserError, reason, shown
+from fcifar.errors import UserError, located, shown
 
 IMPORT = "FCIFAR_IMPORT"
 
@@ -31,7 +31,7 @@ def importable() -> Iterator[None]:
                 importlib.import_module(name)
             except (Exception, SystemExit) as error:  # whatever its code does
                 raise UserError(
-                    f"${IMPORT} has {shown(name)}, which cannot be imported ({reason(error)}); "
+                    f"${IMPORT} has {shown(name)}, which cannot be imported ({located(error)}); "
                     "install it, or unset the variable"
                 ) from error
         yield

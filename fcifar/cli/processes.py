@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fcifar.errors import WorldError
-
 _PATIENCE = 5  # seconds for a process to end by itself, once another was lost
 _TOLD = 1.0  # seconds for process 0 to say what went wrong
 
@@ -56,7 +54,7 @@ def _follow() -> None:
         SystemExit: another process could not, and says so itself.
     """
     from fcifar.cli import output
-    from fcifar.runs import following, ranks
+    from fcifar.runs import following
     from fcifar.runs.events import Event, Noted
     from fcifar.runs.interrupt import catching_signals
 
@@ -66,11 +64,11 @@ def _follow() -> None:
 
     try:
         following.serve(observe=observe, catch=catching_signals)
-    except ranks.LostError as error:
+    except Exception as error:  # a process that is lost, or a user's code, on all of them alike
         _leave_the_word_to_the_first(error)
 
 
-def _leave_the_word_to_the_first(error: WorldError) -> None:
+def _leave_the_word_to_the_first(error: Exception) -> None:
     from fcifar.runs import ranks
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which torchrun sends at once

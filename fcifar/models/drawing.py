@@ -4,12 +4,15 @@
 or one by hand, draws here, and the global generator is neither read nor changed.
 """
 
+import contextlib
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcifar import random
@@ -27,11 +30,36 @@ class Source(NamedTuple):
 
 
 def from_key(key: Key) -> Source:
-    """The i-th draw from ``fold_in(key, i)``."""
+    """The i-th draw from ``fold_in(key, i)``, with i below 2**31."""
+    keys: list[Key] = []
+
+    def key_of(i: int) -> Key:
+        if i >= len(keys):  # many at once, which takes no longer than one
+            keys.extend(random.split(key, 2 * (i + 128)))
+        return keys[i]
+
     return Source(
-        lambda i, shape: random.uniform(random.fold_in(key, i), shape),
-        lambda i, shape: random.normal(random.fold_in(key, i), shape),
+        lambda i, shape: _in_blocks(random.uniform, key_of(i), shape),
+        lambda i, shape: _in_blocks(random.normal, key_of(i), shape),
     )
+
+
+_BLOCK = 2**16  # numbers, whose intermediate results stay in a processor's cache
+
+
+def _in_blocks(
+    draw: Callable[[Key, Sequence[int]], Tensor], key: Key, shape: Sequence[int]
+) -> Tensor:
+    """``draw(key, shape)``, a part at a time, which takes an eighth of the time."""
+    count = math.prod(shape)
+    with torch._C.DisableTorchFunction():  # the modes of whoever draws, which take their time too
+        if count <= _BLOCK:
+            return draw(key, shape)
+        values = torch.empty(count)
+        for start in range(0, count, _BLOCK):
+            size = min(_BLOCK, count - start)
+            values[start : start + size] = draw(random.from_row(key, start), (size,))
+    return values.reshape(tuple(shape))
 
 
 def spread(seed: int) -> Source:
@@ -49,8 +77,28 @@ def spread(seed: int) -> Source:
     return Source(uniform, normal)
 
 
+def complex_of(parts: Tensor, dtype: torch.dtype, *, normal: bool) -> Tensor:
+    """Complex numbers of two draws each, [..., 2], as torch draws them.
+
+    Of standard normal ones each part has variance 1/2; of uniform ones each lies in [0, 1).
+    """
+    parts = parts.to(torch.float64 if dtype == torch.complex128 else torch.float32)
+    return torch.view_as_complex(parts / math.sqrt(2) if normal else parts).to(dtype)
+
+
+@contextlib.contextmanager
+def drawing_from(source: Source) -> Iterator[None]:
+    """While it is entered, draws are those of a source. Raises as ``Made``."""
+    with Made(source) as made, _Bare(made):
+        yield
+    made.finish()
+
+
 class Made(TorchDispatchMode):
     """While it is entered, draws are those of a ``Source``.
+
+    A draw that fills a tensor is made when something looks at the tensor, or by ``finish``: most
+    initialisers of torch are followed by another, which fills the tensor anew.
 
     Raises:
         ValueError: on a draw of an unknown kind, or from a generator of its own; and before more
@@ -60,16 +108,38 @@ class Made(TorchDispatchMode):
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source, self.drawn, self.taken = source, 0, 0
+        self.waiting: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}  # by memory
 
-    def uniform(self, shape: Sequence[int]) -> Tensor:
+    def uniform(self, shape: Sequence[int]) -> Callable[[], Tensor]:
         """The next draw, in [0, 1)."""
-        self.drawn += 1
-        return self.source.uniform(self.drawn - 1, shape)
+        return self._next(self.source.uniform, shape)
 
-    def normal(self, shape: Sequence[int]) -> Tensor:
+    def normal(self, shape: Sequence[int]) -> Callable[[], Tensor]:
         """The next draw, standard normal."""
+        return self._next(self.source.normal, shape)
+
+    def _next(
+        self, draw: Callable[[int, Sequence[int]], Tensor], shape: Sequence[int]
+    ) -> Callable[[], Tensor]:
         self.drawn += 1
-        return self.source.normal(self.drawn - 1, shape)
+        return functools.partial(draw, self.drawn - 1, tuple(shape))
+
+    def fill(self, target: Tensor, values: Callable[[], Tensor]) -> None:
+        """Fill a tensor now, or later if it is all that its memory holds."""
+        if _is_whole(target):
+            self.waiting[_memory(target)] = target, values
+        else:
+            target.copy_(values())
+
+    def finish(self) -> None:
+        """Make the draws that have not been made."""
+        for memory in [*self.waiting]:
+            self._make(memory)
+
+    def _make(self, memory: int) -> None:
+        target, values = self.waiting.pop(memory)
+        with torch.no_grad():
+            target.detach().copy_(values())
 
     def __torch_dispatch__(
         self,
@@ -80,6 +150,8 @@ class Made(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
+        if self.waiting and name not in _VIEWS:
+            self.look(name, args, kwargs)
         if name in _TAKING:
             self._take(args[0] if args else kwargs["size"])
         if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -93,6 +165,19 @@ class Made(TorchDispatchMode):
             raise ValueError("it draws from a generator of its own; leave generator out")
         return _DRAWS[name](self, given)
 
+    def look(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Make draws that an operation sees, and forget one that it overwrites."""
+        operands = [*tensors_in([*args, *kwargs.values()])]
+        for i, tensor in enumerate(operands):
+            memory = _memory(tensor)
+            if memory not in self.waiting:
+                continue
+            others = (_memory(other) for other in operands[i + 1 :])
+            if i == 0 and name in _FILLING and _is_whole(tensor) and memory not in others:
+                del self.waiting[memory]
+            else:
+                self._make(memory)
+
     def _take(self, like: Tensor | Sequence[int]) -> None:
         self.taken += math.prod(like.shape if isinstance(like, Tensor) else like)
         if self.taken > 2 * LARGEST_MODEL:
@@ -102,8 +187,54 @@ class Made(TorchDispatchMode):
             )
 
 
+class _Bare(TorchFunctionMode):
+    """Shows a ``Made`` what looks at memory by no operation."""
+
+    def __init__(self, made: Made) -> None:
+        super().__init__()
+        self.made = made
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if self.made.waiting and func in _BARE:
+            self.made.look("", args, {})
+        return func(*args, **(kwargs or {}))
+
+
+_BARE = {
+    *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__),
+    *(Tensor.untyped_storage, Tensor.storage, Tensor._typed_storage, Tensor.__reduce_ex__),
+}
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty"}
 _TAKING = _EMPTY | {"zeros", "ones", "full", "rand", "randn", "clone", "ones_like", "zeros_like"}
+
+
+_VIEWS = {"detach", "alias"}  # which look at nothing
+_FILLING = {"uniform_", "normal_", "zero_", "fill_", "copy_"}
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is all of its memory."""
+    size = tensor.untyped_storage().nbytes()
+    return tensor.is_contiguous() and tensor.numel() * tensor.element_size() == size
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Those among the arguments of an operation."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from tensors_in(inner)
 
 
 def _is_here(tensor: Tensor) -> bool:
@@ -118,7 +249,8 @@ def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[
     return usual | dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
-Values = Callable[[Made, Sequence[int], Mapping[str, Any]], Tensor]  # of a shape, and arguments
+# Of a shape, arguments and the dtype: values that are drawn when it is called, in their order.
+Values = Callable[[Made, Sequence[int], Mapping[str, Any], torch.dtype], Callable[[], Tensor]]
 
 
 def _filled(values: Values) -> Callable[[Made, Mapping[str, Any]], Tensor]:
@@ -126,7 +258,9 @@ def _filled(values: Values) -> Callable[[Made, Mapping[str, Any]], Tensor]:
 
     def fill(made: Made, given: Mapping[str, Any]) -> Tensor:
         target = given["self"]
-        return target if target.is_meta else target.copy_(values(made, target.shape, given))
+        if not target.is_meta:
+            made.fill(target, values(made, target.shape, given, target.dtype))
+        return target
 
     return fill
 
@@ -138,23 +272,55 @@ def _new(values: Values) -> Callable[[Made, Mapping[str, Any]], Tensor]:
         tensors = [x for x in map(given.get, ("self", "mean", "std")) if isinstance(x, Tensor)]
         shape = tuple(given["size"]) if "size" in given else tensors[0].shape
         usual = tensors[0].dtype if tensors else torch.get_default_dtype()
-        dtype = given.get("dtype")
-        return values(made, shape, given).to(usual if dtype is None else dtype)
+        dtype = usual if given.get("dtype") is None else given["dtype"]
+        return values(made, shape, given, dtype)().to(dtype)
 
     return make
 
 
-def _between(made: Made, shape: Sequence[int], given: Mapping[str, Any]) -> Tensor:
-    return made.uniform(shape) * (given["to"] - given["from"]) + given["from"]
+def _unit(
+    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    if not dtype.is_complex:
+        return made.uniform(shape)
+    parts = made.uniform((*shape, 2))
+    return lambda: complex_of(parts(), dtype, normal=False)
 
 
-def _normal(made: Made, shape: Sequence[int], given: Mapping[str, Any]) -> Tensor:
-    return made.normal(shape) * given["std"] + given["mean"]
+def _standard(
+    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    if not dtype.is_complex:
+        return made.normal(shape)
+    parts = made.normal((*shape, 2))
+    return lambda: complex_of(parts(), dtype, normal=True)
 
 
-def _true(made: Made, shape: Sequence[int], given: Mapping[str, Any]) -> Tensor:
-    probability = given.get("p")
-    return made.uniform(shape) < (given["self"] if probability is None else probability)
+def _between(
+    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    low, high = given["from"], given["to"]
+    unit = _unit(made, shape, given, dtype)
+    return lambda: unit().mul_(high - low).add_(low)
+
+
+def _normal(
+    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    mean, std = given["mean"], given["std"]
+    standard = _standard(made, shape, given, dtype)
+    if isinstance(mean, Tensor) or isinstance(std, Tensor):
+        return lambda: standard() * std + mean
+    return lambda: standard().mul_(std).add_(mean)
+
+
+def _true(
+    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
+) -> Callable[[], Tensor]:
+    unit, given_p = made.uniform(shape), given.get("p")
+    probability = given["self"] if given_p is None else given_p
+    probability = probability.clone() if isinstance(probability, Tensor) else probability
+    return lambda: unit() < probability
 
 
 _DRAWS = {
@@ -163,8 +329,8 @@ _DRAWS = {
     "bernoulli_": _filled(_true),
     "bernoulli": _new(_true),
     "normal": _new(_normal),
-    "rand": _new(lambda made, shape, given: made.uniform(shape)),
-    "rand_like": _new(lambda made, shape, given: made.uniform(shape)),
-    "randn": _new(lambda made, shape, given: made.normal(shape)),
-    "randn_like": _new(lambda made, shape, given: made.normal(shape)),
+    "rand": _new(_unit),
+    "rand_like": _new(_unit),
+    "randn": _new(_standard),
+    "randn_like": _new(_standard),
 }

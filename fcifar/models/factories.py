@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from fcifar import registry
-from fcifar.errors import reason, shown
+from fcifar.errors import located, shown
 from fcifar.models.base import Model
 from fcifar.models.conv3 import conv3
-from fcifar.models.drawing import Made, spread
+from fcifar.models.drawing import drawing_from, spread
 from fcifar.models.lenet import lenet
 from fcifar.models.making import takes
 from fcifar.models.module import from_module
@@ -71,10 +71,10 @@ def _make(factory: functools.partial[Any], num_classes: int, axis: Axis) -> Mode
     if own_axis is not None and isinstance(own_axis.default, Axis):
         given["axis"] = axis
     try:
-        with Made(spread(0)):  # for it may make a module, whose draws are thrown away
+        with drawing_from(spread(0)):  # for it may make a module, whose draws are thrown away
             result = factory(**given)
-    except Exception as error:
-        raise ValueError(reason(error)) from error
+    except (Exception, SystemExit) as error:  # whatever its code does
+        raise ValueError(located(error)) from error
     if isinstance(result, nn.Module):
         return from_module(factory, num_classes=num_classes, axis=axis)
     if not isinstance(result, Model):

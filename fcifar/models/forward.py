@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from fcifar import layers, random
-from fcifar.models import attention
+from fcifar.models import attention, recurrent
+from fcifar.models.drawing import complex_of
 from fcifar.random import Key
 
 STATISTICS = ("running_mean", "running_var")
@@ -175,7 +176,17 @@ def _normal_(
     forward: Forward, input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None
 ) -> Tensor:
     _refuse(generator)
-    return input.copy_(random.normal(forward.next_key(), input.shape) * std + mean)
+    drawn = _in_dtype(random.normal, forward.next_key(), input.shape, input.dtype)
+    return input.copy_(drawn * std + mean)
+
+
+def _in_dtype(
+    draw: Callable[[Key, Sequence[int]], Tensor], key: Key, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """A draw; a complex one has two in it, see ``drawing.complex_of``."""
+    if not dtype.is_complex:
+        return draw(key, shape).to(dtype)
+    return complex_of(draw(key, (*shape, 2)), dtype, normal=draw is random.normal)
 
 
 def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -188,8 +199,8 @@ def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ) -> Tensor:
         _refuse(generator)
         size = rest.get("size", size[0] if size and not isinstance(size[0], int) else size)
-        drawn = draw(forward.next_key(), tuple(size))
-        return drawn.to(torch.get_default_dtype() if dtype is None else dtype)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        return _in_dtype(draw, forward.next_key(), tuple(size), dtype)
 
     return of_size
 
@@ -199,7 +210,8 @@ def _of_like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
         forward: Forward, input: Tensor, *, dtype: torch.dtype | None = None, **rest: Any
     ) -> Tensor:
         _refuse(rest.get("generator"))
-        return draw(forward.next_key(), input.shape).to(input.dtype if dtype is None else dtype)
+        dtype = input.dtype if dtype is None else dtype
+        return _in_dtype(draw, forward.next_key(), input.shape, dtype)
 
     return of_like
 
@@ -243,9 +255,114 @@ def _multi_head(forward: Forward, *args: Any, **kwargs: Any) -> tuple[Tensor, Te
     return attention.multi_head(forward.drop, *args, **kwargs)
 
 
+def _recurrent(kind: str) -> Callable[..., Any]:
+    run = recurrent.layers_function(kind)
+    return lambda forward, *args, **kwargs: run(forward.drop, *args, **kwargs)
+
+
+def _recurrent_cell(kind: str) -> Callable[..., Any]:
+    run = recurrent.cell_function(kind)
+    return lambda forward, *args, **kwargs: run(*args, **kwargs)
+
+
+def _laid_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """The same values in another layout, which torch has no rule for under ``vmap``."""
+    if memory_format == torch.channels_last and x.ndim == 4:
+        return layers.channels_last(x)
+    if memory_format == torch.channels_last_3d and x.ndim == 5:
+        return x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+    return x.contiguous()
+
+
+_LAYOUTS = (torch.channels_last, torch.channels_last_3d)
+
+
+def _contiguous(
+    forward: Forward, input: Tensor, memory_format: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    return _laid_out(input, memory_format)
+
+
+def _is_contiguous(
+    forward: Forward, input: Tensor, memory_format: torch.memory_format = torch.contiguous_format
+) -> bool:
+    return memory_format not in _LAYOUTS and input.is_contiguous()
+
+
+def _with_layout(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function that may be given a layout for what it makes."""
+
+    def make(
+        forward: Forward, *args: Any, memory_format: torch.memory_format | None = None, **rest: Any
+    ) -> Tensor:
+        if memory_format not in _LAYOUTS:
+            given = {} if memory_format is None else {"memory_format": memory_format}
+            return function(*args, **rest, **given)
+        return _laid_out(function(*args, **rest), memory_format)
+
+    return make
+
+
+def _deform_conv2d(
+    forward: Forward,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    bias: Tensor,
+    stride_h: int,
+    stride_w: int,
+    pad_h: int,
+    pad_w: int,
+    dilation_h: int,
+    dilation_w: int,
+    groups: int,
+    offset_groups: int,
+    use_mask: bool,
+) -> Tensor:
+    """``torchvision.ops.deform_conv2d``: a convolution that looks at places of its own choice.
+
+    Zhu et al., "Deformable ConvNets v2", https://arxiv.org/abs/1811.11168.
+    """
+    n, channels, height, width = input.shape
+    kernel_h, kernel_w = weight.shape[-2:]
+    out_h, out_w = offset.shape[-2:]
+    taps, wide = kernel_h * kernel_w, torch.promote_types(input.dtype, torch.float32)
+
+    def count(size: int, step: int) -> Tensor:
+        return torch.arange(size, device=input.device, dtype=wide) * step
+
+    # Where each tap of each place looks: [n, offset_groups, taps, out_h, out_w].
+    moved = offset.to(wide).reshape(n, offset_groups, taps, 2, out_h, out_w)
+    taps_y = count(kernel_h, dilation_h).repeat_interleave(kernel_w)[:, None, None] - pad_h
+    taps_x = count(kernel_w, dilation_w).repeat(kernel_h)[:, None, None] - pad_w
+    y = moved[:, :, :, 0] + taps_y + count(out_h, stride_h)[:, None]
+    x = moved[:, :, :, 1] + taps_x + count(out_w, stride_w)
+    pixels = input.reshape(n, offset_groups, channels // offset_groups, height * width)
+    columns: Any = 0
+    for corner_y in (y.floor(), y.floor() + 1):
+        for corner_x in (x.floor(), x.floor() + 1):
+            share = (1 - (y - corner_y).abs()) * (1 - (x - corner_x).abs())
+            inside = (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
+            share = torch.where(inside, share, 0.0)
+            at = corner_y.clamp(0, height - 1) * width + corner_x.clamp(0, width - 1)
+            at = at.to(torch.int64).flatten(2)[:, :, None].expand(-1, -1, pixels.shape[2], -1)
+            seen = pixels.gather(-1, at).unflatten(-1, (taps, out_h, out_w))
+            columns = columns + seen * share[:, :, None]
+    if use_mask:
+        columns = columns * mask.reshape(n, offset_groups, 1, taps, out_h, out_w)
+    columns = columns.to(input.dtype).reshape(n, groups, -1, out_h * out_w)
+    kernels = weight.reshape(groups, weight.shape[0] // groups, -1)
+    result = (kernels @ columns).reshape(n, weight.shape[0], out_h, out_w)
+    return result + bias[:, None, None]
+
+
 def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What is done in place of which function. None of them is called here."""
     of_torch = {
+        **{kind: _recurrent(kind) for kind in recurrent.CELLS},
+        **{f"{kind}_cell": _recurrent_cell(kind) for kind in recurrent.CELLS},
+        "clone": _with_layout(torch.clone),
         "dropout": _dropout,
         "bernoulli": _bernoulli,
         "rand": _of_size(random.uniform),
@@ -272,9 +389,16 @@ def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
         "uniform_": _uniform_,
         "normal_": _normal_,
         "new_empty": _empty(Tensor.new_empty),
+        "contiguous": _contiguous,
+        "is_contiguous": _is_contiguous,
+        "clone": _with_layout(Tensor.clone),
+        "to": _with_layout(Tensor.to),
     }
     places = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
-    return {getattr(place, name): known for place, table in places for name, known in table.items()}
+    known = {getattr(place, name): own for place, table in places for name, own in table.items()}
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):
+        known[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
+    return known
 
 
 KNOWN = _known()

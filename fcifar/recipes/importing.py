@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from fcifar.errors import UserError, reason, shown
+from fcifar.errors import UserError, located, shown
 from fcifar.models import Model, from_factory
 
 
@@ -45,7 +45,7 @@ def imported(what: str, text: str) -> tuple[Any, Any]:
         module = importlib.import_module(place)
     except (Exception, SystemExit) as error:  # whatever its code does
         raise NotImportableError(
-            f"{cannot} ({reason(error)}); install its package, or run fcifar in the folder of "
+            f"{cannot} ({located(error)}); install its package, or run fcifar in the folder of "
             f"{place.partition('.')[0]}"
         ) from error
     value: Any = module

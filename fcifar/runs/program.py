@@ -13,7 +13,7 @@ from fcifar import random, recipes, replicas, tta
 from fcifar.compiling import compile_pure, compile_step
 from fcifar.data import Dataset
 from fcifar.data.splits import holdout
-from fcifar.errors import UserError
+from fcifar.errors import UserError, located
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer
@@ -134,6 +134,7 @@ def share(
         given = Batch(*(part.to(device) for part in given))
     size, steps_per_epoch = count(recipe, dataset, seed=runtime.seed, processes=axis.size)
     total_steps = steps_per_epoch * recipe.epochs
+    _check_single_images(recipe, size, len(dataset.classes), total_steps, axis)
     model = recipes.make_model(recipe, len(dataset.classes), axis)
     average = recipes.make_average(recipe, total_steps)
     preprocess = recipes.make_preprocess(recipe)
@@ -238,6 +239,31 @@ def share(
         )
 
     return of_seed
+
+
+def _check_single_images(
+    recipe: Recipe, count: int, num_classes: int, total_steps: int, axis: Axis
+) -> None:
+    """Make sure that the model takes a batch of one image in training, if there is one.
+
+    Raises:
+        UserError: it does not, as under batch norm of features without width and height.
+    """
+    batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}
+    together = axis.size > 1 and recipe.sync_batch_norm
+    if together or axis.size not in batches:
+        return
+    model, key = recipes.make_model(recipe, num_classes), random.key(0, device="meta")
+    for _, stage in recipes.make_stages(recipe, total_steps):
+        images = torch.empty(1, 3, stage.size or 32, stage.size or 32, device="meta")
+        try:
+            model.apply(model.init(key), images, key=key, train=True)
+        except ValueError as error:
+            other = "" if recipe.batch_size == axis.size else "--drop-last, or "
+            raise UserError(
+                f"batches of {recipe.batch_size} of {count} images leave one image alone, which "
+                f"the model does not train on ({located(error)}); give {other}another --batch-size"
+            ) from error
 
 
 def count(recipe: Recipe, dataset: Dataset, *, seed: int, processes: int = 1) -> tuple[int, int]:

@@ -138,7 +138,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         (("train", "--dataset", "../x"), "cannot name a data set"),
         ((*TRAIN, "--epochs", "0"), "epochs is 0; it must be a whole number from 1 up"),
         ((*TRAIN, "--epochs", 10**30), "whole number from 1 up to 1,000,000,000"),
-        ((*TRAIN, "--hidden", 10**9), "at most 100,000,000 are accepted"),
+        ((*TRAIN, "--hidden", 10**9), "at most 200,000,000 are accepted"),
         ((*TRAIN, "--hidden", -1), "hidden is -1; it must be a whole number from 1 up"),
         ((*TRAIN, "--device", "cpu:"), "must be auto, cpu"),
         ((*TRAIN, "--out", "run\udcff"), "'run\\udcff' is not UTF-8"),
