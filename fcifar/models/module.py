@@ -85,6 +85,7 @@ def from_module(
     # Of the same values; one becomes the skeleton for training, the other that for evaluation.
     first, second = build(make, spread(0)), build(make, spread(0))
     _refuse_hooks(first)
+    versions = versions_of(first)
     values = values_of(first)
     check_repeats(values, values_of(second), make)
     train, evaluate = _separate(first, second)
@@ -123,7 +124,7 @@ def from_module(
     for training, skeleton in skeletons.items():
         if skeleton.caches or values.constants:
             _check_caches(skeleton, values, train=training)
-    return Model(init, apply, versions=versions_of(module))
+    return Model(init, apply, versions=versions)
 
 
 class _ForEachKey(torch.autograd.Function):

@@ -427,8 +427,8 @@ def check_caches(call: Callable[[], Tensor], caches: Sequence[Kept]) -> None:
     if not _is_close(first, again):
         names = ", ".join(sorted({kept.name or "a dict" for kept in caches}))
         raise ValueError(
-            f"forward keeps {names or 'a tensor'} for its next call, which gives another result by it; a "
-            "function cannot, so keep nothing between calls"
+            f"forward keeps {names or 'a tensor'} for its next call, which gives another result by "
+            "it; a function cannot, so keep nothing between calls"
         )
 
 
