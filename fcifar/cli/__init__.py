@@ -5,6 +5,7 @@ is quick.
 """
 
 import logging
+import os
 import sys
 import traceback
 from typing import Any
@@ -78,7 +79,13 @@ def main() -> None:
 
 
 def _command() -> Any:
-    return app(standalone_mode=False)
+    return app(list(map(_at_home, sys.argv[1:])), standalone_mode=False)
+
+
+def _at_home(word: str) -> str:
+    """A word with ~ in front of a path expanded: shells leave that of ``--out=~/x`` as it is."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + os.path.expanduser(value)
 
 
 def _message(error: BaseException) -> str:

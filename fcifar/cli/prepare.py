@@ -255,32 +255,28 @@ def preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What an import did to pixels, and what it left out: names and values."""
     from fcifar.data.pictures import in_words, others_in_words
 
-    def several(name: str, what: str) -> list[str]:
-        return [f"{about[name]:,} {what}"] if about.get(name) else []
+    def several(name: str, what: str, more: str = "") -> list[str]:
+        return [output.count(about[name], what, more or what)] if about.get(name) else []
 
-    modes = {f"from {mode}": count for mode, count in about.get("converted", {}).items()}
     done = [
         *several("oriented", "turned as EXIF says"),
         *several("on_white", "composited on white"),
         *several("resized", f"resized ({about.get('resize', 'crop')})"),
         *several("first_frame", "the first of several frames"),
         *several("cut_to_8_bits", "cut to 8 bits a channel"),
-        *([in_words(modes)] if modes else []),
+        *(f"{count:,} from {mode}" for mode, count in about.get("converted", {}).items()),
     ]
     left = [
         *([in_words(about["left_out"])] if about.get("left_out") else []),
         *([others_in_words(about["others"])] if about.get("others") else []),
         *several("unreadable", "that cannot be read"),
-        *several("other_files", "other files"),
+        *several("other_files", "other file", "other files"),
+        *several("rows_without_image", "label without image", "labels without image"),
     ]
     tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
     return [
         *([("pixels", ", ".join(done) or "as they are in the files")] if "images" in about else []),
         *([("left out", ", ".join(left))] if left else []),
         *([("labels", ", ".join(tables))] if tables else []),
-        *(
-            [("tested with", about["test_from"])]
-            if about.get("test_from", "") not in ("", "test")
-            else []
-        ),
+        *([("test split", about["test_from"])] if about.get("test_from") else []),
     ]

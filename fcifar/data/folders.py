@@ -55,6 +55,7 @@ class Layout(NamedTuple):
     places: list[Place]  # of every image
     tops: dict[str, str]  # what the folder of a split is called; empty where there are none
     tables: dict[str, str]  # of a split whose classes a table of labels says: its path
+    unmatched: dict[str, int]  # how many rows of a table name no image, by its path
     empty: list[Place]  # folders, and files that cannot be read here, of a class
 
 
@@ -81,9 +82,8 @@ def is_picture(path: str, content: Any) -> bool:
 
 
 def is_layout(files: Mapping[str, Any]) -> bool:
-    """Whether an image lies in a folder, or beside a table of labels."""
-    tables = any(map(is_table, files))
-    return any(("/" in path or tables) and is_picture(path, files[path]) for path in files)
+    """Whether there is any image."""
+    return any(is_picture(path, content) for path, content in files.items())
 
 
 # Which split and class ----------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def layout(
     """
     images, beside, tables = sorted(paths, key=_order), sorted(beside, key=_order), tables or {}
     tops = _tops(images, tables)
-    found, empty, used = [], [], {}
+    found, empty, used, unmatched = [], [], {}, {}
     groups = {**{top: split for split, top in tops.items()}, **({} if tops else {"": ""})}
     for top, split in groups.items():
         start = f"{top}/" if top else ""
@@ -119,7 +119,10 @@ def layout(
         if rows and all(len(row) == 1 for row in rows):
             table, known = _table(tables, split, top)
             labels = [known.get(row[0]) or known.get(_stem(row[0]), "") for row in rows]
-            used |= {split: table} if table else {}
+            if table:
+                used[split] = table
+                names = {name for row in rows for name in (row[0], _stem(row[0]))}
+                unmatched[table] = len(known.keys() - names)
         found += [Place(split, _nfc(label), path) for path, label in zip(here, labels, strict=True)]
         others = [path for path in beside if path.startswith(start)]
         cut = _short([*here.values(), *(_parts(path, start) for path in others)], len(here))
@@ -130,7 +133,7 @@ def layout(
         ]
     taken = {place.path for place in found}
     found += [Place("", "", path) for path in images if path not in taken]
-    return Layout(found, tops, used, empty)
+    return Layout(found, tops, used, unmatched, empty)
 
 
 def _order(path: str) -> tuple[str, str]:
@@ -290,6 +293,7 @@ def read(
         kept, held_out = hold_out_of_each(random.key(seed), train.labels, test_fraction)
         train, test = (Split(*(part[rows] for part in train)) for rows in (kept, held_out))
     named, rest = pictures.left_out(others)
+    tested = () if test_fraction else (_test_split(found),)
     preparation = {
         "images": len(decoded),
         **pictures.summed(decoded),
@@ -298,7 +302,8 @@ def read(
         "left_out": {**named, **left},
         "other_files": rest,
         "labels_from": found.tables,
-        "test_from": "" if test_fraction else found.tops[_test_split(found)],
+        "rows_without_image": sum(found.unmatched.values()),
+        "test_from": "" if "valid" not in tested else f"{found.tops['valid']}/",
     }
     valid = splits.get("valid", EMPTY)
     return Content(train, test, tuple(members["train"]), valid, preparation)
@@ -315,12 +320,13 @@ Members = Mapping[str, Mapping[str, Sequence[str]]]  # by split and class: paths
 def _members(found: Layout, test_fraction: float) -> tuple[Members, dict[str, int]]:
     """The images to decode, and how many are left out by folder."""
     if not found.tops:
+        members = {"train": _by_class(found, "")}
         if not test_fraction:
             raise UserError(
                 "there are class folders, and neither train/ nor test/ above them; add "
                 "--test-fraction 0.1 to hold a tenth of each class out for testing"
             )
-        return {"train": _by_class(found, "")}, {}
+        return members, {}
     outside = Counter(
         f"{place.path.split('/')[0]}/" if "/" in place.path else "no folder"
         for place in found.places
@@ -338,13 +344,16 @@ def _members(found: Layout, test_fraction: float) -> tuple[Members, dict[str, in
             raise UserError("there is a test folder already; leave --test-fraction out")
         test = ""
     elif not test:
-        rest = next(iter(bare), "")
-        why = (
-            f"the images in {one_line(found.tops.get('test', rest))}/ have no labels"
-            if rest
-            else "there is no test/<class>/ folder; both train and test are needed"
+        if bare:
+            where = one_line(found.tops.get("test", found.tops.get("valid")))
+            raise UserError(
+                f"the images in {where}/ have no labels; add --test-fraction 0.1 to test with a "
+                "part of train/"
+            )
+        raise UserError(
+            "there is no test/<class>/ folder; both train and test are needed, or add "
+            "--test-fraction 0.1 for a part of train/"
         )
-        raise UserError(f"{why}, or add --test-fraction 0.1 for a part of train/")
     if "train" not in found.tops:
         raise UserError("there is no train/<class>/ folder; both train and test are needed")
     used = {"train": "train", **({"test": test} if test else {})}

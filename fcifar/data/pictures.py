@@ -163,11 +163,12 @@ def left_out(names: Iterable[str]) -> tuple[dict[str, int], int]:
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """``50 .heic (hint), 7 in val/``, of counts by ending or place; of many, the first."""
+    """``50 .heic (hint), 7 in val/``, of counts by ending or folder; of many, the first."""
     parts = []
     for what, number in counts.items():
         hint = next((text for endings, text in _HINTS if what in endings), "")
-        parts.append(f"{number:,} {one_line(what)}{f' ({hint})' if hint else ''}")
+        where = "" if what.startswith(".") else "in "
+        parts.append(f"{number:,} {where}{one_line(what)}{f' ({hint})' if hint else ''}")
     return names_of(parts)
 
 
@@ -274,8 +275,8 @@ def cannot_read(failures: Sequence[UserError | WorldError], total: int) -> UserE
     if len(failures) == 1:
         return kind(f"{failures[0]}; --skip-unreadable goes on without it")
     error = kind(
-        f"{len(failures):,} of {total:,} images cannot be read: {short(failures[0])}, and "
-        "others; replace them, or add --skip-unreadable to go on without them"
+        f"{len(failures):,} of {total:,} images cannot be read ({short(failures[0])}, ...); "
+        "replace them, or add --skip-unreadable to go on without them"
     )
     for line in listed(failures):
         error.add_note(line)

@@ -14,12 +14,13 @@ ENDING = ".safetensors"
 def data_root(data_dir: Path | None = None) -> Path:
     """The folder of prepared data sets; it need not exist yet.
 
-    ``data_dir`` if given, else ``$FCIFAR_DATA``, else "fcifar" in the user's cache folder.
+    ``data_dir`` if given, else ``$FCIFAR_DATA``, where ~ is the user's home, else "fcifar" in the
+    user's cache folder.
     """
     if data_dir is not None:
         return data_dir
     if chosen := os.environ.get("FCIFAR_DATA"):
-        return Path(chosen)
+        return Path(os.path.expanduser(chosen))
     return _user_cache() / "fcifar"
 
 

@@ -1,16 +1,19 @@
 """C into a shared library, once for each set of macros, processor and compiler."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -108,3 +111,55 @@ def _folder() -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "fcifar"
+
+
+def prepare_cache() -> dict[str, Any]:
+    """Let ``torch.compile`` keep its files in a folder with a space or a quote in its path.
+
+    Torch makes one string of the compiler's command line, and splits it again at spaces, so that
+    such a path becomes two. Where there is one, ``TORCHINDUCTOR_CACHE_DIR`` is set to a symbolic
+    link to the folder.
+
+    Returns:
+        settings of inductor that are needed as well.
+
+    Raises:
+        WorldError: such a link cannot be made anywhere.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
+
+    folder = cache_dir()
+    if not _survives(folder):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _link_to(folder)
+    # Precompiled headers always lie in the default folder.
+    headers = sys.platform != "win32" and not _survives(default_cache_dir())
+    return {"cpp_cache_precompile_headers": False} if headers else {}
+
+
+def _survives(path: str) -> bool:
+    """Whether a path stays one word of a command line."""
+    try:
+        return sys.platform == "win32" or shlex.split(path) == [path]
+    except ValueError:  # a quote without another
+        return False
+
+
+def _link_to(folder: str) -> str:
+    """A symbolic link of this user's to a folder, made unless it is there."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    name = f"fcifar-{user}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~")]
+    for place in filter(_survives, places):
+        link = os.path.join(place, name)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.symlink(folder, link)
+            # In a folder that all may write to, somebody else might have made it.
+            if os.readlink(link) == folder and os.lstat(link).st_uid == user:
+                return link
+        except OSError:
+            continue
+    raise WorldError(
+        f"torch.compile cannot keep its files in {folder!r}, whose path is no single word of a "
+        "command line; let TORCHINDUCTOR_CACHE_DIR name a folder without spaces and quotes"
+    )

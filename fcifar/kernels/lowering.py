@@ -30,6 +30,7 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
     patches: dict[str, Any] = {"deterministic": torch.are_deterministic_algorithms_enabled()}
+    patches |= building.prepare_cache()
     if not on_cpu or building.why_not() is not None:
         return compile_fx(graph, inputs, config_patches=patches)
     patches["post_grad_custom_pre_pass"] = _make_pass()

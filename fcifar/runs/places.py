@@ -10,7 +10,8 @@ from fcifar.errors import UserError, shown
 def runs_root(runs_dir: Path | None = None) -> Path:
     """The folder of runs; it need not exist yet.
 
-    ``runs_dir`` if given, else ``$FCIFAR_RUNS``, else "runs" in the current folder.
+    ``runs_dir`` if given, else ``$FCIFAR_RUNS``, where ~ is the user's home, else "runs" in the
+    current folder.
 
     Raises:
         UserError: ``$FCIFAR_RUNS`` is not UTF-8, and files of tensors could not be read there.
@@ -25,7 +26,7 @@ def runs_root(runs_dir: Path | None = None) -> Path:
             f"FCIFAR_RUNS is {shown(chosen)}, which is not UTF-8, as files of tensors need it; "
             "choose another"
         ) from error
-    return Path(chosen)
+    return Path(os.path.expanduser(chosen))
 
 
 def new_run(root: Path, recipe: str, dataset: str, which: str) -> Path:

@@ -1,7 +1,10 @@
 """C into a library: what can go wrong."""
 
+import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,62 @@ def test_a_library_is_built_once_for_each_set_of_macros(source: Path) -> None:
     assert built(source) == before
     assert len(before) == 2
     assert all(name.startswith("answer-") and name.endswith(".so") for name in before)
+
+
+@pytest.mark.parametrize("name", ["with a space", "it's", 'a "b" c', "a\\b"])
+def test_a_cache_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = tmp_path / name
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for _ in range(2):
+        building.prepare_cache()
+        link = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+        assert shlex.split(link) == [link]
+        assert os.path.realpath(link) == os.path.realpath(folder)
+        assert list(tmp_path.glob("fcifar-*")) == [Path(link)]
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    building.prepare_cache()
+    source = tmp_path / "answer.c"
+    source.write_text("int answer(void) { return ANSWER; }\n")
+    building._load.cache_clear()
+    assert building.load(source, {"ANSWER": 42}).answer() == 42
+    assert [path.suffix for path in (folder / "fcifar").iterdir()] == [".so"]
+
+
+def test_a_link_of_somebody_else_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a b"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    name = Path(building._link_to(str(folder))).name
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to(tmp_path / "theirs")
+    link = Path(building._link_to(str(folder)))
+    assert link.parent != tmp_path
+    link.unlink()
+
+
+def test_a_plain_cache_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "é"))
+    building.prepare_cache()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "é")
+
+
+@pytest.mark.slow
+def test_torch_compiles_into_a_cache_with_a_space(tmp_path: Path) -> None:
+    code = (
+        "import torch, fcifar\n"
+        "step = fcifar.compile_step(lambda s, b: (s + b.sin(), b), donate=False)\n"
+        "print(step(torch.zeros(3), torch.zeros(3))[0].tolist())\n"
+    )
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"):
+        (tmp_path / name / "it's a b").mkdir(parents=True)
+        environment = os.environ | {name: str(tmp_path / name / "it's a b")}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout == "[0.0, 0.0, 0.0]\n", done.stderr
+        assert list((tmp_path / name).rglob("*.so"))
 
 
 def test_a_changed_source_is_built_anew(source: Path) -> None:
