@@ -129,7 +129,7 @@ def read(
     if test_fraction:
         parts["train"], parts["test"] = hold_out_test(parts["train"], classes, test_fraction, seed)
     used = {found[meaning] for meaning in arrays}
-    test_from = needed.get("test", "")
+    tested = found["valid", "images"] if needed.get("test") == "valid" else ""
     preparation = {
         "images": sum(len(part.images) for part in parts.values()),
         **changes([arrays[there, "images"] for there in needed.values()]),
@@ -138,9 +138,7 @@ def read(
             for path in sorted(files)
             if path.endswith(".npy") and path not in used
         ],
-        "test_from": found["valid", "images"].removesuffix(".npy")
-        if test_from == "valid"
-        else test_from,
+        "test_from": tested.removesuffix(".npy"),
     }
     train, valid = parts.get("train", EMPTY), parts.get("valid", EMPTY)
     return Content(train, parts["test"], classes, valid, preparation)

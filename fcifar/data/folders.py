@@ -162,7 +162,7 @@ def _tops(paths: Sequence[str], tables: Mapping[str, bytes]) -> dict[str, str]:
     named = [(split_of(top), top) for top in sorted(depths) if split_of(top)]
     tops = dict(named)
     for split, top in named:
-        if tops[split] != top and split != "valid":
+        if tops[split] != top:
             raise UserError(
                 f"{one_line(top)}/ and {one_line(tops[split])}/ are both of the {split} split; "
                 "keep one, or put all of it into one"

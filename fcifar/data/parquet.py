@@ -187,7 +187,9 @@ def read(
 def _with_test(
     splits: Mapping[str, str], shards: Mapping[str, Shard]
 ) -> tuple[dict[str, str], str]:
-    """The split of each file, one of them "test", and which files these are of in the source."""
+    """The split of each file, one of them "test", and what these files are in the source, if it is
+    not that.
+    """
     # As ImageNet has it: labels of test images are not published, and are -1.
     bare = [
         path
@@ -196,7 +198,7 @@ def _with_test(
     ]
     there = {own for path, own in splits.items() if path not in bare}
     if "test" in there:
-        return dict(splits), "test"
+        return dict(splits), ""
     if {"train", "valid"} <= there:
         renamed = {path: "test" if own == "valid" else own for path, own in splits.items()}
         return {path: "" if path in bare else own for path, own in renamed.items()}, "validation"

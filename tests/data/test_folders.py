@@ -127,7 +127,11 @@ def test_three_splits_are_known(tmp_path: Path, root: Path) -> None:
     source = forms.write_zip(tmp_path / "three.zip", images(*paths))
     dataset = data.import_source(source, None, root)
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (6, 6)
-    assert dataset.preparation["left_out"] == {"no folder": 1, "valid/": 4}
+    assert dataset.valid_labels.tolist() == [0, 0, 1, 1]
+    assert dataset.preparation["left_out"] == {"no folder": 1}
+    twice = images(*paths, *classes("val/", count=2))
+    with pytest.raises(UserError, match="are both of the valid split; keep one"):
+        data.import_source(forms.write_zip(tmp_path / "four.zip", twice), "four", root)
 
 
 def test_both_spellings_of_a_name_are_one_class(tmp_path: Path, root: Path) -> None:
@@ -238,7 +242,8 @@ def test_tiny_imagenet(tmp_path: Path, root: Path) -> None:
     assert dataset.preparation["test_from"] == "val/"
     assert dataset.preparation["resized"] == 10
     held = data.import_source(source, "h", root, wishes=HALF._replace(resize="crop"))
-    assert held.preparation["left_out"] == {"val/": 4, "test/ (no labels)": 5}
+    assert held.preparation["left_out"] == {"test/ (no labels)": 5}
+    assert held.valid_labels.tolist() == [0, 0, 1, 1]
 
 
 # What is left out ---------------------------------------------------------------------------------
@@ -341,7 +346,7 @@ def test_a_class_that_loses_all_its_images_is_an_error(tmp_path: Path, root: Pat
 
 
 def test_what_is_left_out_need_not_be_readable(tmp_path: Path, root: Path) -> None:
-    files = BOTH | {"valid/cat/0.png": b"text", "valid/dog/0.png": b"text"}
+    files = BOTH | {"more/cat/0.png": b"text", "more/dog/0.png": b"text"}
     source = forms.write_zip(tmp_path / "a.zip", files)
     for resize in (None, "crop"):
         data.import_source(source, "a", root, wishes=Wishes(resize=resize), overwrite=True)
