@@ -45,18 +45,21 @@ def read(
     # Both are made before the first is read: what is missing shows at once.
     found = [source(folder, download=download, **arguments) for arguments in known.splits]
     total, done = sum(map(len, found)), 0
-    splits = []
+    splits, kinds = [], []
     for images in found:
         pixels, labels = bytearray(), []
         for row in range(len(images)):
             image, label = images[row]
             pixels += pictures.fit(image)
+            resized = image.size != (SIDE, SIDE)
+            kinds.append(pictures.Picture(b"", image.mode, resized=resized))
             labels.append(int(label))
             done += 1
             progress("resizing images", done, total)
         splits.append(_split(pixels, labels))
     train, test = splits
-    return Content(train, test, _classes(found[0], train))
+    preparation = {"images": total, "resize": "crop", **pictures.summed(kinds)}
+    return Content(train, test, _classes(found[0], train), preparation=preparation)
 
 
 def _split(pixels: bytearray, labels: Sequence[int]) -> Split:

@@ -6,10 +6,13 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from random import Random
 
 import forms
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
@@ -150,6 +153,22 @@ def test_both_spellings_of_a_name_are_one_class(tmp_path: Path, root: Path) -> N
     dataset = data.import_source(source, "set", root, wishes=HALF, overwrite=True)
     assert dataset.classes == ("b", composed)
     assert len(dataset.train_labels) + len(dataset.test_labels) == 5
+
+
+parts = st.sampled_from(["train", "Test", "val", "images", "cat", "dog", "é", "e\u0301", "set"])
+
+
+@given(st.lists(st.lists(parts, max_size=4), min_size=1, max_size=8), st.randoms())
+def test_every_image_has_one_place_in_any_order(rows: list[list[str]], order: Random) -> None:
+    paths = [f"{'/'.join([*row, ''])}{i}.png" for i, row in enumerate(rows)]
+    try:
+        found = folders.layout(paths)
+    except UserError:  # two folders of one split
+        return
+    assert sorted(place.path for place in found.places) == sorted(paths)
+    assert {place.split for place in found.places} <= {"", "train", "test", "valid"}
+    order.shuffle(paths)
+    assert folders.layout(paths) == found
 
 
 # Tables of labels ---------------------------------------------------------------------------------

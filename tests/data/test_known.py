@@ -206,6 +206,8 @@ def test_grey_images_become_rgb_of_32_pixels(mnist: Path, root: Path, capfd) -> 
     assert dataset.classes[:2] == ("T-shirt/top", "Trouser")
     assert [path.name for path in root.iterdir()] == ["fashion-mnist.safetensors"]
     assert ("resizing images", 40, 40) in calls
+    done = {"images": 40, "resize": "crop", "resized": 40, "converted": {"L": 40}}
+    assert dataset.preparation == done
     # As a picture of the same pixels is read.
     from PIL import Image
 
