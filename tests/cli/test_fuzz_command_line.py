@@ -362,12 +362,15 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
     """Types words in a folder that is always the same, and checks what every request promises."""
     place = tmp_path_factory.mktemp("fuzz")
     fresh, here = place / "fresh", place / "here/inner"
-    fill(fresh)
-    shutil.copytree(fresh, here, symlinks=True)
-    before = tree_of(here.parent)
-    known = environment.describe()
     whole_command = functools.cache(typer.main.get_command)
     with pytest.MonkeyPatch.context() as patch:
+        # First, for the runs to be reproduced: on some processors, how an image is rounded depends
+        # on how many there are.
+        patch.setitem(measuring.evaluate.__wrapped__.__kwdefaults__, "batch_size", 4)
+        fill(fresh)
+        shutil.copytree(fresh, here, symlinks=True)
+        before = tree_of(here.parent)
+        known = environment.describe()
         patch.chdir(here)
         patch.setenv("FCIFAR_DATA", str(here / "data"))
         patch.delenv("FCIFAR_RUNS", raising=False)
@@ -376,7 +379,6 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         # No network, no threads, no pictures; nothing slow.
         patch.setattr(socket, "getaddrinfo", mock.Mock(side_effect=socket.gaierror("no network")))
         patch.setattr(torch, "set_num_threads", draw_nothing)
-        patch.setitem(measuring.evaluate.__wrapped__.__kwdefaults__, "batch_size", 4)
         patch.setattr(exporting, "CHECKED", 4)
         patch.setattr(os, "fsync", draw_nothing)
         patch.setattr(typer.main, "get_command", whole_command)
