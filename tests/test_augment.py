@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as twin
 
@@ -404,6 +406,99 @@ def test_color_is_torchvisions(name: str) -> None:
     result = transforms.adjust_color(coarse, **{name: torch.tensor(factors)})
     assert levels(result, (expected(coarse / 255) * 255).round()).max() <= 1
     assert levels(result, expected(coarse)).max() <= 2
+
+
+@st.composite
+def some_images(draw: st.DrawFn) -> Tensor:
+    """A few images of any size: noise, smooth ones or flat ones; uint8 or floating."""
+    size, height, width = (draw(st.integers(1, n)) for n in (3, 40, 40))
+    seed, kind = draw(st.integers(0, 2**31 - 1)), draw(st.sampled_from(["noise", "smooth", "flat"]))
+    images = noise(size, height, width, seed) if kind != "flat" else noise(size, 1, 1, seed)
+    if kind == "smooth" and min(height, width) > 4:
+        images = twin.gaussian_blur(images, [5, 5])
+    images = images.expand(-1, -1, height, width).contiguous()
+    return images if draw(st.booleans()) else images / 255
+
+
+def a_number_each(draw: st.DrawFn, images: Tensor, low: float, high: float) -> list[float]:
+    numbers = st.lists(st.floats(low, high, width=32), min_size=len(images), max_size=len(images))
+    return draw(numbers)
+
+
+@given(st.data(), some_images())
+def test_moves_of_any_images_are_torchvisions(data: st.DataObject, images: Tensor) -> None:
+    """Flips, translations and crops, erased squares: to the last bit."""
+    height, width = images.shape[-2:]
+    chosen = torch.tensor([data.draw(st.booleans()) for _ in images])
+    flipped = transforms.mirror(images, chosen)
+    down = [data.draw(st.integers(1 - height, height - 1)) for _ in images]
+    right = [data.draw(st.integers(1 - width, width - 1)) for _ in images]
+    mode = data.draw(st.sampled_from(["zeros", "reflect"]))
+    moved = transforms.translate(images, torch.tensor(down), torch.tensor(right), mode=mode)
+    size = data.draw(st.integers(0, 50))
+    row, column = (
+        torch.tensor([data.draw(st.integers(0, n - 1)) for _ in images]) for n in (height, width)
+    )
+    level = data.draw(st.sampled_from([0.0, 1.0]))
+    erased = transforms.erase_square(images, row, column, size, fill=level)
+    for i, image in enumerate(images):
+        expected = twin.horizontal_flip(image) if chosen[i] else image
+        assert torch.equal(flipped[i], expected)
+        pad = [abs(right[i]), abs(down[i]), abs(right[i]), abs(down[i])]
+        padded = twin.pad(image, pad, padding_mode={"zeros": "constant"}.get(mode, mode))
+        top, left = abs(down[i]) - down[i], abs(right[i]) - right[i]
+        assert torch.equal(moved[i], twin.crop(padded, top, left, height, width))
+        y, x = int(row[i]) - size // 2, int(column[i]) - size // 2
+        top, left, bottom, end = max(y, 0), max(x, 0), min(y + size, height), min(x + size, width)
+        value = torch.tensor(level * (255 if images.dtype == torch.uint8 else 1))
+        square = value.to(images.dtype).expand(3, max(0, bottom - top), max(0, end - left))
+        assert torch.equal(erased[i], twin.erase(image, top, left, *square.shape[1:], square))
+
+
+@given(st.data(), some_images())
+def test_rotations_of_any_images_are_torchvisions(data: st.DataObject, images: Tensor) -> None:
+    """Nearest: but for pixels half-way between two. Bilinear: to rounding, with a black fill."""
+    angles = a_number_each(data.draw, images, -400.0, 400.0)
+    expected = by_twin(images, angles)
+    result = transforms.rotate(images, torch.tensor(angles))
+    pixels = images[0, 0].numel()
+    for angle, differing in zip(angles, (result != expected).any(1).flatten(1).sum(1), strict=True):
+        tie = abs((angle + 45) % 90 - 45) < 1e-3
+        assert tie or int(differing) <= max(2, pixels / 500), angle
+    bilinear = {"interpolation": twin.InterpolationMode.BILINEAR}
+    real = images if images.is_floating_point() else images.float()
+    expected = by_twin(real, angles, **bilinear)
+    result = transforms.rotate(images, torch.tensor(angles), interpolation="bilinear")
+    if images.dtype == torch.uint8:
+        assert levels(result, expected.round()).max() <= 1
+    else:
+        torch.testing.assert_close(result, expected, rtol=0, atol=2e-4)
+
+
+@given(st.data(), some_images())
+def test_colors_of_any_images_are_torchvisions(data: st.DataObject, images: Tensor) -> None:
+    """One after the other; uint8 images by way of floating ones, because we round once."""
+    factors = {name: a_number_each(data.draw, images, 0.0, 4.0) for name in COLORS}
+    expected = images if images.is_floating_point() else images / 255
+    for name in COLORS:
+        pairs = zip(expected, factors[name], strict=True)
+        expected = torch.stack([COLORS[name](image, factor) for image, factor in pairs])
+    result = transforms.adjust_color(images, **{n: torch.tensor(f) for n, f in factors.items()})
+    if images.dtype == torch.uint8:
+        assert levels(result, (expected * 255).round()).max() <= 1
+    else:
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
+
+
+@given(some_images(), st.integers(1, 64))
+def test_any_resize_is_torchvisions(images: Tensor, size: int) -> None:
+    real = images if images.is_floating_point() else images.float()
+    expected = twin.resize(real, [size, size], antialias=True)
+    result = transforms.resize(images, size)
+    if images.dtype == torch.uint8:
+        assert levels(result, expected.round()).max() <= 1
+    else:
+        torch.testing.assert_close(result, expected, rtol=0, atol=1e-5)
 
 
 def test_color_order_is_brightness_contrast_saturation() -> None:

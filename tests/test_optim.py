@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fcifar import averaging, models, optim, random, schedules, tree
@@ -101,6 +103,63 @@ def test_fifty_float64_steps_equal_the_torch_twin(name: str, seed: int, make_bat
         assert metrics.correct == (logits.argmax(-1) == batch.labels).sum()
     for key, value in twin.state_dict().items():
         torch.testing.assert_close(state.variables.params[key], value, rtol=0, atol=1e-10)
+
+
+rates = st.floats(1e-6, 1.0)
+decays = st.sampled_from([0.0, 0.5, 0.9, 0.999]) | st.floats(0.0, 0.999)
+penalties = st.sampled_from([0.0]) | st.floats(1e-6, 0.5)
+
+
+@st.composite
+def twins(draw: st.DrawFn) -> tuple[Optimizer, TwinOptimizer]:
+    """An optimizer with any options that both libraries have, and torch's."""
+    rate, decay = draw(rates), draw(penalties)
+    name = draw(st.sampled_from(["sgd", "adam", "adamw"]))
+    if name == "sgd":
+        momentum = draw(st.none() | decays)
+        nesterov = bool(momentum) and draw(st.booleans())
+        ours = optim.sgd(rate, momentum, nesterov=nesterov)
+        options = {"momentum": momentum or 0.0, "nesterov": nesterov, "weight_decay": decay}
+        return (
+            optim.chain(optim.add_decayed_weights(decay), ours),
+            lambda p: torch.optim.SGD(p, rate, **options),
+        )
+    betas, eps = (draw(decays), draw(decays)), draw(st.sampled_from([1e-10, 1e-8, 1e-3]))
+    if name == "adam":
+        ours = optim.chain(optim.add_decayed_weights(decay), optim.adam(rate, *betas, eps))
+        return ours, lambda p: torch.optim.Adam(p, rate, betas, eps, weight_decay=decay)
+    ours = optim.adamw(rate, *betas, eps, weight_decay=decay)
+    return ours, lambda p: torch.optim.AdamW(p, rate, betas, eps, weight_decay=decay)
+
+
+@given(twins(), st.integers(0, 2**31 - 1), st.sampled_from([None, 0.5, 3.0]))
+def test_any_options_equal_torchs(
+    pair: tuple[Optimizer, TwinOptimizer], seed: int, max_norm: float | None
+) -> None:
+    """In float64, over a dozen gradients; some elements never have one, and one leaf is empty."""
+    optimizer, make_twin = pair
+    if max_norm is not None:
+        optimizer = optim.chain(optim.clip_by_global_norm(max_norm), optimizer)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"a": (2, 3), "b": (4,), "c": (), "d": (0,)}
+    params = {n: torch.randn(s, generator=generator).double() for n, s in shapes.items()}
+    leaves = [nn.Parameter(p.clone()) for p in params.values()]
+    twin, state = make_twin(leaves), optimizer.init(params)
+    for _ in range(12):
+        grads = {n: torch.randn(s, generator=generator).double() for n, s in shapes.items()}
+        grads["b"][0] = 0
+        updates, state = optimizer.update(grads, state, params)
+        params = optim.apply_updates(params, updates)
+        for leaf, g in zip(leaves, grads.values(), strict=True):
+            leaf.grad = g.clone()
+        if max_norm is not None:
+            # torch divides by norm + 1e-6.
+            norm = float(tree.norm(grads))
+            for leaf in leaves:
+                leaf.grad *= min(1.0, max_norm / norm)
+        twin.step()
+    for found, leaf in zip(params.values(), leaves, strict=True):
+        torch.testing.assert_close(found, leaf.detach(), rtol=1e-9, atol=1e-12)
 
 
 def steps(optimizer: Optimizer, grads: list[Tensor], params: Tensor) -> list[Tensor]:
