@@ -91,9 +91,7 @@ def raised_at(error: BaseException) -> str:
     inside = lines[ours[0] :] if ours else lines
     others = [line for line in inside if not line[0].startswith((_OURS, "<frozen"))]
     own = [line for line in others if "-packages/" not in line[0] and not _is_pythons(line[0])]
-    packages = [
-        line for line in others if "-packages/" in line[0] and "-packages/torch/" not in line[0]
-    ]
+    packages = [line for line in others if _package(line[0]) not in ("", *_TOOLS)]
     for found in (own, packages):
         if found:
             file, number = found[-1]
@@ -114,6 +112,18 @@ def _lines(error: BaseException) -> Iterator[tuple[str, int]]:
 
 _OURS = f"{__file__.rpartition('/')[0]}/"
 _PYTHONS = f"{traceback.__file__.rpartition('/')[0]}/"
+
+
+# Installed packages that we call ourselves; where another is on the way, it holds a user's module.
+_TOOLS = (
+    *("PIL", "click", "filelock", "jinja2", "matplotlib", "numpy", "optree", "rich", "safetensors"),
+    *("torch", "typer"),
+)
+
+
+def _package(file: str) -> str:
+    """The installed package that a file is of; empty for others."""
+    return file.partition("-packages/")[2].partition("/")[0]
 
 
 def _is_pythons(file: str) -> bool:

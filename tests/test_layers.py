@@ -11,6 +11,7 @@ from torch.func import functional_call
 from fcifar import layers, models, random, tree
 from fcifar.compiling import compile_pure
 from fcifar.models import MODELS, Variables
+from fcifar.parallel import ALONE, Axis
 from tests.small import make_model
 
 
@@ -92,10 +93,12 @@ def twin_of(x: Tensor, *, scale: bool, momentum: float = 0.3) -> tuple[nn.BatchN
     return twin, Variables(params, buffers)
 
 
-def norm_of(x: Tensor, *, scale: bool, momentum: float = 0.3) -> Callable[..., Any]:
+def norm_of(
+    x: Tensor, *, scale: bool, momentum: float = 0.3, axis: Axis = ALONE
+) -> Callable[..., Any]:
     """``(variables, images, train) -> (images, statistics)``."""
     with torch.device("meta"):
-        layer = layers.BatchNorm(x.shape[1], momentum=momentum, eps=1e-3, scale=scale)
+        layer = layers.BatchNorm(x.shape[1], momentum=momentum, eps=1e-3, scale=scale, axis=axis)
     return lambda variables, images, train: functional_call(
         layer, tuple(variables), (images, train)
     )
@@ -137,12 +140,19 @@ def test_batch_norm_equals_torchs(scale: bool, train: bool) -> None:
         variables = variables._replace(buffers=running)
 
 
-def test_batch_norm_of_one_value_a_channel_is_finite() -> None:
-    """PyTorch refuses it; its variance is 0, with or without bias."""
+def test_batch_norm_of_one_value_a_channel_is_refused_as_torchs_is() -> None:
+    """In training; and not where the ranks, or the pixels, have more of them together."""
     x = some_images()[:1, :, :1, :1]
-    y, running = norm_of(x, scale=False)(twin_of(x, scale=False)[1], x, True)
-    assert y.isfinite().all()
-    assert all(value.isfinite().all() for value in running.values())
+    twin, variables = twin_of(x, scale=False)
+    for refusing in (lambda: norm_of(x, scale=False)(variables, x, True), lambda: twin.train()(x)):
+        with pytest.raises(ValueError, match="Expected more than 1 value per channel when train"):
+            refusing()
+    norm_of(x, scale=False)(variables, x, False)
+    pixels = some_images()[:1, :, :2, :1]
+    norm_of(x, scale=False)(variables, pixels, True)
+    axis = Axis(2, lambda tensors: [2 * tensor for tensor in tensors])
+    norm = norm_of(x, scale=False, axis=axis)
+    assert all(value.isfinite().all() for value in norm(variables, x, True)[1].values())
 
 
 @pytest.mark.parametrize("train", [True, False])

@@ -2,6 +2,9 @@
 
 import importlib.util
 import math
+import sys
+import types
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +14,8 @@ import torch
 import torch.nn.functional as F
 import torchvision.models as tv
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.utils.checkpoint import checkpoint
 
 from fcifar import models, optim, privacy, random, tree
 from fcifar.models import Model, attention, from_module
@@ -491,6 +496,53 @@ class WithLogits(nn.Module):
         return self.container((self.fc(x.flatten(1)), self.aux(x.flatten(1))))
 
 
+SCALE, CALLS = torch.tensor(2.0), []
+
+
+def _layers(held: Callable[[list[nn.Module]], Any]) -> Callable[[Any], None]:
+    return lambda net: setattr(net, "blocks", held([nn.Conv2d(3, 3, 1)]))
+
+
+def _hides_a_scale(net: Any) -> None:
+    scale = net.scale = nn.Parameter(torch.ones(()))
+    net.scaled = lambda x: x * scale
+
+
+def _scales_by_itself(net: Any) -> None:
+    net.scale = nn.Parameter(torch.ones(()))
+    net.scaled = lambda x: x * net.scale
+
+
+def _remembers_one(net: Any, x: Tensor) -> Tensor:
+    y = x if net.before is None else x + net.before
+    net.before = x
+    return y
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 2 * grad
+
+
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 3 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 3 * grad
+
+
 def _counts(net: Any, x: Tensor) -> Tensor:
     net.calls = getattr(net, "calls", 0) + 1
     return x
@@ -534,6 +586,109 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "changes fc.weight in place",
     ),
     "its images": (lambda: Net(called=lambda net, x: F.relu_(x)), "changes the images in place"),
+    "in place, by out": (
+        lambda: Net(called=lambda net, x: (torch.add(net.seen, 1.0, out=net.seen), x)[1]),
+        "in training: it changes seen in place; only the statistics of batch norm",
+    ),
+    "in place, in a list": (
+        lambda: Net(called=lambda net, x: (torch._foreach_add_([net.seen], 1.0), x)[1]),
+        "it changes seen in place",
+    ),
+    "in place, by a view": (
+        lambda: Net(called=lambda net, x: (net.fc.weight.data[0].zero_(), x)[1]),
+        "it changes fc.weight in place",
+    ),
+    "layers in a list": (
+        lambda: Net(_layers(list), lambda net, x: net.blocks[0](x)),
+        r"it uses blocks\[0\].weight, which is neither trained nor saved, for its layer is held in "
+        r"a plain list; hold layers in nn.ModuleList or nn.ModuleDict",
+    ),
+    "layers in a dict": (
+        lambda: Net(
+            _layers(lambda layers: dict(enumerate(layers))), lambda net, x: net.blocks[0](x)
+        ),
+        r"it uses blocks\[0\].weight, .* held in a plain dict",
+    ),
+    "layers in an object": (
+        lambda: Net(
+            _layers(lambda layers: types.SimpleNamespace(first=layers[0])),
+            lambda net, x: net.blocks.first(x),
+        ),
+        "it uses blocks.first.weight, .* held in a plain SimpleNamespace",
+    ),
+    "layers in a function": (
+        lambda: Net(_layers(lambda layers: lambda x: layers[0](x)), lambda net, x: net.blocks(x)),
+        r"it uses blocks's layers\[0\].weight, .* held in a plain list",
+    ),
+    "parameters in a list": (
+        lambda: Net(lambda net: setattr(net, "scales", [nn.Parameter(torch.ones(()))])),
+        r"scales\[0\] is a parameter in a plain list or dict, .* use nn.ParameterList",
+    ),
+    "a parameter in a function": (
+        lambda: Net(_hides_a_scale, lambda net, x: net.scaled(x)),
+        "it uses scaled's scale, a tensor held in a function, .* use self.NAME",
+    ),
+    "another's tensor": (
+        lambda: Net(called=lambda net, x: x * SCALE),
+        r"it uses a tensor \[\] that is neither the module's own nor made in the call",
+    ),
+    "a module made before": (
+        (lambda net: lambda: net)(Net(_scales_by_itself, lambda net, x: net.scaled(x))),
+        "it uses scaled's net.scale of a module that was made before; make the module in the fact",
+    ),
+    "a state": (
+        lambda: Net(lambda net: setattr(net, "before", None), _remembers_one),
+        "forward keeps before for its next call, which gives another result by it",
+    ),
+    "numpy's draws": (
+        lambda: Net(called=lambda net, x: x + np.random.default_rng().random()),
+        "gives another result when it is called again with the same images and key",
+    ),
+    "a count elsewhere": (
+        lambda: Net(called=lambda net, x: (CALLS.append(1), x * len(CALLS))[1]),
+        "gives another result when it is called again",
+    ),
+    "other images": (
+        lambda: Net(called=lambda net, x: x - x.mean(0, keepdim=True)),
+        "in evaluation the module gives another result for an image beside others than alone",
+    ),
+    "old weight norm": (
+        lambda: Net(lambda net: nn.utils.weight_norm(net.fc)),
+        "fc has torch.nn.utils.weight_norm, .* use torch.nn.utils.parametrizations.weight_norm",
+    ),
+    "old spectral norm": (
+        lambda: Net(lambda net: nn.utils.spectral_norm(net.fc)),
+        "fc has torch.nn.utils.spectral_norm, .* use torch.nn.utils.parametrizations.spectral_norm",
+    ),
+    "pruned": (
+        lambda: Net(lambda net: prune.l1_unstructured(net.fc, "weight", 0.5)),
+        "fc is pruned by torch.nn.utils.prune, .* end with prune.remove",
+    ),
+    "scripted": (
+        lambda: nn.Sequential(torch.jit.script(nn.Flatten()), nn.Linear(3072, 10)),
+        "0 is made by torch.jit, .* give the nn.Module",
+    ),
+    "checkpoint": (
+        lambda: Net(called=lambda net, x: checkpoint(torch.sin, x, use_reentrant=False)),
+        "it recomputes by torch.utils.checkpoint, .* leave checkpointing out",
+    ),
+    "checkpoint, reentrant": (
+        lambda: tv.DenseNet(4, (1, 1), 8, memory_efficient=True, num_classes=10),
+        "it recomputes by torch.utils.checkpoint",
+    ),
+    "autograd, old": (
+        lambda: Net(called=lambda net, x: Doubled.apply(net.fc.bias.sum() * x)),
+        "it has a torch.autograd.Function whose forward takes ctx; write it with setup_context",
+    ),
+    "autograd": (
+        lambda: Net(called=lambda net, x: Tripled.apply(net.fc.bias.sum() * x)),
+        "it has a torch.autograd.Function without a rule for vmap; give it generate_vmap_rule",
+    ),
+    "an exit": (lambda: Net(called=lambda net, x: sys.exit(3)), "it exits with 3"),
+    "a key": (
+        lambda: Net(called=lambda net, x: {}["width"]),
+        r"KeyError: 'width' \(.*test_modules.py, line \d+\)$",
+    ),
     "a count": (lambda: Net(called=_counts), "forward changes calls in training, which a function"),
     "a list": (
         lambda: Net(lambda net: setattr(net, "log", []), _remembers),
@@ -610,6 +765,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+def test_the_logits_of_several_results_are_taken_by_their_name() -> None:
+    results = namedtuple("Results", ["logits", "aux"])
+    model = from_module(lambda: WithLogits(lambda both: results(*both)))
+    variables = model.init(random.key(0))
+    logits, _ = model.apply(variables, images())
+    expected = F.linear(
+        images().flatten(1), *(variables.params[f"fc.{n}"] for n in ("weight", "bias"))
+    )
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_made_pure_is_refused(case: str) -> None:
     factory, message = REFUSED[case]

@@ -139,8 +139,9 @@ def _tried(model: Model, size: int) -> tuple[Buffers, Buffers]:
     """The buffers before and after a batch, on the meta device, where nothing is computed."""
     key = random.key(0, device="meta")
     variables = model.init(key)
-    images = torch.empty(2, 3, size, size, device="meta")
-    _, buffers = model.apply(variables, images, key=key, train=True)
+    with torch.device("meta"):  # where modules that name no device make their tensors, too
+        images = torch.empty(2, 3, size, size)
+        _, buffers = model.apply(variables, images, key=key, train=True)
     return variables.buffers, buffers
 
 

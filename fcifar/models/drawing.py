@@ -311,6 +311,8 @@ def _normal(
     standard = _standard(made, shape, given, dtype)
     if isinstance(mean, Tensor) or isinstance(std, Tensor):
         return lambda: standard() * std + mean
+    if dtype.is_complex:
+        mean = complex(mean, mean)  # of both parts, as torch has it
     return lambda: standard().mul_(std).add_(mean)
 
 

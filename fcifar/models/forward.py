@@ -126,7 +126,7 @@ def _batch_norm(
 def _dropout(
     forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    if not training:
+    if not training or p == 0:  # in place, too, it leaves alone what the way back needs
         return input
     dropped = forward.drop(input, p)
     return input.copy_(dropped) if inplace else dropped
@@ -136,7 +136,7 @@ def _dropout_of_channels(
     forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
     """Whole channels of [B, C, ...] at a time."""
-    if not training:
+    if not training or p == 0:  # in place, too, it leaves alone what the way back needs
         return input
     shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
     dropped = forward.drop(input, p, shape)
@@ -177,7 +177,7 @@ def _normal_(
 ) -> Tensor:
     _refuse(generator)
     drawn = _in_dtype(random.normal, forward.next_key(), input.shape, input.dtype)
-    return input.copy_(drawn * std + mean)
+    return input.copy_(drawn * std + (complex(mean, mean) if drawn.is_complex() else mean))
 
 
 def _in_dtype(
@@ -395,10 +395,13 @@ def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
         "to": _with_layout(Tensor.to),
     }
     places = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
-    known = {getattr(place, name): own for place, table in places for name, own in table.items()}
-    if hasattr(torch.ops.torchvision, "deform_conv2d"):
-        known[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
-    return known
+    return {getattr(place, name): known for place, table in places for name, known in table.items()}
 
 
 KNOWN = _known()
+
+
+def know_torchvision() -> None:
+    """Let operations of torchvision be known, if it has been imported."""
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):
+        KNOWN[torch.ops.torchvision.deform_conv2d] = _deform_conv2d

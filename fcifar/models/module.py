@@ -23,7 +23,7 @@ from fcifar.models.base import (
     versions_of,
 )
 from fcifar.models.drawing import from_key, spread
-from fcifar.models.forward import STATISTICS, Forward
+from fcifar.models.forward import STATISTICS, Forward, know_torchvision
 from fcifar.models.making import (
     REGISTRIES,
     Values,
@@ -84,6 +84,7 @@ def from_module(
     make = with_classes(factory, num_classes)
     # Of the same values; one becomes the skeleton for training, the other that for evaluation.
     first, second = build(make, spread(0)), build(make, spread(0))
+    know_torchvision()
     _refuse_hooks(first)
     versions = versions_of(first)
     values = values_of(first)
@@ -380,7 +381,8 @@ def _make_pure(part: nn.Module) -> None:
     """Give a layer of torch a forward pass that does the same and is pure."""
     part._compiled_call_impl = None  # of module.compile()
     if type(part).__name__ == "OptimizedModule":  # of torch.compile, which is not imported for this
-        part.forward = part.get_submodule("_orig_mod").__call__
+        vars(part).pop("forward")
+        part.__class__ = _Uncompiled
     elif isinstance(part, nn.SyncBatchNorm):  # its own forward wants a GPU
         part.__class__ = _AnyBatchNorm  # type: ignore[assignment]
     elif type(part) is parametrizations._SpectralNorm:
@@ -388,6 +390,18 @@ def _make_pure(part: nn.Module) -> None:
     elif isinstance(part, nn.RNNBase):
         part._flat_weight_refs = [None for _ in part._flat_weight_refs]  # see _slots
         part.__class__ = _RECURRENT.get(type(part), type(part))  # type: ignore[assignment]
+
+
+class _Uncompiled(nn.Module):
+    """A module that ``torch.compile`` has wrapped, itself: the step around it is compiled whole."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.get_submodule("_orig_mod")(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._modules:
+            return self._modules[name]
+        return getattr(self._modules["_orig_mod"], name)
 
 
 class _AnyBatchNorm(_BatchNorm):

@@ -93,7 +93,7 @@ def layers_function(kind: str) -> Callable[..., tuple[Tensor, ...]]:
         bidirectional: bool,
         batch_first: bool = False,
     ) -> tuple[Tensor, ...]:
-        if isinstance(hx, Tensor) and not isinstance(flat_weights, list | tuple):
+        if not isinstance(has_biases, bool):  # but what follows the sizes of their batches
             raise ValueError("packed sequences are not known here; give nn.LSTM or GRU a tensor")
         starts = tuple(hx) if kind == "lstm" else (hx,)  # each [layers * directions, B, H]
         directions = 2 if bidirectional else 1

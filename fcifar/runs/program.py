@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import random, recipes, replicas, tta
+from fcifar import precision, random, recipes, replicas, tta
 from fcifar.compiling import compile_pure, compile_step
 from fcifar.data import Dataset
 from fcifar.data.splits import holdout
@@ -18,6 +18,7 @@ from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer
 from fcifar.parallel import ALONE, Axis
+from fcifar.precision import Policy
 from fcifar.random import Key
 from fcifar.recipes import Recipe
 from fcifar.running import Feed, Running, accumulate, alternate, on_feed, start_running
@@ -134,7 +135,7 @@ def share(
         given = Batch(*(part.to(device) for part in given))
     size, steps_per_epoch = count(recipe, dataset, seed=runtime.seed, processes=axis.size)
     total_steps = steps_per_epoch * recipe.epochs
-    _check_single_images(recipe, size, len(dataset.classes), total_steps, axis)
+    _check_model(recipe, policy, size, len(dataset.classes), total_steps, axis)
     model = recipes.make_model(recipe, len(dataset.classes), axis)
     average = recipes.make_average(recipe, total_steps)
     preprocess = recipes.make_preprocess(recipe)
@@ -241,23 +242,39 @@ def share(
     return of_seed
 
 
-def _check_single_images(
-    recipe: Recipe, count: int, num_classes: int, total_steps: int, axis: Axis
+def _check_model(
+    recipe: Recipe, policy: Policy, count: int, num_classes: int, total_steps: int, axis: Axis
 ) -> None:
-    """Make sure that the model takes a batch of one image in training, if there is one.
+    """Make sure that the model takes what it is given: on the meta device, where it is cheap.
 
     Raises:
-        UserError: it does not, as under batch norm of features without width and height.
+        UserError: it does not compute in a dtype; or does not train on a batch of one image, as
+            under batch norm of features without width and height, and there is one.
     """
-    batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}
-    together = axis.size > 1 and recipe.sync_batch_norm
-    if together or axis.size not in batches:
-        return
     model, key = recipes.make_model(recipe, num_classes), random.key(0, device="meta")
+    variables = model.init(key)
+    cast = variables._replace(params=precision.cast(variables.params, policy.compute))
+    batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}
+    single = axis.size in batches and not (axis.size > 1 and recipe.sync_batch_norm)
+
+    def forward(images: Tensor) -> None:
+        with torch.device("meta"):  # where modules that name no device make their tensors, too
+            model.apply(cast, images, key=key, train=True)
+
     for _, stage in recipes.make_stages(recipe, total_steps):
-        images = torch.empty(1, 3, stage.size or 32, stage.size or 32, device="meta")
+        size = stage.size or 32
+        images = torch.empty(2, 3, size, size, dtype=policy.compute, device="meta")
         try:
-            model.apply(model.init(key), images, key=key, train=True)
+            forward(images)
+        except Exception as error:
+            raise UserError(
+                f"the model {recipe.model} does not take images of {size}x{size} pixels in "
+                f"{str(policy.compute).removeprefix('torch.')} ({located(error)}); give "
+                "--precision fp32, or create its tensors in the dtype of the images"
+            ) from error
+        try:
+            if single:
+                forward(images[:1])
         except ValueError as error:
             other = "" if recipe.batch_size == axis.size else "--drop-last, or "
             raise UserError(

@@ -303,6 +303,64 @@ def test_a_module_that_fails_is_one_line(
     assert done.err.count("\n") == 1
 
 
+LATE = """
+import torch
+from torch import nn
+import fcifar
+CALLS = []
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.norm, self.fc = nn.BatchNorm1d(3072), nn.Linear(3072, num_classes)
+    def forward(self, x):
+        CALLS.append(1)
+        MISTAKE
+        return self.fc(self.norm(x.flatten(1)))
+
+def late(images):
+    raise LookupError("no more")
+fcifar.recipes.register_augment("OWN", lambda: lambda key, images: late(images))
+"""
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words", "message"),
+    [
+        ("if len(CALLS) > 20: raise RuntimeError('two\\nlines')", (), "RuntimeError: two lines"),
+        ("if len(CALLS) > 20: {}['width']", (), "KeyError: 'width'"),
+        ("open('/dev/null').close()", ("--compile",), "Unsupported: "),
+        ("", ("--augment", "OWN"), "LookupError: no more"),
+        ("", ("--batch-size", 41), "batches of 41 of 42 images leave one image alone"),
+        ("", ("--batch-size", 1), "give another --batch-size"),
+        ("x = x.sum(1) @ torch.linalg.inv(x[0, 0].float())", ("--precision", "bf16"), "precision"),
+    ],
+)
+def test_no_traceback_reaches_a_user(
+    fcifar, own: str, tmp_path: Path, monkeypatch, mistake: str, words: tuple, message: str
+) -> None:
+    """What goes wrong after the model was made: one line, with the line of their code."""
+    (tmp_path / f"{own}.py").write_text(LATE.replace("MISTAKE", mistake).replace("OWN", own))
+    monkeypatch.setenv("FCIFAR_IMPORT", own)
+    given = (str(word).replace("OWN", own) for word in words)
+    train = ("train", *TRAIN, "--epochs", 9, "--model", f"{own}:Net", *given, "--quiet")
+    done = fcifar(*train)
+    assert (done.status, done.err.count("\n")) == (2, 1), done.err
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert f"{own}.py, line " in done.err
+    assert "Traceback" in fcifar(*train, "--debug").err
+    recipes.AUGMENTS.pop(own, None)
+
+
+def test_a_mistake_of_ours_is_one_line_too(fcifar, monkeypatch) -> None:
+    monkeypatch.setattr(recipes, "names", None, raising=False)
+    monkeypatch.setattr(recipes, "RECIPES", 3)
+    done = fcifar("recipes")
+    assert (done.status, done.err.count("\n")) == (1, 1)
+    assert re.match(r"error: fcifar stopped with \w+Error: .* line \d+\); add --debug", done.err)
+
+
 # Registries ---------------------------------------------------------------------------------------
 
 
