@@ -67,9 +67,8 @@ def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
 
     model = make_model(recipe, num_classes)
     key, count = random.key(0, device="meta"), 2  # batch norm needs more than one image
-    images = torch.empty(count, 3, 32, 32, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        model.apply(model.init(key), images, key=key, train=True)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model.apply(model.init(key), torch.empty(count, 3, 32, 32), key=key, train=True)
     return 3 * counter.get_total_flops() * recipe.batch_size / count
 
 
