@@ -176,7 +176,7 @@ def uniform(
         return unit
     low, high = float32(minval), float32(maxval)
     span = float32(high - low)
-    if (low == 0 or abs(low) >= 2.0**-24 * span) and span >= 2.0**-64 and not key.is_mps:  # see _scale
+    if (low == 0 or abs(low) >= 2.0**-24 * span) and span >= 2.0**-64 and not key.is_mps:  # _scale
         return (unit.double() * span + low).float()
     return _scale(unit, _filled(low, key), _filled(high, key))
 
