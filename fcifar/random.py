@@ -84,7 +84,7 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
     [2716826189, 292468403]
     """
     _check_key(key)
-    data = _whole("the data of fold_in", _number(data, key))
+    data = _whole("the data of fold_in", data, key)
     if not isinstance(data, Tensor):
         data = _filled(data & _WORD, key, torch.int64)
     elif data.ndim:
@@ -162,7 +162,7 @@ def uniform(
     tensor([ 0.8953,  0.9572, -0.3354])
     """
     shape = _shape(shape)
-    minval, maxval = _number(minval, key), _number(maxval, key)
+    minval, maxval = (_number("a bound of uniform", v, key) for v in (minval, maxval))
     if isinstance(minval, Tensor) or isinstance(maxval, Tensor):
         low, high = (_filled(v, key) for v in (minval, maxval))
         _check_broadcast("uniform", shape, low.shape, high.shape)
@@ -176,8 +176,7 @@ def uniform(
         return unit
     low, high = float32(minval), float32(maxval)
     span = float32(high - low)
-    # Not a smaller bound beside the span, nor results that are nearly 0: see _scale.
-    if (low == 0 or abs(low) >= 2.0**-24 * span) and span >= 2.0**-64 and not key.is_mps:
+    if (low == 0 or abs(low) >= 2.0**-24 * span) and span >= 2.0**-64 and not key.is_mps:  # _scale
         return (unit.double() * span + low).float()
     return _scale(unit, _filled(low, key), _filled(high, key))
 
@@ -195,7 +194,7 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> 
     tensor([False, False,  True,  True])
     """
     _check_key(key)
-    p = _filled(_number(p, key), key)
+    p = _filled(_number("the p of bernoulli", p, key), key)
     shape = tuple(p.shape) if shape is None else _shape(shape)
     _check_broadcast("bernoulli", shape, p.shape)
     return _unit(key, shape) < p
@@ -220,7 +219,7 @@ def randint(key: Key, shape: Shape, minval: int | Tensor, maxval: int | Tensor) 
     tensor([9, 0, 2, 3, 1, 7])
     """
     shape = _shape(shape)
-    minval, maxval = (_whole("a bound of randint", _number(v, key)) for v in (minval, maxval))
+    minval, maxval = (_whole("a bound of randint", v, key) for v in (minval, maxval))
     if isinstance(minval, Tensor) or isinstance(maxval, Tensor):
         low, high = (_filled(v, key, torch.int64) for v in (minval, maxval))
         _check_broadcast("randint", shape, low.shape, high.shape)
@@ -254,7 +253,7 @@ def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = Fa
     _check_key(key)
     if key.shape == (3,):
         raise ValueError("permutation orders all rows; give it random.common(key)")
-    x = _number(x, key)
+    x = _number("what permutation orders", x, key)
     if not (isinstance(x, Tensor) and x.ndim):
         x = torch.arange(max(0, _integer("what permutation orders", x)), device=key.device)
     axis = _axis("permutation", axis, x.ndim)
@@ -301,7 +300,7 @@ def truncated_normal(key: Key, lower: float, upper: float, shape: Shape | None =
     tensor([6.4621, 6.5959, 6.0652])
     """
     shape = _shape(() if shape is None else shape)
-    lower, upper = float(lower), float(upper)
+    lower, upper = (float(_number("a bound of truncated_normal", v, key)) for v in (lower, upper))
     if not lower < upper:
         raise ValueError(f"truncated_normal needs lower < upper, not {lower} and {upper}")
     unit = _unit(key, shape)
@@ -343,7 +342,7 @@ def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Shape | None = 
     tensor([0, 0, 2, 0, 2, 0])
     """
     _check_key(key)
-    if not isinstance(logits := _number(logits, key), Tensor):
+    if not isinstance(logits := _number("categorical's logits", logits, key), Tensor):
         raise TypeError(f"categorical needs logits as a tensor, not {type(logits).__name__}")
     axis = _axis("categorical", axis, logits.ndim)
     batch = [size for i, size in enumerate(logits.shape) if i != axis]
@@ -398,10 +397,12 @@ def _check_broadcast(where: str, shape: Sequence[int], *arguments: Sequence[int]
             )
 
 
-def _number(x: Any, key: Key) -> Any:
-    """NumPy's numbers as Python's, arrays as tensors, everything else as it is."""
-    if isinstance(x, float | int | Tensor) or not hasattr(x, "__array__"):
+def _number(what: str, x: Any, key: Key) -> Any:
+    """NumPy's numbers as Python's, arrays as tensors, numbers and tensors as they are."""
+    if isinstance(x, float | int | torch.SymInt | torch.SymFloat | Tensor):
         return x
+    if not hasattr(x, "__array__"):
+        raise TypeError(f"{what} is a number or a tensor, not {x!r}")
     return torch.as_tensor(x, device=key.device) if x.ndim else x.item()
 
 
@@ -412,11 +413,10 @@ def _integer(what: str, x: Any) -> Any:
         raise TypeError(f"{what} is an integer, not {x!r}") from error
 
 
-def _whole(what: str, x: Any) -> Any:
+def _whole(what: str, x: Any, key: Key) -> Any:
     """An integer, or what is left of a float without its fraction; a tensor as it is."""
-    if isinstance(x, Tensor):
-        return x
-    return int(x) if isinstance(x, float) else _integer(what, x)
+    x = _number(what, x, key)
+    return int(x) if isinstance(x, float) else x
 
 
 def _filled(x: float | Tensor, key: Key, dtype: torch.dtype = torch.float32) -> Tensor:
