@@ -58,23 +58,30 @@ def from_module(
     ``F.dropout`` and its like, ``torch.bernoulli``, ``rand``, ``randn`` and their relatives, and
     attention's dropout draw from the key; what draws otherwise is refused. Batch norm is
     ``layers.BatchNorm``: its running statistics, and how many batches they have seen, come out as
-    new buffers, and it counts in float32 where the network computes in bfloat16. Other floating
-    buffers are in the images' dtype, as after ``module.to(dtype)``.
+    new buffers, and it counts in float32 where the network computes in bfloat16. So do the vectors
+    of ``parametrizations.spectral_norm``. Other floating buffers are in the images' dtype, as after
+    ``module.to(dtype)``. Tensors with several names are held under the first. What ``forward``
+    keeps in caches is dropped after each call. Of several results that with the name ``logits`` is
+    taken. ``torch.vmap(init)`` makes the values of several keys.
+
+    The module is watched in a call without values, and then makes one small step on two images, so
+    this takes about as long as a few steps.
 
     Args:
         factory: a class of modules, or a function that returns one, without arguments or with
             ``num_classes`` alone. It is called a few times, and must make the same module each
-            time. One that draws from Python's or numpy's generators is found out; a ``forward``
-            that does so is not.
+            time.
         num_classes: given to a factory that takes it; the logits must have as many columns.
         axis: the ranks over which batch norm takes its statistics.
 
     Raises:
         ValueError: the module cannot be made pure, or does not take images of 32 by 32 pixels to
-            logits. That is so where ``forward`` changes the module, or depends on values in a way
-            that cannot be compiled; where a batch norm keeps no running statistics, or a
-            cumulative average of them (``momentum=None``); where one tensor has two names; or
-            where there are more than ``LARGEST_MODEL`` parameters.
+            logits. That is so where ``forward`` changes the module or what it is given, uses
+            tensors that are not the module's, draws from other generators, gives another result
+            when it is called again, under ``vmap`` or beside other images, or depends on values in
+            a way that cannot be compiled; where a batch norm keeps no running statistics, or a
+            cumulative average of them (``momentum=None``); or where there are more than
+            ``LARGEST_MODEL`` parameters.
 
     >>> net = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
     >>> model = fcifar.models.from_module(net)
