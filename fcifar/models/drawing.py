@@ -52,7 +52,7 @@ def _in_blocks(
 ) -> Tensor:
     """``draw(key, shape)``, a part at a time, which takes an eighth of the time."""
     count = math.prod(shape)
-    with torch._C.DisableTorchFunction():  # the modes of whoever draws, which take their time too
+    with torch._C.DisableTorchFunction():  # modes of Python take longer than the draw
         if count <= _BLOCK:
             return draw(key, shape)
         values = torch.empty(count)

@@ -128,10 +128,11 @@ def from_module(
         logits, changed = _call(skeleton, tensors, images, key if train else None)
         return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
-    check_step(apply, Variables(values.params, values.buffers))
-    for training, skeleton in skeletons.items():
-        if skeleton.caches or values.constants:
-            _check_caches(skeleton, values, train=training)
+    with torch.device("cpu"):  # whatever makes tensors elsewhere by default
+        check_step(apply, Variables(values.params, values.buffers))
+        for training, skeleton in skeletons.items():
+            if skeleton.caches or values.constants:
+                _check_caches(skeleton, values, train=training)
     return Model(init, apply, versions=versions)
 
 
@@ -288,7 +289,7 @@ def _check_caches(skeleton: _Skeleton, values: Values, *, train: bool) -> None:
 
 
 def _separate(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Both, if they are two modules that nobody else holds; else copies without values.
+    """Both, if they are two modules without a part in common; else copies without values.
 
     A factory may give a module that is there already, whole or in part. What is made anew is better
     than a copy: functions that it holds, such as hooks, use the module itself.

@@ -439,7 +439,9 @@ def _refused(what: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
-        hint = next((hint for sign, hint in _HINTS if sign in _signs(error)), located(error))
+        hint = next(
+            (hint for sign, hint in _HINTS.items() if sign in _signs(error)), located(error)
+        )
         raise ValueError(f"the module does not go through {what}: {hint}") from error
 
 
@@ -449,32 +451,18 @@ def _signs(error: BaseException) -> str:
     return " ".join((str(error), *files))
 
 
-_HINTS = (
-    (
-        "torch/utils/checkpoint.py",
-        "it recomputes by torch.utils.checkpoint, which has no form under torch.func; leave "
-        "checkpointing out",
-    ),
-    (
-        "saved tensor hooks",
-        "it uses hooks on saved tensors, which have no form under torch.func; leave them out",
-    ),
-    (
-        "setup_context",
-        "it has a torch.autograd.Function whose forward takes ctx; write it with setup_context, "
-        "and with generate_vmap_rule = True",
-    ),
-    (
-        "generate_vmap_rule",
-        "it has a torch.autograd.Function without a rule for vmap; give it "
-        "generate_vmap_rule = True",
-    ),
-    (
-        "torch/_dynamo/",
-        "it calls torch.compile itself; leave that out, for --compile and compile_step compile "
-        "the whole step",
-    ),
-)
+_HINTS = {
+    "torch/utils/checkpoint.py": "it recomputes by torch.utils.checkpoint, which has no form under "
+    "torch.func; leave checkpointing out",
+    "saved tensor hooks": "it uses hooks on saved tensors, which have no form under torch.func; "
+    "leave them out",
+    "setup_context": "it has a torch.autograd.Function whose forward takes ctx; write it with "
+    "setup_context, and with generate_vmap_rule = True",
+    "generate_vmap_rule": "it has a torch.autograd.Function without a rule for vmap; give it "
+    "generate_vmap_rule = True",
+    "torch/_dynamo/": "it calls torch.compile itself; leave that out, for --compile and "
+    "compile_step compile the whole step",
+}
 
 
 def _agree(mapped: Any, alone: Any, again: Callable[..., tuple[Any, Any]]) -> bool:
