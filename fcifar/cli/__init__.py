@@ -55,7 +55,7 @@ app.command(name="bench")(bench.bench)
 app.command(name="env")(about.env)
 app.callback()(about.version)
 
-SPIN_COUNT = 1_000  # what $GOMP_SPINCOUNT becomes, where nothing like it is set
+SPIN_COUNT = 10_000  # what $GOMP_SPINCOUNT becomes, where nothing like it is set
 
 _Misuse = typer.BadParameter.__mro__[2]  # what typer raises for any wrong word on the command line
 
@@ -87,11 +87,11 @@ def main() -> None:
 
 
 def _let_threads_sleep() -> None:
-    """Have OpenMP threads wait for each other asleep after a few microseconds.
+    """Have OpenMP threads wait for each other asleep after a fraction of a millisecond.
 
-    By default they spin for about a millisecond, on cores that other processes could use: beside
-    other work, training on two threads then becomes many times slower (docs/speed.md). OpenMP
-    reads the variable when torch is loaded. No result depends on it.
+    By default they spin thirty times as long, on cores that other processes could use, and training
+    beside other work becomes several times slower (docs/speed.md). OpenMP reads the variable when
+    torch is loaded. No result depends on it.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

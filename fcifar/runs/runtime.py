@@ -18,9 +18,7 @@ from fcifar.errors import UserError, shown
 from fcifar.precision import POLICIES, Policy
 
 LARGEST_WORLD = 100_000  # processes
-GRAIN = (
-    500_000_000  # floating-point operations a step that pay for a thread: see benchmarks/busy.py
-)
+GRAIN = 100_000_000  # floating-point operations of a step that pay for a thread: docs/speed.md
 
 
 @dataclass(frozen=True, kw_only=True)
