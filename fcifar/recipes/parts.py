@@ -176,7 +176,7 @@ def tied_to_end(recipe: Recipe) -> list[str]:
     >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("blitz"))
     []
     >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("speed94"))
-    ['schedule', 'lookahead_every']
+    ['schedule', 'whiten_epochs']
     """
     spread = {
         "schedule": recipe.schedule != "constant",
