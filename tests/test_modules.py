@@ -543,6 +543,12 @@ class Tripled(torch.autograd.Function):
         return 3 * grad
 
 
+def _single_only(x: torch.Tensor) -> torch.Tensor:
+    if x.dtype == torch.float64:
+        raise TypeError("float32 is computed in, and nothing else")
+    return x
+
+
 def _counts(net: Any, x: Tensor) -> Tensor:
     net.calls = getattr(net, "calls", 0) + 1
     return x
@@ -650,6 +656,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other images": (
         lambda: Net(called=lambda net, x: x - x.mean(0, keepdim=True)),
+        "in evaluation the module gives another result for an image beside others than alone",
+    ),
+    "other images, in float32 alone": (
+        lambda: Net(called=lambda net, x: _single_only(x) - x.mean(0, keepdim=True)),
         "in evaluation the module gives another result for an image beside others than alone",
     ),
     "old weight norm": (

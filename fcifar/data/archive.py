@@ -252,7 +252,7 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
 
 
 def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
-    """A file that is no archive, and beside an .npy file the labels and class names of it."""
+    """A single file that is not an archive; for an .npy file also its labels and class names."""
     beside = [testsets.labels_of(source.name), testsets.CLASSES] if source.suffix == ".npy" else []
     for count, name in enumerate(dict.fromkeys([source.name, *beside])):
         progress(f"reading {source.name}", count, 0)

@@ -311,7 +311,7 @@ def class_names(names: np.ndarray | None, labels: Sequence[torch.Tensor]) -> tup
     """Class names out of an array of text; without one, "0", "1", ... up to the largest label.
 
     Raises:
-        UserError: it is no list of text, or there are more classes than anybody has.
+        UserError: it is not a list of texts, or there are too many classes.
     """
     if names is not None:
         if names.dtype.kind not in "US" or names.ndim != 1:

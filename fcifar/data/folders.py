@@ -220,7 +220,7 @@ def _labels(path: str, content: bytes) -> dict[str, str]:
     try:
         rows = list(csv.reader(io.StringIO(text), delimiter="\t" if tabs else ","))
     except csv.Error as error:
-        raise UserError(f"{one_line(path)} is no table of labels: {error}") from error
+        raise UserError(f"{one_line(path)} is not a table of labels: {error}") from error
     head = [] if tabs else [name.strip().lower() for name in rows[0]] if rows else []
     column = next((head.index(name) for name in ("label", "class") if name in head[1:]), 1)
     labels: dict[str, str] = {}

@@ -299,7 +299,7 @@ def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
 
 
 def _rest(preparation: Mapping[str, Any]) -> str:
-    """What a source has besides, in words: nobody shall think that it was taken."""
+    """What was left out of a source, in words."""
     left: Mapping[str, int] = preparation.get("left_out", {})
     kinds = [f"{count:,} {what}" for what, count in left.items() if what.startswith(".")]
     places = {what: count for what, count in left.items() if not what.startswith(".")}

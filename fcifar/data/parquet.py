@@ -319,7 +319,7 @@ def _content(where: str, column: str, value: Any) -> bytes:
             "file; import the folder of images itself"
         )
     raise UserError(
-        f"{one_line(where)} is no image file: column {one_line(column)} holds "
+        f"{one_line(where)} is not an image file: column {one_line(column)} holds "
         f"{type(value).__name__}, and bytes of PNG or JPEG files are needed"
     )
 

@@ -331,8 +331,8 @@ def decode(stream: IO[bytes], where: str, how: str | None = "crop", *, ending: s
         ending: of the file's name, such as ".tga". Only a few kinds of file need it.
 
     Raises:
-        UnreadableError: it is no image, is damaged, is larger than Pillow thinks safe, or has more
-            than 8 bits a channel and no way to fewer. ``where`` is named.
+        UnreadableError: it is not an image, is damaged, is larger than Pillow thinks safe, or has
+            more than 8 bits a channel and no way to fewer. ``where`` is named.
         UserError: it is not 32x32, and ``how`` is None.
     """
     from PIL import Image, UnidentifiedImageError
@@ -426,7 +426,7 @@ def _orientation(image: "Image") -> int:
 
 
 def _has_more(image: "Image") -> bool:
-    """Whether there is a second frame or page. Of a photograph with a depth map it is no frame."""
+    """Whether there is a second frame or page; the depth map of a photograph does not count."""
     if image.format not in ("GIF", "PNG", "WEBP", "TIFF", "AVIF"):
         return False
     try:

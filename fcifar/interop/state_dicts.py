@@ -42,7 +42,7 @@ class _LeftOut:
         pass
 
 
-# What is often saved beside a state_dict, and is no part of the network: settings, paths, numbers.
+# What is often saved beside a state_dict and is not part of the model: settings, paths, numbers.
 _LEFT_OUT: list[Any] = [
     (type(name.rpartition(".")[2], (_LeftOut,), {}), name)
     for name in (

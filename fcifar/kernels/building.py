@@ -154,12 +154,12 @@ def _link_to(folder: str) -> str:
         try:
             with contextlib.suppress(FileExistsError):
                 os.symlink(folder, link)
-            # In a folder that all may write to, somebody else might have made it.
+            # In a folder that all may write to, another user might have made it.
             if os.readlink(link) == folder and os.lstat(link).st_uid == user:
                 return link
         except OSError:
             continue
     raise WorldError(
-        f"torch.compile cannot keep its files in {folder!r}, whose path is no single word of a "
+        f"torch.compile cannot keep its files in {folder!r}, whose path is not a single word of a "
         "command line; let TORCHINDUCTOR_CACHE_DIR name a folder without spaces and quotes"
     )
