@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from fcifar import intervals
-from fcifar.data import store
+from fcifar import data, intervals
 from fcifar.recipes import Recipe, get
-from fcifar.runs import loop
-from fcifar.runs.runtime import make_runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import make_runtime
 
 # Rates for the sum of the losses over a batch, as published for batches of 1,024.
 _SGD = {
@@ -65,7 +65,8 @@ def variant(base: Recipe, changes: dict[str, Any]) -> Recipe:
 
 def measure(recipe: Recipe, seed: int, dataset: Any) -> dict[str, float]:
     """Train, and keep the figures of the images held out."""
-    runtime = make_runtime(device="cpu", seed=seed, preferred=recipe.precision)
+    runtime = make_runtime(device="cpu", preferred=recipe.precision)
+    config = make_config(recipe, dataset, seed=seed, runtime=runtime, compile=True)
     records_of: list[dict[str, Any]] = []
 
     def observe(event: Any) -> None:
@@ -74,9 +75,7 @@ def measure(recipe: Recipe, seed: int, dataset: Any) -> dict[str, float]:
             records_of.append(record)
 
     with tempfile.TemporaryDirectory() as folder:
-        report = loop.train(
-            Path(folder) / "run", recipe, runtime, dataset, compiled=True, observe=observe
-        )
+        report = loop.train(Path(folder) / "run", config, dataset, observe=observe)
     if isinstance(report, loop.Interrupted):
         raise SystemExit("interrupted")
     return {
@@ -116,7 +115,7 @@ def main() -> None:
     parser.add_argument("--variant", action="append", choices=list(VARIANTS))
     parser.add_argument("--name", default="ablation", help="of the record")
     options = parser.parse_args()
-    dataset = store.load(options.dataset, store.data_root(options.data_dir))
+    dataset = data.load(options.dataset, data.data_root(options.data_dir))
     speed = get("speed94")
     widths = tuple(int(width) for width in options.widths.split(","))
     base = speed.replace(

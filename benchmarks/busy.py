@@ -76,8 +76,9 @@ def _measure(options: argparse.Namespace) -> dict[str, list[float]]:
 
     from fcifar import random, recipes
     from fcifar.data.dataset import Split, make_dataset
-    from fcifar.runs.program import build
-    from fcifar.runs.runtime import activate, make_runtime
+    from fcifar.train.config import make_config
+    from fcifar.train.runtime import activate, make_runtime
+    from fcifar.train.setup import make_training
 
     (name,), (threads,) = options.recipe, options.threads
     recipe = recipes.get(name)
@@ -93,27 +94,27 @@ def _measure(options: argparse.Namespace) -> dict[str, list[float]]:
     data = make_dataset("noise", train, test, tuple("abcdefghij"), "drawn from a key")
     found: dict[str, list[float]] = {"quiet": [], "busy": []}
     with activate(runtime):
-        program = build(recipe, runtime, data, compiled=True)
-        running, _ = _steps(program, program.init(), 0.0)  # compiles
-        running, _ = _steps(program, running, options.seconds)
+        training = make_training(make_config(recipe, data, runtime=runtime, compile=True), data)
+        state, _ = _steps(training, training.init(), 0.0)  # compiles
+        state, _ = _steps(training, state, options.seconds)
         for _ in range(options.turns):
             for kind, busy in (("quiet", 0), ("busy", os.cpu_count() or 1)):
                 with _noise(busy):
-                    running, rate = _steps(program, running, options.seconds)
+                    state, rate = _steps(training, state, options.seconds)
                 found[kind].append(rate)
     return found
 
 
-def _steps(program: Any, running: Any, seconds: float) -> tuple[Any, float]:
+def _steps(training: Any, state: Any, seconds: float) -> tuple[Any, float]:
     """The state after steps of ``seconds``, and images a second."""
     images, started = 0, time.perf_counter()
     while True:
-        for feed in program.feeds_from(0):
-            running, _ = program.step_at(0)(running, feed)
-            images += len(feed.rows)
+        for inputs in training.inputs(0):
+            state, _ = training.step_at(0)(state, inputs)
+            images += len(inputs.indices)
             spent = time.perf_counter() - started
             if spent > seconds:
-                return running, images / spent
+                return state, images / spent
 
 
 @contextlib.contextmanager

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from fcifar.bench import bench
 from fcifar.data import Dataset
-from fcifar.runs import bench
-from fcifar.runs.runtime import Runtime, activate, make_runtime
+from fcifar.train.runtime import Runtime, activate, make_runtime
 
 
 @pytest.fixture(scope="session")

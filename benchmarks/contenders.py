@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks import jax_steps, plain
-from fcifar.runs import bench, yardsticks
-from fcifar.runs.bench import Make
+from fcifar.bench import bench, reference_models
+from fcifar.bench.bench import Make
 
 CONTENDERS: dict[str, Make] = {
     "module": bench.module,
@@ -13,7 +13,7 @@ CONTENDERS: dict[str, Make] = {
     "fcifar_compiled": bench.fcifar_compiled,
     **jax_steps.CONTENDERS,
 }
-NETWORKS = tuple(yardsticks.MODULES)  # those of the tutorials
+NETWORKS = tuple(reference_models.MODULES)  # those of the tutorials
 BATCHES = (1, 4, 20, 64, 512, 2048)
 DEVICES = ("cpu", "cuda")
 

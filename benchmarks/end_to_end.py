@@ -18,8 +18,9 @@ import torch
 from benchmarks import records, tutorial
 from fcifar import data, recipes
 from fcifar.recipes.tutorials import TUTORIALS
-from fcifar.runs import loop
-from fcifar.runs.runtime import make_runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import make_runtime
 
 
 def main() -> None:
@@ -44,13 +45,14 @@ def main() -> None:
         for compiled in (True, False):
             with tempfile.TemporaryDirectory() as folder:
                 torch._dynamo.reset()
-                report = loop.train(
-                    Path(folder) / "run",
+                config = make_config(
                     recipe,
-                    make_runtime(device="cpu", seed=repetition),
                     dataset,
-                    compiled=compiled,
+                    seed=repetition,
+                    runtime=make_runtime(device="cpu"),
+                    compile=compiled,
                 )
+                report = loop.train(Path(folder) / "run", config, dataset)
             assert isinstance(report, dict)
             training = report["train_seconds"] + report["valid_seconds"]
             if compiled:

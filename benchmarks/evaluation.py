@@ -16,9 +16,12 @@ from pathlib import Path
 
 from benchmarks import processes, records, tutorial
 from fcifar import data, recipes
+from fcifar.bench import reference_models
 from fcifar.recipes.tutorials import TUTORIALS
-from fcifar.runs import loop, trained, yardsticks
-from fcifar.runs.runtime import make_runtime
+from fcifar.runs import inference
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import make_runtime
 
 
 def main() -> None:
@@ -35,16 +38,16 @@ def main() -> None:
     runtime = make_runtime(device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        loop.train(run, recipe, runtime, dataset)
-        network = trained.load(run)
-        net = yardsticks.make_module(recipe, network.variables.params).eval()
+        loop.train(run, make_config(recipe, dataset, runtime=runtime), dataset)
+        network = inference.load(run)
+        net = reference_models.make_module(recipe, network.variables.params).eval()
         images, labels = dataset.test_images, dataset.test_labels
         command = ("-m", "fcifar", "eval", str(run), "--dataset", options.dataset, "--json")
 
         ways: dict[str, Callable[[], object]] = {
             "tutorial": lambda: tutorial.accuracy(net, images, labels),
-            "fcifar, the call": lambda: trained.evaluate(
-                trained.load(run), runtime, dataset, "test"
+            "fcifar, the call": lambda: inference.evaluate(
+                inference.load(run), runtime, dataset, "test"
             ),
             "fcifar eval": lambda: processes.run(command),
             "fcifar eval --out": lambda: processes.run([*command, "--out", f"{folder}/out"]),

@@ -19,11 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import records
 from benchmarks.contenders import NETWORKS
-from fcifar.runs import bench
-from fcifar.runs.bench import Work
-from fcifar.runs.program import build
-from fcifar.runs.runtime import activate, make_runtime
-from fcifar.runs.yardsticks import make_module
+from fcifar.bench import bench
+from fcifar.bench.bench import Work
+from fcifar.bench.reference_models import make_module
+from fcifar.train.config import make_config
+from fcifar.train.runtime import activate, make_runtime
+from fcifar.train.setup import make_training
 
 aten = torch.ops.aten
 
@@ -103,8 +104,9 @@ def count_operations(network: str) -> Count:
     """By torch's own counter, on a step of the module with one image."""
     recipe = bench.recipe_for(Work(network, 1))
     runtime = make_runtime(device="cpu", threads=1)
-    program = build(recipe, runtime, bench.made_up(64), compiled=False)
-    params = program.init().state.variables.params
+    dataset = bench.made_up(64)
+    training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
+    params = training.init().state.variables.params
     module = make_module(recipe, params)
     with FlopCounterMode(display=False) as counter:
         module(torch.zeros(1, 3, 32, 32)).sum().backward()

@@ -1,13 +1,13 @@
 """Gradients of each example, beside one pass over the batch.
 
     python -m benchmarks.grads [--dataset cifar10] [--images 10000] [--repetitions 5]
-        [--chunk 125] [--compiled-chunk 50] [--name grads]
+        [--chunk 125] [--compiled-chunk 50] [--device cpu] [--name grads]
 
 In turns, with the tutorial's network and test images: the gradient of the mean loss, over all
 images at once and by 500; the gradient of each image, one chunk after the other; the norms alone,
 the sum of clipped ones, and the noise scale; a Hessian-vector product. Eager and compiled. Then the
 memory that the eager ones take at their peak beyond that of a process which loads the images and
-has made one gradient. Writes bench_results/NAME.json.
+has made one gradient, on the CPU alone. Writes bench_results/NAME.json.
 """
 
 import argparse
@@ -20,12 +20,13 @@ from torch import Tensor
 from torch.func import grad
 
 from benchmarks import processes, records
-from fcifar import data, grads, models, privacy, random
-from fcifar.compiling import compile_pure
+from fcifar import data, grads, models, privacy, random, tree
+from fcifar.bench.timing import wait_for
 from fcifar.losses import cross_entropy
 from fcifar.models import Params, Variables
-from fcifar.runs.runtime import activate, make_runtime
 from fcifar.step import Batch, normalize
+from fcifar.step_transforms import compile_pure
+from fcifar.train.runtime import activate, make_runtime
 
 MODEL, PREPROCESS = models.lenet(), normalize()
 PASS = 500  # images of a batch where they do not go at once: no other is faster
@@ -105,27 +106,31 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=125)
     parser.add_argument("--compiled-chunk", type=int, default=50)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="grads", help="of the record")
     options = parser.parse_args()
     dataset = data.load(options.dataset, data.data_root())
+    runtime = make_runtime(device=options.device, threads=options.threads)
     batch = Batch(dataset.test_images[: options.images], dataset.test_labels[: options.images])
-    params = MODEL.init(random.key(0)).params
+    params, batch = tree.on_device((MODEL.init(random.key(0)).params, batch), runtime.device)
+    wait = wait_for(runtime.device)
     groups = {
         "eager_seconds": eager(options.chunk),
         "compiled_seconds": compiled(options.compiled_chunk),
     }
     seconds = {group: {name: [] for name in ways} for group, ways in groups.items()}
-    with activate(make_runtime(device="cpu", threads=options.threads)):
+    with activate(runtime):
         for repetition in range(options.repetitions + 1):
             for group, ways in groups.items():
                 for name, way in ways.items():
                     started = time.perf_counter()
                     way(params, batch)
+                    wait()
                     if repetition:  # the first round compiles, and counts nowhere
                         seconds[group][name].append(time.perf_counter() - started)
     ratios = {group: times_the_first(of_group) for group, of_group in seconds.items()}
-    memory = peaks(options)
+    memory = peaks(options) if runtime.device == "cpu" else {}
     for group, of_group in seconds.items():
         for name, values in of_group.items():
             ratio = ratios[group][name]

@@ -13,11 +13,12 @@ import time
 import torch
 
 from benchmarks import records
+from fcifar.bench import bench, timing
+from fcifar.bench.bench import CONTENDERS, Work
 from fcifar.recipes import Recipe
-from fcifar.runs import bench, timing
-from fcifar.runs.bench import CONTENDERS, Work
-from fcifar.runs.program import build
-from fcifar.runs.runtime import Runtime, activate, make_runtime
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime, activate, make_runtime
+from fcifar.train.setup import make_training
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 WIDTHS = (84, 336, 1344, 5376)  # hidden units
@@ -71,11 +72,12 @@ def epochs(size: int, runtime: Runtime, options: argparse.Namespace) -> dict[str
     """Seconds an epoch of fcifar's compiled steps, the drawing of its order among them."""
     torch._dynamo.reset()
     recipe = bench.recipe_for(Work("lenet", 4)).replace(epochs=options.repetitions + 1)
-    program = build(recipe, runtime, bench.made_up(size), compiled=True)
-    running, seconds, started = program.init(), [], time.perf_counter()
-    for step, feed in enumerate(program.feeds_from(0), start=1):
-        running, _ = program.step_at(0)(running, feed)
-        if step % program.steps_per_epoch == 0:
+    dataset = bench.made_up(size)
+    training = make_training(make_config(recipe, dataset, runtime=runtime, compile=True), dataset)
+    state, seconds, started = training.init(), [], time.perf_counter()
+    for step, inputs in enumerate(training.inputs(0), start=1):
+        state, _ = training.step_at(0)(state, inputs)
+        if step % training.steps_per_epoch == 0:
             seconds.append(time.perf_counter() - started)
             started = time.perf_counter()
     result = {"fcifar_compiled": seconds[1:]}  # the first compiles

@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from fcifar.bench.bench import Make, repeated
+from fcifar.bench.timing import Contender
 from fcifar.data import Dataset
 from fcifar.models import Params
 from fcifar.recipes import Recipe
-from fcifar.runs.bench import Make, repeated
-from fcifar.runs.program import build
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.timing import Contender
+from fcifar.step_transforms import StepInput
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
+from fcifar.train.setup import make_training
 
 SCANNED = 8  # steps in one call
 
@@ -66,11 +68,11 @@ def _contender(
     import jax
     import jax.numpy as jnp
 
-    program = build(recipe, runtime, dataset, compiled=False)
+    training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     device = jax.devices("gpu" if runtime.device.startswith("cuda") else "cpu")[0]
     optimizer = _optimizer(recipe)
     apply = _network(recipe, channels_last)
-    start = program.init().state.variables.params
+    start = training.init().state.variables.params
 
     def loss(params: Any, images: Any, labels: Any, key: Any) -> Any:
         import optax
@@ -106,7 +108,8 @@ def _contender(
         params = _to_jax(start, channels_last)
         key = jax.random.key(0, impl="rbg")
         state = (params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
-        rows = _batches(repeated(program.rows_from), program.steps_per_epoch, scanned, jnp.asarray)
+        inputs, count = repeated(training.inputs), training.steps_per_epoch
+        rows = _batches(inputs, count, scanned, jnp.asarray)
     call = jax.jit(several if scanned else step, donate_argnums=0)
 
     def once() -> None:
@@ -122,12 +125,12 @@ def _contender(
 
 
 def _batches(
-    rows: Iterator[torch.Tensor], count: int, scanned: int, place: Callable[[Any], Any]
+    inputs: Iterator[StepInput], count: int, scanned: int, place: Callable[[Any], Any]
 ) -> Iterator[Any]:
     """Row numbers for each call, again and again, on the device."""
     size = scanned or 1
     # Of 8 steps a call, 8 epochs are a whole number of calls.
-    drawn = [next(rows).numpy().astype(np.int32) for _ in range(count * size)]
+    drawn = [next(inputs).indices.numpy().astype(np.int32) for _ in range(count * size)]
     calls = [np.stack(drawn[i : i + size]) for i in range(0, len(drawn), size)]
     return itertools.cycle([place(call if scanned else call[0]) for call in calls])
 

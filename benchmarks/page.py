@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks import parts, records, results, tables
 from benchmarks.compare_records import figures
-from fcifar.data.files import write_text
-from fcifar.runs.bench import YARDSTICK
+from fcifar.bench.bench import YARDSTICK
+from fcifar.io import write_text
 
 DOCS = records.RESULTS.parent / "docs"
 

@@ -4,22 +4,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fcifar.bench import reference_models
+from fcifar.bench.bench import repeated
+from fcifar.bench.timing import Contender, wait_for
 from fcifar.data import Dataset
 from fcifar.recipes import Recipe
-from fcifar.runs import yardsticks
-from fcifar.runs.bench import repeated
-from fcifar.runs.program import build
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.timing import Contender, wait_for
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
+from fcifar.train.setup import make_training
 
 
 def module_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
     """Gather, normalisation, forward and backward are compiled; nobody waits for the loss."""
-    program = build(recipe, runtime, dataset, compiled=False)
-    net = yardsticks.make_module(recipe, program.init().state.variables.params)
-    optimizer = yardsticks.make_optimizer(recipe, net.parameters(), fused=True)
-    rows, normalise = repeated(program.rows_from), yardsticks.make_normalise(recipe, runtime.device)
-    images, labels = program.train
+    training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
+    net = reference_models.make_module(recipe, training.init().state.variables.params)
+    optimizer = reference_models.make_optimizer(recipe, net.parameters(), fused=True)
+    normalise = reference_models.make_normalise(recipe, runtime.device)
+    inputs = repeated(training.inputs)
+    images, labels = training.train
     on_cuda = runtime.device.startswith("cuda")
 
     def loss(batch: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def module_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Conte
     def once() -> None:
         if on_cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        compiled(next(rows)).backward()
+        compiled(next(inputs).indices).backward()
         optimizer.step()
         optimizer.zero_grad()
 

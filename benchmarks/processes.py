@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcifar import data
-from fcifar.runs import bench
+from fcifar.bench import bench
 
 # Says at the end how much memory this process had in use at most. The system's count of a child is
 # no help: it begins at what the parent had.

@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fcifar.runs import environment
-from fcifar.runs.jsonfiles import read as read_json
-from fcifar.runs.jsonfiles import write as write_json
+from fcifar.io import read_json, write_json
+from fcifar.train import environment
 
 RESULTS = Path(__file__).parent.parent / "bench_results"
 

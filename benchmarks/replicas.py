@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from benchmarks import records
-from fcifar import random, recipes, replicas
-from fcifar.compiling import compile_step
+from fcifar import random, recipes
 from fcifar.step import Batch, init_train_state, make_train_step
+from fcifar.step_transforms import compile_step, init_replicas, map_replicas, take
 
 ROUNDS = 9
 
@@ -67,12 +67,12 @@ def steps(recipe_name: str, batch_size: int, count: int) -> dict[str, float]:
     def init(key: torch.Tensor) -> Any:
         return init_train_state(model, optimizer, key=key)
 
-    alone, mapped = compile_step(step), compile_step(replicas.map_replicas(step))
+    alone, mapped = compile_step(step), compile_step(map_replicas(step))
     each = [
-        (init(key), Batch(*(leaf.clone() for leaf in replicas.take(batches, i))))
+        (init(key), Batch(*(leaf.clone() for leaf in take(batches, i))))
         for i, key in enumerate(keys)
     ]
-    stacked = replicas.init_replicas(init, keys)
+    stacked = init_replicas(init, keys)
     times = max(2, 256 // batch_size)
 
     def loop() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import accuracy_parts, speed_parts
 from benchmarks.parts import PLOTS, Record
-from fcifar.data.files import write_text
+from fcifar.io import write_text
 
 INTRODUCTION = """# Results
 

@@ -17,14 +17,14 @@ import torch
 
 from benchmarks import records
 from fcifar import data, recipes
-from fcifar.runs import loop, session
-from fcifar.runs.runtime import make_runtime
-from fcifar.runs.safeguards import Safeguards
+from fcifar.train import loop
+from fcifar.train.config import CheckpointConfig, make_config
+from fcifar.train.runtime import make_runtime
 
 SETTINGS = {
-    "default": Safeguards(),
-    "every_5s": Safeguards(checkpoint_every="5s"),
-    "every_500_steps": Safeguards(checkpoint_every="500"),
+    "default": CheckpointConfig(),
+    "every_5s": CheckpointConfig(checkpoint_every="5s"),
+    "every_500_steps": CheckpointConfig(checkpoint_every="500"),
 }
 
 
@@ -63,22 +63,22 @@ def main() -> None:
 
 def _train(recipe: recipes.Recipe, dataset: data.Dataset, name: str) -> dict[str, Any]:
     """One training; "without" has the digests and the checkpoints taken out of the loop."""
-    digests, save = session._digests, session.save
+    config = make_config(
+        recipe,
+        dataset,
+        runtime=make_runtime(device="cpu"),
+        compile=True,
+        checkpoint=SETTINGS.get(name, CheckpointConfig()),
+    )
+    digests, save = loop._digests, loop._save
     if name == "without":
-        session._digests = lambda sitting, state: {}
-        session.save = lambda sitting, place: place
+        loop._digests = lambda one, own: {}
+        loop._save = lambda one, state, step: None
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report = loop.train(
-                Path(folder) / "run",
-                recipe,
-                make_runtime(device="cpu"),
-                dataset,
-                compiled=True,
-                safeguards=SETTINGS.get(name, Safeguards()),
-            )
+            report = loop.train(Path(folder) / "run", config, dataset)
     finally:
-        session._digests, session.save = digests, save
+        loop._digests, loop._save = digests, save
     assert isinstance(report, dict)
     return report
 

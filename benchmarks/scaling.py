@@ -26,15 +26,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+import torch.distributed as dist
+from torch import Tensor
 
 from benchmarks import records
-from fcifar import parallel, recipes, running
+from fcifar import parallel, recipes, step_transforms
+from fcifar.bench import bench
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes import Recipe
-from fcifar.runs import bench, ranks
-from fcifar.runs.program import build
-from fcifar.runs.runtime import activate, make_runtime
+from fcifar.train import distributed
+from fcifar.train.config import make_config
+from fcifar.train.runtime import activate, make_runtime
+from fcifar.train.setup import make_training
 
 WORKS = (("blitz64", 64), ("blitz64", 512), ("speed90", 500))
 LINKS = {"10 Gbit/s, 50 us": (1.25e9, 50e-6), "100 Gbit/s, 10 us": (12.5e9, 10e-6)}
@@ -60,9 +63,10 @@ def main() -> None:
         return
     works = list(zip(options.recipe, options.batch, strict=True)) if options.recipe else WORKS
     if options.out:
-        results = measure(works, options.rounds, options.seconds)
-        ranks.leave()
-        if ranks.here().rank == 0:
+        runtime = make_runtime(device="cpu", processes=distributed.world_size())
+        with distributed.group(runtime) as axis:
+            results = measure(works, axis, options.rounds, options.seconds)
+        if axis.rank == 0:
             options.out.write_text(json.dumps(results))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -76,36 +80,33 @@ def main() -> None:
     print(table(results["steps"]))
 
 
-def measure(works: Any, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(works: Any, axis: Axis, rounds: int, seconds: float) -> dict[str, Any]:
     """In each of the two processes; the first one's figures count."""
-    ranks.join("cpu")
     steps = {}
     for name, batch_size in works:
         recipe = recipes.get(name).replace(batch_size=batch_size, drop_last=True, epochs=1)
-        steps[f"{recipe.model}, batch {batch_size}"] = measure_steps(recipe, rounds, seconds)
-        if ranks.here().rank == 0:
+        steps[f"{recipe.model}, batch {batch_size}"] = measure_steps(recipe, axis, rounds, seconds)
+        if axis.rank == 0:
             print(table(steps), flush=True)
     return {"steps": steps, "exchanges": {str(size): exchange(size // 4) for size in SIZES}}
 
 
-def measure_steps(recipe: Recipe, rounds: int, seconds: float) -> dict[str, Any]:
+def measure_steps(recipe: Recipe, axis: Axis, rounds: int, seconds: float) -> dict[str, Any]:
     """Median seconds of a step: see the top."""
-    rank = ranks.here().rank
-    axis = parallel.across_ranks()
-    silent = Axis(axis.size, lambda tensors: [tensor * 1 for tensor in tensors])
-    takes: dict[str, Callable[[], None] | None] = {
-        "one": taker(recipe, ALONE, threads=1) if rank == 0 else None,
-        "one_two_threads": taker(recipe, ALONE, threads=2) if rank == 0 else None,
+    silent = axis._replace(psum=lambda tensors: [tensor * 1 for tensor in tensors])
+    takes: dict[str, Callable[[], object] | None] = {
+        "one": taker(recipe, ALONE, threads=1) if axis.rank == 0 else None,
+        "one_two_threads": taker(recipe, ALONE, threads=2) if axis.rank == 0 else None,
         "two": taker(recipe, axis, threads=1),
         "two_silent": taker(recipe, silent, threads=1),
     }
     counted, exchanges = count(recipe, axis.size)
     bare = torch.zeros(max(exchanges) // 4)
-    takes["exchange"] = lambda: distributed.all_reduce(bare)
+    takes["exchange"] = lambda: dist.all_reduce(bare)
     found: dict[str, list[float]] = {name: [] for name in takes}
     for number in range(rounds):
         for name, take in takes.items():
-            distributed.barrier()
+            dist.barrier()
             found[name].append(timed(take, seconds, together=name.startswith(("two", "ex"))))
             if number == 0:
                 found[name].clear()  # it compiled, or warmed up
@@ -115,7 +116,7 @@ def measure_steps(recipe: Recipe, rounds: int, seconds: float) -> dict[str, Any]
         "each": found,
         "bytes": counted,
         "exchanges": len(exchanges),
-        "precision": make_runtime(preferred=recipe.precision).precision,
+        "precision": make_runtime(device="cpu", preferred=recipe.precision).precision,
         "share": 1 - medians["two_silent"] / medians["two"],
         "speedup": medians["one"] / medians["two"] if "one" in medians else None,
     }
@@ -123,22 +124,25 @@ def measure_steps(recipe: Recipe, rounds: int, seconds: float) -> dict[str, Any]
 
 def taker(recipe: Recipe, axis: Axis, threads: int) -> Callable[[], None]:
     """A function that makes one compiled step, with this process's rows."""
-    rank = ranks.here().rank
     dataset = bench.made_up(4 * recipe.batch_size)
-    runtime = make_runtime(threads=threads, preferred=recipe.precision, processes=axis.size)
+    runtime = make_runtime(
+        device="cpu", threads=threads, preferred=recipe.precision, processes=axis.size
+    )
+    config = make_config(recipe, dataset, runtime=runtime, compile=True)
     with activate(runtime):
-        program = build(recipe, runtime, dataset, compiled=True, axis=axis)
-        state = [program.init()]
-        feed = running.shard(next(program.feeds_from(0)), rank, axis.size)
+        training = make_training(config, dataset, axis)
+        state = training.init()
+        inputs = step_transforms.shard(next(training.inputs(0)), axis.rank, axis.size)
 
     def take() -> None:
+        nonlocal state
         with activate(runtime):
-            state[0] = program.step_at(0)(state[0], feed)[0]
+            state, _ = training.step_at(0)(state, inputs)
 
     return take
 
 
-def timed(take: Callable[[], None] | None, seconds: float, *, together: bool) -> float:
+def timed(take: Callable[[], object] | None, seconds: float, *, together: bool) -> float:
     """Seconds of one call, over as many as fit; both processes make the same number."""
     if take is None:
         return 0.0
@@ -146,7 +150,7 @@ def timed(take: Callable[[], None] | None, seconds: float, *, together: bool) ->
     take()
     once = torch.tensor(time.perf_counter() - started, dtype=torch.float64)
     if together:
-        distributed.broadcast(once, 0)
+        dist.broadcast(once, 0)
     calls = max(1, int(seconds / max(float(once), 1e-6)))
     started = time.perf_counter()
     for _ in range(calls):
@@ -159,7 +163,7 @@ def exchange(numbers: int, calls: int = 30) -> float:
     vector, found = torch.zeros(numbers), []
     for _ in range(calls):
         started = time.perf_counter()
-        distributed.all_reduce(vector)
+        dist.all_reduce(vector)
         found.append(time.perf_counter() - started)
     return statistics.median(found)
 
@@ -183,12 +187,12 @@ def count(recipe: Recipe, size: int) -> tuple[int, list[int]]:
             return Counting.apply(gradients[0])
 
     axis = Axis(size, functools.partial(parallel.sum_flat, sum_vector=Counting.apply))
-    runtime = make_runtime(threads=1, precision="fp32", processes=size)
+    runtime = make_runtime(device="cpu", threads=1, precision="fp32", processes=size)
+    small, dataset = recipe.replace(batch_size=2 * size), bench.made_up(64)
     with activate(runtime):
-        small = recipe.replace(batch_size=2 * size)
-        program = build(small, runtime, bench.made_up(64), compiled=False, axis=axis)
-        feed = running.shard(next(program.feeds_from(0)), 0, size)
-        program.step_at(0)(program.init(), feed)
+        training = make_training(make_config(small, dataset, runtime=runtime), dataset, axis)
+        inputs = step_transforms.shard(next(training.inputs(0)), axis.rank, size)
+        training.step_at(0)(training.init(), inputs)
     return sum(found), found
 
 

@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import records
 from fcifar import random, recipes
 from fcifar.recipes import Recipe
-from fcifar.runs.runtime import activate, make_runtime
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
+from fcifar.train.runtime import activate, make_runtime
 
 IMAGES, TEST = 50_000, 10_000
 SIDE = 4096

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from benchmarks.drawing import Line, Panel, Row, plot, rows
 from benchmarks.parts import PLOTS, Part, Record, sources
 from benchmarks.tables import Step, by_device, steps
-from fcifar.runs.bench import YARDSTICK
+from fcifar.bench.bench import YARDSTICK
 
 NAMES = {
     "module": "PyTorch",

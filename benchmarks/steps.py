@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks import records
 from benchmarks.contenders import BATCHES, CONTENDERS, NETWORKS, why_not
 from fcifar import recipes
-from fcifar.runs import bench, timing
-from fcifar.runs.bench import Work
-from fcifar.runs.runtime import activate, make_runtime
+from fcifar.bench import bench, timing
+from fcifar.bench.bench import Work
+from fcifar.train.runtime import activate, make_runtime
 
 MISSING = "-"
 

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fcifar.runs.bench import YARDSTICK
-from fcifar.runs.timing import spread
+from fcifar.bench.bench import YARDSTICK
+from fcifar.bench.timing import spread
 
 STEP = re.compile(r"step (?P<network>\S+) batch (?P<batch>\d+) (?P<device>\S+)")
 ORDER = (

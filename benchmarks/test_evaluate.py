@@ -10,12 +10,14 @@ import torch
 
 from benchmarks import tutorial
 from benchmarks.contenders import DEVICES, NETWORKS
-from fcifar.compiling import compile_pure
+from fcifar.bench import bench, reference_models
+from fcifar.bench.bench import Work
 from fcifar.data import Dataset
-from fcifar.runs import bench, evaluate, yardsticks
-from fcifar.runs.bench import Work
-from fcifar.runs.program import build
-from fcifar.runs.runtime import Runtime
+from fcifar.step_transforms import compile_pure
+from fcifar.train import evaluate
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
+from fcifar.train.setup import make_training
 
 IMAGES = 1000
 
@@ -29,13 +31,13 @@ def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, network: str, n
     device = runtime.device.partition(":")[0]
     benchmark.group, benchmark.name = f"evaluate {network} {IMAGES} images {device}", name
     recipe = bench.recipe_for(Work(network, 4))
-    program = build(recipe, runtime, dataset, compiled=False)
-    step = compile_pure(program.eval_step) if name == "fcifar_compiled" else program.eval_step
-    variables = program.init().state.variables
-    net = yardsticks.make_module(recipe, variables.params).eval()
-    normalise = yardsticks.make_normalise(recipe, runtime.device)
-    data = program.test._replace(
-        images=program.test.images[:IMAGES], labels=program.test.labels[:IMAGES]
+    training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
+    step = compile_pure(training.eval_step) if name == "fcifar_compiled" else training.eval_step
+    variables = training.init().state.variables
+    net = reference_models.make_module(recipe, variables.params).eval()
+    normalise = reference_models.make_normalise(recipe, runtime.device)
+    data = training.test._replace(
+        images=training.test.images[:IMAGES], labels=training.test.labels[:IMAGES]
     )
 
     @torch.no_grad()

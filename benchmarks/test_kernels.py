@@ -15,7 +15,7 @@ from fcifar.kernels import wide_conv
 from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward
 from fcifar.kernels.max_pool import max_pool
 from fcifar.kernels.wide_conv import wide_conv_backward
-from fcifar.runs.runtime import activate, make_runtime
+from fcifar.train.runtime import activate, make_runtime
 
 LAYERS = {
     "lenet conv1": Shape(3, 6, 32, 32, 5, 5, 0),

@@ -10,20 +10,23 @@ import pytest
 from benchmarks import processes
 from benchmarks.contenders import NETWORKS
 from fcifar import data
-from fcifar.runs import bench
-from fcifar.runs.bench import Work
+from fcifar.bench import bench
+from fcifar.bench.bench import Work
 
 # What fcifar train does, without its pictures.
 _LOOP = """
 import sys
 from pathlib import Path
 from fcifar import data, recipes
-from fcifar.runs import loop
-from fcifar.runs.runtime import make_runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import make_runtime
 recipe, folder, out, compiled = sys.argv[1:]
 recipe = recipes.get(recipe).replace(epochs=1)
 dataset = data.load("tiny", Path(folder))
-loop.train(Path(out), recipe, make_runtime(device="cpu"), dataset, compiled=compiled == "compiled")
+runtime = make_runtime(device="cpu")
+config = make_config(recipe, dataset, runtime=runtime, compile=compiled == "compiled")
+loop.train(Path(out), config, dataset)
 """
 
 pytestmark = pytest.mark.skipif(

@@ -12,9 +12,9 @@ from torchvision import transforms
 from benchmarks import tutorial
 from benchmarks.contenders import DEVICES
 from fcifar import random, recipes
+from fcifar.bench.timing import wait_for
 from fcifar.data import Dataset
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.timing import wait_for
+from fcifar.train.runtime import Runtime
 
 AUGMENTS: dict[str, tuple[tuple[str, ...], tuple[Callable, ...]]] = {
     "nothing": ((), ()),

@@ -7,10 +7,10 @@ turns, which is what a claim rests on; here each has its time in one piece.
 import pytest
 
 from benchmarks.contenders import BATCHES, CONTENDERS, DEVICES, NETWORKS, why_not
+from fcifar.bench import bench, timing
+from fcifar.bench.bench import Work
 from fcifar.data import Dataset
-from fcifar.runs import bench, timing
-from fcifar.runs.bench import Work
-from fcifar.runs.runtime import Runtime
+from fcifar.train.runtime import Runtime
 
 
 @pytest.mark.parametrize("runtime", DEVICES, indirect=True)

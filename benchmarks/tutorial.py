@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, SubsetRandomSampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision import transforms
 
+from fcifar.bench.reference_models import MODULES, make_optimizer
 from fcifar.data import Dataset
 from fcifar.recipes import Recipe
-from fcifar.runs.yardsticks import MODULES, make_optimizer
 
 NORMALISED = (transforms.ToTensor(), transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
 TRANSFORMS: dict[str, Callable[[str], Callable[[Any], Any]]] = {

@@ -37,23 +37,20 @@ if TYPE_CHECKING:
         privacy,
         random,
         recipes,
-        replicas,
-        running,
         schedules,
         step,
+        step_transforms,
         transforms,
         tree,
         tta,
         variance,
     )
-    from fcifar.compiling import compile_step
     from fcifar.errors import UserError, WorldError
     from fcifar.examples import Scores, make_score_step
     from fcifar.metrics import Metrics
     from fcifar.models import Model, Variables
     from fcifar.optim import Optimizer, apply_updates
     from fcifar.precision import Policy
-    from fcifar.running import on_indices
     from fcifar.step import (
         Batch,
         Examples,
@@ -64,6 +61,7 @@ if TYPE_CHECKING:
         make_train_step,
         normalize,
     )
+    from fcifar.step_transforms import compile_step, on_indices
 
 __version__ = "0.1.0"
 
@@ -115,10 +113,9 @@ __all__ = [
     "privacy",
     "random",
     "recipes",
-    "replicas",
-    "running",
     "schedules",
     "step",
+    "step_transforms",
     "transforms",
     "tree",
     "tta",
@@ -142,8 +139,7 @@ _HOMES = {
         "make_train_step",
         "normalize",
     ),
-    "running": ("on_indices",),
-    "compiling": ("compile_step",),
+    "step_transforms": ("compile_step", "on_indices"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,13 +6,17 @@ would give the same order is a further question (Dietterich, "Approximate statis
 comparing supervised classification learning algorithms", Neural Computation 10, 1998).
 """
 
+import itertools
 import math
-from typing import NamedTuple
+import string
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+SIGNIFICANT = 0.05
 
 
 class PairedDifference(NamedTuple):
@@ -150,3 +154,33 @@ def _score(difference: float, only_first: int, only_second: int, count: int) -> 
     if variance <= 0:
         return math.copysign(math.inf, distance) if distance else 0.0
     return distance / math.sqrt(variance)
+
+
+def statement(first: str, second: str, difference: PairedDifference) -> str:
+    """What the p-value of a comparison allows to say, in words, at the 5 % level."""
+    if difference.p_value >= SIGNIFICANT:
+        return "no difference shown"
+    return f"{second if difference.difference > 0 else first} is better"
+
+
+def against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> dict[str, Any]:
+    """How network ``i`` differs from the first one, as values that JSON holds.
+
+    Args:
+        names: of the networks.
+        correct: bool [N] for each: whether it was right, on the same examples in the same order.
+        i: 1 or more.
+    """
+    difference = paired_difference(correct[0], correct[i])
+    return {
+        "first": names[0],
+        "second": names[i],
+        **difference._asdict(),
+        "statement": statement(names[0], names[i], difference),
+    }
+
+
+def letters() -> Iterator[str]:
+    """A to Z, then AA, AB and so on."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_uppercase, repeat=length))

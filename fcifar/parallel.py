@@ -29,6 +29,7 @@ class Axis(NamedTuple):
 
     size: int
     psum: Callable[[Sequence[Tensor]], list[Tensor]]  # sums over the ranks, the same bits on each
+    rank: int = 0  # which of them this is
 
 
 ALONE = Axis(1, list)
@@ -45,7 +46,7 @@ def across_ranks() -> Axis:
 
     size = distributed.get_world_size()
     psum = functools.partial(sum_flat, sum_vector=_AllReduce.apply)
-    return ALONE if size == 1 else Axis(size, psum)
+    return ALONE if size == 1 else Axis(size, psum, distributed.get_rank())
 
 
 def pmean(tensors: Sequence[Tensor], axis: Axis) -> list[Tensor]:

@@ -142,3 +142,28 @@ def digest(tree: Tree) -> str:
         sha.update(f"{name} {dtype} {list(leaf.shape)}\n".encode())
         sha.update(memoryview(_raw(leaf)))
     return sha.hexdigest()
+
+
+def differences(then: Tree, now: Tree) -> list[dict[str, Any]]:
+    """Each tensor that differs in a bit, in the order of the tree: by how much, and where."""
+    a, b = named_leaves(then), named_leaves(now)
+    return [
+        {"tensor": name, **_distance(a[name], b[name])}
+        for name in a
+        if leaf_bytes(a[name]) != leaf_bytes(b[name])
+    ]
+
+
+def _distance(then: Tensor, now: Tensor) -> dict[str, Any]:
+    gap = (then.cpu().double() - now.cpu().double()).abs()
+    gap = gap.nan_to_num(float("inf"))
+    return {
+        "largest_difference": gap.max().item(),
+        "elements_differing": int((gap != 0).sum()) or None,  # None: only in the sign of a zero
+        "elements": gap.numel(),
+    }
+
+
+def on_device(tree: Tree, device: str | torch.device) -> Tree:
+    """The tree with every leaf on ``device``."""
+    return map(lambda leaf: leaf.to(device), tree)

@@ -51,8 +51,10 @@ def cases() -> dict[str, Case]:
                 ["blitz", "--replicas", "3", "--valid-fraction", "0.25", *many]
             )
         found[f"sweep {method}"] = _of_group(
-            ["dropout-adam", "--no-compile", "--sweep", "lr=0.001,0.003", "--replicas", "2"]
-            + ["--replica-method", method, "--patience", "1", "--valid-fraction", "0.25"]
+            [
+                *("dropout-adam", "--no-compile", "--sweep", "lr=0.001,0.003", "--replicas", "2"),
+                *("--replica-method", method, "--patience", "1", "--valid-fraction", "0.25"),
+            ]
         )
     for how in ("--no-compile", "--compile"):
         found[f"two ranks {how}"] = _of_run(["blitz", how], ranks=2)

@@ -1,14 +1,21 @@
-"""The house: who may import whom, and what pure modules may not touch."""
+"""The house: who may import whom, what pure modules may not touch, and how deep a step lies."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import fx
 
 import fcifar
+from fcifar import cli, data, kernels
+from fcifar.data import Split, make_dataset
+from fcifar.models.lenet import _LeNet
 
 PACKAGE = Path(fcifar.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -27,15 +34,21 @@ LEVELS = [
         *("comparison", "privacy"),
     },
     {"kernels", "tta", "ensembles"},
-    {"step", "compiling"},
-    {"running", "replicas", "examples"},
+    {"step"},
+    {"step_transforms", "examples", "analysis"},
+    {"io"},
+    {"tensor_files"},
     {"data", "recipes"},
+    {"train"},
     {"runs"},
-    {"report", "interop"},
+    {"bench", "report", "interop"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-IMPURE = {"kernels", "data", "runs", "report", "interop", "cli"}
+IMPURE = {
+    *("kernels", "io", "tensor_files", "data", "train", "runs", "bench", "report", "interop"),
+    "cli",
+}
 WORLDLY = {"os", "pathlib", "time", "random", "typer", "rich", "subprocess", "socket", "tempfile"}
 GLOBAL_RNG = {
     *("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson"),
@@ -70,6 +83,12 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def parts_imported(tree: ast.AST) -> set[str]:
+    """The modules and folders of the package that are imported."""
+    names = [name.split(".") for name in imports(tree) if name.startswith("fcifar.")]
+    return {name[1] for name in names if name[1] in LEVEL}
+
+
 def parametrize(files: list[Path]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", files, ids=[str(f.relative_to(PACKAGE)) for f in files])
 
@@ -82,12 +101,35 @@ PURE = [f for f in HOUSED if part(f) not in IMPURE]
 def test_imports_go_one_way(path: Path) -> None:
     here = part(path)
     assert here in LEVEL, f"{here} has no place in the house yet: give it a level"
-    for name in imports(ast.parse(path.read_text())):
-        head, _, rest = name.partition(".")
-        there = rest.partition(".")[0]
-        if head != "fcifar" or there not in LEVEL:
-            continue
+    for there in parts_imported(ast.parse(path.read_text())):
         assert there == here or LEVEL[there] < LEVEL[here], f"{here} imports {there}"
+
+
+def test_files_are_written_knowing_nothing_of_what_is_in_them() -> None:
+    assert parts_imported(ast.parse((PACKAGE / "io.py").read_text())) == {"errors"}
+
+
+@parametrize(HOUSED)
+def test_kernels_are_known_to_the_compiler_alone(path: Path) -> None:
+    """And to those who say whether there are any; one function compiles, where it is called."""
+    tree = ast.parse(path.read_text())
+    name = path.relative_to(PACKAGE).as_posix()
+    if "kernels" not in parts_imported(tree) or part(path) == "kernels":
+        return
+    assert name in {"step_transforms.py", "train/environment.py", "cli/about.py"}
+    if name == "step_transforms.py":
+        functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+        importing = [f.name for f in functions if "kernels" in parts_imported(f)]
+        assert len(importing) == 1
+        others = [node for node in tree.body if node not in functions]
+        assert not any("kernels" in parts_imported(node) for node in others)
+
+
+@parametrize(PURE)
+def test_pure_modules_import_pure_ones(path: Path) -> None:
+    """But for the kernels, which the compiler is given."""
+    allowed = {"kernels"} if part(path) == "step_transforms" else set()
+    assert parts_imported(ast.parse(path.read_text())) & IMPURE <= allowed
 
 
 @parametrize(PURE)
@@ -137,3 +179,101 @@ def test_every_public_name_is_there_and_documented() -> None:
     assert set(fcifar.__all__) <= set(dir(fcifar))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = fcifar.nonsense  # type: ignore[attr-defined]
+
+
+# How deep a step lies ----------------------------------------------------------------------------
+
+MOST_FRAMES, MOST_FILES = 8, 6
+Frames = list[tuple[str, str]]  # file and function, the outermost first
+
+
+def of_package(path: str) -> str | None:
+    """A file by its path in the package; None for those of others."""
+    file = Path(path)
+    inside = file.is_relative_to(PACKAGE) and file.name != "__main__.py"
+    return file.relative_to(PACKAGE).as_posix() if inside else None
+
+
+def on_stack() -> Frames:
+    """The frames of the package that are being carried out."""
+    frame = sys._getframe(1)
+    found: Frames = []
+    while frame is not None:
+        if file := of_package(frame.f_code.co_filename):
+            found.append((file, frame.f_code.co_name))
+        frame = frame.f_back
+    return found[::-1]
+
+
+def in_trace(text: str) -> Frames:
+    """The frames of the package in a stack trace of a graph's node."""
+    found = re.findall(r'File "(.+)", line \d+, in (\S+)', text)
+    return [(file, name) for path, name in found if (file := of_package(path))]
+
+
+def assert_shallow(frames: Frames) -> None:
+    shown = "\n".join(f"{file}: {name}" for file, name in frames)
+    assert len(frames) <= MOST_FRAMES, shown
+    assert len({file for file, _ in frames}) <= MOST_FILES, shown
+
+
+@pytest.fixture
+def train_three_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_batch):
+    """``fcifar train blitz`` on 12 images, with more words."""
+    splits = Split(*make_batch(12, seed=1)), Split(*make_batch(5, seed=2))
+    data.save(make_dataset("tiny", *splits, tuple("abcdefghij"), "tests"), tmp_path / "data")
+    monkeypatch.setattr("fcifar.report.run.draw", lambda run, data: None)  # it takes seconds
+    words = ["--dataset", "tiny", "--data-dir", tmp_path / "data", "--out", tmp_path / "run"]
+    words += ["--epochs", 1, "--batch-size", 4, "--threads", 1, "--device", "cpu", "--quiet"]
+
+    def train(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["fcifar", "train", "blitz", *map(str, words), *more])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert not exit_.value.code
+
+    return train
+
+
+def test_few_functions_are_between_the_command_and_the_network(
+    train_three_steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacks: list[Frames] = []
+    forward = _LeNet.forward
+
+    def spy(self, x, key=None):
+        stacks.append(on_stack())
+        return forward(self, x, key)
+
+    monkeypatch.setattr(_LeNet, "forward", spy)
+    train_three_steps("--no-compile")
+    of_steps = [stack for stack in stacks if ("step_transforms.py", "loop_step") in stack]
+    assert len(of_steps) == 3
+    for stack in of_steps:
+        assert stack[0][0].startswith("cli/")
+        assert_shallow(stack)
+
+
+def test_few_functions_are_between_the_command_and_a_compiled_network(
+    train_three_steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that call the compiled step, and those in it."""
+    stacks: list[Frames] = []
+
+    def spy(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        (forward,) = {
+            node.stack_trace
+            for node in graph.graph.nodes
+            if node.target is torch.conv2d and "self.conv1(" in node.stack_trace
+        }
+        inside = in_trace(forward)
+        assert inside[-1] == ("models/lenet.py", "forward")
+        stacks.append(on_stack() + inside[:-1])
+        return graph  # is carried out as it is
+
+    monkeypatch.setattr(kernels, "backend", spy)
+    train_three_steps("--compile")
+    (stack,) = stacks  # all three batches are of one size
+    assert stack[0][0].startswith("cli/")
+    assert any(name.startswith("loop_step") for _, name in stack)
+    assert_shallow(stack)

@@ -1,6 +1,6 @@
 """The benchmarks: fair yardsticks, records, what moved between two of them, and their page.
 
-Nothing here is timed. The yardsticks of the package have their tests in runs/test_bench.py.
+Nothing here is timed. The reference models of the package have their tests in runs/test_bench.py.
 """
 
 import functools
@@ -27,10 +27,10 @@ from benchmarks import (
 )
 from benchmarks.contenders import CONTENDERS, DEVICES, NETWORKS, why_not
 from fcifar import data, models, recipes
+from fcifar.bench import bench, reference_models
+from fcifar.bench.bench import Work
 from fcifar.recipes.tutorials import TUTORIALS
-from fcifar.runs import bench, yardsticks
-from fcifar.runs.bench import Work
-from fcifar.runs.runtime import Runtime
+from fcifar.train.runtime import Runtime
 
 ENVIRONMENT = {
     "cpu": "a processor",
@@ -45,7 +45,7 @@ ENVIRONMENT = {
 
 def test_every_tutorials_network_has_its_yardsticks() -> None:
     networks = {recipe.model for recipe in TUTORIALS}
-    assert networks == set(NETWORKS) == set(yardsticks.MODULES) <= set(models.MODELS)
+    assert networks == set(NETWORKS) == set(reference_models.MODULES) <= set(models.MODELS)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -83,7 +83,7 @@ def test_the_tutorials_pictures_are_the_data_sets() -> None:
     data = bench.made_up(5)
     pictures = tutorial.PictureDataset(data.train_images, data.train_labels)
     recipe = bench.recipe_for(Work("lenet", 1))
-    expected = yardsticks.make_normalise(recipe, "cpu")(data.train_images)
+    expected = reference_models.make_normalise(recipe, "cpu")(data.train_images)
     assert torch.equal(torch.stack([image for image, _ in pictures]), expected)
     assert [label for _, label in pictures] == data.train_labels.tolist()
 
@@ -96,7 +96,7 @@ def test_the_tutorials_loop_trains_every_tutorial(name: str, monkeypatch) -> Non
     )
     recipe, data = recipes.get(name).replace(batch_size=4), bench.made_up(20)
     assert tutorial.train(recipe, data, epochs=1) > 0
-    net = yardsticks.MODULES[recipe.model](**recipe.model_options)
+    net = reference_models.MODULES[recipe.model](**recipe.model_options)
     assert 0 <= tutorial.accuracy(net, data.test_images, data.test_labels) <= 1
 
 

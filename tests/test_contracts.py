@@ -13,13 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcifar import losses, metrics, models, optim, privacy, random, recipes, tree
-from fcifar.compiling import compile_step
+from fcifar import losses, metrics, models, optim, privacy, random, recipes, tensor_files, tree
 from fcifar.models import Variables
 from fcifar.precision import BF16, FP64
-from fcifar.running import accumulate, on_indices, start_running
-from fcifar.runs import checkpoint
-from fcifar.runs.evaluate import evaluate, padded_rows
 from fcifar.step import (
     Batch,
     TrainState,
@@ -29,6 +25,8 @@ from fcifar.step import (
     make_train_step,
     normalize,
 )
+from fcifar.step_transforms import accumulate, compile_step, init_loop_state, on_indices
+from fcifar.train.evaluate import evaluate, padded_rows
 from tests.small import compiled_models, make_model, make_recipe
 
 
@@ -173,8 +171,8 @@ def test_total_state(case: Case, make_batch, tmp_path) -> None:
     step = case.make_step()
     whole, _ = run(step, case.make_state(), batches)
     half, _ = run(step, case.make_state(), batches[:3])
-    checkpoint.save(tmp_path / "half.safetensors", half, {})
-    loaded, _ = checkpoint.load(tmp_path / "half.safetensors", like=case.make_state(seed=1))
+    tensor_files.save(tmp_path / "half.safetensors", half, {})
+    loaded, _ = tensor_files.load(tmp_path / "half.safetensors", like=case.make_state(seed=1))
     assert tree.equal(loaded, half)
     resumed, _ = run(step, loaded, batches[3:])
     assert tree.equal(resumed, whole)
@@ -278,7 +276,7 @@ def test_compiled_it_is_as_pure_and_donation_changes_no_bit(name: str, make_batc
     optimizer = optim.sgd(0.01, momentum=0.9)
     data = make_batch(16)
     step = accumulate(on_indices(make_train_step(model, optimizer), data))
-    start = start_running(init_train_state(model, optimizer, key=random.key(0)))
+    start = init_loop_state(init_train_state(model, optimizer, key=random.key(0)))
     pure, donating = compile_step(step, donate=False), compile_step(step)
 
     kept, rows = clone(start), torch.arange(8)
@@ -483,7 +481,7 @@ def test_losses_take_examples_and_batches() -> None:
 @pytest.mark.cuda
 def test_the_same_start_and_nearly_the_same_step_on_cuda(case: Case, make_batch) -> None:
     state, batch, step = case.make_state(), make_batch(), case.make_step()
-    on_gpu = checkpoint.on_device((state, batch), "cuda")
+    on_gpu = tree.on_device((state, batch), "cuda")
     (after, m), (after_gpu, m_gpu) = step(state, batch), step(*on_gpu)
     assert all(x.is_cuda for x in tree.leaves(after_gpu))
-    is_close(checkpoint.on_device((after_gpu, m_gpu), "cpu"), (after, m), rtol=2e-2, atol=2e-3)
+    is_close(tree.on_device((after_gpu, m_gpu), "cpu"), (after, m), rtol=2e-2, atol=2e-3)

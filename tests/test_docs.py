@@ -14,7 +14,7 @@ import typer
 
 from fcifar import cli
 from fcifar.errors import UserError
-from fcifar.runs import per_example
+from fcifar.runs import score_tables
 from tests.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
 
 # Options that act as soon as they are parsed.
@@ -119,7 +119,7 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
 
 def test_every_column_of_a_table_is_explained() -> None:
     page = (ROOT / "docs/files.md").read_text()
-    for column in (*per_example.OF_ONE, *per_example.OF_SEVERAL):
+    for column in (*score_tables.OF_ONE, *score_tables.OF_SEVERAL):
         assert f"`{column}`" in page, column
 
 

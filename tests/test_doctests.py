@@ -13,8 +13,8 @@ import fcifar
 from tests.test_architecture import IMPURE
 
 CORE = {
-    *("augment", "averaging", "compiling", "ensembles", "examples", "grads", "losses", "metrics"),
-    *("models", "optim", "parallel", "privacy", "random", "recipes", "replicas", "running"),
+    *("augment", "averaging", "ensembles", "examples", "grads", "losses", "metrics"),
+    *("models", "optim", "parallel", "privacy", "random", "recipes", "step_transforms"),
     *("schedules", "step", "tree", "tta"),
 }
 

@@ -11,8 +11,8 @@ from fcifar import models, random, tree
 from fcifar.examples import Scores, make_score_step
 from fcifar.models import Model, Variables
 from fcifar.precision import BF16, FP64
-from fcifar.runs.evaluate import evaluate
 from fcifar.step import Batch, make_eval_step, normalize
+from fcifar.train.evaluate import evaluate
 from tests.small import make_model
 
 IDENTITY = normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

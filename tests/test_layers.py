@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fcifar import layers, models, random, tree
-from fcifar.compiling import compile_pure
 from fcifar.models import MODELS, Variables
 from fcifar.parallel import ALONE, Axis
+from fcifar.step_transforms import compile_pure
 from tests.small import make_model
 
 

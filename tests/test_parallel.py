@@ -15,8 +15,8 @@ from fcifar.layers import BatchNorm
 from fcifar.models import Model
 from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
-from fcifar.running import Feed, shard
 from fcifar.step import Batch, Shard, TrainState, init_train_state, make_train_step
+from fcifar.step_transforms import StepInput, shard
 
 FLOAT64 = Policy(torch.float64, torch.float64, torch.float64)
 NORMED = ("speednet", "resnet18")
@@ -109,11 +109,11 @@ def test_large_counts_are_exact() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_shards_are_equal_parts_in_order(size: int) -> None:
     rows = torch.arange(12)
-    feed = Feed(rows, rows > 5)
-    parts = [shard(feed, rank, size) for rank in range(size)]
-    assert torch.equal(torch.cat([part.rows for part in parts]), rows)
-    assert torch.equal(torch.cat([part.mirrored for part in parts]), rows > 5)
-    assert [int(part.first) for part in parts if size > 1] == [
+    inputs = StepInput(rows, rows > 5)
+    parts = [shard(inputs, rank, size) for rank in range(size)]
+    assert torch.equal(torch.cat([part.indices for part in parts]), rows)
+    assert torch.equal(torch.cat([part.flip for part in parts]), rows > 5)
+    assert [int(part.first_row) for part in parts if size > 1] == [
         rank * 12 // size for rank in range(size) if size > 1
     ]
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcifar import layers, models, optim, precision, random, tree
-from fcifar.compiling import compile_pure
 from fcifar.models import Model, Params, Variables
 from fcifar.models.speednet import EPSILON, whitening, with_identity
 from fcifar.precision import BF16, FP32, FP64
 from fcifar.step import init_train_state, make_train_step, normalize
+from fcifar.step_transforms import compile_pure
 
 SMALL: dict[str, Any] = {"widths": (8, 12, 16)}
 FORMS: dict[str, dict[str, Any]] = {

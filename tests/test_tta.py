@@ -8,8 +8,8 @@ from torch import Tensor
 from fcifar import losses, random, tree, tta
 from fcifar.models import Model, Variables
 from fcifar.precision import FP64
-from fcifar.runs.evaluate import evaluate
 from fcifar.step import Batch, make_eval_step, normalize
+from fcifar.train.evaluate import evaluate
 from fcifar.tta import Views
 from tests.small import make_model
 

@@ -6,9 +6,9 @@ is quick.
 
 import logging
 import os
+import signal
 import sys
 import traceback
-from typing import Any
 
 import typer
 
@@ -22,7 +22,6 @@ from fcifar.cli import (
     extensions,
     output,
     predict,
-    processes,
     report,
     reproduce,
     runs,
@@ -64,11 +63,16 @@ def main() -> None:
     """Run the command line and exit: 0 done, 1 the world failed, 2 the user erred."""
     _let_threads_sleep()
     output.escape_unencodable()
+    if _is_other_rank():
+        output.silence()
+        if _command_name() not in ("train", "reproduce"):  # which every rank carries out
+            sys.exit(0)
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         with extensions.importable():
-            status = processes.play_part(_command) if processes.several() else _command()
+            words = list(map(_at_home, sys.argv[1:]))
+            status = app(words, standalone_mode=False)
     except UserError as error:
         status = _fail(error, 2)
     except (WorldError, OSError) as error:
@@ -97,8 +101,13 @@ def _let_threads_sleep() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
-def _command() -> Any:
-    return app(list(map(_at_home, sys.argv[1:])), standalone_mode=False)
+def _is_other_rank() -> bool:
+    """Whether this is one of several processes, and not rank 0."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
+
+
+def _command_name() -> str:
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "")
 
 
 def _at_home(word: str) -> str:
@@ -125,6 +134,27 @@ def _message(error: BaseException) -> str:
 
 
 def _fail(error: BaseException, status: int, message: str | None = None) -> int:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return _fail_on_one_rank(error, status, message)
+    return _say(error, status, message)
+
+
+def _fail_on_one_rank(error: BaseException, status: int, message: str | None) -> int:
+    """Let one of several ranks say what went wrong, and end at once."""
+    from fcifar.train import distributed
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as one rank failed
+    if distributed.should_print(error):
+        output.speak()
+        _say(error, status, message)
+    if isinstance(error, distributed.LostError):
+        # A thread of torch's that waits for the lost rank can keep Python from ending.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _say(error: BaseException, status: int, message: str | None) -> int:
     if "--debug" in sys.argv:
         traceback.print_exception(error)
     for note in getattr(error, "__notes__", ()):  # such as a list of files

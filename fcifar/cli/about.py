@@ -116,7 +116,7 @@ def parts(json: options.Json = False, debug: options.Debug = False) -> None:
 
 def env(json: options.Json = False, debug: options.Debug = False) -> None:
     """Show what a result depends on besides the recipe: versions, machine, compilers."""
-    from fcifar.runs import environment
+    from fcifar.train import environment
 
     values = environment.describe()
     if json:

@@ -35,11 +35,11 @@ def bench(
     """
     import logging
 
+    from fcifar.bench import bench as measuring
     from fcifar.cli import progress
     from fcifar.errors import UserError
-    from fcifar.runs import bench as measuring
-    from fcifar.runs import environment
-    from fcifar.runs.runtime import make_runtime
+    from fcifar.train import environment
+    from fcifar.train.runtime import make_runtime
 
     measuring.check_seconds(seconds)
     runtime = make_runtime(device=device or "auto", threads=threads, deterministic=deterministic)

@@ -56,12 +56,13 @@ def compare(
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.runs import compare as comparing
-    from fcifar.runs import group
-    from fcifar.runs.runtime import make_runtime
+    from fcifar.runs import inference
+    from fcifar.train import sweep
+    from fcifar.train.runtime import make_runtime
 
-    runs = group.expand(runs)
+    runs = sweep.expand(runs)
     found = opening.load_all(runs, opening.asked_recipe(model, recipe, changes))
-    comparing.check_number(runs)
+    comparing.check(runs, [])
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
@@ -71,7 +72,7 @@ def compare(
     data = open_dataset(dataset or opening.dataset_of(found), data_dir, quiet=quiet)
     networks = opening.with_classes(found, data.classes)
     comparing.check(runs, networks)
-    comparing.check_images(networks, data, split)
+    inference.check_images(networks, data, split)
     with progress.doing("evaluating", quiet=quiet):
         result = comparing.compare(runs, networks, runtime, data, split)
     if json:

@@ -41,7 +41,7 @@ def datasets(context: typer.Context, incomplete: str) -> list[str]:
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
     """Names of what is in the folder of runs; where none fits, a shell completes paths."""
-    from fcifar.runs.places import runs_root
+    from fcifar.train.run_dir import runs_root
 
     try:
         paths = sorted(runs_root(context.params.get("runs_dir")).iterdir())

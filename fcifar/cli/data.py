@@ -167,9 +167,9 @@ def preview(
     """
     from fcifar import data, random
     from fcifar.report import pictures
-    from fcifar.runs.runtime import Runtime
+    from fcifar.train.config import check_seed
 
-    key = random.key(Runtime(seed=seed).seed)  # which says in which range a seed must lie
+    key = random.key(check_seed(seed))
     dataset = data.load(name, data.data_root(data_dir))
     path = pictures.preview(dataset, out or Path(f"{name}.png"), key=key)
     if json:

@@ -78,17 +78,19 @@ def evaluate(
     """
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
+    from fcifar.interop import tables
+    from fcifar.io import write_json
     from fcifar.report import evaluation
     from fcifar.report import examples as drawing
-    from fcifar.runs import group, tables, trained
-    from fcifar.runs import per_example as scoring
-    from fcifar.runs.jsonfiles import write as write_json
-    from fcifar.runs.runtime import make_runtime
+    from fcifar.runs import inference
+    from fcifar.runs import score_tables as scoring
+    from fcifar.train import sweep
+    from fcifar.train.runtime import make_runtime
 
-    trained.find_views(tta)
+    inference.find_views(tta)
     if per_example is not None:
         tables.check(per_example)
-    runs = group.expand(runs)
+    runs = sweep.expand(runs)
     found = opening.load_all(runs, opening.asked_recipe(model, recipe, changes))
     runtime = make_runtime(
         device=device or "auto",
@@ -100,11 +102,11 @@ def evaluate(
     data = open_dataset(dataset or opening.dataset_of(found), data_dir, quiet=quiet)
     networks = opening.with_classes(found, data.classes)
     network = networks[0]
-    scoring.check_networks(networks, data, split)
-    pictured = trained.images_of(network, data, split)
+    inference.check_images(networks, data, split)
+    pictured = inference.images_of(network, data, split)
     with progress.doing("evaluating", quiet=quiet):
-        figures, examples = trained.evaluate(network, runtime, data, split)
-        views = trained.evaluate_views(network, runtime, data, split, tta)
+        figures, examples = inference.evaluate(network, runtime, data, split)
+        views = inference.evaluate_views(network, runtime, data, split, tta)
         logits = scoring.stack_logits(examples, networks[1:], runtime, pictured)
     result: dict[str, Any] = {
         "run": str(runs[0]),
@@ -119,7 +121,10 @@ def evaluate(
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
             examined = scoring.examine(network, runtime, data, split, logits)
-            result["per_example"] = scoring.write(per_example, examined, data.classes)
+            table = scoring.tabulate(examined, data.classes)
+            tables.write(per_example, table)
+            summary = scoring.summarize(examined, table)
+            result["per_example"] = {"file": str(per_example), **summary}
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"

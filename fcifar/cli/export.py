@@ -12,7 +12,7 @@ from fcifar.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fcifar.runs.trained import Trained
+    from fcifar.runs.inference import Trained
 
 
 def export(
@@ -85,8 +85,8 @@ def _export_network(
 ) -> int:
     from fcifar.cli import progress
     from fcifar.interop import exporting
-    from fcifar.runs import group
-    from fcifar.runs.runtime import make_runtime
+    from fcifar.train import run_dir, sweep
+    from fcifar.train.runtime import make_runtime
 
     if to.suffix.lower() not in exporting.FORMATS:
         raise UserError(
@@ -95,8 +95,8 @@ def _export_network(
         )
     exporting.check(to, force=force)
     threads = make_runtime(device="cpu", threads=threads).threads
-    if group.is_group(run):
-        first = group.finished(run)[0]
+    if run_dir.is_group(run):
+        first = sweep.finished(run)[0]
         raise UserError(f"{run} is a group of runs; export one of them, such as {first}")
     network = opening.load_one(run, asked, dataset, data_dir)
     images, source = _images(network, dataset, data_dir)

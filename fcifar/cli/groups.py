@@ -1,6 +1,5 @@
 """Training a group from the command line, and what a person sees of it."""
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,46 +12,30 @@ from fcifar.errors import UserError, shown
 if TYPE_CHECKING:
     from fcifar.data import Dataset
     from fcifar.recipes import Recipe
-    from fcifar.runs.group import Group
-    from fcifar.runs.runtime import Runtime
-    from fcifar.runs.safeguards import Safeguards
+    from fcifar.train.config import RunConfig
+    from fcifar.train.sweep import Sweep
 
 _ROWS = 40  # of a table of runs; the summary has all
 _ALIASES = {"lr": "learning_rate"}
 _SHORT = {name: alias for alias, name in _ALIASES.items()}
 
 
-def plan(
-    recipe: "Recipe",
-    runtime: "Runtime",
-    data: "Dataset",
-    *,
-    compiled: bool,
-    safeguards: "Safeguards",
-    replicas: int | None,
-    sweep: Sequence[str],
-    method: str,
-) -> "Group":
-    """What ``--replicas``, ``--sweep`` and ``--replica-method`` ask for. Raises a UserError."""
-    from fcifar.runs import group
+def plan(config: "RunConfig", *, replicas: int | None, grid: Sequence[str], method: str) -> "Sweep":
+    """The sweep of ``--replicas``, ``--sweep`` and ``--replica-method``. Raises a UserError."""
+    from fcifar.train import sweep
 
-    if replicas is not None and not 1 <= replicas <= group.LARGEST_GROUP:
+    if replicas is not None and not 1 <= replicas <= sweep.LARGEST:
         raise UserError(
-            f"--replicas is {replicas}; it must be a whole number from 1 to {group.LARGEST_GROUP:,}"
+            f"--replicas is {replicas}; it must be a whole number from 1 to {sweep.LARGEST:,}"
         )
-    seeds = range(runtime.seed, runtime.seed + (replicas or 1))
-    dataclasses.replace(runtime, seed=seeds[-1])  # is it a seed?
-    axes = dict(_axis(recipe, text) for text in sweep)
-    if len(axes) < len(sweep):
+    seeds = range(config.seed, config.seed + (replicas or 1))
+    axes = dict(_axis(config.recipe, text) for text in grid)
+    if len(axes) < len(grid):
         raise UserError("--sweep names the same value twice; give all of its values at once")
-    return group.Group(
-        members=group.plan(recipe, axes, seeds),
-        method=group.choose_method(method, recipe, runtime.device),
-        runtime=runtime,
-        compiled=compiled,
-        dataset_name=data.name,
-        dataset_digest=data.digest,
-        safeguards=safeguards,
+    return sweep.Sweep(
+        trials=sweep.plan(config.recipe, axes, seeds),
+        method=sweep.choose_method(method, config.recipe, config.runtime.device),
+        config=config,
     )
 
 
@@ -93,7 +76,7 @@ def _plain(text: str) -> Any:
 
 def train(
     path: Path,
-    asked: "Group",
+    asked: "Sweep",
     data: "Dataset",
     *,
     resume: bool,
@@ -101,24 +84,26 @@ def train(
     quiet: bool,
     tensorboard: bool = False,
 ) -> int:
-    """Train a group, draw its pictures, and print its summary."""
+    """Train a sweep, draw its figures, and print its summary."""
     from fcifar.cli import progress
     from fcifar.report import groups as drawing
-    from fcifar.runs import group, loop, many
-    from fcifar.runs.interrupt import catching_signals
+    from fcifar.train import distributed, loop, run_dir, sweep
+    from fcifar.train.signals import catching_signals
 
-    events = path if tensorboard else None
+    events = path if tensorboard and distributed.is_main() else None
     with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
-        result = many.train(path, asked, data, resume=resume, observe=observe, stop=stop)
+        result = sweep.train(path, asked, data, resume=resume, observe=observe, stop=stop)
     if isinstance(result, loop.Interrupted):
         output.note(
             f"stopped after step {result.step:,} of a run; go on with: fcifar train --resume {path}"
-            if group.is_group(path)
+            if run_dir.is_group(path)
             else "stopped before the first run"
         )
         if json:
             output.document({"run_dir": str(path), "interrupted": True, "steps": result.step})
-        return 128 + result.signum
+        return 128 + (result.signum or 0)
+    if not distributed.is_main():
+        return 0
     with progress.doing("drawing the pictures", quiet=quiet):
         drawing.draw(path)
     if json:
@@ -131,17 +116,19 @@ def train(
 def reproduce(path: Path, data: "Dataset", *, out: Path | None, json: bool, quiet: bool) -> int:
     """Train a group again, and say which of its runs are the same. Exit 0: all; 1: not."""
     from fcifar.cli import progress
-    from fcifar.runs import group_checks, loop
-    from fcifar.runs.interrupt import catching_signals
-    from fcifar.runs.reproduce import describe_difference
+    from fcifar.runs.reproduce import describe_difference, group_mismatches, reproduce_group
+    from fcifar.train import loop
+    from fcifar.train.signals import catching_signals
 
-    doubts = group_checks.doubts(path)
+    mismatches = group_mismatches(path)
     if not quiet:
-        why = f"cannot be expected: {'; '.join(doubts)}" if doubts else "can be expected"
+        why = f"cannot be expected: {'; '.join(mismatches)}" if mismatches else "can be expected"
         output.note(f"reproducing {path}; identity {why}")
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:
-        result = group_checks.reproduce(path, data, out=out, observe=observe, stop=stop)
+        result = reproduce_group(path, data, out=out, observe=observe, stop=stop)
     if isinstance(result, loop.Interrupted):
+        if result.signum is None:  # on ranks other than 0, which compares
+            return 0
         output.note("stopped before the end of the comparison")
         return 128 + result.signum
     if json:

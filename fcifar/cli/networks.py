@@ -13,7 +13,7 @@ from fcifar.errors import UserError, shown
 if TYPE_CHECKING:
     from fcifar.interop.networks import Saved
     from fcifar.recipes import Recipe
-    from fcifar.runs.trained import Trained
+    from fcifar.runs.inference import Trained
 
 _SAVED = "A state_dict from elsewhere (.pth, .pt, .safetensors)"
 DEFAULT = "cifar10"  # the data set of a network that does not say what it was trained on
@@ -116,7 +116,7 @@ def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | S
 
 def dataset_of(found: "Sequence[Trained | Saved]") -> str:
     """The data set that the first network which says so was trained on."""
-    from fcifar.runs.trained import Trained
+    from fcifar.runs.inference import Trained
 
     known = (network.dataset for network in found if isinstance(network, Trained))
     return next(filter(None, known), DEFAULT)
@@ -146,7 +146,7 @@ def load_one(
     Raises:
         UserError: as ``load_all``; or the network has names already, or there is no such data set.
     """
-    from fcifar.runs.trained import Trained
+    from fcifar.runs.inference import Trained
 
     (found,) = load_all([path], asked)
     if isinstance(found, Trained):

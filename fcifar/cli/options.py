@@ -25,7 +25,7 @@ def in_utf8(path: Path | None) -> Path | None:
 def where_run_is(path: Path | None) -> Path | None:
     """A run by its name in the folder of runs as a path; a path as it is."""
     from fcifar.runs.listing import named
-    from fcifar.runs.places import runs_root
+    from fcifar.train.run_dir import runs_root
 
     if path is None or path.exists():
         return path

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -27,6 +28,17 @@ def escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def silence() -> None:
+    """Print nothing, as on ranks other than 0."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    stdout.quiet = stderr.quiet = True
+
+
+def speak() -> None:
+    """Print to stderr again."""
+    stderr.quiet = False
 
 
 def error(message: str) -> None:

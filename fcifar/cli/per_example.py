@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fcifar.cli import output
 
 if TYPE_CHECKING:
-    from fcifar.runs.per_example import Examined
+    from fcifar.runs.score_tables import Examined
 
 HARDEST = 5
 
@@ -44,12 +44,12 @@ def _spread(figures: dict[str, Any]) -> str:
 
 def hardest(examined: "Examined", classes: Sequence[str], written: dict[str, Any]) -> None:
     """Print where the scores are, and the hardest examples."""
-    from fcifar.runs import per_example
+    from fcifar.runs import score_tables
 
     together = examined.together
     answers = examined.scores if together is None else together
     losses = examined.scores.loss if together is None else together.mean_loss
-    rows = per_example.hardest(examined)[:HARDEST].tolist()
+    rows = score_tables.hardest(examined)[:HARDEST].tolist()
     output.stdout.print()
     output.table(
         ("hardest", "class", "predicted", "loss", *(() if together is None else ("wrong",))),

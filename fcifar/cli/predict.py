@@ -14,7 +14,7 @@ from fcifar.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fcifar.runs.predict import Guess
+    from fcifar.analysis.predictions import Guess
 
 GRID_LIMIT = 400  # pictures; the sheet is then 2000 by 16000 pixels
 RANKS = ("first", "second", "third", "fourth", "fifth")
@@ -67,10 +67,11 @@ def predict(
     """
     import torch
 
+    from fcifar.analysis.predictions import best_guesses
     from fcifar.cli.progress import counting
     from fcifar.data import pictures
-    from fcifar.runs import predict as prediction
-    from fcifar.runs.runtime import make_runtime
+    from fcifar.runs import inference as prediction
+    from fcifar.train.runtime import make_runtime
 
     asked = opening.asked_recipe(model, recipe, changes)
     network = opening.load_one(run, asked, dataset)
@@ -98,7 +99,7 @@ def predict(
             output.note(f"  {words}")
     pixels, paths = torch.stack(rows), [path for path in paths if path not in failures]
     logits = prediction.predict(network, runtime, pixels)
-    guesses = prediction.best_guesses(logits, network.classes, len(RANKS))
+    guesses = best_guesses(logits, network.classes, len(RANKS))
     if grid is not None:
         _draw(pixels, guesses, grid)
     if json:

@@ -185,7 +185,7 @@ def import_(
     """
     from fcifar import data
     from fcifar.cli.progress import counting
-    from fcifar.runs.runtime import Runtime
+    from fcifar.train.config import check_seed
 
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UserError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")
@@ -195,7 +195,7 @@ def import_(
         resize=resize,
         labels=labels,
         test_fraction=test_fraction or 0.0,
-        seed=Runtime(seed=seed or 0).seed,  # which says in which range a seed must lie
+        seed=check_seed(seed or 0),
         corruption=corruption,
         severity=severity,
         skip_unreadable=skip_unreadable,

@@ -18,7 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from fcifar.cli import output
-from fcifar.runs.events import Advanced, Event, Logged, Noted, Preparing
+from fcifar.train.events import Advanced, Event, Logged, Noted, Preparing
 
 
 @contextlib.contextmanager
@@ -92,7 +92,7 @@ def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[E
             yield both
 
 
-_SPLITS = {None: "training", "valid": "validation", "test": "test"}
+_SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
 def _running(event: Advanced) -> dict[str, Any]:
@@ -134,5 +134,5 @@ def _bar(fields: ProgressColumn, *, quiet: bool) -> Progress:
 
 
 def _split(record: dict[str, Any]) -> str:
-    split = record.get("split")
+    split = record["split"]
     return _SPLITS.get(split) or str(split)

@@ -40,7 +40,7 @@ def report(
     """
     from fcifar import data
     from fcifar.cli import progress
-    from fcifar.data.files import write_text
+    from fcifar.io import write_text
     from fcifar.report import page
 
     if html is not None:
@@ -76,15 +76,16 @@ def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.report import groups, run
-    from fcifar.runs import group, manifest
+    from fcifar.train import run_dir, sweep
+    from fcifar.train.config import check_same_data, read_config
 
     for path in runs:
-        if group.is_group(path):
+        if run_dir.is_group(path):
             groups.draw(path)
-        for each in group.expand([path]):
-            settings = manifest.read_settings(each)
-            data = open_dataset(settings.dataset_name, data_dir, quiet=quiet)
-            manifest.check_same_data(each, settings, data)
+        for each in sweep.expand([path]):
+            config = read_config(each)
+            data = open_dataset(config.dataset, data_dir, quiet=quiet)
+            check_same_data(each, config, data)
             with progress.doing(f"drawing the pictures of {each}", quiet=quiet):
                 run.draw(each, data)
 
@@ -93,12 +94,14 @@ def _show(path: Path, *, json: bool) -> int:
     """Print what training printed at its end."""
     from fcifar.cli import groups, trained
     from fcifar.report.page import gathering
-    from fcifar.runs import group
+    from fcifar.train import run_dir, sweep
 
-    is_group = group.is_group(path)
+    is_group = run_dir.is_group(path)
     if is_group:
-        group.finished(path)
-    values = group.read_summary(path) if is_group else gathering.read_runs([path])[0].report
+        sweep.finished(path)
+        values = run_dir.read_report(path, run_dir.SUMMARY)
+    else:
+        values = gathering.read_runs([path])[0].report
     if json:
         output.document(values)
     else:

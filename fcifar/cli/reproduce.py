@@ -58,23 +58,24 @@ def reproduce(
 
     from fcifar.cli import groups, progress
     from fcifar.cli.data import open_dataset
-    from fcifar.runs import directory, group, reproduce
-    from fcifar.runs.interrupt import catching_signals
+    from fcifar.runs import reproduce
+    from fcifar.train import distributed, run_dir, sweep
+    from fcifar.train.signals import catching_signals
 
-    if out is not None:
-        directory.check_free(out)
+    if out is not None and distributed.is_main():
+        run_dir.check_free(out)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    if group.is_group(run):
+    if run_dir.is_group(run):
         if until is not None or device is not None:
             raise UserError(
                 "--until and --device are of a single run; leave them out, or reproduce "
-                f"{group.finished(run)[0]} with them"
+                f"{sweep.finished(run)[0]} with them"
             )
-        data = open_dataset(group.read(run).dataset_name, data_dir, quiet=quiet)
+        data = open_dataset(sweep.read(run).config.dataset, data_dir, quiet=quiet)
         return groups.reproduce(run, data, out=out, json=json, quiet=quiet)
     original = reproduce.read(run, device=device)
     reproduce.last_step(original, until)
-    data = open_dataset(original.settings.dataset_name, data_dir, quiet=quiet)
+    data = open_dataset(original.config.dataset, data_dir, quiet=quiet)
     if not quiet:
         _announce(original)
     with progress.training(quiet=quiet) as observe, catching_signals() as stop:
@@ -82,6 +83,8 @@ def reproduce(
             original, data, until=until, out=out, observe=observe, stop=stop
         )
     if not isinstance(result, dict):
+        if result.signum is None:  # on ranks other than 0, which compares
+            return 0
         output.note(f"stopped after step {result.step:,}, before the end of the comparison")
         return 128 + result.signum
     if json:
@@ -100,9 +103,9 @@ def verify(
 
     [dim]fcifar verify runs/a[/]
     """
-    from fcifar.runs import group, group_checks, integrity
+    from fcifar.runs.verify import verify as find_problems
 
-    problems = (group_checks if group.is_group(run) else integrity).check(run)
+    problems = find_problems(run)
     if json:
         output.document({"run": str(run), "intact": not problems, "problems": problems})
     elif problems:
@@ -115,11 +118,11 @@ def verify(
 
 def _announce(original: "Original") -> None:
     """What is going to be done, and whether identity can be expected."""
-    recipe, runtime, compiled, *_ = original.settings
-    how = "compiled" if compiled else "eager"
+    config = original.config
+    recipe, runtime, how = config.recipe, config.runtime, "compiled" if config.compile else "eager"
     output.note(
-        f"reproducing {original.run}: {recipe.name} on {original.settings.dataset_name}, seed "
-        f"{runtime.seed}, {runtime.device}, {output.count(runtime.threads, 'thread')}, "
+        f"reproducing {original.run}: {recipe.name} on {original.config.dataset}, seed "
+        f"{config.seed}, {runtime.device}, {output.count(runtime.threads, 'thread')}, "
         f"{runtime.precision}, {how}"
     )
     for problem in original.damaged:
@@ -127,8 +130,8 @@ def _announce(original: "Original") -> None:
     for change in original.changes:
         weight = "" if change.matters else " (changes no bits)"
         output.note(f"changed: {change.name} was {change.then}, is {change.now}{weight}")
-    if original.doubts:
-        output.note(f"identity cannot be expected: {'; '.join(original.doubts)}")
+    if original.mismatches:
+        output.note(f"identity cannot be expected: {'; '.join(original.mismatches)}")
     else:
         output.note("identity can be expected")
 

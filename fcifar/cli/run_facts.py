@@ -32,10 +32,10 @@ def date(created: str) -> str:
 
 
 def show_run(entry: "Entry", json: bool) -> None:
-    from fcifar.runs import directory
+    from fcifar.train import run_dir
 
-    manifest = directory.read_manifest(entry.path)
-    report = directory.read_report(entry.path) if entry.state == "finished" else None
+    manifest = run_dir.read_manifest(entry.path)
+    report = run_dir.read_report(entry.path) if entry.state == "finished" else None
     changes = _changes(manifest["recipe"])
     commands = _commands(entry)
     if json:
@@ -80,7 +80,7 @@ def _asked(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
             if manifest["recipe"].get("valid") == "given"
             else []
         ),
-        ("seed", str(runtime["seed"])),
+        ("seed", str(manifest["seed"])),
         (
             "computed",
             f"{runtime['device']}, {output.count(runtime['threads'], 'thread')}, "
@@ -150,9 +150,10 @@ def _commands(entry: "Entry") -> dict[str, str]:
 
 
 def show_group(entry: "Entry", json: bool) -> None:
-    from fcifar.runs import jsonfiles, listing
+    from fcifar.runs import listing
+    from fcifar.train import run_dir
 
-    asked = jsonfiles.read_sealed(entry.path / listing.GROUP)
+    asked = run_dir.read_manifest(entry.path, run_dir.SWEEP)
     members = list(listing.members(entry.path))
     commands = _commands(entry)
     if json:

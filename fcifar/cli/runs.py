@@ -27,7 +27,7 @@ def list_(
     fcifar runs list --runs-dir /data/runs --json[/]
     """
     from fcifar.runs import listing
-    from fcifar.runs.places import runs_root
+    from fcifar.train.run_dir import runs_root
 
     root = runs_root(runs_dir)
     entries = listing.find(root)
@@ -77,7 +77,7 @@ def show(
     [dim]fcifar runs show blitz-cifar10-seed0-20260102-030405[/]
     """
     from fcifar.runs import listing
-    from fcifar.runs.places import runs_root
+    from fcifar.train.run_dir import runs_root
 
     path = listing.locate(run, runs_root(runs_dir))
     entry = listing.describe(path)
@@ -111,13 +111,13 @@ def rm(
 
     [dim]fcifar runs rm blitz-cifar10-seed0-20260102-030405[/]
     """
-    from fcifar.runs import listing, removing
-    from fcifar.runs.places import runs_root
+    from fcifar.runs import listing
+    from fcifar.train.run_dir import runs_root
 
     root = runs_root(runs_dir)
     paths = list(dict.fromkeys(listing.locate(run, root) for run in runs))
     for path in paths:
-        removing.check(path)
+        listing.check_removable(path)
     entries = [listing.describe(path) for path in paths]
     if not yes:
         if not sys.stdin.isatty():
@@ -128,7 +128,7 @@ def rm(
         if not typer.confirm(f"remove {output.count(len(paths), 'run')}?", err=True):
             raise typer.Abort
     for path in paths:
-        removing.remove(path)
+        listing.remove(path)
     freed = sum(entry.bytes for entry in entries)
     if json:
         output.document({"removed": [str(path) for path in paths], "bytes": freed})

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from fcifar.cli import options, output, processes, trained
+from fcifar.cli import options, output, trained
 from fcifar.cli import training_options as training
 from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
 from fcifar.errors import UserError
@@ -70,11 +70,18 @@ def train(
     from fcifar.cli.data import open_dataset
     from fcifar.interop import tensorboard as event_files
     from fcifar.report import run as drawing
-    from fcifar.runs import directory, group, loop, manifest, ranks
-    from fcifar.runs.interrupt import catching_signals
-    from fcifar.runs.places import new_run, runs_root
-    from fcifar.runs.runtime import make_runtime
-    from fcifar.runs.safeguards import Safeguards
+    from fcifar.train import distributed, loop, run_dir
+    from fcifar.train import sweep as sweeps
+    from fcifar.train.config import (
+        CheckpointConfig,
+        check_same_data,
+        check_seed,
+        extend_config,
+        make_config,
+        read_config,
+    )
+    from fcifar.train.runtime import make_runtime
+    from fcifar.train.signals import catching_signals
 
     overrides = given(
         epochs=epochs,
@@ -103,7 +110,6 @@ def train(
     options_of_model = given(dropout=dropout, hidden=hidden)
     where = given(
         device=device,
-        seed=seed,
         threads=threads,
         precision=precision,
         deterministic=deterministic,
@@ -124,96 +130,92 @@ def train(
             overrides
             | options_of_model
             | where
-            | given(recipe=recipe, dataset=dataset, out=out, model=model)
+            | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
             | given(compile=compile, set=changes or None, sweep=sweep or None)
             | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
         )
     else:
-        resume = processes.left_behind()
+        resume = _restarted(out, is_sweep=is_group)
     if resume is not None:
         run = resume
         tensorboard = tensorboard or _goes_on_with_events(run)
-        if group.is_group(run):
+        if run_dir.is_group(run):
             if more_epochs is not None:
                 raise UserError(
                     f"{run} is a group of runs, and --epochs goes on with a run by itself; begin a "
                     "new group with more epochs"
                 )
-            asked = group.read(run)
-            asked = asked._replace(safeguards=dataclasses.replace(asked.safeguards, **care))
-            data = open_dataset(asked.dataset_name, data_dir, quiet=quiet)
+            asked = sweeps.read(run)
+            checkpoint = dataclasses.replace(asked.config.checkpoint, **care)
+            asked = asked._replace(config=asked.config.replace(checkpoint=checkpoint))
+            with distributed.main_first("dataset"):
+                data = open_dataset(asked.config.dataset, data_dir, quiet=quiet)
             return groups.train(
                 run, asked, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
             )
-        began = manifest.read_settings(run)
-        data = open_dataset(began.dataset_name, data_dir, quiet=quiet)
-        manifest.check_same_data(run, began, data)
-        if more_epochs is not None:
-            began = manifest.extend(run, began, more_epochs)
-        the_recipe, runtime, compiled = began.recipe, began.runtime, began.compiled
-        safeguards, traced = dataclasses.replace(began.safeguards, **care), began.traced
-        earlier_ends = began.earlier_ends
+        with distributed.main_first("dataset"):
+            config = read_config(run)
+            data = open_dataset(config.dataset, data_dir, quiet=quiet)
+            check_same_data(run, config, data)
+            if more_epochs is not None and distributed.is_main():
+                extend_config(run, config, more_epochs)
+        config = read_config(run)
+        config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **care))
     else:
         the_recipe = recipes.get(recipe or "blitz")
         overrides["model_options"] = options_of_model
         overrides = with_model(the_recipe, model, overrides)
         the_recipe = with_changes(the_recipe, changes or [], overrides=overrides)
-        count = ranks.here().size
+        size = distributed.world_size()
         runtime = make_runtime(
             **where,
             preferred=the_recipe.precision,
-            processes=count,
-            step_flops=recipes.count_flops(the_recipe) / count,
+            processes=size,
+            step_flops=recipes.count_flops(the_recipe) / size,
         )
-        compiled = the_recipe.compile if compile is None else compile
-        safeguards, traced, earlier_ends = Safeguards(**care), (), ()
         if out is not None and runs_dir is not None:
             raise UserError("--out and --runs-dir both say where the run goes; give one of them")
-        root, name = runs_root(runs_dir), dataset or "cifar10"
-        run = out or new_run(root, the_recipe.name, name, f"seed{runtime.seed}")
-        directory.check_free(run)
-        processes.remember(run)
-        data = open_dataset(name, data_dir, quiet=quiet)
+        root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
+        which = f"seed{check_seed(seed or 0)}"
+        run = out or run_dir.new_run(root, the_recipe.name, name, which)
+        if distributed.is_main():
+            run_dir.check_free(run)
+        with distributed.main_first("dataset"):
+            data = open_dataset(name, data_dir, quiet=quiet)
+        config = make_config(
+            the_recipe,
+            data,
+            seed=seed or 0,
+            runtime=runtime,
+            compile=the_recipe.compile if compile is None else compile,
+            checkpoint=CheckpointConfig(**care),
+        )
         if is_group:
             asked = groups.plan(
-                the_recipe,
-                runtime,
-                data,
-                compiled=compiled,
-                safeguards=safeguards,
-                replicas=replicas,
-                sweep=sweep or [],
-                method=replica_method or "auto",
+                config, replicas=replicas, grid=sweep or [], method=replica_method or "auto"
             )
-            run = out or new_run(root, the_recipe.name, name, f"{len(asked.members)}runs")
-            processes.remember(run)
+            which = f"{len(asked.trials)}runs"
+            run = out or run_dir.new_run(root, the_recipe.name, name, which)
             return groups.train(
                 run, asked, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
             )
+        run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
 
-    events = run if tensorboard else None
+    events = run if tensorboard and distributed.is_main() else None
     with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
         result = loop.train(
-            run,
-            the_recipe,
-            runtime,
-            data,
-            compiled=compiled,
-            traced=traced,
-            earlier_ends=earlier_ends,
-            resume=resume is not None,
-            safeguards=safeguards,
-            observe=observe,
-            stop=stop,
+            run, config, data, resume=resume is not None, observe=observe, stop=stop
         )
     if isinstance(result, loop.Interrupted):
-        command = processes.command(runtime.processes)
+        command = distributed.command(config.runtime.processes)
         output.note(
             f"stopped after step {result.step:,}; go on with: {command} train --resume {run}"
         )
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
-        return 128 + result.signum
+        return 128 + (result.signum or 0)
+    if not distributed.is_main():
+        return 0
     with progress.doing("drawing the pictures", quiet=quiet):
         drawing.draw(run, data)
     if json:
@@ -221,6 +223,22 @@ def train(
     else:
         trained.show(result)
     return 0
+
+
+def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
+    """The run to resume after torchrun has restarted the processes.
+
+    Raises:
+        UserError: nothing says where it would be.
+    """
+    from fcifar.train import distributed, run_dir
+
+    count, most = distributed.restarts()
+    if out is None and (most or (is_sweep and distributed.world_size() > 1)):
+        what = "torchrun --max-restarts" if most else "a sweep over several processes"
+        raise UserError(f"{what} needs a fixed run directory, which all processes share; add --out")
+    begun = out is not None and ((out / run_dir.MANIFEST).exists() or run_dir.is_group(out))
+    return out if count and begun else None
 
 
 def _goes_on_with_events(run: Path) -> bool:

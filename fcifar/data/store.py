@@ -17,10 +17,10 @@ from torch import Tensor
 
 from fcifar.data import shapes10
 from fcifar.data.dataset import EMPTY, Dataset, Split, check, content_digest, make_dataset
-from fcifar.data.files import replacing, sweep
 from fcifar.data.known import KNOWN
 from fcifar.data.places import NAME, path_of
 from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason
+from fcifar.io import remove_partial, replacing
 
 FORMAT = "fcifar-dataset-1"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -83,7 +83,7 @@ def save(dataset: Dataset, root: Path) -> Path:
         "digest": dataset.digest,
         "preparation": json.dumps(dict(dataset.preparation)),
     }
-    sweep(root, older_than=_ABANDONED)
+    remove_partial(root, older_than=_ABANDONED)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
     return path

@@ -13,17 +13,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import fcifar
-from fcifar import recipes, tree
-from fcifar.data.files import replacing
+from fcifar import recipes, tensor_files, tree
 from fcifar.errors import UserError, WorldError, one_line, reason
 from fcifar.interop import functions, state_dicts
 from fcifar.interop.functions import Function
+from fcifar.io import replacing
 from fcifar.models import Variables
-from fcifar.runs import checkpoint
-from fcifar.runs.predict import predict
-from fcifar.runs.runtime import Runtime, activate
-from fcifar.runs.trained import Trained
+from fcifar.runs.inference import Trained, predict
 from fcifar.step import normalize
+from fcifar.train.runtime import Runtime, activate
 
 CHECKED = 1000  # images at most
 _BATCH = 300  # no divisor of it, so that a last batch of another size is tried as well
@@ -81,7 +79,7 @@ def _write_pth(network: Trained, about: dict[str, str], path: Path) -> None:
 
 
 def _write_safetensors(network: Trained, about: dict[str, str], path: Path) -> None:
-    checkpoint.write(path, _named(network), about)
+    tensor_files.write(path, _named(network), about)
 
 
 def _read_state_dict(path: Path, network: Trained) -> Function:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fcifar import recipes
 from fcifar.data.dataset import SIDE
 from fcifar.models import Variables
-from fcifar.runs.trained import Trained
+from fcifar.runs.inference import Trained
 
 INPUT, OUTPUT, BATCH = "images", "logits", "N"
 HEAD = "fcifar.json"  # the extra file of a .pt2

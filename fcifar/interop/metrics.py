@@ -4,8 +4,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from fcifar.data.files import replacing
-from fcifar.runs import directory, group
+from fcifar.io import replacing
+from fcifar.train import metrics_log, run_dir, sweep
 
 SUFFIX = ".csv"
 _NESTED = "tensors"  # digests of single tensors: too many columns for a table; the log has them
@@ -14,26 +14,24 @@ _NESTED = "tensors"  # digests of single tensors: too many columns for a table; 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The records of a run's log, or of those of each run of a group, with the run's name.
 
-    What happened: ``kind`` (train or eval), ``split`` (valid, test, or with a test-time
-    augmentation; of training there is none), ``step``, ``epoch``, ``loss``, ``accuracy``, ``count``
-    (of images), ``seconds`` and ``digest``. A number that was not finite is None.
+    Keys: ``step``, ``epoch``, ``split`` (train, valid, test, or with a test-time augmentation),
+    ``loss``, ``accuracy``, ``count`` (of images), ``learning_rate``, ``images_per_second``,
+    ``seconds`` and ``digest``. A number that was not finite is None.
 
     Raises:
         UserError: there is no run at ``path``.
         WorldError: a log is damaged.
     """
-    if not group.is_group(path):
-        return [_plain(record) for record in directory.read_records(path)]
-    begun = [m.name for m in group.read(path).members if (path / m.name).is_dir()]
-    return [
-        {"run": name, **_plain(record)}
-        for name in begun
-        for record in directory.read_records(path / name)
-    ]
+    if not run_dir.is_group(path):
+        return _records(path)
+    begun = [m.name for m in sweep.read(path).trials if (path / m.name).is_dir()]
+    return [{"run": name, **record} for name in begun for record in _records(path / name)]
 
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name != _NESTED}
+def _records(run: Path) -> list[dict[str, Any]]:
+    run_dir.read_manifest(run)  # which says whether there is a run
+    records = metrics_log.read_digests(run)
+    return [{n: value for n, value in record.items() if n != _NESTED} for record in records]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> list[str]:

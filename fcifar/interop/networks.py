@@ -5,13 +5,13 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from fcifar import recipes
+from fcifar import recipes, tensor_files
 from fcifar.errors import UserError
 from fcifar.interop import fitting, state_dicts
 from fcifar.interop.state_dicts import StateDict
 from fcifar.recipes import Recipe
-from fcifar.runs import checkpoint, trained
-from fcifar.runs.trained import Trained
+from fcifar.runs import inference
+from fcifar.runs.inference import Trained
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -25,7 +25,7 @@ class Saved(NamedTuple):
 
 
 def says_what_it_is(path: Path) -> bool:
-    """Whether ``trained.load`` is to read ``path``: a directory, or a safetensors file of ours.
+    """Whether ``inference.load`` is to read ``path``: a directory, or a safetensors file of ours.
 
     Also where there is nothing, or nothing whole, of which it gives a better account.
     """
@@ -35,7 +35,7 @@ def says_what_it_is(path: Path) -> bool:
         return False
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return checkpoint.HEAD in (file.metadata() or {})
+            return tensor_files.HEAD in (file.metadata() or {})
     except (OSError, SafetensorError, ValueError):
         return True
 
@@ -51,7 +51,7 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
         WorldError: it is damaged.
     """
     if says_what_it_is(path):
-        return trained.load(path)
+        return inference.load(path)
     found = state_dicts.read(path)
     if recipe is None:
         fitting_models = list(fitting.fitting_models(found, len(CIFAR10)))

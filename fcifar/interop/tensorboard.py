@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcifar.errors import UserError, reason
-from fcifar.runs import directory, group, log
-from fcifar.runs.events import Event, Logged, Noted, Observe
+from fcifar.train import metrics_log, run_dir, sweep
+from fcifar.train.events import Event, Logged, Noted, Observe
 
 FOLDER = "tensorboard"  # in a run directory
 _FILES = "events.out.tfevents.*"
@@ -74,7 +74,7 @@ def writing(path: Path, observe: Observe) -> Iterator[Observe]:
             close()
         writers[name] = writer = _open(path / name)
         begun.add(name)
-        for record in directory.read_records(path / name):
+        for record in metrics_log.read(path / name):
             writer.add(record)
 
     def close() -> None:
@@ -102,7 +102,7 @@ def writing(path: Path, observe: Observe) -> Iterator[Observe]:
         with guarded():
             for run in _runs(path):
                 name = "" if run == path else run.name
-                if not failed and name not in begun and (run / log.FILE).exists():
+                if not failed and name not in begun and (run / run_dir.METRICS).exists():
                     begin(name)  # it had come to its end before
     finally:
         with guarded():
@@ -110,8 +110,8 @@ def writing(path: Path, observe: Observe) -> Iterator[Observe]:
 
 
 def _runs(path: Path) -> list[Path]:
-    if group.is_group(path):
-        return [path / member.name for member in group.read(path).members]
+    if run_dir.is_group(path):
+        return [path / trial.name for trial in sweep.read(path).trials]
     return [path]
 
 
@@ -119,7 +119,7 @@ def _open(run: Path) -> _Writer:
     """A new event file of a run, in place of those that there are."""
     from torch.utils.tensorboard import SummaryWriter
 
-    manifest = directory.read_manifest(run)
+    manifest = run_dir.read_manifest(run)
     for old in (run / FOLDER).glob(_FILES):
         old.unlink()
     # A TensorBoard that has read the old file forgets its points from step 0 on.
@@ -131,7 +131,7 @@ def _open(run: Path) -> _Writer:
 
     def add(record: dict[str, Any]) -> None:
         nonlocal seconds
-        split = record.get("split", "train")
+        split = record["split"]
         if split == "train":
             seconds = record["seconds"]
         for name in ("loss", "accuracy"):
@@ -147,6 +147,6 @@ def _texts(manifest: dict[str, Any]) -> dict[str, str]:
     values = json.dumps(manifest["recipe"], indent=2)
     return {
         "recipe": "\n".join(f"    {line}" for line in values.splitlines()),
-        "seed": str(manifest["runtime"]["seed"]),
+        "seed": str(manifest["seed"]),
         "dataset": f"{manifest['dataset']['name']}, digest {manifest['dataset']['digest']}",
     }

@@ -7,14 +7,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import augment, averaging, losses, optim, privacy, random, schedules, transforms, tta
+from fcifar import (
+    augment,
+    averaging,
+    losses,
+    optim,
+    precision,
+    privacy,
+    random,
+    schedules,
+    transforms,
+    tta,
+)
 from fcifar.averaging import Average
-from fcifar.errors import UserError
+from fcifar.errors import UserError, located
 from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss
 from fcifar.models import Model
 from fcifar.optim import Optimizer
 from fcifar.parallel import ALONE, Axis
+from fcifar.precision import Policy
 from fcifar.recipes.named import Stage, named_augment, named_model, named_stages
 from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
@@ -30,7 +42,7 @@ _SCHEDULES: dict[str, Callable[[Any, float, int], Schedule]] = {
 LONGEST = 2**53  # steps, which any number of a schedule can count exactly
 
 
-class Numbers(NamedTuple):
+class Hyperparams(NamedTuple):
     """The numbers of a recipe that may be tensors: arguments of a compiled step, or mapped over."""
 
     learning_rate: float | Tensor
@@ -39,10 +51,10 @@ class Numbers(NamedTuple):
     label_smoothing: float | Tensor
 
 
-def make_numbers(recipe: Recipe, values: Mapping[str, Tensor] | None = None) -> Numbers:
+def make_hyperparams(recipe: Recipe, values: Mapping[str, Tensor] | None = None) -> Hyperparams:
     """The recipe's, but for those that ``values`` gives by name as 0-d tensors."""
     given = values or {}
-    return Numbers(*(given.get(name, getattr(recipe, name)) for name in Numbers._fields))
+    return Hyperparams(*(given.get(name, getattr(recipe, name)) for name in Hyperparams._fields))
 
 
 def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
@@ -72,9 +84,11 @@ def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
     return 3 * counter.get_total_flops() * recipe.batch_size / count
 
 
-def make_optimizer(recipe: Recipe, total_steps: int, numbers: Numbers | None = None) -> Optimizer:
+def make_optimizer(
+    recipe: Recipe, total_steps: int, numbers: Hyperparams | None = None
+) -> Optimizer:
     """The recipe's optimizer with its schedule spread over ``total_steps``."""
-    numbers = numbers or make_numbers(recipe)
+    numbers = numbers or make_hyperparams(recipe)
     parts = [optim.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
     if recipe.group_learning_rates or recipe.whiten_epochs or recipe.optimizer == "muon":
         groups = {group: _of_group(recipe, group, total_steps, numbers) for group in GROUPS}
@@ -93,7 +107,7 @@ def group_of(name: str, value: Tensor) -> str:
     return {4: "kernel", 2: "linear"}.get(value.ndim, "vector")
 
 
-def _of_all(recipe: Recipe, total_steps: int, numbers: Numbers) -> list[Optimizer]:
+def _of_all(recipe: Recipe, total_steps: int, numbers: Hyperparams) -> list[Optimizer]:
     learning_rate = make_schedule(recipe, total_steps, numbers.learning_rate)
     if recipe.optimizer == "adamw":
         return [optim.adamw(learning_rate, weight_decay=numbers.weight_decay)]
@@ -106,7 +120,7 @@ def _of_all(recipe: Recipe, total_steps: int, numbers: Numbers) -> list[Optimize
     return [*parts, optim.sgd(learning_rate, _momentum(numbers), nesterov=recipe.nesterov)]
 
 
-def _of_group(recipe: Recipe, group: str, total_steps: int, numbers: Numbers) -> Optimizer:
+def _of_group(recipe: Recipe, group: str, total_steps: int, numbers: Hyperparams) -> Optimizer:
     peak = recipe.group_learning_rates.get(group, numbers.learning_rate)
     if group == "whiten" and recipe.whiten_epochs:
         steps = math.ceil(total_steps * recipe.whiten_epochs / recipe.epochs)
@@ -131,7 +145,7 @@ def _of_group(recipe: Recipe, group: str, total_steps: int, numbers: Numbers) ->
     )
 
 
-def _momentum(numbers: Numbers) -> float | Tensor | None:
+def _momentum(numbers: Hyperparams) -> float | Tensor | None:
     return numbers.momentum if _is_used(numbers.momentum) else None
 
 
@@ -211,7 +225,7 @@ def make_class_weights(recipe: Recipe, labels: Tensor, num_classes: int) -> Tens
 
 
 def make_loss(
-    recipe: Recipe, numbers: Numbers | None = None, class_weights: Tensor | None = None
+    recipe: Recipe, numbers: Hyperparams | None = None, class_weights: Tensor | None = None
 ) -> Loss:
     """The loss that the recipe trains with; it is always measured with cross-entropy.
 
@@ -266,3 +280,44 @@ def make_stages(recipe: Recipe, total_steps: int) -> list[tuple[int, Stage]]:
 def make_views(recipe: Recipe) -> Views:
     """The recipe's test-time augmentation."""
     return tta.VIEWS[recipe.tta]
+
+
+def check_model(
+    recipe: Recipe, policy: Policy, count: int, num_classes: int, total_steps: int, axis: Axis
+) -> None:
+    """Make sure that the model takes what it is given: on the meta device, where it is cheap.
+
+    Raises:
+        UserError: it does not compute in a dtype; or does not train on a batch of one image, as
+            under batch norm of features without width and height, and there is one.
+    """
+    model, key = make_model(recipe, num_classes), random.key(0, device="meta")
+    variables = model.init(key)
+    cast = variables._replace(params=precision.cast(variables.params, policy.compute))
+    batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}
+    single = axis.size in batches and not (axis.size > 1 and recipe.sync_batch_norm)
+
+    def forward(images: Tensor) -> None:
+        with torch.device("meta"):  # where modules that name no device make their tensors, too
+            model.apply(cast, images, key=key, train=True)
+
+    for _, stage in make_stages(recipe, total_steps):
+        size = stage.size or 32
+        images = torch.empty(2, 3, size, size, dtype=policy.compute, device="meta")
+        try:
+            forward(images)
+        except Exception as error:
+            raise UserError(
+                f"the model {recipe.model} does not take images of {size}x{size} pixels in "
+                f"{str(policy.compute).removeprefix('torch.')} ({located(error)}); give "
+                "--precision fp32, or create its tensors in the dtype of the images"
+            ) from error
+        try:
+            if single:
+                forward(images[:1])
+        except ValueError as error:
+            other = "" if recipe.batch_size == axis.size else "--drop-last, or "
+            raise UserError(
+                f"batches of {recipe.batch_size} of {count} images leave one image alone, which "
+                f"the model does not train on ({located(error)}); give {other}another --batch-size"
+            ) from error

@@ -10,8 +10,8 @@ from fcifar.examples import Scores
 from fcifar.report.pictures import labelled_grid
 from fcifar.report.predictions import RIGHT, WRONG
 from fcifar.report.scores import score_histograms
-from fcifar.runs import per_example
-from fcifar.runs.per_example import OF_ONE, OF_SEVERAL, Examined
+from fcifar.runs import score_tables
+from fcifar.runs.score_tables import OF_ONE, OF_SEVERAL, Examined
 
 PICTURES = 24  # three rows of eight
 VOTED = 3  # classes that are named
@@ -65,7 +65,7 @@ def draw(
         folder / "scores.png",
         title=f"{title}: scores",
     )
-    hardest = per_example.hardest(examined)
+    hardest = score_tables.hardest(examined)
     if together is None:
         grid("hardest.png", hardest, lambda row: _loss(examined.scores.loss[row]), "highest loss")
         for name in ("disputed.png", "networks.png"):
@@ -80,7 +80,7 @@ def draw(
     grid("hardest.png", hardest, errors, f"hardest for {networks} networks")
     grid(
         "disputed.png",
-        per_example.most_disputed(together),
+        score_tables.most_disputed(together),
         lambda row: _votes(together.votes[row], classes),
         f"most disputed among {networks} networks, with their votes",
     )

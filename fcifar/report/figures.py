@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import numpy as np
 from torch import Tensor
 
-from fcifar.data.files import replacing
+from fcifar.io import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

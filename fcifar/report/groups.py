@@ -17,7 +17,7 @@ from fcifar.report.figures import (
     titled,
     with_fonts,
 )
-from fcifar.runs import directory, group
+from fcifar.train import metrics_log, run_dir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def draw(path: Path) -> list[Path]:
     Returns:
         What was drawn.
     """
-    summary, folder = group.read_summary(path), path / directory.PLOTS
+    summary, folder = run_dir.read_report(path, run_dir.SUMMARY), path / run_dir.PLOTS
     title = f"{summary['recipe']} on {summary['dataset']}"
     drawn = [curves(path, summary, folder / "curves.png", title=title)]
     cells = [cell for cell in summary["cells"] if cell["together"]]
@@ -50,17 +50,17 @@ def draw(path: Path) -> list[Path]:
 def curves(path: Path, summary: Mapping[str, Any], file: Path, *, title: str) -> Path:
     """Loss and accuracy of every run over the epochs, a thin line each."""
     logs = [
-        directory.read_records(path / member["name"])
+        metrics_log.read(path / member["name"])
         for member in summary["members"]
-        if (path / member["name"] / directory.MANIFEST).exists()
+        if (path / member["name"] / run_dir.MANIFEST).exists()
     ]
     figure = titled(11.0, 4.4, title, f"{len(logs)} runs")
     for place, (field, scale) in enumerate((("loss", 1.0), ("accuracy", 100.0))):
         axes = figure.add_axes((0.065 + 0.5 * place, 0.14, 0.42, 0.64))
         tidy(axes)
         for records in logs:
-            for kind, split, color in (("train", None, BLUE), ("eval", "valid", GREEN)):
-                _line(axes, records, kind, split, field, scale, color)
+            for split, color in (("train", BLUE), ("valid", GREEN)):
+                _line(axes, records, split, field, scale, color)
             _ends(axes, records, field, scale)
         axes.set_title("loss" if scale == 1 else "accuracy, %", loc="left", size=11, color=INK)
         axes.set_xlabel("epoch", color=INK)
@@ -71,8 +71,7 @@ def curves(path: Path, summary: Mapping[str, Any], file: Path, *, title: str) ->
 def _line(
     axes: "Axes",
     records: Sequence[Mapping[str, Any]],
-    kind: str,
-    split: str | None,
+    split: str,
     field: str,
     scale: float,
     color: str,
@@ -80,7 +79,7 @@ def _line(
     points = [
         (record["epoch"], math.nan if record[field] is None else scale * record[field])
         for record in records
-        if record["kind"] == kind and record.get("split") == split
+        if record["split"] == split
     ]
     if points:
         marker = "o" if len(points) == 1 else None
@@ -89,7 +88,7 @@ def _line(
 
 def _ends(axes: "Axes", records: Sequence[Mapping[str, Any]], field: str, scale: float) -> None:
     for record in records:
-        if record.get("split") == "test" and record[field] is not None:
+        if record["split"] == "test" and record[field] is not None:
             axes.plot(
                 record["epoch"],
                 scale * record[field],
@@ -102,7 +101,7 @@ def _ends(axes: "Axes", records: Sequence[Mapping[str, Any]], field: str, scale:
 
 
 def _legend(figure: Any, logs: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    splits = {record.get("split") for records in logs for record in records}
+    splits = {record["split"] for records in logs for record in records}
     names = [("training", BLUE)]
     names += [("validation", GREEN)] if "valid" in splits else []
     names += [("test", VERMILION)] if "test" in splits else []

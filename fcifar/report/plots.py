@@ -127,10 +127,10 @@ def _series(records: Sequence[Mapping[str, object]], field: str, scale: float) -
     """The lines of one panel: training first, then the splits in order of appearance."""
     lines: dict[str, _Series] = {}
     for record in records:
-        if record.get("kind") not in ("train", "eval") or field not in record:
+        if field not in record:
             continue
-        measured = record["kind"] == "eval"
-        name = str(record.get("split", "eval")) if measured else "training"
+        measured = record["split"] != "train"
+        name = str(record["split"]) if measured else "training"
         line = lines.setdefault(name, _Series(name, [], [], measured))
         line.epochs.append(_number(record.get("epoch")))
         line.values.append(scale * _number(record[field]))

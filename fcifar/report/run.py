@@ -7,10 +7,10 @@ from fcifar.data import Dataset
 from fcifar.report import evaluation
 from fcifar.report.plots import learning_curve, per_class_bars
 from fcifar.report.predictions import training_grid
-from fcifar.runs import directory
-from fcifar.runs.evaluate import read_predictions
-from fcifar.runs.manifest import read_settings
 from fcifar.step import Batch
+from fcifar.train import metrics_log, run_dir
+from fcifar.train.config import read_config
+from fcifar.train.evaluate import read_predictions
 
 
 def draw(run: Path, dataset: Dataset) -> None:
@@ -23,15 +23,15 @@ def draw(run: Path, dataset: Dataset) -> None:
         run: the run directory.
         dataset: what it was trained on.
     """
-    folder, settings = run / directory.PLOTS, read_settings(run)
-    report = directory.read_report(run)
+    folder, config = run / run_dir.PLOTS, read_config(run)
+    report = run_dir.read_report(run)
     title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
-    learning_curve(directory.read_records(run), folder / "learning_curve.png", title=title)
+    learning_curve(metrics_log.read(run), folder / "learning_curve.png", title=title)
     per_class_bars(report["per_class"], folder / "per_class.png", title=title)
 
     order_key, augment_key = random.split(random.key(report["seed"]))
     rows = random.permutation(order_key, len(dataset.train_labels))[: evaluation.PICTURES]
-    augment = recipes.make_augment(settings.recipe)
+    augment = recipes.make_augment(config.recipe)
     training_grid(
         augment(augment_key, dataset.train_images[rows]),
         dataset.train_labels[rows],
@@ -39,6 +39,6 @@ def draw(run: Path, dataset: Dataset) -> None:
         folder / "training_batch.png",
         heading=f"{title}: training images as the network sees them",
     )
-    examples, labels = read_predictions(run / directory.PREDICTIONS)
+    examples, labels = read_predictions(run / run_dir.PREDICTIONS)
     test = Batch(dataset.test_images, labels)
     evaluation.draw(folder, test, examples, dataset.classes, title=f"{title}, test images")

@@ -1,1 +1,1 @@
-"""A run: where it computes, what it writes, how it goes on after an interruption."""
+"""What is done with finished runs: use, compare, verify, reproduce, list."""

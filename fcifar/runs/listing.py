@@ -1,19 +1,19 @@
-"""What is in a folder of runs, told from the files without loading torch."""
+"""Listing and removing the runs in a folder, without importing torch."""
 
 import contextlib
 import os
-import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcifar.errors import UserError, WorldError, did_you_mean, one_line, shown
-from fcifar.runs import directory, jsonfiles, lock
+from filelock import FileLock, Timeout
 
-GROUP = "group.json"
-SUMMARY = "summary.json"
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)\.safetensors")
+from fcifar import io
+from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason, shown
+from fcifar.train import run_dir
+from fcifar.train.run_dir import SUMMARY, SWEEP
 
 
 class Entry(NamedTuple):
@@ -21,15 +21,15 @@ class Entry(NamedTuple):
 
     name: str  # of its directory
     path: Path
-    members: int  # of a group; 0 for a run by itself
-    recipe: str
-    dataset: str
-    seed: int | None  # of a group, the first
-    state: str  # finished, running, interrupted, failed, waiting or damaged
-    about: str  # what more there is to say of the state
-    test_accuracy: float | None  # in [0, 1]; of a group, the mean
-    created: str  # ISO 8601
-    bytes: int  # on the disk
+    members: int = 0  # of a group; 0 for a run by itself
+    recipe: str = ""
+    dataset: str = ""
+    seed: int | None = None  # of a group, the first
+    state: str = "damaged"  # finished, running, interrupted, failed, waiting or damaged
+    about: str = ""  # what more there is to say of the state
+    test_accuracy: float | None = None  # in [0, 1]; of a group, the mean
+    created: str = ""  # ISO 8601
+    bytes: int = 0  # on the disk
 
     @property
     def resume(self) -> str | None:
@@ -49,7 +49,7 @@ def find(root: Path) -> list[Entry]:
 
 def is_run(path: Path) -> bool:
     """Whether there is a run or a group of runs at ``path``."""
-    return (path / GROUP).is_file() or (path / directory.MANIFEST).is_file()
+    return run_dir.is_group(path) or (path / run_dir.MANIFEST).is_file()
 
 
 def named(path: Path, root: Path) -> Path:
@@ -78,8 +78,8 @@ def locate(text: str, root: Path) -> Path:
             return path
     if text and any(path.exists() for path in (root / text, Path(text))):
         raise UserError(
-            f"{shown(text)} is not a run directory: there is neither {directory.MANIFEST} nor "
-            f"{GROUP} in it"
+            f"{shown(text)} is not a run directory: there is neither {run_dir.MANIFEST} nor "
+            f"{SWEEP} in it"
         )
     raise UserError(
         f"there is no run {shown(text)} in {one_line(root)}; fcifar runs list shows them"
@@ -96,27 +96,26 @@ def _names(root: Path) -> list[str]:
 
 
 def describe(path: Path) -> Entry:
-    """What is known of the run or the group at ``path``. Damage is a state, and no error."""
+    """What is known of the run or the group at ``path``. Damage is a state, and not an error."""
+    is_group, entry = run_dir.is_group(path), Entry(path.name, path, bytes=size(path))
     try:
-        if (path / GROUP).is_file():
-            return _describe_group(path)
-        return _describe_run(path)
-    except (WorldError, UserError, LookupError, TypeError, AttributeError) as error:
-        first = path / (GROUP if (path / GROUP).is_file() else directory.MANIFEST)
-        created = datetime.fromtimestamp(first.stat().st_mtime, UTC)
-        return Entry(
-            name=path.name,
-            path=path,
-            members=0,
-            recipe="",
-            dataset="",
-            seed=None,
-            state="damaged",
-            about=str(error),
-            test_accuracy=None,
-            created=created.isoformat(timespec="seconds"),
-            bytes=size(path),
+        manifest = run_dir.read_manifest(path, SWEEP if is_group else run_dir.MANIFEST)
+        members = len(_members(path)) if is_group else 0
+        state, about, accuracy = (_group_state if is_group else _state)(path)
+        return entry._replace(
+            members=members,
+            recipe=str(manifest["recipe"]["name"]),
+            dataset=str(manifest["dataset"]["name"]),
+            seed=int(manifest["seed"]),
+            state=state,
+            about=about,
+            test_accuracy=accuracy,
+            created=str(manifest["created"]),
         )
+    except (WorldError, UserError, LookupError, TypeError, AttributeError) as error:
+        modified = (path / (SWEEP if is_group else run_dir.MANIFEST)).stat().st_mtime
+        created = datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
+        return entry._replace(about=str(error), created=created)
 
 
 def members(path: Path) -> Iterator[Entry]:
@@ -130,17 +129,12 @@ def members(path: Path) -> Iterator[Entry]:
             yield describe(path / name)
         else:
             yield Entry(
-                name=name,
-                path=path / name,
-                members=0,
+                name,
+                path / name,
                 recipe=values["recipe"]["name"],
-                dataset="",
                 seed=values["seed"],
                 state="waiting",
                 about="has not begun",
-                test_accuracy=None,
-                created="",
-                bytes=0,
             )
 
 
@@ -154,75 +148,113 @@ def size(path: Path) -> int:
     return total
 
 
-def _describe_run(path: Path) -> Entry:
-    manifest = directory.read_manifest(path)
-    state, about, accuracy = _state(path)
-    return Entry(
-        name=path.name,
-        path=path,
-        members=0,
-        recipe=str(manifest["recipe"]["name"]),
-        dataset=str(manifest["dataset"]["name"]),
-        seed=int(manifest["runtime"]["seed"]),
-        state=state,
-        about=about,
-        test_accuracy=accuracy,
-        created=str(manifest["created"]),
-        bytes=size(path),
-    )
-
-
 def _state(path: Path) -> tuple[str, str, float | None]:
-    """State, more about it, and test accuracy."""
-    if (path / directory.REPORT).exists():
-        report = directory.read_report(path)
+    """State, more about it, and test accuracy of a run."""
+    if run_dir.is_finished(path):
+        report = run_dir.read_report(path)
         return "finished", f"{report['steps']:,} steps", float(report["test_accuracy"])
-    steps = [
-        int(found[1]) for name in path.iterdir() if (found := _CHECKPOINT.fullmatch(name.name))
-    ]
+    steps = run_dir.list_checkpoints(path)
     at = f"at step {max(steps):,}" if steps else "before its first checkpoint"
-    if lock.is_held(path):
+    if io.is_locked(path):
         return "running", at, None
-    if (path / directory.NONFINITE).exists():
-        values = jsonfiles.read(path / directory.NONFINITE)
+    if (path / run_dir.NONFINITE).exists():
+        values = io.read_json(path / run_dir.NONFINITE)
         return "failed", f"{values['what']} not finite at step {values['step']:,}", None
     return "interrupted", at, None
 
 
-def _describe_group(path: Path) -> Entry:
-    values = jsonfiles.read_sealed(path / GROUP)
-    runs = _members(path)
-    ended = [name for name, _ in runs if (path / name / directory.REPORT).exists()]
-    failed = [name for name, _ in runs if (path / name / directory.NONFINITE).exists()]
-    about, accuracy = f"{len(ended)} of {len(runs)} runs", None
-    if failed:
-        about += f", {len(failed)} failed"
+def _group_state(path: Path) -> tuple[str, str, float | None]:
+    runs = [path / name for name, _ in _members(path)]
+    failed = sum((run / run_dir.NONFINITE).exists() for run in runs)
+    about = f"{sum(map(run_dir.is_finished, runs))} of {len(runs)} runs"
+    about += f", {failed} failed" if failed else ""
     if (path / SUMMARY).exists():
-        accuracy = float(jsonfiles.read_sealed(path / SUMMARY)["test_accuracy"])
-        state = "finished"
-    elif lock.is_held(path):
-        state = "running"
-    else:
-        state = "failed" if len(failed) == len(runs) else "interrupted"
-    _, first = runs[0]
-    return Entry(
-        name=path.name,
-        path=path,
-        members=len(runs),
-        recipe=str(first["recipe"]["name"]),
-        dataset=str(values["dataset"]["name"]),
-        seed=int(first["seed"]),
-        state=state,
-        about=about,
-        test_accuracy=accuracy,
-        created=str(values["created"]),
-        bytes=size(path),
-    )
+        return "finished", about, float(run_dir.read_report(path, SUMMARY)["test_accuracy"])
+    if io.is_locked(path):
+        return "running", about, None
+    return "failed" if failed == len(runs) else "interrupted", about, None
 
 
 def _members(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Name and values of each; a name that leads elsewhere is damage."""
-    found = [(str(m["name"]), m) for m in jsonfiles.read_sealed(path / GROUP)["members"]]
+    found = [(str(m["name"]), m) for m in run_dir.read_manifest(path, SWEEP)["members"]]
     if not found or any(name in ("", ".", "..") or Path(name).name != name for name, _ in found):
-        raise WorldError(f"{path / GROUP} names runs that cannot be in it")
+        raise WorldError(f"{path / SWEEP} names runs that cannot be in it")
     return found
+
+
+# Removing ----------------------------------------------------------------------------------------
+
+
+def check_removable(path: Path) -> None:
+    """Raise a UserError unless ``path`` is a run, or a group of runs, that may be removed.
+
+    It may not if it is a link, is one of a group, has a manifest of another kind, or if a process
+    is training into it.
+    """
+    where = one_line(path)
+    if path.is_symlink():
+        raise UserError(f"{where} is a link, and is not followed; give the run that it leads to")
+    if not is_run(path):
+        raise UserError(f"{where} is not a run directory, and is not removed")
+    first = path / (SWEEP if run_dir.is_group(path) else run_dir.MANIFEST)
+    if not _is_ours(first):
+        raise UserError(
+            f"{one_line(first)} was not written by fcifar, or is damaged; if {where} is a run, "
+            "remove the folder yourself"
+        )
+    if run_dir.is_group(path.absolute().parent):
+        raise UserError(
+            f"{where} is one run of the group {one_line(path.absolute().parent)}, which would not "
+            "be whole without it; remove the group"
+        )
+    if held := [run for run in _runs(path) if io.is_locked(run)]:
+        raise _held(held[0])
+
+
+def remove(path: Path) -> None:
+    """Remove a run or a group, with all that is in its folder. Links in it are not followed.
+
+    Raises:
+        UserError: as ``check_removable``.
+        WorldError: the disk refused; the message says what is left.
+    """
+    check_removable(path)
+    # Out of sight at once, so that no half of a run is ever taken for one.
+    hidden = path.with_name(f".removed-{os.getpid()}-{path.name}")
+    try:
+        with _holding(path):
+            path.rename(hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        left = hidden if hidden.exists() else path
+        raise WorldError(
+            f"cannot remove {one_line(path)}: {reason(error)}; what is left is in {one_line(left)}"
+        ) from error
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        values = io.read_json(file)
+    except WorldError:
+        return False
+    wanted = {"format", "environment", "members" if file.name == SWEEP else "recipe"}
+    return isinstance(values, dict) and wanted <= set(values)
+
+
+def _runs(path: Path) -> list[Path]:
+    """``path``, and the folders in it that are runs."""
+    return [path, *(folder for folder in sorted(path.iterdir()) if is_run(folder))]
+
+
+@contextlib.contextmanager
+def _holding(path: Path) -> Iterator[None]:
+    try:
+        with FileLock(path / io.LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise _held(path) from error
+
+
+def _held(path: Path) -> UserError:
+    return UserError(f"a process is training into {one_line(path)}; stop it first")

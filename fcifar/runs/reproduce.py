@@ -1,37 +1,59 @@
-"""A run trained again from its manifest alone, and compared with itself bit for bit."""
+"""Training a run or a group again, from its manifest alone, and comparing it bit for bit."""
 
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fcifar import io, tensor_files, tree
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError, UserError
-from fcifar.running import Running
-from fcifar.runs import checkpoint, directory, environment, integrity, loop, manifest, saving
-from fcifar.runs.differences import (
-    Change,
-    compare_environments,
-    compare_records,
-    compare_trees,
-)
-from fcifar.runs.events import Event, Logged, Noted, Observe, ignore
-from fcifar.runs.jsonfiles import finite
-from fcifar.runs.manifest import Settings
-from fcifar.runs.runtime import activate
-from fcifar.runs.safeguards import Safeguards
+from fcifar.runs.verify import verify
+from fcifar.step_transforms import LoopState
+from fcifar.train import distributed, environment, loop, metrics_log, run_dir, sweep
+from fcifar.train.config import CheckpointConfig, RunConfig, check_same_data, read_config
+from fcifar.train.events import Event, Logged, Noted, Observe, ignore
+from fcifar.train.loop import Interrupted
+from fcifar.train.runtime import Runtime, activate
+from fcifar.train.signals import Stop, never
 
-_STOPPED = 0  # in place of a signal's number: training came as far as was asked
+_RARELY = CheckpointConfig(checkpoint_every="1h", keep_checkpoints=1, allow_nonfinite=True)
+
+_WALL_CLOCK = {"seconds", "images_per_second"}  # in a log, what may differ
+
+# What a result's bits depend on; the rest of an environment is there for a person.
+_MATTERS = (
+    "torch",
+    "code",
+    "model_code",
+    "cpu",
+    "cpu_capability",
+    "libc",
+    "torch_build",
+    "cuda",
+    "cudnn",
+)
+
+_SET_BY_RUNTIME = ("$OMP_NUM_THREADS", "$MKL_NUM_THREADS")
+
+
+class Change(NamedTuple):
+    """Something in the environment that is not as it was."""
+
+    name: str
+    then: Any
+    now: Any
+    matters: bool  # whether bits may depend on it
 
 
 class Original(NamedTuple):
     """A run to be reproduced, with all that is known before a step is made."""
 
     run: Path
-    settings: Settings
+    config: RunConfig
     records: list[dict[str, Any]]
     checkpoints: dict[int, Path]  # those that are whole, by step
     report: dict[str, Any] | None  # None for a run that has not come to its end
@@ -39,18 +61,12 @@ class Original(NamedTuple):
     changes: list[Change]  # of the environment since then
 
     @property
-    def doubts(self) -> list[str]:
+    def mismatches(self) -> list[str]:
         """Why identity cannot be expected, if it cannot."""
-        changed = [
-            f"{change.name} was {change.then} and is {change.now}"
-            for change in self.changes
-            if change.matters
-        ]
-        if not self.settings.runtime.deterministic:
-            changed.append("the run was made with --fast, which promises no bits")
-        if self.settings.mapped:
+        changed = _mismatches(self.changes, self.config)
+        if self.config.vmap_size:
             changed.append(
-                f"it was one of {self.settings.mapped} that were trained at once, which agrees "
+                f"it was one of {self.config.vmap_size} that were trained at once, which agrees "
                 "with one alone to rounding; reproduce the group instead"
             )
         return changed
@@ -63,33 +79,31 @@ def read(run: Path, *, device: str | None = None) -> Original:
         UserError: it is not a run directory, or its device is not here and no other was given.
         WorldError: its manifest or its log is damaged; the message names the place.
     """
-    settings = manifest.read_settings(run, device=device)
-    about = directory.read_manifest(run)
-    records = directory.read_records(run)
-    damaged = integrity.check(run)
-    report_is_whole = (run / directory.REPORT).exists() and not any(
-        problem.startswith(f"{run / directory.REPORT} ") for problem in damaged
-    )
-    with activate(settings.runtime):
-        now = environment.describe([settings.recipe.model])
-    changes = compare_environments(
-        about["environment"], now, settings.runtime, compiled=settings.compiled
-    )
-    if (ran_on := about["runtime"]["device"]) != settings.runtime.device:
-        changes = [Change("--device", ran_on, settings.runtime.device, True), *changes]
+    config = read_config(run, device=device)
+    manifest = run_dir.read_manifest(run)
+    damaged = verify(run)
+    records = metrics_log.read_digests(run)
+    report_is_whole = run_dir.is_finished(run) and not _is_named(run / run_dir.REPORT, damaged)
+    changes = _changes(manifest, config, [config.recipe.model])
+    if (ran_on := manifest["runtime"]["device"]) != config.runtime.device:
+        changes = [Change("--device", ran_on, config.runtime.device, True), *changes]
     return Original(
         run=run,
-        settings=settings,
+        config=config,
         records=records,
         checkpoints={
             step: path
-            for step, path in saving.list_checkpoints(run).items()
-            if not any(problem.startswith(f"{path} ") for problem in damaged)
+            for step, path in run_dir.list_checkpoints(run).items()
+            if not _is_named(path, damaged)
         },
-        report=directory.read_report(run) if report_is_whole else None,
+        report=run_dir.read_report(run) if report_is_whole else None,
         damaged=damaged,
         changes=changes,
     )
+
+
+def _is_named(path: Path, problems: list[str]) -> bool:
+    return any(problem.startswith(f"{path} ") for problem in problems)
 
 
 def last_step(original: Original, until: int | None) -> int:
@@ -118,8 +132,8 @@ def reproduce(
     until: int | None = None,
     out: Path | None = None,
     observe: Observe = ignore,
-    stop: Callable[[], int | None] = lambda: None,
-) -> dict[str, Any] | loop.Interrupted:
+    stop: Stop = never,
+) -> dict[str, Any] | Interrupted:
     """Train again, and compare every log point, every checkpoint kept, and the final parameters.
 
     Args:
@@ -132,14 +146,14 @@ def reproduce(
 
     Returns:
         What was found, as values that JSON holds; ``identical`` is the verdict. Or Interrupted,
-        when a signal ended it.
+        when a signal ended it, and on ranks other than 0.
 
     Raises:
         UserError: there is nothing to compare, or ``dataset`` is another one.
         WorldError: as ``loop.train``.
     """
-    run, settings = original.run, original.settings
-    manifest.check_same_data(run, settings, dataset)
+    run, config = original.run, original.config
+    check_same_data(run, config, dataset)
     whole = original.report is not None and until is None
     end = last_step(original, until)
     first: list[dict[str, Any]] = []  # the first difference, once there is one
@@ -155,14 +169,14 @@ def reproduce(
     def watch(event: Event) -> None:
         observe(event)
         if isinstance(event, Logged) and (whole or not _is_final(event.record)):
-            record = json.loads(json.dumps(finite(event.record)))  # as the log holds it
+            record = json.loads(json.dumps(io.finite(event.record)))  # as the log holds it
             difference = compare_records(next(expected, None), record)
             compared.append(difference is None)
             differ(difference)
 
-    def look(step: int, running: Running) -> None:
+    def look(step: int, state: LoopState) -> None:
         if path := original.checkpoints.get(step):
-            found = compare_trees(saving.load_running(path, running).running.state, running.state)
+            found = tree.differences(tensor_files.load(path, state)[0].state, state.state)
             tensors.append({"file": path.name, "step": step, "differing": found})
             if found:
                 differ({"step": step, "kind": "checkpoint", "what": [], "tensors": _names(found)})
@@ -172,20 +186,17 @@ def reproduce(
         new = Path(folder) if out else Path(folder) / "run"
         result = loop.train(
             new,
-            settings.recipe,
-            settings.runtime,
+            config.replace(checkpoint=_RARELY),
             dataset,
-            compiled=settings.compiled,
-            traced=settings.traced,
-            earlier_ends=settings.earlier_ends,
-            safeguards=Safeguards(checkpoint_every="1h", keep_checkpoints=1, allow_nonfinite=True),
             observe=watch,
             stop=stop,
-            probe=look,
+            probe=look if distributed.is_main() else None,
             until=None if whole else end,
         )
-        if isinstance(result, loop.Interrupted) and result.signum != _STOPPED:
+        if isinstance(result, Interrupted) and result.signum is not None:
             return result
+        if not distributed.is_main():  # rank 0 compares
+            return Interrupted(None, end)
         for missing in expected:
             differ(compare_records(missing, None))
         final = _compare_final(original, new, result) if isinstance(result, dict) else None
@@ -199,7 +210,7 @@ def reproduce(
         "steps": end if final is None else final["step"],
         "log_points": len(compared),
         "digest": final["digest"] if final else _last_digest(original.records, end),
-        "expected": not original.doubts,
+        "expected": not original.mismatches,
         "environment": [change._asdict() for change in original.changes],
         "damaged": original.damaged,
         "first_difference": first[0] if first else None,
@@ -231,7 +242,7 @@ def describe_difference(difference: dict[str, Any]) -> str:
 
 def _is_final(record: dict[str, Any]) -> bool:
     """Whether a record is of the test images, at the end; with several views too."""
-    return record.get("split", "").startswith("test")
+    return record["split"].startswith("test")
 
 
 def _is_within(record: dict[str, Any], end: int) -> bool:
@@ -252,9 +263,9 @@ def _compare_final(original: Original, new: Path, report: dict[str, Any]) -> dic
     if not found["identical"]:
         try:
             (then, _), (now, _) = (
-                checkpoint.read(run / directory.FINAL) for run in (original.run, new)
+                tensor_files.read(run / run_dir.FINAL) for run in (original.run, new)
             )
-            found["differing"] = compare_trees(then, now)
+            found["differing"] = tree.differences(then, now)
         except DamagedError:  # it is among the damaged files already
             pass
     return found
@@ -266,5 +277,166 @@ def _names(found: list[dict[str, Any]]) -> list[str]:
 
 def _last_digest(records: list[dict[str, Any]], end: int) -> str | None:
     """The digest of the state at the last log point up to a step."""
-    digests = [r["digest"] for r in records if r["kind"] == "train" and r["step"] <= end]
+    digests = [r["digest"] for r in records if r["split"] == "train" and r["step"] <= end]
     return digests[-1] if digests else None
+
+
+def _changes(manifest: Mapping[str, Any], config: RunConfig, models: Sequence[str]) -> list[Change]:
+    """What has changed in the environment since a run or a group was trained."""
+    with activate(config.runtime):
+        now = environment.describe(models)
+    then = manifest.get("environment", {})
+    return compare_environments(then, now, config.runtime, compiled=config.compile)
+
+
+def _mismatches(changes: Sequence[Change], config: RunConfig) -> list[str]:
+    found = [f"{c.name} was {c.then} and is {c.now}" for c in changes if c.matters]
+    fast = "it was made with --fast, which promises no bits"
+    return found + ([] if config.runtime.deterministic else [fast])
+
+
+# Groups ------------------------------------------------------------------------------------------
+
+
+def group_mismatches(path: Path) -> list[str]:
+    """Why the same bits cannot be expected of a group again, if they cannot."""
+    asked = sweep.read(path)
+    manifest = run_dir.read_manifest(path, run_dir.SWEEP)
+    models = [trial.recipe.model for trial in asked.trials]
+    return _mismatches(_changes(manifest, asked.config, models), asked.config)
+
+
+def reproduce_group(
+    path: Path,
+    dataset: Dataset,
+    *,
+    out: Path | None = None,
+    observe: Observe = ignore,
+    stop: Stop = never,
+) -> dict[str, Any] | Interrupted:
+    """Train a group again, and compare every log point and the final parameters of each run.
+
+    All of its runs, by the same method: mapped over each other, they round together.
+
+    Returns:
+        What was found, as values that JSON holds; ``identical`` is the verdict. Or Interrupted.
+
+    Raises:
+        UserError: ``path`` is no group, has not come to its end, or had another data set.
+        WorldError: a file of it is damaged.
+    """
+    asked = sweep.read(path)
+    if not (path / run_dir.SUMMARY).exists():
+        raise UserError(f"{path} is not finished; resume it with fcifar train --resume {path}")
+    check_same_data(path, asked.config, dataset)
+    started = time.perf_counter()
+    with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
+        new = Path(folder) if out else Path(folder) / "group"
+        result = sweep.train(new, asked, dataset, observe=observe, stop=stop)
+        if isinstance(result, Interrupted) or not distributed.is_main():
+            return result if isinstance(result, Interrupted) else Interrupted(None, 0)
+        runs = [
+            {"name": trial.name, "first_difference": _first(path / trial.name, new / trial.name)}
+            for trial in asked.trials
+        ]
+    damaged = verify(path)
+    return {
+        "run": str(path),
+        "identical": not damaged and all(run["first_difference"] is None for run in runs),
+        "runs": runs,
+        "damaged": damaged,
+        "expected": not group_mismatches(path),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _first(then: Path, now: Path) -> dict[str, Any] | None:
+    """The first difference between the logs of two runs, or between their ends."""
+    records, others = (metrics_log.read_digests(run) for run in (then, now))
+    for i in range(max(len(records), len(others))):
+        a, b = (json.loads(json.dumps(r[i])) if i < len(r) else None for r in (records, others))
+        if difference := compare_records(a, b):
+            return difference
+    ends = [(run / run_dir.REPORT).exists() for run in (then, now)]
+    if all(ends):
+        a, b = (run_dir.read_report(run) for run in (then, now))
+        if a["params_digest"] == b["params_digest"]:
+            return None
+    elif not any(ends):
+        return None
+    step = (records or others or [{"step": 0}])[-1]["step"]
+    return {"step": step, "kind": "final", "what": [], "tensors": []}
+
+
+# Differences -------------------------------------------------------------------------------------
+
+
+def compare_environments(
+    then: Mapping[str, Any], now: Mapping[str, Any], runtime: Runtime, *, compiled: bool
+) -> list[Change]:
+    """What changed between two of ``environment.describe``, what matters first.
+
+    Args:
+        runtime: of the run, which sets threads and switches by itself.
+        compiled: whether the C++ compiler matters.
+    """
+    a, b = (_flat(values, runtime.device) for values in (then, now))
+    matters = {*_MATTERS, "device", *(["compiler", "kernels"] if compiled else [])}
+    matters |= {name for name in (*a, *b) if name.startswith("$") and name not in _SET_BY_RUNTIME}
+    changes = [
+        Change(name, a.get(name), b.get(name), name in matters)
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name)
+    ]
+    return sorted(changes, key=lambda change: not change.matters)
+
+
+def _flat(values: Mapping[str, Any], device: str) -> dict[str, Any]:
+    skipped = ("versions", "variables", "devices", "switches", "threads")
+    devices = [name for name in values.get("devices", ()) if name.split(" ")[0] == device]
+    return {
+        **{name: value for name, value in values.items() if name not in skipped},
+        **values.get("versions", {}),
+        **{f"${name}": value for name, value in values.get("variables", {}).items()},
+        "device": devices[0] if devices else None,
+    }
+
+
+def compare_records(
+    then: Mapping[str, Any] | None, now: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """How one log point differs from another, as values that JSON holds; None for not at all.
+
+    ``what`` names each figure with both values and their difference; ``tensors`` names, in the
+    order of the state, the tensors whose digests differ.
+    """
+    if then is None or now is None:
+        present = now if then is None else then
+        assert present is not None
+        side = "only in the new run" if then is None else "missing from the new run"
+        return {"step": present["step"], "what": [{"name": f"log point {side}"}], "tensors": []}
+    figures = {*then, *now} - _WALL_CLOCK - {"tensors"}
+    what = [
+        {
+            "name": name,
+            "then": then.get(name),
+            "now": now.get(name),
+            "difference": _gap(then.get(name), now.get(name)),
+        }
+        for name in sorted(figures)
+        if then.get(name) != now.get(name)
+    ]
+    a, b = then.get("tensors", {}), now.get("tensors", {})
+    tensors = [name for name in a if a[name] != b.get(name)] + [n for n in b if n not in a]
+    if not what and not tensors:
+        return None
+    return {"step": then["step"], "kind": _kind(then), "what": what, "tensors": tensors}
+
+
+def _gap(then: Any, now: Any) -> float | None:
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (then, now))
+    return abs(then - now) if numbers else None
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    return "training" if record["split"] == "train" else record["split"]

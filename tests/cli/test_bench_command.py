@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fcifar import cli
-from fcifar.runs import bench
+from fcifar.bench import bench
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.data.official import CLASSES
-from fcifar.runs import group, loop, many
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.safeguards import Safeguards
+from fcifar.train import loop, sweep
+from fcifar.train.config import make_config
 from tests.commands import Person
 from tests.data import forms
 from tests.pages import PAGES, README, Block, after_fcifar, blocks, commands, name_of
@@ -73,18 +72,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     blitz = recipes.get("blitz").replace(epochs=2, batch_size=20, log_every=20)
     for seed, run in enumerate(RUNS):
-        loop.train(place / run, blitz, Runtime(seed=seed), cifar10)
-    loop.train(place / "stopped", blitz, Runtime(), cifar10, until=30)
-    asked = group.Group(
-        group.plan(blitz, {}, (0, 1)),
-        "loop",
-        Runtime(),
-        False,
-        "cifar10",
-        cifar10.digest,
-        Safeguards(),
-    )
-    many.train(place / "group", asked, cifar10)
+        loop.train(place / run, make_config(blitz, cifar10, seed=seed), cifar10)
+    loop.train(place / "stopped", make_config(blitz, cifar10), cifar10, until=30)
+    trials = sweep.plan(blitz, {}, (0, 1))
+    asked = sweep.Sweep(trials, "loop", make_config(blitz, cifar10))
+    sweep.train(place / "group", asked, cifar10)
     shutil.copytree(place / "group", place / "stopped-group")
     (place / "stopped-group/summary.json").unlink()
 

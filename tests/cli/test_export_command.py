@@ -9,8 +9,9 @@ import pytest
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.runs import loop
-from fcifar.runs.runtime import Runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 from tests.commands import fits
 
 TRAIN = ("--dataset", "tiny", "--threads", 1, "--device", "cpu", "--epochs", 1, "--quiet")
@@ -30,7 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = make_dataset("tiny", train, test, tuple("abcdefghij"), "tests")
     data.save(tiny, place / "data")
     recipe = recipes.get("blitz").replace(batch_size=5, epochs=2, precision="bf16")
-    loop.train(place / "run", recipe, Runtime(threads=1, precision="bf16"), tiny)
+    runtime = Runtime(threads=1, precision="bf16")
+    loop.train(place / "run", make_config(recipe, tiny, runtime=runtime), tiny)
     return place
 
 
@@ -69,9 +71,13 @@ def test_the_metrics(fcifar, tmp_path: Path) -> None:
     assert (found["format"], found["rows"]) == ("CSV", 2)
     lines = (tmp_path / "m.csv").read_text().splitlines()
     assert lines[0].split(",") == found["columns"]
+    assert set(found["columns"]) == {
+        *("step", "epoch", "split", "loss", "accuracy", "count", "learning_rate"),
+        *("images_per_second", "seconds", "digest"),
+    }
     assert len(lines) == 1 + found["rows"]
     shown = fcifar("export", "run", "--to", "again.csv")
-    assert shown.out.split() == ["written", "again.csv:", "2", "log", "points,", "9", "columns"]
+    assert shown.out.split() == ["written", "again.csv:", "2", "log", "points,", "10", "columns"]
 
 
 def test_mistakes_are_one_line_and_leave_nothing(fcifar, tmp_path: Path) -> None:
@@ -107,9 +113,7 @@ def test_a_finished_run_whose_network_is_gone_is_not_to_be_resumed(fcifar, tmp_p
     (tmp_path / "run/final.safetensors").unlink()
     done = fcifar("export", "run", "--to", "x.pth")
     assert (done.status, done.err.count("\n")) == (1, 1)
-    assert (
-        "is gone, though the run had come to its end; restore it, or train again with" in done.err
-    )
+    assert "is gone, though the run is finished; restore it, or train again with" in done.err
 
 
 def test_a_group(fcifar, tmp_path: Path) -> None:

@@ -29,15 +29,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fcifar import cli, data, random, recipes
+from fcifar.bench import bench
 from fcifar.data import Dataset, Split, make_dataset, store
-from fcifar.data.files import PARTIAL, replacing
 from fcifar.interop import exporting
+from fcifar.io import PARTIAL, replacing
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report import evaluation, examples, pictures
 from fcifar.report import run as drawing
-from fcifar.runs import bench, environment, interrupt, loop
-from fcifar.runs import evaluate as measuring
-from fcifar.runs.runtime import Runtime
+from fcifar.train import environment, loop, signals
+from fcifar.train import evaluate as measuring
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 
 STOPPED = 128 + signal.SIGTERM
 ANSWERS = ("verify", "reproduce")  # commands whose status is an answer: 1 for no
@@ -287,10 +289,11 @@ def fill(place: Path) -> None:
     tiny = make_set("tiny", (8, 4), "ab")
     data.save(tiny, place / "data")
     data.save(make_set("other", (6, 3), "abc"), place / "data")
-    recipe, runtime = recipes.get("blitz").replace(epochs=1), Runtime(threads=1)
+    recipe = recipes.get("blitz").replace(epochs=1)
+    config = make_config(recipe, tiny, runtime=Runtime(threads=1))
     for name in ("run0", "run1"):
-        loop.train(place / name, recipe, runtime, tiny)
-    loop.train(place / "stopped", recipe, runtime, tiny, stop=lambda: signal.SIGTERM)
+        loop.train(place / name, config, tiny)
+    loop.train(place / "stopped", config, tiny, stop=lambda: signal.SIGTERM)
     (place / "pictures").mkdir()
     for row, image in enumerate(tiny.test_images[:2]):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"pictures/{row}.png")
@@ -391,7 +394,7 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(pictures, "_write", draw_something)
         patch.setattr(bench, "measure_step", measure_nothing)
         patch.setattr(bench, "made_up", draw_nothing)
-        patch.setattr(interrupt, "catching_signals", lambda: stopping_after(3))
+        patch.setattr(signals, "catching_signals", lambda: stopping_after(3))
 
         def run(words: Sequence[str]) -> Outcome:
             try:

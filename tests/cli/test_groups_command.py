@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 from fcifar import data, random
 from fcifar.data import Split, make_dataset
-from fcifar.runs import group
+from fcifar.train import sweep
 from tests.commands import fits
 
 FEW = ("--dataset", "tiny", "--threads", 1, "--device", "cpu", "--epochs", 1, "--batch-size", 8)
@@ -58,8 +58,8 @@ def test_replicas(fcifar, tmp_path: Path) -> None:
 
 
 def test_a_sweep(fcifar, tmp_path: Path) -> None:
-    sweep = ("--sweep", "lr=0.001,1e25", "--sweep", "momentum=0,0.9", "--valid-fraction", 0.25)
-    done = fcifar("train", "blitz", *FEW, *sweep, "--replica-method", "vmap", "--out", "g", "-q")
+    grid = ("--sweep", "lr=0.001,1e25", "--sweep", "momentum=0,0.9", "--valid-fraction", 0.25)
+    done = fcifar("train", "blitz", *FEW, *grid, "--replica-method", "vmap", "--out", "g", "-q")
     assert done.status == 0
     assert fits(done.out)
     head, *rows = done.out.splitlines()
@@ -70,7 +70,7 @@ def test_a_sweep(fcifar, tmp_path: Path) -> None:
     assert "best" in done.out
     assert "all at once, by vmap" in done.out
     assert "failed" in done.out
-    assert [member.seed for member in group.read(tmp_path / "g").members] == [0] * 4
+    assert [trial.seed for trial in sweep.read(tmp_path / "g").trials] == [0] * 4
     height, width, _ = imread(tmp_path / "g/plots/sweep.png").shape
     assert width > 800
     assert height > 400

@@ -206,12 +206,12 @@ def test_what_a_recipe_wishes_holds_where_nobody_says_otherwise(
     compiled: bool,
     precision: str,
 ) -> None:
-    from fcifar.runs import loop, runtime
+    from fcifar.train import loop, runtime
 
     asked: list[Any] = []
 
-    def train(run, recipe, runtime, data, *, compiled, **options):
-        asked.append((compiled, runtime.precision))
+    def train(run, config, dataset, **options):
+        asked.append((config.compile, config.runtime.precision))
         return loop.Interrupted(2, 0)
 
     monkeypatch.setattr(loop, "train", train)

@@ -13,8 +13,10 @@ from PIL import Image
 
 from fcifar import data, models, optim, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.runs import loop, trained
-from fcifar.runs.runtime import Runtime
+from fcifar.runs import inference
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 from tests.commands import fits
 
 NETS = """
@@ -166,8 +168,9 @@ def saved(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             model=f"{own}:{factory}", model_options=options, epochs=1, batch_size=21, **channels
         )
         tiny = data.load("tiny", tmp_path / "data")
-        report = loop.train(tmp_path / "run", recipe, Runtime(threads=1), tiny)
-        params, buffers = trained.load(tmp_path / "run").variables
+        config = make_config(recipe, tiny, runtime=Runtime(threads=1))
+        report = loop.train(tmp_path / "run", config, tiny)
+        params, buffers = inference.load(tmp_path / "run").variables
         values = {f"module.{name}": value for name, value in {**params, **buffers}.items()}
         torch.save({"state_dict": values, "epoch": 3}, tmp_path / "net.pth")
         words = {**options, "mean": "0.3,0.3,0.3", "std": "0.2,0.2,0.2"}

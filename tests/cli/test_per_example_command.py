@@ -12,8 +12,9 @@ import pytest
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.report import evaluation
-from fcifar.runs import loop
-from fcifar.runs.runtime import Runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 
 ONE = ("--threads", 1, "--device", "cpu")
 RUNS = ("run0", "run1", "run2")
@@ -35,7 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.save(tiny, place / "data")
     recipe = recipes.get("blitz").replace(batch_size=5, epochs=2, valid_fraction=0.2)
     for seed, run in enumerate(RUNS):
-        loop.train(place / run, recipe, Runtime(threads=1, seed=seed), tiny)
+        config = make_config(recipe, tiny, seed=seed, runtime=Runtime(threads=1))
+        loop.train(place / run, config, tiny)
     return place
 
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.runs import loop
-from fcifar.runs.runtime import Runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 from tests.commands import fits
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -32,7 +33,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data.save(tiny, place / "data")
     recipe = recipes.get("blitz").replace(batch_size=5, epochs=2)
     for seed in (0, 1):
-        loop.train(place / f"run{seed}", recipe, Runtime(threads=1, seed=seed), tiny)
+        config = make_config(recipe, tiny, seed=seed, runtime=Runtime(threads=1))
+        loop.train(place / f"run{seed}", config, tiny)
     (place / "pictures/more").mkdir(parents=True)
     for row, name in enumerate(("1.png", "2.jpg", "more/3 [red].png")):
         image = Image.fromarray(test.images[row].permute(1, 2, 0).numpy())

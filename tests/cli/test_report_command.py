@@ -1,5 +1,6 @@
 """fcifar report: what a run came to, and a page of it that is whole in itself."""
 
+import hashlib
 import json
 import re
 import shlex
@@ -13,13 +14,13 @@ import torch
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.data.files import write_text
 from fcifar.errors import UserError
+from fcifar.io import write_text
 from fcifar.report import page
 from fcifar.report.page.commands import train_command
-from fcifar.runs import group, jsonfiles, loop, manifest, many
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.safeguards import Safeguards
+from fcifar.train import loop, run_dir, sweep
+from fcifar.train.config import make_config, read_config
+from fcifar.train.runtime import Runtime
 from tests import browser
 from tests.commands import fits
 
@@ -42,25 +43,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = make_dataset("tiny", train, test, EVIL, "tests")
     data.save(tiny, place / "data")
     recipe = recipes.get("blitz").replace(batch_size=6, epochs=2, valid_fraction=0.2, log_every=2)
+    config = make_config(recipe, tiny, runtime=Runtime(threads=1))
     for seed in (0, 1):
-        loop.train(place / f"run{seed}", recipe, Runtime(threads=1, seed=seed), tiny)
+        loop.train(place / f"run{seed}", config.replace(seed=seed), tiny)
     (place / "run1").rename(place / ODD)
     shutil.copytree(place / ODD, place / "run1")
     rates = [(rate, recipe.replace(learning_rate=rate)) for rate in (0.001, 0.01)]
-    for name, sweep, seeds in (
+    for name, grid, seeds in (
         ("g", {}, (0, 1, 2)),
         ("s", {"lr": rates, "momentum": [(0.5, recipe.replace(momentum=0.5))]}, (0,)),
     ):
-        asked = group.Group(
-            members=group.plan(recipe, sweep, seeds),
-            method="loop",
-            runtime=Runtime(threads=1),
-            compiled=False,
-            dataset_name="tiny",
-            dataset_digest=tiny.digest,
-            safeguards=Safeguards(),
-        )
-        many.train(place / name, asked, tiny)
+        trials = sweep.plan(recipe, grid, seeds)
+        asked = sweep.Sweep(trials, "loop", config.replace(recipe=trials[0].recipe))
+        sweep.train(place / name, asked, tiny)
     return place
 
 
@@ -147,14 +142,15 @@ def test_a_page_can_be_read_by_everybody(pages, name: str) -> None:
 def test_a_page_says_what_the_run_says(pages, place: Path) -> None:
     read = Read(pages["run"].read_text())
     report = json.loads((place / "run0/report.json").read_text())
-    manifest_ = json.loads((place / "run0/manifest.json").read_text())
+    file = (place / "run0/manifest.json").read_bytes()
+    manifest = json.loads(file)
     for words in (
         f"{100 * report['test_accuracy']:.2f} %",
         f"{report['test_loss']:.4f}",
         report["params_digest"],
-        manifest_["seal"],
-        manifest_["dataset"]["digest"],
-        manifest_["environment"]["versions"]["torch"],
+        hashlib.sha256(file).hexdigest(),
+        manifest["dataset"]["digest"],
+        manifest["environment"]["versions"]["torch"],
         "Changed from the recipe blitz",
         f"fcifar reproduce {shlex.quote(str(place / 'run0'))}",
     ):
@@ -201,7 +197,7 @@ def test_the_command_on_a_page_gives_the_same_bits(
     fcifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcifar.report.run.draw", lambda run, data: None)  # it takes seconds
-    command = train_command(manifest.read_settings(tmp_path / "run1"))
+    command = train_command(read_config(tmp_path / "run1"))
     assert command is not None
     done = fcifar(*shlex.split(command)[1:], "--out", "again", "--json", "--quiet")
     then = json.loads((tmp_path / "run1/report.json").read_text())
@@ -233,13 +229,21 @@ def test_a_page_without_predictions_says_so(fcifar, tmp_path: Path) -> None:
         assert "predictions" in Read((tmp_path / name).read_text()).words
 
 
+def test_a_page_without_checksums_leaves_them_out(fcifar, tmp_path: Path) -> None:
+    (tmp_path / "run0/SHA256SUMS").unlink()
+    done = fcifar("report", "run0", "--html", "page.html", "-q")
+    assert done.status == 0, done.err
+    words = Read((tmp_path / "page.html").read_text()).words
+    assert "digest of the parameters" in words
+    assert "manifest's SHA-256" not in words
+
+
 def test_without_a_page_it_prints_what_training_printed(fcifar, tmp_path: Path) -> None:
     done = fcifar("report", "run0")
     assert done.status == 0
     assert fits(done.out)
     assert "test accuracy" in done.out
     report = json.loads((tmp_path / "run0/report.json").read_text())
-    del report["seal"]
     assert json.loads(fcifar("report", "run0", "--json").out) == report
     assert "over 3 seeds" in fcifar("report", "g").out
 
@@ -264,7 +268,7 @@ def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch)
         (["run0", "run1"], 2, "2 runs need a page: give --html FILE, or use fcifar compare"),
         (["nowhere", "--html", "p"], 2, "nowhere is not a run directory"),
         (["half", "--html", "p"], 2, "half has not come to its end"),
-        (["bad", "--html", "p"], 1, "was changed after it was written"),
+        (["bad", "--html", "p"], 1, "bad/report.json is damaged: its SHA-256 is not that in"),
         (["odd", "--html", "p"], 1, "odd holds values that fcifar did not write"),
     ],
 )
@@ -278,8 +282,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     report = tmp_path / "bad/report.json"
     report.write_text(report.read_text().replace('"seed": 0', '"seed": 3'))
     shutil.copytree(tmp_path / "run0", tmp_path / "odd")
-    values = jsonfiles.read_sealed(tmp_path / "odd/report.json")
-    jsonfiles.write_sealed(tmp_path / "odd/report.json", {**values, "per_class": [1, 2]})
+    values = run_dir.read_report(tmp_path / "odd")
+    run_dir.write_result(tmp_path / "odd", {**values, "per_class": [1, 2]})
     done = fcifar("report", *words, "-q")
     assert done.status == status
     assert line in done.err

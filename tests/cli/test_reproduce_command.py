@@ -87,7 +87,9 @@ def test_damage_is_exit_code_1_and_named(fcifar, run: Path) -> None:
     flip(run / "metrics.jsonl", 30)
     status, out, err = fcifar("reproduce", "run")
     assert (status, out) == (1, "")
-    assert err.startswith("error: run/metrics.jsonl is damaged: line 1 is not as it was written")
+    assert err.startswith(
+        "error: run/metrics.jsonl is damaged: its SHA-256 is not that in SHA256SUMS"
+    )
 
 
 def test_changed_data_are_refused(fcifar, run: Path, tmp_path: Path) -> None:
@@ -98,12 +100,13 @@ def test_changed_data_are_refused(fcifar, run: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_differs(fcifar, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fcifar.runs import loop
+    from fcifar.train import loop
 
     train = loop.train
 
-    def other(path: Path, recipe, *arguments, **options):
-        return train(path, recipe.replace(learning_rate=0.01), *arguments, **options)
+    def other(path: Path, config, *arguments, **options):
+        recipe = config.recipe.replace(learning_rate=0.01)
+        return train(path, config.replace(recipe=recipe), *arguments, **options)
 
     monkeypatch.setattr(loop, "train", other)
     status, out, err = fcifar("reproduce", "run")

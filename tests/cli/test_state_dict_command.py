@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from fcifar import data, recipes
 from fcifar.data import Split, make_dataset, shapes10
-from fcifar.runs import loop
-from fcifar.runs.runtime import Runtime
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 from tests.commands import Outcome, fits
 
 ONE = ("--threads", 1, "--device", "cpu")
@@ -45,7 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _, found = in_plain_pytorch("train", place, "cifar_net.pth")
     (place / "plain.json").write_text(json.dumps(found))
     recipe = recipes.get("blitz").replace(epochs=1, batch_size=10)
-    loop.train(place / "run", recipe, Runtime(threads=1), data.load("shapes", place / "data"))
+    shapes = data.load("shapes", place / "data")
+    loop.train(place / "run", make_config(recipe, shapes, runtime=Runtime(threads=1)), shapes)
     return place
 
 
@@ -111,7 +113,8 @@ def test_options_of_the_network_and_the_normalisation(fcifar, tmp_path: Path) ->
         epochs=1, batch_size=50, model_options={"hidden": 20}, mean=(0.3,) * 3, std=(0.2,) * 3
     )
     shapes = data.load("shapes", tmp_path / "data")
-    report = loop.train(tmp_path / "other", recipe, Runtime(threads=1), shapes)
+    config = make_config(recipe, shapes, runtime=Runtime(threads=1))
+    report = loop.train(tmp_path / "other", config, shapes)
     assert fcifar("export", "other", "--to", "o.pth", "-q").status == 0
     same = ("--set", "hidden=20", "--set", "mean=0.3,0.3,0.3", "--set", "std=[0.2,0.2,0.2]")
     assert evaluated(fcifar, "o.pth", "--model", "lenet", *same)["loss"] == report["test_loss"]

@@ -1,5 +1,5 @@
-"""The data set and the recipe of the tests of runs."""
+"""The data set and the runs of the tests of runs."""
 
-from tests.runs.conftest import dataset, recipe, runtime
+from tests.runs.conftest import config, dataset, recipe, runtime
 
-__all__ = ["dataset", "recipe", "runtime"]
+__all__ = ["config", "dataset", "recipe", "runtime"]

@@ -19,10 +19,11 @@ from fcifar.errors import UserError, WorldError
 from fcifar.interop import exporting, fitting, functions, networks, state_dicts
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import loop, trained
-from fcifar.runs.predict import predict
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.trained import Trained
+from fcifar.runs import inference
+from fcifar.runs.inference import Trained, predict
+from fcifar.train import loop
+from fcifar.train.config import make_config
+from fcifar.train.runtime import Runtime
 from tests.small import SMALL
 
 CLASSES = tuple("abcdefghij")
@@ -72,7 +73,7 @@ def test_pth_and_safetensors_hold_the_values(name: str, tmp_path: Path) -> None:
     assert tree.equal(dict(plain), values)
     assert list(plain._metadata) == [name for name, _ in network.model.versions]
     assert tree.equal(load_file(tmp_path / "new/net.safetensors"), values)
-    again = trained.load(tmp_path / "new/net.safetensors")
+    again = inference.load(tmp_path / "new/net.safetensors")
     assert again[3:] == network[3:]
     assert again.recipe == network.recipe
     assert tree.equal(again.variables, network.variables)
@@ -369,8 +370,8 @@ def test_foreign_networks_there_and_back(name: str, make_batch, tmp_path: Path) 
     recipe, runtime = of_test(name), Runtime(threads=1)
     train, test = make_batch(16, seed=1), make_batch(23, seed=2)  # two whole batches
     tiny = make_dataset("tiny", Split(*train), Split(*test), CLASSES, "tests")
-    report = loop.train(tmp_path / "run", recipe, runtime, tiny)
-    network = trained.load(tmp_path / "run")
+    report = loop.train(tmp_path / "run", make_config(recipe, tiny, runtime=runtime), tiny)
+    network = inference.load(tmp_path / "run")
     _, factory = recipes.imported("the model", recipe.model)
     module = factory(**recipe.model_options, num_classes=10)
     for suffix, read in ((".pth", torch.load), (".safetensors", load_file)):
@@ -392,6 +393,6 @@ def test_foreign_networks_there_and_back(name: str, make_batch, tmp_path: Path) 
         again, notes = networks.with_classes(networks.load(tmp_path / back, recipe), CLASSES)
         assert notes == ()
         assert tree.equal(again.variables, network.variables)
-        figures, _ = trained.evaluate(again, runtime, tiny, "test")
+        figures, _ = inference.evaluate(again, runtime, tiny, "test")
         assert figures["loss"] == report["test_loss"]
         assert figures["params_digest"] == report["params_digest"]

@@ -7,8 +7,8 @@ import pytest
 
 from fcifar.errors import UserError
 from fcifar.interop import metrics
-from fcifar.runs import directory, group, loop, many
-from fcifar.runs.safeguards import Safeguards
+from fcifar.train import loop, metrics_log, sweep
+from fcifar.train.config import RunConfig
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -16,13 +16,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_run(dataset, recipe, runtime, tmp_path: Path) -> None:
-    recipe = recipe.replace(valid_fraction=0.2, tta="mirror")
-    loop.train(tmp_path / "run", recipe, runtime, dataset)
+def test_a_run(config: RunConfig, dataset, tmp_path: Path) -> None:
+    config = config.replace(recipe=config.recipe.replace(valid_fraction=0.2, tta="mirror"))
+    loop.train(tmp_path / "run", config, dataset)
     rows = metrics.read_rows(tmp_path / "run")
     columns = metrics.write_csv(tmp_path / "new/metrics.csv", rows)
     found = read_csv(tmp_path / "new/metrics.csv")
-    records = directory.read_records(tmp_path / "run")
+    records = metrics_log.read_digests(tmp_path / "run")
     assert list(found[0]) == columns
     assert len(found) == len(records)
     for row, record in zip(found, records, strict=True):
@@ -30,24 +30,20 @@ def test_a_run(dataset, recipe, runtime, tmp_path: Path) -> None:
         for name in ("loss", "accuracy", "epoch"):
             assert float(row[name]) == record[name], "every digit"
         assert int(row["step"]) == record["step"]
-        assert row["split"] == record.get("split", "")
-    assert {row["split"] for row in found} == {"", "valid", "test", "test-mirror"}
+        assert row["split"] == record["split"]
+        assert row["digest"] == record["digest"]
+    assert {row["split"] for row in found} == {"train", "valid", "test", "test-mirror"}
     first = (tmp_path / "new/metrics.csv").read_bytes()
     metrics.write_csv(tmp_path / "new/metrics.csv", rows)
     assert (tmp_path / "new/metrics.csv").read_bytes() == first
 
 
-def test_a_group_has_the_names_of_its_runs(dataset, recipe, runtime, tmp_path: Path) -> None:
-    asked = group.Group(
-        members=group.plan(recipe.replace(epochs=1), {}, [3, 4]),
-        method="loop",
-        runtime=runtime,
-        compiled=False,
-        dataset_name=dataset.name,
-        dataset_digest=dataset.digest,
-        safeguards=Safeguards(),
-    )
-    many.train(tmp_path / "group", asked, dataset)
+def test_a_group_has_the_names_of_its_runs(
+    config: RunConfig, dataset, recipe, tmp_path: Path
+) -> None:
+    trials = sweep.plan(recipe.replace(epochs=1), {}, [3, 4])
+    asked = sweep.Sweep(trials, "loop", config.replace(recipe=trials[0].recipe, seed=3))
+    sweep.train(tmp_path / "group", asked, dataset)
     rows = metrics.read_rows(tmp_path / "group")
     alone = [metrics.read_rows(tmp_path / "group" / name) for name in ("seed3", "seed4")]
     assert [row["run"] for row in rows] == ["seed3"] * len(alone[0]) + ["seed4"] * len(alone[1])

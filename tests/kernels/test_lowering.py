@@ -10,10 +10,10 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import grads, kernels, losses, models, optim, random, tree
-from fcifar.compiling import compile_pure, compile_step
 from fcifar.kernels import building, lowering
 from fcifar.kernels.conv_pool import conv_pool, conv_pool_backward, conv_pool_backward_each
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
+from fcifar.step_transforms import compile_pure, compile_step
 
 pytestmark = pytest.mark.skipif(
     kernels.why_not() is not None, reason=f"no kernels here: {kernels.why_not()}"

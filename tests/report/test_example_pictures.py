@@ -15,7 +15,7 @@ from fcifar.examples import Scores
 from fcifar.report import examples, scores
 from fcifar.report.figures import BLUE, VERMILION
 from fcifar.report.scores import BINS, histogram, score_histograms
-from fcifar.runs.per_example import Examined
+from fcifar.runs.score_tables import Examined
 
 CLASSES = ("cat", "dog", "$hip_$")
 

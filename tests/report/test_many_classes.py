@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from fcifar import calibration, random
+from fcifar.analysis.predictions import LARGEST_MATRIX, summarize
 from fcifar.cli import output
 from fcifar.data import Split, make_dataset
 from fcifar.report import evaluation, pictures
 from fcifar.report.confusion import confusion_picture, most_confused
 from fcifar.report.plots import MOST_BARS, per_class_bars
-from fcifar.runs.evaluate import LARGEST_MATRIX, summarize
 from fcifar.step import Batch, Examples
 
 MANY = [2, 100, 1000, 3000]

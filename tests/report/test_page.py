@@ -14,9 +14,8 @@ from fcifar import recipes
 from fcifar.cli.overrides import with_changes
 from fcifar.errors import UserError
 from fcifar.report.page import charts, commands, curves, html, matrix, settings
-from fcifar.runs.manifest import Settings
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.safeguards import Safeguards
+from fcifar.train.config import RunConfig
+from fcifar.train.runtime import Runtime
 
 numbers = st.floats(-1e30, 1e30, allow_nan=False)
 
@@ -110,10 +109,10 @@ def test_a_long_line_keeps_its_ends() -> None:
 
 def test_a_curve_has_what_the_log_has() -> None:
     records = [
-        {"kind": "train", "epoch": 1.0, "loss": 2.0},
-        {"kind": "eval", "split": "valid", "epoch": 1.0, "loss": None},
-        {"kind": "train", "epoch": 2.0, "loss": 1.0},
-        {"kind": "note", "epoch": 2.0, "loss": 9.0},
+        {"split": "train", "epoch": 1.0, "loss": 2.0},
+        {"split": "valid", "epoch": 1.0, "loss": None},
+        {"split": "train", "epoch": 2.0, "loss": 1.0},
+        {"split": "train", "epoch": 2.0, "accuracy": 0.5},
     ]
     found = curves.series(records, "loss", 10.0)
     assert found["training"] == [(1.0, 20.0), (2.0, 10.0)]
@@ -165,9 +164,15 @@ def test_the_command_of_a_run_says_all_of_its_recipe(name: str, changes: tuple) 
         assert flag in command
 
 
-def made(recipe: recipes.Recipe) -> Settings:
-    runtime = Runtime(seed=7, threads=3, precision="bf16", deterministic=False)
-    return Settings(recipe, runtime, True, "a set", "0" * 64, Safeguards())
+def made(recipe: recipes.Recipe) -> RunConfig:
+    return RunConfig(
+        recipe=recipe,
+        seed=7,
+        runtime=Runtime(threads=3, precision="bf16", deterministic=False),
+        compile=True,
+        dataset="a set",
+        dataset_digest="0" * 64,
+    )
 
 
 def test_a_recipe_of_ones_own_has_no_command() -> None:

@@ -152,12 +152,12 @@ def test_a_preview_has_a_row_for_each_class_and_its_picks_depend_on_the_key(tmp_
 
 
 RECORDS: list[dict[str, object]] = [
-    {"kind": "start", "note": "passed over"},
+    {"split": "train", "step": 0, "note": "passed over"},
     *(
-        {"kind": "train", "step": i, "epoch": i / 10, "loss": 2.3 / i, "accuracy": 1 - 0.9 / i}
+        {"split": "train", "step": i, "epoch": i / 10, "loss": 2.3 / i, "accuracy": 1 - 0.9 / i}
         for i in range(1, 20)
     ),
-    {"kind": "eval", "split": "test", "step": 20, "epoch": 2.0, "loss": 0.5, "accuracy": 0.75},
+    {"split": "test", "step": 20, "epoch": 2.0, "loss": 0.5, "accuracy": 0.75},
 ]
 
 
@@ -175,10 +175,10 @@ def test_a_single_evaluation_is_a_marker_in_its_colour(tmp_path):
         [],
         RECORDS[1:2],
         RECORDS[-1:],
-        [{"kind": "train", "step": 1, "epoch": 0.1}],
-        [{"kind": "train", "step": 1, "epoch": 0.1, "loss": math.nan, "accuracy": 0.1}],
-        [{"kind": "eval", "split": "valid", "epoch": 1.0, "loss": None, "accuracy": math.inf}],
-        [*RECORDS, {"kind": "train", "step": 30, "epoch": 3.0, "loss": math.inf, "accuracy": 0.1}],
+        [{"split": "train", "step": 1, "epoch": 0.1}],
+        [{"split": "train", "step": 1, "epoch": 0.1, "loss": math.nan, "accuracy": 0.1}],
+        [{"split": "valid", "epoch": 1.0, "loss": None, "accuracy": math.inf}],
+        [*RECORDS, {"split": "train", "step": 30, "epoch": 3.0, "loss": math.inf, "accuracy": 0.1}],
     ],
     ids=["none", "one point", "eval alone", "no values", "nan", "null and inf", "diverged"],
 )

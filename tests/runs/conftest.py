@@ -1,11 +1,13 @@
-"""A data set small enough to train on in a blink."""
+"""A data set small enough to train on in a blink, and a run of it."""
 
 import pytest
 
 from fcifar import recipes
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.recipes import Recipe
-from fcifar.runs.runtime import Runtime
+from fcifar.train.config import RunConfig, make_config
+from fcifar.train.runtime import Runtime
+from tests.runs.training import SEED
 
 
 @pytest.fixture
@@ -23,4 +25,10 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def runtime() -> Runtime:
-    return Runtime(threads=1, seed=5)
+    return Runtime(threads=1)
+
+
+@pytest.fixture
+def config(recipe: Recipe, dataset: Dataset, runtime: Runtime) -> RunConfig:
+    """A run of ``recipe`` on ``dataset``."""
+    return make_config(recipe, dataset, seed=SEED, runtime=runtime)

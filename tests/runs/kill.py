@@ -19,7 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fcifar.runs import directory, integrity
+from training import records
+
+from fcifar.runs.verify import verify
+from fcifar.train import run_dir
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -50,7 +53,7 @@ def kill_often(begin: list[str], folder: Path, kills: int, moments: random.Rando
         number += 1
         run = folder / f"run{number}"
         while True:
-            resumable = (run / directory.MANIFEST).exists()
+            resumable = (run / run_dir.MANIFEST).exists()
             words = ["train", "--resume", str(run)] if resumable else [*begin, "--out", str(run)]
             moment = moments.uniform(0, seconds) if killed < kills else None
             if not _run_and_kill(words, moment):
@@ -58,7 +61,7 @@ def kill_often(begin: list[str], folder: Path, kills: int, moments: random.Rando
             killed += 1
             saved = sorted(path.name for path in run.glob("*")) if run.exists() else []
             print(f"kill {killed} of run {number} after {moment:.2f} s: {saved[:3]}", flush=True)
-        same = outcome(run) == whole and not integrity.check(run)
+        same = outcome(run) == whole and not verify(run)
         different += not same
         print(f"run {number} ended: {'the same' if same else 'DIFFERENT'}", flush=True)
     print(f"{killed} kills in {number} runs; {different} ended differently")
@@ -67,11 +70,10 @@ def kill_often(begin: list[str], folder: Path, kills: int, moments: random.Rando
 
 def outcome(run: Path) -> dict[str, Any]:
     """What must not depend on kills: digest, metrics, and the files that are there."""
-    records = [{k: v for k, v in r.items() if k != "seconds"} for r in directory.read_records(run)]
     return {
-        "digest": directory.read_report(run)["params_digest"],
-        "records": records,
-        "predictions": (run / directory.PREDICTIONS).read_bytes(),
+        "digest": run_dir.read_report(run)["params_digest"],
+        "records": records(run),
+        "predictions": (run / run_dir.PREDICTIONS).read_bytes(),
         "partial": [path.name for path in run.glob(".*partial*")],
     }
 

@@ -1,4 +1,4 @@
-"""Yardsticks do the work that fcifar does: the same network, data, optimizer and values."""
+"""The reference models do what fcifar does: the same network, data, optimizer and values."""
 
 import itertools
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from fcifar import models, optim, random, recipes
+from fcifar.bench import bench, reference_models, timing
+from fcifar.bench.bench import Work
+from fcifar.bench.timing import Contender
 from fcifar.recipes import Recipe
 from fcifar.recipes.tutorials import TUTORIALS
-from fcifar.runs import bench, timing, yardsticks
-from fcifar.runs.bench import Work
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.timing import Contender
+from fcifar.train.runtime import Runtime
 
 RUNTIME = Runtime(threads=1)
 
@@ -21,7 +21,7 @@ def still(recipe: Recipe) -> Recipe:
     return recipe.replace(model_options={**recipe.model_options, "dropout": 0.0})
 
 
-@pytest.mark.parametrize("network", yardsticks.MODULES)
+@pytest.mark.parametrize("network", reference_models.MODULES)
 def test_contenders_compute_the_same(network: str) -> None:
     recipe, data = still(bench.recipe_for(Work(network, 4))), bench.made_up(20)
     made = {
@@ -44,9 +44,9 @@ def test_the_module_is_the_model(name: str) -> None:
     params = model.init(random.key(7)).params
     params = {n: p.double() for n, p in params.items()}
     images = recipes.make_preprocess(recipe)(data.train_images).double()
-    normalised = yardsticks.make_normalise(recipe, "cpu")(data.train_images).double()
+    normalised = reference_models.make_normalise(recipe, "cpu")(data.train_images).double()
     assert torch.equal(images, normalised)
-    net = yardsticks.make_module(recipe, params).eval()
+    net = reference_models.make_module(recipe, params).eval()
     logits, _ = model.apply(models.Variables(params, {}), images)
     torch.testing.assert_close(net(images), logits, rtol=1e-10, atol=1e-12)
 
@@ -60,7 +60,7 @@ def test_the_optimizer_is_the_recipes(name: str, fused: bool) -> None:
     ours = recipes.make_optimizer(recipe, total_steps=10)
     start, grad = torch.linspace(-1, 1, 5).double(), torch.linspace(2, -3, 5).double()
     theirs = torch.nn.Parameter(start.clone())
-    optimizer = yardsticks.make_optimizer(recipe, [theirs], fused=fused)
+    optimizer = reference_models.make_optimizer(recipe, [theirs], fused=fused)
     params = {"x": start}
     state = ours.init(params)
     for step in range(4):

@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from training import train
 
+from fcifar import comparison
 from fcifar.comparison import PairedDifference, mcnemar
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import compare, loop, trained
-from fcifar.runs.runtime import Runtime
+from fcifar.runs import compare, inference
+from fcifar.train.runtime import Runtime
 
 
 @pytest.fixture
@@ -18,7 +20,7 @@ def runs(tmp_path: Path, recipe: Recipe, dataset: Dataset) -> list[Path]:
     """Two different runs and the file of the second one."""
     for seed in (1, 2):
         longer = recipe.replace(epochs=3 * seed, learning_rate=0.02)
-        loop.train(tmp_path / f"run{seed}", longer, Runtime(threads=1, seed=seed), dataset)
+        train(tmp_path / f"run{seed}", longer, Runtime(), dataset, seed=seed)
     return [tmp_path / "run1", tmp_path / "run2", tmp_path / "run2/final.safetensors"]
 
 
@@ -26,14 +28,14 @@ def runs(tmp_path: Path, recipe: Recipe, dataset: Dataset) -> list[Path]:
 def test_figures_are_those_of_an_evaluation(
     runs: list[Path], runtime: Runtime, dataset: Dataset, split: str
 ) -> None:
-    networks = [trained.load(run) for run in runs]
+    networks = [inference.load(run) for run in runs]
     found = compare.compare(runs, networks, runtime, dataset, split)
     json.dumps(found)
     assert (found["dataset"], found["split"]) == ("tiny", split)
     assert [row["name"] for row in found["runs"]] == ["A", "B", "C"]
     assert [row["seed"] for row in found["runs"]] == [1, 2, None]
     for row, run, network in zip(found["runs"], runs, networks, strict=True):
-        evaluated, _ = trained.evaluate(network, runtime, dataset, split)
+        evaluated, _ = inference.evaluate(network, runtime, dataset, split)
         for field in ("accuracy", "loss", "n", "interval95", "params_digest"):
             assert row[field] == evaluated[field]
         assert row["run"] == str(run)
@@ -49,7 +51,7 @@ def test_differences_are_from_the_first(
     runs: list[Path], runtime: Runtime, dataset: Dataset
 ) -> None:
     order = [runs[1], runs[0], runs[2]]
-    found = compare.compare(order, [trained.load(r) for r in order], runtime, dataset, "train")
+    found = compare.compare(order, [inference.load(r) for r in order], runtime, dataset, "train")
     other, same = found["comparisons"]
     first, second, _ = found["runs"]
     assert (other["first"], other["second"]) == ("A", "B")
@@ -74,14 +76,14 @@ def test_what_may_be_said(only_first: int, only_second: int, words: str) -> None
         only_second=only_second,
         p_value=mcnemar(only_first, only_second),
     )
-    assert compare.statement("A", "B", difference) == words
+    assert comparison.statement("A", "B", difference) == words
 
 
 def test_a_run_without_a_report_has_no_seconds(
     runs: list[Path], runtime: Runtime, dataset: Dataset
 ) -> None:
     (runs[0] / "report.json").unlink()
-    networks = [trained.load(run) for run in runs[:2]]
+    networks = [inference.load(run) for run in runs[:2]]
     first, second = compare.compare(runs[:2], networks, runtime, dataset, "test")["runs"]
     assert first["train_seconds"] is None
     assert second["train_seconds"] > 0
@@ -90,7 +92,7 @@ def test_a_run_without_a_report_has_no_seconds(
 def test_a_network_that_diverged_has_no_loss(
     runs: list[Path], runtime: Runtime, dataset: Dataset
 ) -> None:
-    network = trained.load(runs[0])
+    network = inference.load(runs[0])
     for parameter in network.variables.params.values():
         parameter.fill_(float("nan"))
     found = compare.compare(runs[:2], [network, network], runtime, dataset, "test")
@@ -103,12 +105,12 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     few = Split(*make_batch(20, seed=1, classes=3))
     other = make_dataset("few", few, few, "xyz", "tests")
-    loop.train(tmp_path / "other", recipe, runtime, other)
+    train(tmp_path / "other", recipe, runtime, other)
     mixed = [runs[0], tmp_path / "other"]
-    networks = [trained.load(run) for run in mixed]
+    networks = [inference.load(run) for run in mixed]
     with pytest.raises(UserError, match=r"other knows the classes x, y, z, but .*run1 knows a, b"):
         compare.compare(mixed, networks, runtime, dataset, "test")
-    networks = [trained.load(run) for run in runs]
+    networks = [inference.load(run) for run in runs]
     with pytest.raises(UserError, match="few has the classes x, y, z, but the network knows a"):
         compare.compare(runs, networks, runtime, other, "test")
     with pytest.raises(UserError, match="--split is 'all'"):
@@ -118,7 +120,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_letters_never_end() -> None:
-    letters = compare.letters()
+    letters = comparison.letters()
     names = [next(letters) for _ in range(800)]
     assert (names[0], names[25], names[26], names[27], names[702]) == ("A", "Z", "AA", "AB", "AAA")
     assert len(set(names)) == 800

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from fcifar import io
 from fcifar.errors import UserError, WorldError
-from fcifar.runs import directory, group, jsonfiles, listing, lock, places, removing
+from fcifar.runs import listing
+from fcifar.train import run_dir
 
 RECIPE = {"name": "blitz"}
 
@@ -17,25 +19,28 @@ RECIPE = {"name": "blitz"}
 def make_run(path: Path, *, created: str = "2026-01-02T03:04:05+00:00", **report: Any) -> Path:
     manifest = {
         "recipe": RECIPE,
+        "seed": 3,
         "dataset": {"name": "tiny"},
-        "runtime": {"seed": 3},
+        "environment": {},
         "created": created,
     }
-    directory.create(path, manifest)
+    run_dir.write_manifest(path, manifest)
     if report:
-        jsonfiles.write_sealed(path / directory.REPORT, report)
+        run_dir.write_result(path, report)
     return path
 
 
 def make_group(path: Path, names: list[str], ended: int) -> Path:
     members = [{"name": n, "recipe": RECIPE, "seed": i, "changes": {}} for i, n in enumerate(names)]
     values = {
-        "format": 1,
         "members": members,
+        "recipe": RECIPE,
+        "seed": 0,
         "dataset": {"name": "tiny", "digest": "0"},
+        "environment": {},
         "created": "2026-01-03T00:00:00+00:00",
     }
-    jsonfiles.write_sealed(path / listing.GROUP, values)
+    run_dir.write_manifest(path, values, run_dir.SWEEP)
     for name in names[:ended]:
         make_run(path / name, steps=9, test_accuracy=0.5)
     return path
@@ -48,10 +53,6 @@ def state(path: Path) -> tuple[str, str]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def test_a_group_has_the_files_that_are_looked_for() -> None:
-    assert (listing.GROUP, listing.SUMMARY) == (group.FILE, group.SUMMARY)
 
 
 # Listing ------------------------------------------------------------------------------------------
@@ -78,19 +79,19 @@ def test_states(tmp_path: Path) -> None:
     assert state(run) == ("interrupted", "before its first checkpoint")
     assert listing.describe(run).resume == f"fcifar train --resume {run}"
     for step in (9, 100):
-        (run / f"checkpoint-{step}.safetensors").touch()
+        run_dir.checkpoint_path(run, step).touch()
     assert state(run) == ("interrupted", "at step 100")
-    with lock.locked(run):
+    with io.locked(run):
         assert state(run) == ("running", "at step 100")
         assert listing.describe(run).resume is None
     assert state(run) == ("interrupted", "at step 100"), "looking took no lock for good"
-    jsonfiles.write(run / directory.NONFINITE, {"what": "the loss", "step": 7})
+    io.write_json(run / run_dir.NONFINITE, {"what": "the loss", "step": 7})
     assert state(run) == ("failed", "the loss not finite at step 7")
-    jsonfiles.write_sealed(run / directory.REPORT, {"steps": 1200, "test_accuracy": 0.5})
+    run_dir.write_result(run, {"steps": 1200, "test_accuracy": 0.5})
     assert state(run) == ("finished", "1,200 steps")
-    (run / directory.REPORT).write_text((run / directory.REPORT).read_text().replace("0.5", "0.6"))
+    (run / run_dir.REPORT).write_text((run / run_dir.REPORT).read_text().replace("0.5", "0.6"))
     assert state(run)[0] == "damaged"
-    (run / directory.MANIFEST).write_text("{")
+    (run / run_dir.MANIFEST).write_text("{")
     assert state(run)[0] == "damaged"
     assert listing.find(tmp_path)[0].name == "run", "damage hides nothing"
 
@@ -100,8 +101,8 @@ def test_groups_are_one_with_their_runs(tmp_path: Path) -> None:
     assert state(there) == ("interrupted", "2 of 3 runs")
     assert [m.state for m in listing.members(there)] == ["finished", "finished", "waiting"]
     make_run(there / "seed2")
-    jsonfiles.write(there / "seed2" / directory.NONFINITE, {"what": "the loss", "step": 7})
-    jsonfiles.write_sealed(there / listing.SUMMARY, {"test_accuracy": 0.75})
+    io.write_json(there / "seed2" / run_dir.NONFINITE, {"what": "the loss", "step": 7})
+    run_dir.write_result(there, {"test_accuracy": 0.75}, run_dir.SUMMARY)
     entry = listing.describe(there)
     assert (entry.state, entry.about) == ("finished", "2 of 3 runs, 1 failed")
     assert (entry.members, entry.test_accuracy) == (3, 0.75)
@@ -111,6 +112,19 @@ def test_groups_are_one_with_their_runs(tmp_path: Path) -> None:
 def test_a_group_whose_runs_would_lie_elsewhere_is_damaged(tmp_path: Path) -> None:
     for name in ("..", "../other", "/tmp", ""):
         assert state(make_group(tmp_path / "group", [name], 0))[0] == "damaged"
+
+
+def test_a_run_of_another_format_is_shown_and_may_be_removed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "SHA256SUMS").unlink()
+    values = json.loads((run / run_dir.MANIFEST).read_text())
+    io.write_json(run / run_dir.MANIFEST, {**values, "format": 2, "seal": "0" * 64})
+    (entry,) = listing.find(tmp_path)
+    assert entry.state == "damaged"
+    assert "is of format 2, and this fcifar reads format 3" in entry.about
+    assert "\n" not in entry.about
+    listing.remove(run)
+    assert not run.exists()
 
 
 def test_names_and_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,15 +147,15 @@ def test_names_and_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_folder_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FCIFAR_RUNS", raising=False)
-    assert places.runs_root() == Path("runs")
+    assert run_dir.runs_root() == Path("runs")
     monkeypatch.setenv("FCIFAR_RUNS", "/some/where")
-    assert places.runs_root() == Path("/some/where")
-    assert places.runs_root(Path("here")) == Path("here")
+    assert run_dir.runs_root() == Path("/some/where")
+    assert run_dir.runs_root(Path("here")) == Path("here")
     monkeypatch.setenv("FCIFAR_RUNS", "")
-    assert places.runs_root() == Path("runs")
+    assert run_dir.runs_root() == Path("runs")
     monkeypatch.setenv("FCIFAR_RUNS", "runs\udcff")
     with pytest.raises(UserError, match=r"FCIFAR_RUNS is .*not UTF-8"):
-        places.runs_root()
+        run_dir.runs_root()
 
 
 # Removing -----------------------------------------------------------------------------------------
@@ -153,7 +167,7 @@ def test_a_run_is_removed_and_nothing_that_it_links_to(tmp_path: Path) -> None:
     (outside / "precious").write_text("here")
     (run / "plots").symlink_to(outside)
     (run / "file").symlink_to(outside / "precious")
-    removing.remove(run)
+    listing.remove(run)
     assert list((tmp_path / "runs").iterdir()) == []
     assert (outside / "precious").read_text() == "here"
 
@@ -161,9 +175,9 @@ def test_a_run_is_removed_and_nothing_that_it_links_to(tmp_path: Path) -> None:
 def test_a_group_goes_as_one(tmp_path: Path) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
     with pytest.raises(UserError, match=r"is one run of the group .*; remove the group"):
-        removing.remove(there / "seed0")
+        listing.remove(there / "seed0")
     assert (there / "seed0").is_dir()
-    removing.remove(there)
+    listing.remove(there)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,7 +199,7 @@ def test_what_is_no_run_stays(tmp_path: Path) -> None:
         ("half", "was not written by fcifar, or is damaged"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            removing.remove(tmp_path / name)
+            listing.remove(tmp_path / name)
         assert "\n" not in str(caught.value)
     assert contents(tmp_path) == before
 
@@ -193,10 +207,10 @@ def test_what_is_no_run_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("held", ["", "seed1"])
 def test_what_is_being_trained_stays(tmp_path: Path, held: str) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
-    with FileLock(there / held / lock.FILE), pytest.raises(UserError, match="is training into"):
-        removing.remove(there)
-    assert (there / "seed1" / directory.REPORT).exists()
-    removing.remove(there)
+    with FileLock(there / held / io.LOCK), pytest.raises(UserError, match="is training into"):
+        listing.remove(there)
+    assert (there / "seed1" / run_dir.REPORT).exists()
+    listing.remove(there)
     assert not there.exists()
 
 
@@ -206,7 +220,7 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     run.parent.chmod(0o500)
     try:
         with pytest.raises(WorldError, match=r"cannot remove .*; what is left is in"):
-            removing.remove(run)
+            listing.remove(run)
     finally:
         run.parent.chmod(0o700)
-    assert json.loads((run / directory.MANIFEST).read_text())["recipe"] == RECIPE
+    assert json.loads((run / run_dir.MANIFEST).read_text())["recipe"] == RECIPE

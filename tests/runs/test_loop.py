@@ -1,12 +1,12 @@
 """A run: repeatable, resumable anywhere, and readable afterwards."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training import SEED, after, records, train
 
 from fcifar import tree
 from fcifar.data import Dataset, Split, make_dataset
@@ -14,37 +14,32 @@ from fcifar.errors import UserError, WorldError
 from fcifar.metrics import wilson_interval
 from fcifar.models.lenet import _LeNet
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, integrity, log, loop, manifest, reproduce, trained
-from fcifar.runs.log import Mark
-from fcifar.runs.runtime import Runtime
-
-
-def after(steps: int) -> Callable[[], int | None]:
-    """The question that interrupts a run after so many steps."""
-    asked = iter(range(steps))  # the loop asks before each step
-    return lambda: None if next(asked, None) is not None else 2
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "seconds"} for r in directory.read_records(run)]
+from fcifar.runs import inference, reproduce
+from fcifar.runs.verify import verify
+from fcifar.train import loop, run_dir, setup
+from fcifar.train.config import extend_config, make_config, read_config
+from fcifar.train.metrics_log import MetricsLog
+from fcifar.train.runtime import Runtime
 
 
 def test_a_run_leaves_what_the_design_says(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
-    report = loop.train(run, recipe, runtime, dataset)
+    report = train(run, recipe, runtime, dataset)
     assert isinstance(report, dict)
     assert {f.name for f in run.iterdir()} == {
         "manifest.json",
         "metrics.jsonl",
+        "digests.jsonl",
+        "SHA256SUMS",
         "checkpoint-00000027.safetensors",
         ".lock",
         "final.safetensors",
         "predictions.safetensors",
         "report.json",
     }
-    assert report == directory.read_report(run)
+    assert report == run_dir.read_report(run)
     assert set(report) >= {
         *("run_dir", "recipe", "dataset", "seed", "steps", "epochs", "test_accuracy", "test_loss"),
         *("train_seconds", "compile_seconds", "images_per_second", "params_digest"),
@@ -55,22 +50,22 @@ def test_a_run_leaves_what_the_design_says(
     assert report["test_accuracy"] == correct / 23
     assert report["interval95"] == list(wilson_interval(correct, 23))
 
-    about = directory.read_manifest(run)
+    about = run_dir.read_manifest(run)
     assert about["dataset"]["digest"] == dataset.digest
     assert about["environment"]["versions"]["torch"] == torch.__version__
-    assert manifest.read_settings(run)[:2] == (recipe, runtime)
+    assert read_config(run) == make_config(recipe, dataset, seed=SEED, runtime=runtime)
 
-    train = [r for r in records(run) if r["kind"] == "train"]
-    assert [r["step"] for r in train] == [4, 8, 12, 16, 20, 24, 27]
-    assert sum(r["count"] for r in train) == 3 * 42, "every image once an epoch"
+    logged = [r for r in records(run) if r["split"] == "train"]
+    assert [r["step"] for r in logged] == [4, 8, 12, 16, 20, 24, 27]
+    assert sum(r["count"] for r in logged) == 3 * 42, "every image once an epoch"
     assert records(run)[-1]["split"] == "test"
-    assert train[-1]["loss"] < train[0]["loss"]
+    assert logged[-1]["loss"] < logged[0]["loss"]
 
 
 def test_final_parameters_are_the_tutorials_state_dict(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    report = loop.train(tmp_path / "run", recipe, runtime, dataset)
+    report = train(tmp_path / "run", recipe, runtime, dataset)
     assert isinstance(report, dict)
     params = load_file(tmp_path / "run/final.safetensors")
     assert str(_LeNet(84, 10).load_state_dict(params)) == "<All keys matched successfully>"
@@ -81,10 +76,10 @@ def test_the_seed_decides_everything(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     torch.manual_seed(1)
-    a = loop.train(tmp_path / "a", recipe, runtime, dataset)
+    a = train(tmp_path / "a", recipe, runtime, dataset)
     torch.manual_seed(2)
-    b = loop.train(tmp_path / "b", recipe, runtime, dataset)
-    c = loop.train(tmp_path / "c", recipe, Runtime(threads=1, seed=6), dataset)
+    b = train(tmp_path / "b", recipe, runtime, dataset)
+    c = train(tmp_path / "c", recipe, Runtime(), dataset, seed=6)
     assert isinstance(a, dict)
     assert isinstance(b, dict)
     assert isinstance(c, dict)
@@ -96,12 +91,12 @@ def test_the_seed_decides_everything(
 def test_interrupted_anywhere_and_resumed_it_is_the_same_run(
     steps: int, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
     run = tmp_path / "run"
-    stopped = loop.train(run, recipe, runtime, dataset, stop=after(steps))
-    assert stopped == loop.Interrupted(2, steps)
-    assert not (run / directory.REPORT).exists()
-    resumed = loop.train(run, *manifest.read_settings(run)[:2], dataset, resume=True)
+    stopped = train(run, recipe, runtime, dataset, stop=after(steps))
+    assert stopped == loop.Interrupted(15, steps)
+    assert not (run / run_dir.REPORT).exists()
+    resumed = loop.train(run, read_config(run), dataset, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
@@ -115,33 +110,27 @@ def test_more_epochs_are_those_of_a_longer_run(
 ) -> None:
     """Of a run that had come to its end, twice; and of one that was interrupted."""
     run, short = tmp_path / "run", recipe.replace(epochs=1)
-    loop.train(tmp_path / "whole", recipe, runtime, dataset)
-    loop.train(run, short, runtime, dataset, stop=after(stopped_at or 99))
+    train(tmp_path / "whole", recipe, runtime, dataset)
+    train(run, short, runtime, dataset, stop=after(stopped_at or 99))
     for epochs in (2, 3):
-        settings = manifest.extend(run, manifest.read_settings(run), epochs)
-        assert settings.recipe == recipe.replace(epochs=epochs)
-        assert not (run / directory.REPORT).exists()
-        report = loop.train(
-            run,
-            settings.recipe,
-            runtime,
-            dataset,
-            earlier_ends=settings.earlier_ends,
-            resume=True,
-        )
+        config = extend_config(run, read_config(run), epochs)
+        assert config == read_config(run)
+        assert config.recipe == recipe.replace(epochs=epochs)
+        assert not (run / run_dir.REPORT).exists()
+        report = loop.train(run, config, dataset, resume=True)
     assert isinstance(report, dict)
     assert report["epochs"] == 3
-    assert report["params_digest"] == directory.read_report(tmp_path / "whole")["params_digest"]
-    assert settings.earlier_ends == ((2,) if stopped_at else (1, 2))
-    ends = {9 * epochs for epochs in settings.earlier_ends}
+    assert report["params_digest"] == run_dir.read_report(tmp_path / "whole")["params_digest"]
+    assert config.earlier_ends == ((2,) if stopped_at else (1, 2))
+    ends = {9 * epochs for epochs in config.earlier_ends}
     found, expected = (
-        {r["step"]: r["digest"] for r in records(path) if r["kind"] == "train"}
+        {r["step"]: r["digest"] for r in records(path) if r["split"] == "train"}
         for path in (run, tmp_path / "whole")
     )
     assert found.items() >= expected.items(), "the log points of the longer run are among them"
     assert found.keys() - expected.keys() == ends - expected.keys()
-    assert [r["step"] for r in records(run) if r["kind"] == "eval"] == [27]
-    assert integrity.check(run) == []
+    assert [r["step"] for r in records(run) if r["split"] != "train"] == [27]
+    assert verify(run) == []
     again = reproduce.reproduce(reproduce.read(run), dataset)
     assert isinstance(again, dict)
     assert again["identical"]
@@ -166,10 +155,10 @@ def test_more_epochs_are_refused_where_the_run_would_be_another(
     dataset: Dataset,
 ) -> None:
     run = tmp_path / "run"
-    loop.train(run, recipe.replace(**changes), runtime, dataset)
+    train(run, recipe.replace(**changes), runtime, dataset)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     with pytest.raises(UserError, match=message):
-        manifest.extend(run, manifest.read_settings(run), epochs)
+        extend_config(run, read_config(run), epochs)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
@@ -183,8 +172,8 @@ def test_class_weights_are_in_the_loss_of_training_alone(
     data = make_dataset("rare", split, split, ("common", "rare"), "drawn by the tests")
     recipe = recipe.replace(learning_rate=0.0, epochs=1, log_every=0, class_weights=name)
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, data)
-    assert manifest.read_settings(run).recipe.class_weights == name
+    train(run, recipe, runtime, data)
+    assert read_config(run).recipe.class_weights == name
     logits = load_file(run / "predictions.safetensors")["logits"]
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     weights = torch.tensor({"none": [1.0, 1.0], "balanced": [40 / 72, 40 / 8]}[name])
@@ -198,10 +187,10 @@ def test_a_private_run_is_the_same_when_resumed(
 ) -> None:
     """Its noise is a function of the seed and the step; another seed has another."""
     recipe = recipe.replace(dp_clip=1.0, dp_noise=0.5, augment=("random_flip",))
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, stop=after(5))
-    resumed = loop.train(run, *manifest.read_settings(run)[:2], dataset, resume=True)
+    train(run, recipe, runtime, dataset, stop=after(5))
+    resumed = loop.train(run, read_config(run), dataset, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
@@ -212,12 +201,13 @@ def test_log_points_after_the_checkpoint_are_made_again(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """As after a crash: the log is ahead of the checkpoint, and its last line is torn."""
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, stop=after(6))
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "step": 8, "loss": 9.9}\n{"kind": "tr')
-    resumed = loop.train(run, recipe, runtime, dataset, resume=True)
+    train(run, recipe, runtime, dataset, stop=after(6))
+    for name in ("metrics.jsonl", "digests.jsonl"):
+        with (run / name).open("a") as file:
+            file.write('{"step": 8, "split": "train", "loss": 9.9}\n{"step": 9, "sp')
+    resumed = train(run, recipe, runtime, dataset, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert records(run) == records(tmp_path / "whole")
@@ -227,10 +217,10 @@ def test_log_points_after_the_checkpoint_are_made_again(
 def test_drop_last_leaves_the_short_batch_out(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    report = loop.train(tmp_path / "run", recipe.replace(drop_last=True), runtime, dataset)
+    report = train(tmp_path / "run", recipe.replace(drop_last=True), runtime, dataset)
     assert isinstance(report, dict)
     assert report["steps"] == 24
-    assert sum(r["count"] for r in records(tmp_path / "run") if r["kind"] == "train") == 120
+    assert sum(r["count"] for r in records(tmp_path / "run") if r["split"] == "train") == 120
 
 
 @pytest.mark.parametrize(
@@ -246,9 +236,9 @@ def test_drop_last_leaves_the_short_batch_out(
 def test_settings_change_the_run(
     changes: dict, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    plain = loop.train(tmp_path / "plain", recipe, runtime, dataset)
+    plain = train(tmp_path / "plain", recipe, runtime, dataset)
     changes = {"momentum": 0.0} | changes if "adam" in str(changes) else changes
-    changed = loop.train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
+    changed = train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
     assert isinstance(plain, dict)
     assert isinstance(changed, dict)
     assert changed["params_digest"] != plain["params_digest"]
@@ -258,11 +248,11 @@ def test_settings_change_the_run(
 def test_compiled_runs_repeat_and_resume_too(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset, compiled=True)
+    whole = train(tmp_path / "whole", recipe, runtime, dataset, compile=True)
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, compiled=True, stop=after(10))
-    assert manifest.read_settings(run).compiled is True
-    resumed = loop.train(run, recipe, runtime, dataset, compiled=True, resume=True)
+    train(run, recipe, runtime, dataset, compile=True, stop=after(10))
+    assert read_config(run).compile is True
+    resumed = train(run, recipe, runtime, dataset, compile=True, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
@@ -274,15 +264,15 @@ def test_evaluating_a_finished_run_gives_its_report(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
-    report = loop.train(run, recipe, runtime, dataset)
+    report = train(run, recipe, runtime, dataset)
     assert isinstance(report, dict)
     for path in (run, run / "final.safetensors"):
-        network = trained.load(path)
-        found, _ = trained.evaluate(network, runtime, dataset, "test")
+        network = inference.load(path)
+        found, _ = inference.evaluate(network, runtime, dataset, "test")
         assert found["accuracy"] == report["test_accuracy"]
         assert found["loss"] == report["test_loss"]
         assert found["params_digest"] == report["params_digest"]
-    assert trained.evaluate(trained.load(run), runtime, dataset, "train")[0]["n"] == 42
+    assert inference.evaluate(inference.load(run), runtime, dataset, "train")[0]["n"] == 42
 
 
 def test_a_taken_directory_is_refused(
@@ -290,11 +280,11 @@ def test_a_taken_directory_is_refused(
 ) -> None:
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="not an empty folder"):
-        loop.train(tmp_path, recipe, runtime, dataset)
+        train(tmp_path, recipe, runtime, dataset)
     assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
-    loop.train(tmp_path / "run", recipe, runtime, dataset, stop=after(2))
+    train(tmp_path / "run", recipe, runtime, dataset, stop=after(2))
     with pytest.raises(UserError, match="--resume"):
-        loop.train(tmp_path / "run", recipe, runtime, dataset)
+        train(tmp_path / "run", recipe, runtime, dataset)
 
 
 def test_bad_requests_leave_nothing_behind(
@@ -306,7 +296,7 @@ def test_bad_requests_leave_nothing_behind(
         ({"model_options": {"depth": 3}}, "do not fit the model lenet"),
     ):
         with pytest.raises(UserError, match=message):
-            loop.train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
+            train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
     assert not (tmp_path / "run").exists()
 
 
@@ -314,23 +304,26 @@ def test_damage_is_named(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    train(run, recipe, runtime, dataset, stop=after(5))
     with pytest.raises(UserError, match="fcifar train --resume"):
-        trained.load(run)
+        inference.load(run)
     with pytest.raises(UserError, match="began with another recipe"):
-        loop.train(run, recipe.replace(epochs=4), runtime, dataset, resume=True)
+        train(run, recipe.replace(epochs=4), runtime, dataset, resume=True)
     (run / "manifest.json").write_text("{")
+    with pytest.raises(WorldError, match=r"manifest\.json is damaged: its SHA-256 is"):
+        read_config(run)
+    (run / "SHA256SUMS").unlink()
     with pytest.raises(WorldError, match="cannot be read as JSON"):
-        manifest.read_settings(run)
+        read_config(run)
     with pytest.raises(UserError, match="not a run directory"):
-        manifest.read_settings(tmp_path)
+        read_config(tmp_path)
 
 
 def test_other_classes_are_refused(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path / "run", recipe, runtime, dataset)
-    network = trained.load(tmp_path / "run")
+    train(tmp_path / "run", recipe, runtime, dataset)
+    network = inference.load(tmp_path / "run")
     other = make_dataset(
         "other",
         Split(dataset.train_images, dataset.train_labels),
@@ -339,22 +332,38 @@ def test_other_classes_are_refused(
         "",
     )
     with pytest.raises(UserError, match="with the same classes"):
-        trained.evaluate(network, runtime, other, "test")
+        inference.evaluate(network, runtime, other, "test")
     with pytest.raises(UserError, match="must be test, train or valid"):
-        trained.evaluate(network, runtime, dataset, "holdout")
+        inference.evaluate(network, runtime, dataset, "holdout")
 
 
 def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
-    log.append(tmp_path, {"step": 1, "loss": float("nan"), "more": [float("inf")]}, Mark(0, ""))
+    record = {"step": 1, "split": "train", "loss": float("nan"), "more": [float("inf")]}
+    MetricsLog(tmp_path).append(record, {"digest": "x"})
     line = (tmp_path / "metrics.jsonl").read_text()
-    assert line.startswith('{"step": 1, "loss": null, "more": [null], "check": "')
+    assert line == '{"step": 1, "split": "train", "loss": null, "more": [null]}\n'
+
+
+def test_the_holdout_is_drawn_once_a_run(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset, monkeypatch
+) -> None:
+    drawn = []
+
+    def holdout(*args: Any, **more: Any) -> Any:
+        drawn.append(args)
+        return original(*args, **more)
+
+    original = setup.holdout
+    monkeypatch.setattr(setup, "holdout", holdout)
+    train(tmp_path / "run", recipe.replace(valid_fraction=0.2), runtime, dataset)
+    assert len(drawn) == 1
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset, monkeypatch
 ) -> None:
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    train(run, recipe, runtime, dataset, stop=after(5))
     saved = run / "checkpoint-00000005.safetensors"
     before = saved.read_bytes()
 
@@ -363,6 +372,6 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(WorldError, match="No space left on device; free some space"):
-        loop.train(run, recipe, runtime, dataset, resume=True)
+        train(run, recipe, runtime, dataset, resume=True)
     assert saved.read_bytes() == before
     assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".lock"]

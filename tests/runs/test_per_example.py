@@ -13,12 +13,13 @@ from fcifar import ensembles, random, recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError
 from fcifar.examples import Scores
+from fcifar.interop import tables
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import per_example, trained
-from fcifar.runs.per_example import OF_ONE, OF_SEVERAL, Examined
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.trained import Trained
+from fcifar.runs import inference, score_tables
+from fcifar.runs.inference import Trained
+from fcifar.runs.score_tables import OF_ONE, OF_SEVERAL, Examined
+from fcifar.train.runtime import Runtime
 
 
 def network_of(recipe: Recipe, dataset: Dataset, seed: int = 0) -> Trained:
@@ -31,17 +32,17 @@ def network_of(recipe: Recipe, dataset: Dataset, seed: int = 0) -> Trained:
 def examine(
     dataset: Dataset, runtime: Runtime, *networks: Trained, split: str = "test"
 ) -> Examined:
-    data = trained.images_of(networks[0], dataset, split)
-    first = trained.examine(networks[0], runtime, data)
-    logits = per_example.stack_logits(first, networks[1:], runtime, data)
-    return per_example.examine(networks[0], runtime, dataset, split, logits)
+    data = inference.images_of(networks[0], dataset, split)
+    first = inference.examine(networks[0], runtime, data)
+    logits = score_tables.stack_logits(first, networks[1:], runtime, data)
+    return score_tables.examine(networks[0], runtime, dataset, split, logits)
 
 
 def test_names_find_the_images_again(recipe: Recipe, dataset: Dataset) -> None:
     network = network_of(recipe.replace(valid_fraction=0.25), dataset)
     for split in ("test", "train", "valid"):
-        names = per_example.names_of(network, dataset, split)
-        images, labels = trained.images_of(network, dataset, split)
+        names = score_tables.names_of(network, dataset, split)
+        images, labels = inference.images_of(network, dataset, split)
         assert len(names) == len(set(names)) == len(labels)
         assert names == sorted(names)
         for name, image, label in zip(names, images, labels, strict=True):
@@ -49,14 +50,14 @@ def test_names_find_the_images_again(recipe: Recipe, dataset: Dataset) -> None:
             assert len(row) == 5
             assert torch.equal(getattr(dataset, f"{half}_images")[int(row)], image)
             assert getattr(dataset, f"{half}_labels")[int(row)] == label
-    assert {name[:6] for name in per_example.names_of(network, dataset, "valid")} == {"train/"}
+    assert {name[:6] for name in score_tables.names_of(network, dataset, "valid")} == {"train/"}
 
 
 def test_scores_are_those_of_the_evaluation(
     recipe: Recipe, dataset: Dataset, runtime: Runtime
 ) -> None:
     network = network_of(recipe, dataset)
-    figures, examples = trained.evaluate(network, runtime, dataset, "test")
+    figures, examples = inference.evaluate(network, runtime, dataset, "test")
     examined = examine(dataset, runtime, network)
     assert examined.together is None
     assert torch.equal(examined.scores.loss, examples.loss)
@@ -70,14 +71,16 @@ def test_the_table_of_several_networks(
 ) -> None:
     networks = [network_of(recipe, dataset, seed) for seed in range(3)]
     examined = examine(dataset, runtime, *networks, split="train")
-    summary = per_example.write(tmp_path / "t.csv", examined, dataset.classes)
+    table = score_tables.tabulate(examined, dataset.classes)
+    tables.write(tmp_path / "t.csv", table)
+    summary = score_tables.summarize(examined, table)
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     with (tmp_path / "t.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert summary["rows"] == len(rows) == len(dataset.train_labels)
     assert summary["columns"] == list(rows[0])
     correct = torch.stack(
-        [trained.evaluate(n, runtime, dataset, "train")[1].correct for n in networks]
+        [inference.evaluate(n, runtime, dataset, "train")[1].correct for n in networks]
     )
     for i, row in enumerate(rows):
         assert dataset.classes[int(row["label"])] == row["label_name"]
@@ -94,7 +97,7 @@ def test_the_table_of_several_networks(
         assert list(quantiles.values()) == pytest.approx(found.tolist(), rel=1e-5)
     assert set(summary["quantiles"]) == {*OF_ONE, *OF_SEVERAL}
     keys = {row["id"]: (-float(row["error_rate"]), -float(row["mean_loss"])) for row in rows}
-    assert summary["hardest"] == sorted(keys, key=keys.__getitem__)[: per_example.LISTED]
+    assert summary["hardest"] == sorted(keys, key=keys.__getitem__)[: score_tables.LISTED]
 
 
 def examined_by_hand(losses: list[float], logits: torch.Tensor | None = None) -> Examined:
@@ -107,14 +110,14 @@ def examined_by_hand(losses: list[float], logits: torch.Tensor | None = None) ->
 
 def test_the_hardest_for_one_network_have_the_highest_loss() -> None:
     examined = examined_by_hand([0.5, math.nan, 3.0, math.inf, 3.0])
-    assert per_example.hardest(examined).tolist() == [3, 2, 4, 0, 1]
+    assert score_tables.hardest(examined).tolist() == [3, 2, 4, 0, 1]
 
 
 def test_the_hardest_for_several_are_those_that_most_get_wrong() -> None:
     right, wrong, very_wrong = [2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 9.0, 0.0]
     logits = torch.tensor([[right, wrong, wrong, right], [right, very_wrong, wrong, very_wrong]])
     examined = examined_by_hand([0.0] * 4, logits)
-    assert per_example.hardest(examined).tolist() == [1, 2, 3, 0]
+    assert score_tables.hardest(examined).tolist() == [1, 2, 3, 0]
 
 
 def test_the_most_disputed_are_those_of_which_networks_are_sure_and_disagree() -> None:
@@ -123,7 +126,7 @@ def test_the_most_disputed_are_those_of_which_networks_are_sure_and_disagree() -
     logits = torch.tensor([[unsure, sure, sure], [other, sure, against]])
     examined = examined_by_hand([0.0] * 3, logits)
     assert examined.together is not None
-    assert per_example.most_disputed(examined.together).tolist() == [2, 0, 1]
+    assert score_tables.most_disputed(examined.together).tolist() == [2, 0, 1]
 
 
 def test_a_diverged_network_has_no_quantiles_and_is_written(
@@ -133,7 +136,9 @@ def test_a_diverged_network_has_no_quantiles_and_is_written(
     params = {name: value * math.nan for name, value in network.variables.params.items()}
     broken = network._replace(variables=Variables(params, {}))
     examined = examine(dataset, runtime, broken)
-    summary = per_example.write(tmp_path / "t.npz", examined, dataset.classes)
+    table = score_tables.tabulate(examined, dataset.classes)
+    tables.write(tmp_path / "t.npz", table)
+    summary = score_tables.summarize(examined, table)
     assert json.dumps(summary, allow_nan=False)
     assert set(summary["quantiles"]["loss"].values()) == {None}
     with np.load(tmp_path / "t.npz") as found:
@@ -142,11 +147,11 @@ def test_a_diverged_network_has_no_quantiles_and_is_written(
 
 def test_runs_that_cannot_be_put_together(recipe: Recipe, dataset: Dataset) -> None:
     network = network_of(recipe.replace(valid_fraction=0.25), dataset)
-    per_example.check_networks([network], dataset, "valid")
+    inference.check_images([network], dataset, "valid")
     with pytest.raises(UserError, match="another part of the images for each seed"):
-        per_example.check_networks([network, network], dataset, "valid")
+        inference.check_images([network, network], dataset, "valid")
     other = network._replace(classes=tuple("klmnopqrst"))
     with pytest.raises(UserError, match="choose a data set with the same classes"):
-        per_example.check_networks([network, other], dataset, "test")
+        inference.check_images([network, other], dataset, "test")
     with pytest.raises(UserError, match="must be test, train or valid"):
-        per_example.check_networks([network], dataset, "all")
+        inference.check_images([network], dataset, "all")

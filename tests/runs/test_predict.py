@@ -7,24 +7,26 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from training import train
 
 from fcifar import recipes
+from fcifar.analysis.predictions import best_guesses
 from fcifar.data import Dataset, Split, make_dataset, pictures
 from fcifar.recipes import Recipe
-from fcifar.runs import loop, trained
-from fcifar.runs.evaluate import evaluate
-from fcifar.runs.predict import best_guesses, predict
-from fcifar.runs.runtime import Runtime, activate
+from fcifar.runs import inference
+from fcifar.runs.inference import Trained, predict
 from fcifar.step import Batch, make_eval_step
+from fcifar.train.evaluate import evaluate
+from fcifar.train.runtime import Runtime, activate
 
 
 @pytest.fixture
-def network(tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset) -> trained.Trained:
-    loop.train(tmp_path / "run", recipe, runtime, dataset)
-    return trained.load(tmp_path / "run")
+def network(tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Trained:
+    train(tmp_path / "run", recipe, runtime, dataset)
+    return inference.load(tmp_path / "run")
 
 
-def evaluated(network: trained.Trained, runtime: Runtime, data: Batch) -> Tensor:
+def evaluated(network: Trained, runtime: Runtime, data: Batch) -> Tensor:
     with activate(runtime):
         step = make_eval_step(
             network.model,
@@ -36,7 +38,7 @@ def evaluated(network: trained.Trained, runtime: Runtime, data: Batch) -> Tensor
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_exported_test_images_have_the_logits_of_the_evaluation(
-    tmp_path: Path, network: trained.Trained, make_batch, precision: str
+    tmp_path: Path, network: Trained, make_batch, precision: str
 ) -> None:
     runtime = Runtime(threads=1, precision=precision)
     test = make_batch(510, seed=4)
@@ -54,7 +56,7 @@ def test_exported_test_images_have_the_logits_of_the_evaluation(
     assert torch.equal(evaluated(network, runtime, few), logits[:9]), "however small the set"
 
 
-def test_as_many_rows_come_out_as_went_in(network: trained.Trained, make_batch) -> None:
+def test_as_many_rows_come_out_as_went_in(network: Trained, make_batch) -> None:
     runtime = Runtime(threads=1)
     images = make_batch(9, seed=5).images
     for size in (1, 4, 9):
@@ -67,8 +69,8 @@ def test_a_network_of_three_classes_has_three_guesses(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, make_batch
 ) -> None:
     few = Split(*make_batch(20, seed=1, classes=3))
-    loop.train(tmp_path / "run", recipe, runtime, make_dataset("few", few, few, "abc", "tests"))
-    network = trained.load(tmp_path / "run")
+    train(tmp_path / "run", recipe, runtime, make_dataset("few", few, few, "abc", "tests"))
+    network = inference.load(tmp_path / "run")
     guesses = best_guesses(predict(network, runtime, few.images[:2]), network.classes)
     assert [sorted(g.name for g in row) for row in guesses] == [["a", "b", "c"]] * 2
     for row in guesses:

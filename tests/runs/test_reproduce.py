@@ -5,24 +5,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from training import train
 
-from fcifar import tree
+from fcifar import io, tree
 from fcifar.data import Dataset, Split, make_dataset, save
 from fcifar.errors import UserError, WorldError
 from fcifar.recipes import RECIPES, Recipe
-from fcifar.runs import directory, environment, jsonfiles, loop, reproduce, saving
-from fcifar.runs.differences import compare_environments, compare_records, compare_trees
-from fcifar.runs.events import Noted
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.safeguards import Safeguards
+from fcifar.runs import reproduce
+from fcifar.runs.reproduce import compare_environments, compare_records
+from fcifar.train import environment, loop, metrics_log, run_dir
+from fcifar.train.config import CheckpointConfig, RunConfig
+from fcifar.train.events import Noted
+from fcifar.train.runtime import Runtime
 from tests.small import make_recipe
 
-KEEP = Safeguards(checkpoint_every="10", keep_checkpoints=9)
+KEEP = CheckpointConfig(checkpoint_every="10", keep_checkpoints=9)
 
 
 def again(run: Path, dataset: Dataset, **options: Any) -> dict[str, Any]:
@@ -44,23 +47,23 @@ def test_every_recipe_is_identical(
 ) -> None:
     """In this process; for a new process, and compiled, see the next test."""
     recipe = make_recipe(name).replace(batch_size=7, epochs=2, log_every=3)
-    loop.train(tmp_path, recipe, runtime, dataset, compiled=compiled, safeguards=KEEP)
+    train(tmp_path, recipe, runtime, dataset, compile=compiled, checkpoint=KEEP)
     found = again(tmp_path, dataset)
     assert found["identical"]
     assert found["whole"]
     assert found["expected"]
     assert found["first_difference"] is None
-    assert found["log_points"] == len(directory.read_records(tmp_path))
+    assert found["log_points"] == len(metrics_log.read(tmp_path))
     assert [c["differing"] for c in found["checkpoints"]] == [[] for _ in found["checkpoints"]]
     assert found["checkpoints"]
-    assert found["digest"] == directory.read_report(tmp_path)["params_digest"]
+    assert found["digest"] == run_dir.read_report(tmp_path)["params_digest"]
 
 
 def test_a_run_with_validation_is_identical(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     recipe = recipe.replace(valid_fraction=0.2, restore_best=True, patience=1, epochs=5)
-    loop.train(tmp_path / "run", recipe, runtime, dataset)
+    train(tmp_path / "run", recipe, runtime, dataset)
     found = again(tmp_path / "run", dataset)
     assert found["identical"]
     assert found["final"]["identical"]
@@ -68,7 +71,7 @@ def test_a_run_with_validation_is_identical(
 
 def test_in_a_new_process(tmp_path: Path, recipe: Recipe, dataset: Dataset) -> None:
     save(dataset, tmp_path / "data")
-    loop.train(tmp_path / "run", recipe, Runtime(threads=1), dataset, compiled=True)
+    train(tmp_path / "run", recipe, Runtime(threads=1), dataset, compile=True)
     words = ["reproduce", "run", "--json", "--data-dir", "data"]
     done = subprocess.run(
         [sys.executable, "-m", "fcifar", *words],
@@ -82,7 +85,7 @@ def test_in_a_new_process(tmp_path: Path, recipe: Recipe, dataset: Dataset) -> N
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["identical"]
-    assert found["digest"] == directory.read_report(tmp_path / "run")["params_digest"]
+    assert found["digest"] == run_dir.read_report(tmp_path / "run")["params_digest"]
     assert "identity can be expected" in done.stderr
 
 
@@ -91,7 +94,7 @@ def test_what_an_interrupted_run_has_is_compared(
 ) -> None:
     asked = iter([None] * 14)
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, stop=lambda: next(asked, 2))
+    train(run, recipe, runtime, dataset, stop=lambda: next(asked, 2))
     found = again(run, dataset)
     assert found["identical"]
     assert not found["whole"]
@@ -111,7 +114,7 @@ def test_until_a_step(
     dataset: Dataset,
 ) -> None:
     run, kept = tmp_path / "run", tmp_path / "kept"
-    loop.train(run, recipe, runtime, dataset, safeguards=KEEP)
+    train(run, recipe, runtime, dataset, checkpoint=KEEP)
     found = again(run, dataset, until=until, out=kept)
     assert found["identical"]
     assert not found["whole"]
@@ -123,7 +126,7 @@ def test_until_a_step(
 def test_until_before_there_is_anything(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, runtime, dataset)
+    train(tmp_path, recipe, runtime, dataset)
     with pytest.raises(UserError, match=r"up to step 3 to compare with; the first is at step 4"):
         again(tmp_path, dataset, until=3)
 
@@ -132,17 +135,17 @@ def test_a_difference_is_found_where_it_begins(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset, monkeypatch
 ) -> None:
     """The new run has one bit of one weight flipped after step 9."""
-    run, train, told = tmp_path / "run", loop.train, []
-    loop.train(run, recipe, runtime, dataset, safeguards=KEEP)
+    run, original, told = tmp_path / "run", loop.train, []
+    train(run, recipe, runtime, dataset, checkpoint=KEEP)
 
-    def damaged(*arguments: Any, probe: loop.Probe, **options: Any) -> Any:
+    def damaged(*arguments: Any, probe: Callable[[int, Any], None], **options: Any) -> Any:
         def flip(step: int, running: Any) -> None:
             if step == 9:
                 weight = running.state.variables.params["conv2.weight"]
                 weight.view(-1)[7:8].view(torch.int32).bitwise_xor_(1)
             probe(step, running)
 
-        return train(*arguments, probe=flip, **options)
+        return original(*arguments, probe=flip, **options)
 
     monkeypatch.setattr(loop, "train", damaged)
     found = again(run, dataset, observe=told.append)
@@ -167,11 +170,12 @@ def test_a_difference_is_found_where_it_begins(
 def test_a_difference_at_a_log_point_names_the_tensor(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset, monkeypatch
 ) -> None:
-    run, train = tmp_path / "run", loop.train
-    loop.train(run, recipe, runtime, dataset)
+    run, original = tmp_path / "run", loop.train
+    train(run, recipe, runtime, dataset)
 
-    def other(path: Path, recipe: Recipe, *arguments: Any, **options: Any) -> Any:
-        return train(path, recipe.replace(learning_rate=0.0011), *arguments, **options)
+    def other(path: Path, config: RunConfig, *arguments: Any, **options: Any) -> Any:
+        config = config.replace(recipe=recipe.replace(learning_rate=0.0011))
+        return original(path, config, *arguments, **options)
 
     monkeypatch.setattr(loop, "train", other)
     first = again(run, dataset)["first_difference"]
@@ -188,7 +192,7 @@ def test_a_difference_at_a_log_point_names_the_tensor(
 def test_a_damaged_file_is_named_and_the_rest_compared(
     name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, runtime, dataset, safeguards=KEEP)
+    train(tmp_path, recipe, runtime, dataset, checkpoint=KEEP)
     content = bytearray((tmp_path / name).read_bytes())
     content[-5] ^= 4
     (tmp_path / name).write_bytes(content)
@@ -203,7 +207,7 @@ def test_a_damaged_file_is_named_and_the_rest_compared(
 def test_a_damaged_manifest_or_log_ends_it_before_it_begins(
     name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, runtime, dataset)
+    train(tmp_path, recipe, runtime, dataset)
     content = (tmp_path / name).read_text()
     (tmp_path / name).write_text(content.replace('"count": 20', '"count": 21').replace("5", "6", 1))
     with pytest.raises(WorldError, match=name):
@@ -213,7 +217,7 @@ def test_a_damaged_manifest_or_log_ends_it_before_it_begins(
 def test_other_data_are_refused(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, runtime, dataset)
+    train(tmp_path, recipe, runtime, dataset)
     images = dataset.test_images.clone()
     images[3, 1, 4, 1] ^= 1
     other = make_dataset(
@@ -261,29 +265,35 @@ def test_changes_that_matter_are_told_from_those_that_do_not(runtime: Runtime) -
 def test_a_run_from_elsewhere_is_not_expected_to_be_identical(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, runtime, dataset)
-    assert reproduce.read(tmp_path).doubts == []
-    about = directory.read_manifest(tmp_path)
+    train(tmp_path, recipe, runtime, dataset)
+    assert reproduce.read(tmp_path).mismatches == []
+    about = run_dir.read_manifest(tmp_path)
     about["environment"]["versions"]["torch"] = "2.11.0"
-    jsonfiles.write_sealed(tmp_path / "manifest.json", about)
+    io.write_json(tmp_path / "manifest.json", about)
+    (tmp_path / "SHA256SUMS").unlink()
     (tmp_path / "metrics.jsonl").unlink()
-    doubts = reproduce.read(tmp_path).doubts
-    assert doubts == [f"torch was 2.11.0 and is {torch.__version__}"]
+    assert reproduce.read(tmp_path).mismatches == [f"torch was 2.11.0 and is {torch.__version__}"]
 
 
 def test_a_fast_run_promises_nothing(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, dataclasses.replace(runtime, deterministic=False), dataset)
-    assert "--fast" in reproduce.read(tmp_path).doubts[0]
+    train(tmp_path, recipe, dataclasses.replace(runtime, deterministic=False), dataset)
+    assert "--fast" in reproduce.read(tmp_path).mismatches[0]
 
 
 # The parts ----------------------------------------------------------------------------------------
 
 
 def test_records_compare_to_the_bit_and_ignore_the_clock() -> None:
-    a = {"kind": "train", "step": 3, "loss": 0.1, "seconds": 1.0, "tensors": {"w": "00", "b": "11"}}
-    assert compare_records(a, {**a, "seconds": 2.0}) is None
+    a = {
+        "split": "train",
+        "step": 3,
+        "loss": 0.1,
+        "seconds": 1.0,
+        "tensors": {"w": "00", "b": "11"},
+    }
+    assert compare_records(a, {**a, "seconds": 2.0, "images_per_second": 3.0}) is None
     found = compare_records(a, {**a, "loss": 0.1 + 2**-55, "tensors": {"w": "00", "b": "12"}})
     assert found is not None
     assert found["tensors"] == ["b"]
@@ -294,9 +304,9 @@ def test_records_compare_to_the_bit_and_ignore_the_clock() -> None:
 
 def test_trees_compare_to_the_bit() -> None:
     a = {"w": torch.tensor([1.0, 0.0, float("nan")]), "n": torch.tensor([2, 3])}
-    assert compare_trees(a, tree.map(torch.clone, a)) == []
+    assert tree.differences(a, tree.map(torch.clone, a)) == []
     b = {"w": torch.tensor([1.0, -0.0, float("nan")]), "n": torch.tensor([2, 5])}
-    n, w = compare_trees(a, b)
+    n, w = tree.differences(a, b)
     assert (n["tensor"], n["largest_difference"], n["elements_differing"]) == ("n", 2.0, 1)
     assert w["tensor"] == "w"
 
@@ -304,8 +314,8 @@ def test_trees_compare_to_the_bit() -> None:
 def test_a_reproduction_leaves_the_run_alone(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    loop.train(tmp_path, recipe, runtime, dataset)
+    train(tmp_path, recipe, runtime, dataset)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     again(tmp_path, dataset)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    assert list(saving.list_checkpoints(tmp_path)) == [27]
+    assert list(run_dir.list_checkpoints(tmp_path)) == [27]

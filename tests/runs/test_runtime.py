@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch
 from fcifar import recipes
 from fcifar.errors import UserError
 from fcifar.precision import BF16, FP32
-from fcifar.runs.interrupt import catching_signals
-from fcifar.runs.runtime import GRAIN, Runtime, activate, make_runtime
+from fcifar.train.config import RunConfig, check_seed
+from fcifar.train.runtime import GRAIN, Runtime, activate, make_runtime
+from fcifar.train.signals import catching_signals
 
 
 def switches() -> dict[str, object]:
@@ -76,13 +78,26 @@ def test_threads_follow_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch) -> N
         ({"device": "cuda:\N{ARABIC-INDIC DIGIT THREE}"}, "must be auto"),
         ({"device": "cuda:" + "9" * 5000}, "must be auto"),
         ({"threads": 0}, "between 1 and 1024"),
-        ({"seed": 2**32}, "--seed is 4294967296"),
         ({"precision": "fp8"}, "fp32 or bf16"),
     ],
 )
 def test_wrong_values_are_named(values: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_runtime(**values)
+
+
+@pytest.mark.parametrize(
+    "seed", [2**32, -(2**31) - 1, pytest.param(10**5000, id="huge"), 1.0, "1", True, None]
+)
+def test_a_wrong_seed_is_named(seed: Any, config: RunConfig) -> None:
+    for make in (check_seed, lambda seed: config.replace(seed=seed)):
+        with pytest.raises(UserError, match=r"--seed is .*; it must (lie in|be a whole number)"):
+            make(seed)
+
+
+@pytest.mark.parametrize("seed", [2**32 - 1, -(2**31), 0])
+def test_the_largest_seeds_are_seeds(seed: int, config: RunConfig) -> None:
+    assert config.replace(seed=check_seed(seed)).seed == seed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -14,27 +14,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from training import after, records, train
 
 from fcifar.data import Dataset, save
 from fcifar.errors import UserError
+from fcifar.io import locked
 from fcifar.recipes import Recipe
-from fcifar.runs import directory, loop, saving, session, stepping
-from fcifar.runs.events import Noted
-from fcifar.runs.lock import locked
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.safeguards import Every, Safeguards, parse_every
-from fcifar.runs.session import NonFiniteError
-from fcifar.runs.stepping import Pace, keep_pace
-
-
-def after(steps: int) -> Callable[[], int | None]:
-    """The question that interrupts a run after so many steps."""
-    asked = iter(range(steps))
-    return lambda: None if next(asked, None) is not None else 15
+from fcifar.train import events, loop, run_dir
+from fcifar.train.config import CheckpointConfig, Every, parse_every
+from fcifar.train.events import Noted, Pace, keep_pace
+from fcifar.train.loop import NonFiniteError
+from fcifar.train.runtime import Runtime
 
 
 def steps_saved(run: Path) -> list[int]:
-    return list(saving.list_checkpoints(run))
+    return list(run_dir.list_checkpoints(run))
 
 
 @pytest.mark.parametrize(
@@ -54,13 +48,13 @@ def test_every_is_steps_or_time(text: str, every: tuple[float, float]) -> None:
 @pytest.mark.parametrize("text", ["", "0", "0s", "-3", "1.5", "5 min", "s", "1e3", "٣", 30, None])
 def test_anything_else_is_refused(text: Any) -> None:
     with pytest.raises(UserError, match="a number of steps such as 500"):
-        Safeguards(checkpoint_every=text)
+        CheckpointConfig(checkpoint_every=text)
 
 
 @pytest.mark.parametrize("kept", [0, -1, 1.5, True, 10**9])
 def test_keeping_none_is_refused(kept: Any) -> None:
     with pytest.raises(UserError, match="--keep-checkpoints"):
-        Safeguards(keep_checkpoints=kept)
+        CheckpointConfig(keep_checkpoints=kept)
 
 
 def test_checkpoints_come_as_often_as_asked_and_the_latest_stay(
@@ -71,8 +65,8 @@ def test_checkpoints_come_as_often_as_asked_and_the_latest_stay(
     def watch(step: int, running: Any) -> None:
         written.extend(set(steps_saved(tmp_path / "run")) - set(written))
 
-    keep = Safeguards(checkpoint_every="5", keep_checkpoints=3)
-    loop.train(tmp_path / "run", recipe, runtime, dataset, safeguards=keep, probe=watch)
+    keep = CheckpointConfig(checkpoint_every="5", keep_checkpoints=3)
+    train(tmp_path / "run", recipe, runtime, dataset, checkpoint=keep, probe=watch)
     assert written == [5, 10, 15, 20, 25]
     assert steps_saved(tmp_path / "run") == [27, 25, 20]
 
@@ -81,7 +75,7 @@ def test_safeguards_change_no_bit(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     one, other = (
-        loop.train(tmp_path / every, recipe, runtime, dataset, safeguards=Safeguards(**values))
+        train(tmp_path / every, recipe, runtime, dataset, checkpoint=CheckpointConfig(**values))
         for every, values in (
             ("1", {"checkpoint_every": "1"}),
             ("1h", {"checkpoint_every": "1h", "allow_nonfinite": True}),
@@ -96,11 +90,11 @@ def test_safeguards_change_no_bit(
 def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
     damage: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
-    run, keep = tmp_path / "run", Safeguards(checkpoint_every="6")
-    loop.train(run, recipe, runtime, dataset, safeguards=keep, stop=after(14))
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
+    run, keep = tmp_path / "run", CheckpointConfig(checkpoint_every="6")
+    train(run, recipe, runtime, dataset, checkpoint=keep, stop=after(14))
     assert steps_saved(run) == [14, 12]
-    latest = saving.path_of(run, 14)
+    latest = run_dir.checkpoint_path(run, 14)
     content = bytearray(latest.read_bytes())
     if damage == "flipped":
         content[len(content) // 2] ^= 1
@@ -112,7 +106,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
     def observe(event: Any) -> None:
         told.extend([event.text] if isinstance(event, Noted) else [])
 
-    resumed = loop.train(run, recipe, runtime, dataset, resume=True, observe=observe)
+    resumed = train(run, recipe, runtime, dataset, resume=True, observe=observe)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
@@ -127,36 +121,39 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
 def test_without_any_whole_checkpoint_the_run_begins_again(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
     run, told = tmp_path / "run", []
-    loop.train(run, recipe, runtime, dataset, stop=after(14))
-    saving.path_of(run, 14).write_bytes(b"nonsense")
-    resumed = loop.train(run, recipe, runtime, dataset, resume=True, observe=told.append)
+    train(run, recipe, runtime, dataset, stop=after(14))
+    run_dir.checkpoint_path(run, 14).write_bytes(b"nonsense")
+    resumed = train(run, recipe, runtime, dataset, resume=True, observe=told.append)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
     assert any("starts again from its beginning" in e.text for e in told if isinstance(e, Noted))
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "digests.jsonl"])
 def test_a_log_that_does_not_lead_to_a_checkpoint_discredits_it(
-    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+    name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """The second line of the log is changed: only the checkpoint before it can be used."""
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
-    run, keep, told = tmp_path / "run", Safeguards(checkpoint_every="6", keep_checkpoints=9), []
-    loop.train(run, recipe, runtime, dataset, safeguards=keep, stop=after(14))
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
+    keep = CheckpointConfig(checkpoint_every="6", keep_checkpoints=9)
+    run, told = tmp_path / "run", []
+    train(run, recipe, runtime, dataset, checkpoint=keep, stop=after(14))
     assert steps_saved(run) == [14, 12, 6]
-    lines = (run / "metrics.jsonl").read_text().split("\n")
-    lines[1] = lines[1].replace("2", "3", 1)
-    (run / "metrics.jsonl").write_text("\n".join(lines))
-    resumed = loop.train(run, recipe, runtime, dataset, resume=True, observe=told.append)
+    lines = (run / name).read_text().split("\n")
+    lines[1] = lines[1].replace("8", "9", 1)
+    (run / name).write_text("\n".join(lines))
+    resumed = train(run, recipe, runtime, dataset, resume=True, observe=told.append)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
     notes = [event.text for event in told if isinstance(event, Noted)]
     assert len(notes) == 2
-    assert all("line 2 is not as it was written" in note for note in notes)
-    assert "line 2" not in "".join(map(str, directory.read_records(run)))
+    assert all(f"{name} does not begin with the" in note for note in notes)
+    assert records(run) == records(tmp_path / "whole")
+    assert (run / f"{name}.damaged").read_text() == "\n".join(lines), "as it was then"
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
@@ -170,22 +167,22 @@ def test_the_best_network_survives_a_crash_between_two_files(
 ) -> None:
     """Ended after the checkpoint of an epoch and before the network of that epoch was written."""
     recipe = recipe.replace(valid_fraction=0.25, restore_best=True)
-    whole = loop.train(tmp_path / "whole", recipe, runtime, dataset)
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
     assert isinstance(whole, dict)
     assert whole["selected"]["step"] == whole["steps"], "each epoch is the best so far"
-    run, save_network, calls = tmp_path / "run", session.save_network, []
+    run, save_model, calls = tmp_path / "run", loop.save_model, []
 
     def crash(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) == epoch:
             raise KeyboardInterrupt
-        save_network(*arguments)
+        save_model(*arguments)
 
-    monkeypatch.setattr(session, "save_network", crash)
+    monkeypatch.setattr(loop, "save_model", crash)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(run, recipe, runtime, dataset)
+        train(run, recipe, runtime, dataset)
     monkeypatch.undo()
-    resumed = loop.train(run, recipe, runtime, dataset, resume=True)
+    resumed = train(run, recipe, runtime, dataset, resume=True)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
     best = (run / "best.safetensors").read_bytes()
@@ -196,9 +193,9 @@ def test_half_written_files_of_a_killed_process_are_swept(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
-    loop.train(run, recipe, runtime, dataset, stop=after(5))
+    train(run, recipe, runtime, dataset, stop=after(5))
     (run / ".checkpoint-00000006.99999.partial.safetensors").write_bytes(b"half")
-    loop.train(run, recipe, runtime, dataset, resume=True)
+    train(run, recipe, runtime, dataset, resume=True)
     assert {path.name for path in run.iterdir() if path.name.startswith(".")} <= {".lock"}
 
 
@@ -220,10 +217,10 @@ def test_a_second_process_is_refused_and_a_crash_of_the_first_unlocks(
     other.start()
     assert ready.wait(30)
     with pytest.raises(UserError, match="another process is training into"):
-        loop.train(run, recipe, runtime, dataset)
+        train(run, recipe, runtime, dataset)
     other.kill()
     other.join()
-    assert isinstance(loop.train(run, recipe, runtime, dataset), dict)
+    assert isinstance(train(run, recipe, runtime, dataset), dict)
 
 
 def test_a_lock_leaves_no_empty_folder(tmp_path: Path) -> None:
@@ -249,16 +246,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     def look(step: int, running: Any) -> None:
         seen[step] = int(running.nonfinite)
 
-    keep = Safeguards(checkpoint_every="1")
+    keep = CheckpointConfig(checkpoint_every="1")
     with pytest.raises(
         NonFiniteError, match=r"not finite at step \d+.*--allow-nonfinite"
     ) as caught:
-        loop.train(run, poisoned, runtime, dataset, safeguards=keep, probe=look)
+        train(run, poisoned, runtime, dataset, checkpoint=keep, probe=look)
     found = json.loads((run / "nonfinite.json").read_text())
     assert f"at step {found['step']}, " in str(caught.value)
     assert f"training images {', '.join(map(str, found['rows']))} (see" in str(caught.value)
     assert len(found["rows"]) == 5
-    last = next(iter(saving.list_checkpoints(run).values()))
+    last = next(iter(run_dir.list_checkpoints(run).values()))
     assert found["checkpoint"] == last.name
     assert str(last) in str(caught.value)
     with safe_open(last, framework="pt") as file:
@@ -266,9 +263,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert not (run / "report.json").exists()
 
     with pytest.raises(NonFiniteError, match=f"at step {found['step']}, "):
-        loop.train(run, poisoned, runtime, dataset, safeguards=keep, resume=True)
-    allowed = Safeguards(checkpoint_every="1", allow_nonfinite=True)
-    report = loop.train(run, poisoned, runtime, dataset, safeguards=allowed, resume=True)
+        train(run, poisoned, runtime, dataset, checkpoint=keep, resume=True)
+    allowed = CheckpointConfig(checkpoint_every="1", allow_nonfinite=True)
+    report = train(run, poisoned, runtime, dataset, checkpoint=allowed, resume=True)
     assert isinstance(report, dict)
     assert report["steps"] == 27
     assert not (run / "nonfinite.json").exists()
@@ -283,9 +280,9 @@ def test_the_first_step_that_was_not_finite_is_remembered(
     def look(step: int, running: Any) -> None:
         losses[step], seen[step] = float(running.totals.loss), int(running.nonfinite)
 
-    allowed = Safeguards(allow_nonfinite=True)
+    allowed = CheckpointConfig(allow_nonfinite=True)
     poisoned = poisoned.replace(log_every=1000)
-    loop.train(tmp_path / "run", poisoned, runtime, dataset, safeguards=allowed, probe=look)
+    train(tmp_path / "run", poisoned, runtime, dataset, checkpoint=allowed, probe=look)
     first = min(step for step, loss in losses.items() if not torch.tensor(loss).isfinite())
     assert {step: n for step, n in seen.items() if step != 27} == {
         step: first if step >= first else 0 for step in seen if step != 27
@@ -336,7 +333,9 @@ def test_a_disk_that_fills_up_ends_the_run_with_everything_before_kept(
     assert "free some space" in last
     assert "Traceback" not in failed.stderr
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {".lock", "manifest.json", "metrics.jsonl"}, "nothing half-written"
+    assert left == {".lock", "SHA256SUMS", "manifest.json", "metrics.jsonl", "digests.jsonl"}, (
+        "nothing half-written"
+    )
     resumed = command("train", "--resume", "run", "--json")
     whole = command(*words[:-6], "--out", "whole", *words[-6:], "--json")
     assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
@@ -359,15 +358,15 @@ def test_a_slowdown_is_reported_once_with_the_figures() -> None:
 def test_a_run_says_when_its_steps_become_slow(
     tmp_path: Path, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stepping, "WINDOW", 0.0)
-    monkeypatch.setattr(stepping, "SLOWDOWN", 1e-9)
+    monkeypatch.setattr(events, "WINDOW", 0.0)
+    monkeypatch.setattr(events, "SLOWDOWN", 1e-9)
     notes: list[str] = []
 
     def observe(event: Any) -> None:
         if isinstance(event, Noted):
             notes.append(event.text)
 
-    loop.train(tmp_path / "run", recipe, Runtime(threads=2), dataset, observe=observe)
+    train(tmp_path / "run", recipe, Runtime(threads=2), dataset, observe=observe)
     (note,) = notes
     assert note.startswith("a step now takes ")
     assert note.endswith("; a new run with --threads 1 would lose less than 2 do")

@@ -5,27 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import train
 
-from fcifar import random, tree
+from fcifar import random, tensor_files, tree
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.data.dataset import EMPTY
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import (
-    checkpoint,
-    compare,
-    directory,
-    group,
-    loop,
-    many,
-    per_example,
-    reproduce,
-    trained,
-)
-from fcifar.runs.manifest import read_settings
-from fcifar.runs.runtime import Runtime
-from fcifar.runs.safeguards import Safeguards
-from fcifar.runs.selection import best_epoch, is_best, should_stop
+from fcifar.runs import inference, reproduce, score_tables
+from fcifar.train import loop, metrics_log, run_dir, sweep
+from fcifar.train.config import make_config, read_config
+from fcifar.train.early_stopping import best_epoch, is_best, should_stop
+from fcifar.train.runtime import Runtime
 
 NAN = float("nan")
 
@@ -67,7 +58,7 @@ def unlearnable(make_batch) -> Dataset:
 
 
 def valid_losses(run: Path) -> list[float]:
-    return [r["loss"] for r in directory.read_records(run) if r.get("split") == "valid"]
+    return [r["loss"] for r in metrics_log.read(run) if r["split"] == "valid"]
 
 
 OVERFIT = {
@@ -85,7 +76,7 @@ def test_a_run_that_overfits_stops_there_and_ends_with_its_best(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset
 ) -> None:
     run = tmp_path / "run"
-    report = loop.train(run, recipe.replace(**OVERFIT), runtime, unlearnable)
+    report = train(run, recipe.replace(**OVERFIT), runtime, unlearnable)
     assert isinstance(report, dict)
     losses = valid_losses(run)
     best = best_epoch(losses)
@@ -98,21 +89,21 @@ def test_a_run_that_overfits_stops_there_and_ends_with_its_best(
         "step": (best + 1) * 12,
         "valid_loss": min(losses),
     }
-    final, _ = checkpoint.read(run / "final.safetensors")
-    kept, _ = checkpoint.read(run / "best.safetensors")
-    last, _ = checkpoint.read(next(run.glob("checkpoint-*.safetensors")))
+    final, _ = tensor_files.read(run / "final.safetensors")
+    kept, _ = tensor_files.read(run / "best.safetensors")
+    last, _ = tensor_files.read(next(run.glob("checkpoint-*.safetensors")))
     assert tree.equal(final, kept)
     assert report["params_digest"] == tree.digest(final)
     assert not torch.equal(final["fc3.bias"], last["state.variables.params.fc3.bias"])
-    train = [r for r in directory.read_records(run) if r["kind"] == "train"]
-    assert [r["count"] for r in train] == [60] * len(losses), "held-out images are not trained on"
+    logged = [r for r in metrics_log.read(run) if r["split"] == "train"]
+    assert [r["count"] for r in logged] == [60] * len(losses), "held-out images are not trained on"
 
 
 def test_a_run_that_keeps_improving_does_not_stop(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     patient = recipe.replace(valid_fraction=0.25, patience=3, epochs=12, restore_best=True)
-    report = loop.train(tmp_path / "run", patient, runtime, dataset)
+    report = train(tmp_path / "run", patient, runtime, dataset)
     assert isinstance(report, dict)
     assert report["stopped_early"] is False
     assert report["epochs"] == 12
@@ -126,14 +117,14 @@ def test_choices_survive_an_interruption(
     steps: int, tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset
 ) -> None:
     overfit = recipe.replace(**OVERFIT)
-    whole = loop.train(tmp_path / "whole", overfit, runtime, unlearnable)
+    whole = train(tmp_path / "whole", overfit, runtime, unlearnable)
     asked = iter(range(steps))
     run = tmp_path / "run"
-    stopped = loop.train(
+    stopped = train(
         run, overfit, runtime, unlearnable, stop=lambda: None if next(asked, -1) >= 0 else 15
     )
     assert stopped == loop.Interrupted(15, steps)
-    resumed = loop.train(run, overfit, runtime, unlearnable, resume=True)
+    resumed = train(run, overfit, runtime, unlearnable, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     for name in ("params_digest", "selected", "steps", "test_loss"):
@@ -146,9 +137,9 @@ def test_the_test_images_choose_nothing(
 ) -> None:
     """Other test images, the same run."""
     overfit, other = recipe.replace(**OVERFIT), make_batch(20, seed=9)
-    a = loop.train(tmp_path / "a", overfit, runtime, unlearnable)
+    a = train(tmp_path / "a", overfit, runtime, unlearnable)
     replaced = unlearnable._replace(test_images=other.images, test_labels=other.labels)
-    b = loop.train(tmp_path / "b", overfit, runtime, replaced)
+    b = train(tmp_path / "b", overfit, runtime, replaced)
     assert isinstance(a, dict)
     assert isinstance(b, dict)
     assert a["params_digest"] == b["params_digest"]
@@ -169,11 +160,11 @@ def test_validation_is_without_augmentation(
     still = recipe.replace(
         learning_rate=0.0, valid_fraction=0.25, augment=("random_crop:8", "cutout:16"), log_every=0
     )
-    loop.train(tmp_path / "run", still, runtime, dataset)
+    train(tmp_path / "run", still, runtime, dataset)
     losses = valid_losses(tmp_path / "run")
     assert len(set(losses)) == 1
-    train = [r["loss"] for r in directory.read_records(tmp_path / "run") if r["kind"] == "train"]
-    assert len(set(train)) == len(train), "while the training images change from epoch to epoch"
+    seen = [r["loss"] for r in metrics_log.read(tmp_path / "run") if r["split"] == "train"]
+    assert len(set(seen)) == len(seen), "while the training images change from epoch to epoch"
 
 
 # Given validation images --------------------------------------------------------------------------
@@ -194,24 +185,24 @@ def test_given_images_choose_the_best_epoch_and_are_not_trained_on(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset, make_batch
 ) -> None:
     run = tmp_path / "run"
-    report = loop.train(run, recipe.replace(**GIVEN), runtime, given)
+    report = train(run, recipe.replace(**GIVEN), runtime, given)
     assert isinstance(report, dict)
     losses = valid_losses(run)
     assert report["stopped_early"]
     assert report["selected"]["valid_loss"] == min(losses)
     assert report["valid_n"] == 30
-    counts = {(r["kind"], r["count"]) for r in directory.read_records(run)}
-    assert counts == {("train", 80), ("eval", 30), ("eval", 20)}, "all 80 are trained on"
-    network = trained.load(run)
-    figures, _ = trained.evaluate(network, runtime, given, "valid")
+    counts = {(r["split"], r["count"]) for r in metrics_log.read(run)}
+    assert counts == {("train", 80), ("valid", 30), ("test", 20)}, "all 80 are trained on"
+    network = inference.load(run)
+    figures, _ = inference.evaluate(network, runtime, given, "valid")
     assert figures["n"] == 30
     assert figures["loss"] == report["selected"]["valid_loss"]
 
     still = {**GIVEN, "patience": 0, "restore_best": False, "epochs": 2}
     other = make_batch(30, seed=4)
     replaced = given._replace(valid_images=other.images, valid_labels=other.labels)
-    a = loop.train(tmp_path / "a", recipe.replace(**still), runtime, given)
-    b = loop.train(tmp_path / "b", recipe.replace(**still), runtime, replaced)
+    a = train(tmp_path / "a", recipe.replace(**still), runtime, given)
+    b = train(tmp_path / "b", recipe.replace(**still), runtime, replaced)
     assert isinstance(a, dict)
     assert isinstance(b, dict)
     assert a["params_digest"] == b["params_digest"], "other validation images, the same training"
@@ -222,7 +213,7 @@ def test_given_images_are_evaluated_without_augmentation(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset
 ) -> None:
     still = recipe.replace(valid="given", learning_rate=0.0, augment=("random_crop:8",))
-    loop.train(tmp_path / "run", still, runtime, given)
+    train(tmp_path / "run", still, runtime, given)
     assert len(set(valid_losses(tmp_path / "run"))) == 1
 
 
@@ -230,29 +221,26 @@ def test_without_asking_for_them_nothing_changes(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, given: Dataset
 ) -> None:
     for name, changes in (("plain", {}), ("held", {"valid_fraction": 0.25})):
-        a = loop.train(tmp_path / f"{name}-a", recipe.replace(**changes), runtime, unlearnable)
-        b = loop.train(tmp_path / f"{name}-b", recipe.replace(**changes), runtime, given)
+        a = train(tmp_path / f"{name}-a", recipe.replace(**changes), runtime, unlearnable)
+        b = train(tmp_path / f"{name}-b", recipe.replace(**changes), runtime, given)
         assert isinstance(a, dict)
         assert isinstance(b, dict)
         assert a["params_digest"] == b["params_digest"]
         assert valid_losses(tmp_path / f"{name}-a") == valid_losses(tmp_path / f"{name}-b")
-    held = trained.load(tmp_path / "held-b")
-    assert trained.evaluate(held, runtime, given, "valid")[0]["n"] == 20, "what it held out"
+    held = inference.load(tmp_path / "held-b")
+    assert inference.evaluate(held, runtime, given, "valid")[0]["n"] == 20, "what it held out"
 
 
 def test_a_run_with_given_images_is_resumed_and_reproduced(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset
 ) -> None:
     overfit = recipe.replace(**GIVEN)
-    whole = loop.train(tmp_path / "whole", overfit, runtime, given)
+    whole = train(tmp_path / "whole", overfit, runtime, given)
     run, asked = tmp_path / "run", iter(range(30))
-    stopped = loop.train(
-        run, overfit, runtime, given, stop=lambda: None if next(asked, -1) >= 0 else 15
-    )
+    stopped = train(run, overfit, runtime, given, stop=lambda: None if next(asked, -1) >= 0 else 15)
     assert stopped == loop.Interrupted(15, 30)
-    settings = read_settings(run)
-    assert settings.recipe.valid == "given"
-    resumed = loop.train(run, settings.recipe, settings.runtime, given, resume=True)
+    assert read_config(run).recipe.valid == "given"
+    resumed = loop.train(run, read_config(run), given, resume=True)
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     for name in ("params_digest", "selected", "steps", "test_loss", "valid_n"):
@@ -266,25 +254,17 @@ def test_a_run_with_given_images_is_resumed_and_reproduced(
 def test_replicas_share_given_images(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset, method: str
 ) -> None:
-    asked = group.Group(
-        members=group.plan(recipe.replace(valid="given"), {}, (5, 6)),
-        method=method,
-        runtime=runtime,
-        compiled=False,
-        dataset_name=given.name,
-        dataset_digest=given.digest,
-        safeguards=Safeguards(),
-    )
-    summary = many.train(tmp_path / "group", asked, given)
+    config = make_config(recipe.replace(valid="given"), given, seed=5, runtime=runtime)
+    asked = sweep.Sweep(sweep.plan(config.recipe, {}, (5, 6)), method, config)
+    summary = sweep.train(tmp_path / "group", asked, given)
     assert isinstance(summary, dict)
-    for member in asked.members:
-        report = directory.read_report(tmp_path / "group" / member.name)
+    for member in asked.trials:
+        report = run_dir.read_report(tmp_path / "group" / member.name)
         assert report["valid_n"] == 30
         assert len(valid_losses(tmp_path / "group" / member.name)) == 3
-    networks = [trained.load(tmp_path / "group" / m.name) for m in asked.members]
-    per_example.check_networks(networks, given, "valid")  # which is the same for each seed
-    compare.check_images(networks, given, "valid")
-    names = per_example.names_of(networks[0], given, "valid")
+    networks = [inference.load(tmp_path / "group" / m.name) for m in asked.trials]
+    inference.check_images(networks, given, "valid")  # which is the same for each seed
+    names = score_tables.names_of(networks[0], given, "valid")
     assert (names[0], names[-1]) == ("valid/00000", "valid/00029")
 
 
@@ -298,7 +278,7 @@ def test_replicas_share_given_images(
         ({"patience": 2}, "need validation images"),
         ({"restore_best": True}, "need validation images"),
         ({"valid_fraction": 1.0}, r"must lie in \[0, 1\)"),
-        ({"valid_fraction": 0.001}, "is no image of the 42"),
+        ({"valid_fraction": 0.001}, "holds out no images .42 in tiny"),
         ({"augment": ("flop",)}, "must be one of random_flip"),
         ({"augment": ("random_crop:x",)}, "cannot be used"),
         ({"augment": ("random_flip:2",)}, "cannot be used"),
@@ -309,7 +289,7 @@ def test_contradictions_are_named(
     changes: dict, message: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     with pytest.raises(UserError, match=message):
-        loop.train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
+        train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
     assert not (tmp_path / "run").exists()
 
 
@@ -317,14 +297,14 @@ def test_the_held_out_images_can_be_evaluated_again(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
-    report = loop.train(run, recipe.replace(**OVERFIT), runtime, unlearnable)
+    report = train(run, recipe.replace(**OVERFIT), runtime, unlearnable)
     assert isinstance(report, dict)
-    network = trained.load(run)
-    figures, _ = trained.evaluate(network, runtime, unlearnable, "valid")
+    network = inference.load(run)
+    figures, _ = inference.evaluate(network, runtime, unlearnable, "valid")
     assert figures["n"] == 20
     assert figures["loss"] == report["selected"]["valid_loss"]
     with pytest.raises(UserError, match="it held none out"):
-        trained.evaluate(network, runtime, dataset, "valid")
+        inference.evaluate(network, runtime, dataset, "valid")
 
 
 def test_a_test_set_alone_is_evaluated_and_not_trained_on(
@@ -333,12 +313,12 @@ def test_a_test_set_alone_is_evaluated_and_not_trained_on(
     test = Split(*make_batch(20, seed=9))
     alone = make_dataset("alone", EMPTY, test, unlearnable.classes, "drawn by the tests")
     with pytest.raises(UserError, match="alone is a test set without training images; train on"):
-        loop.train(tmp_path / "none", recipe, runtime, alone)
+        train(tmp_path / "none", recipe, runtime, alone)
     assert not (tmp_path / "none").exists()
-    loop.train(tmp_path / "run", recipe, runtime, unlearnable)
-    network = trained.load(tmp_path / "run")
-    assert trained.evaluate(network, runtime, alone, "test")[0]["n"] == 20
+    train(tmp_path / "run", recipe, runtime, unlearnable)
+    network = inference.load(tmp_path / "run")
+    assert inference.evaluate(network, runtime, alone, "test")[0]["n"] == 20
     with pytest.raises(UserError, match="without training images; use --split test"):
-        trained.evaluate(network, runtime, alone, "train")
+        inference.evaluate(network, runtime, alone, "train")
     with pytest.raises(UserError, match="nor has that validation images"):
-        trained.evaluate(network, runtime, alone, "valid")
+        inference.evaluate(network, runtime, alone, "valid")

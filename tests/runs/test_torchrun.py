@@ -13,8 +13,10 @@ import torch
 import torchrun
 from commands import Outcome
 
-from fcifar import data
-from fcifar.runs import checkpoint, directory, integrity
+from fcifar import data, tensor_files
+from fcifar.runs.verify import verify
+from fcifar.train import distributed, metrics_log, run_dir
+from tests.pages import ROOT, blocks
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds and kills processes as Linux tells them"
@@ -59,7 +61,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    return directory.read_records(run)
+    return metrics_log.read_digests(run)
 
 
 def assert_close(run: Path, other: Path) -> None:
@@ -68,7 +70,7 @@ def assert_close(run: Path, other: Path) -> None:
     for found, wanted in zip(records(run), records(other), strict=True):
         assert found["count"] == wanted["count"]
         assert found["loss"] == pytest.approx(wanted["loss"], rel=1e-4)
-    (found, _), (wanted, _) = (checkpoint.read(r / directory.FINAL) for r in (run, other))
+    (found, _), (wanted, _) = (tensor_files.read(r / run_dir.FINAL) for r in (run, other))
     for name, value in found.items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-3, atol=1e-4, msg=name)
 
@@ -76,8 +78,8 @@ def assert_close(run: Path, other: Path) -> None:
 def test_two_processes_make_the_run_of_one(undisturbed: Path, tmp_path: Path) -> None:
     report(torchrun.alone([*RUN, "--out", str(tmp_path / "single")]))
     assert_close(undisturbed, tmp_path / "single")
-    assert not integrity.check(undisturbed)
-    manifest = directory.read_manifest(undisturbed)
+    assert not verify(undisturbed)
+    manifest = run_dir.read_manifest(undisturbed)
     assert manifest["runtime"]["processes"] == 2
     assert "gloo" in manifest["environment"]["distributed"]
 
@@ -92,8 +94,8 @@ def test_torchrun_begins_anew_where_the_last_checkpoint_is(
     (process,) = torchrun.find(launcher, 1)
     os.kill(process, signal.SIGKILL)
     found = report(torchrun.end(launcher))
-    assert found["params_digest"] == directory.read_report(undisturbed)["params_digest"]
-    without = {"seconds", "check"}
+    assert found["params_digest"] == run_dir.read_report(undisturbed)["params_digest"]
+    without = {"seconds", "images_per_second"}
     whole, anew = (
         [{k: v for k, v in record.items() if k not in without} for record in records(path)]
         for path in (undisturbed, run)
@@ -114,7 +116,7 @@ def test_given_validation_images_are_divided_as_others_are(
     report(torchrun.alone([*words, "--set", "valid=given", "--out", str(single)]))
     report(torchrun.run([*words, "--set", "valid=given", "--out", str(double)]))
     assert_close(single, double)
-    counts = {r["count"] for r in records(double) if r.get("split") == "valid"}
+    counts = {r["count"] for r in records(double) if r["split"] == "valid"}
     assert counts == {13}
     assert report(torchrun.run(["reproduce", str(double), "--json", "-q"]))["identical"]
 
@@ -124,7 +126,9 @@ def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
     single, double = (tmp_path / name for name in ("single", "double"))
     report(torchrun.alone([*NORMED, "--out", str(single)]))
     report(torchrun.run([*NORMED, "--out", str(double)]))
-    losses = [[r["loss"] for r in records(run) if r["kind"] == "train"] for run in (single, double)]
+    losses = [
+        [r["loss"] for r in records(run) if r["split"] == "train"] for run in (single, double)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -133,7 +137,7 @@ def test_the_exchange_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path)
     words = [*RUN[: RUN.index("--epochs")], "--epochs", "2", "--compile"]
     report(torchrun.run([*words, "--out", str(tmp_path / "run")]))
     compiled, eager = (
-        [r["loss"] for r in records(run) if r["kind"] == "train"][:3]
+        [r["loss"] for r in records(run) if r["split"] == "train"][:3]
         for run in (tmp_path / "run", undisturbed)
     )
     assert compiled == pytest.approx(eager, rel=1e-4)
@@ -176,8 +180,59 @@ def test_when_one_is_killed_the_others_end_soon_and_say_so(tmp_path: Path, rank:
     assert time.monotonic() - started < 30
     assert outcome.status != 0
     assert outcome.err.count("error: another of the 2 processes has ended") == 1
-    assert ("--resume" in outcome.err) == (rank == 1)
+    assert f"resume with: torchrun --nproc-per-node 2 -m fcifar train --resume {run}" in outcome.err
     assert not torchrun.find(launcher, 1 - rank)
+
+
+def test_a_rank_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(distributed.TIMEOUT, "3")
+    run = tmp_path / "run"
+    launcher = torchrun.start([*FOR_EVER, "--out", str(run)])
+    torchrun.wait_for_steps(run, 2)
+    (process,) = torchrun.find(launcher, 1)
+    os.kill(process, signal.SIGSTOP)
+    time.sleep(8)
+    os.kill(process, signal.SIGKILL)  # torchrun would wait half a minute for it
+    outcome = torchrun.end(launcher)
+    assert outcome.status != 0
+    assert outcome.err.count("error: another of the 2 processes did not answer in time") == 1
+    assert f"--resume {run}" in outcome.err
+
+
+def test_a_script_trains_data_parallel(undisturbed: Path, tmp_path: Path) -> None:
+    """The one in docs/scaling.md, on each rank."""
+    (block,) = blocks(ROOT / "docs" / "scaling.md", "python")
+    script = tmp_path / "script.py"
+    script.write_text(block.text.replace('Path("run")', f'Path("{tmp_path / "run"}")'))
+    outcome = torchrun.end(torchrun.start([str(script)], program=()))
+    assert outcome.status == 0, outcome.err
+    assert run_dir.read_manifest(tmp_path / "run")["runtime"]["processes"] == 2
+    assert not verify(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "message"),
+    [
+        (TRAIN, ("--max-restarts", "1"), "torchrun --max-restarts needs a fixed run directory"),
+        ((*TRAIN, "--replicas", "2"), (), "a sweep over several processes needs a fixed run"),
+    ],
+    ids=["restarts", "sweep"],
+)
+def test_what_needs_a_fixed_directory_says_so(
+    words: tuple[str, ...], options: tuple[str, ...], message: str
+) -> None:
+    outcome = torchrun.run(words, options=options)
+    assert outcome.status != 0
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 + len(options) // 2, "once each time that torchrun starts them"
+    assert all(message in line and "--out" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_other_commands_run_once() -> None:
+    outcome = torchrun.run(["env", "--json"])
+    assert outcome.status == 0, outcome.err
+    assert "versions" in json.loads(outcome.out)
 
 
 @pytest.mark.slow

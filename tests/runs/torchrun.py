@@ -10,16 +10,20 @@ from pathlib import Path
 
 from commands import Outcome
 
-from fcifar.runs.log import FILE
+from fcifar.train.run_dir import METRICS
 
 
 def start(
-    words: Sequence[str], *, processes: int = 2, options: Sequence[str] = ()
+    words: Sequence[str],
+    *,
+    processes: int = 2,
+    options: Sequence[str] = (),
+    program: Sequence[str] = ("-m", "fcifar"),
 ) -> subprocess.Popen:
-    """``torchrun OPTIONS -m fcifar WORDS``, in the background."""
+    """``torchrun OPTIONS -m fcifar WORDS``, in the background; or another program."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", *options),
-        *("--nproc-per-node", str(processes), "-m", "fcifar", *words),
+        *("--nproc-per-node", str(processes), *program, *words),
     ]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=_environment()
@@ -70,7 +74,8 @@ def find(launcher: subprocess.Popen, rank: int) -> list[int]:
 def wait_for_steps(run: Path, lines: int) -> None:
     """Until a run has logged so often."""
     for _ in range(1200):
-        if (run / FILE).exists() and (run / FILE).read_bytes().count(b"\n") >= lines:
+        log = run / METRICS
+        if log.exists() and log.read_bytes().count(b"\n") >= lines:
             return
         time.sleep(0.05)
     raise TimeoutError(f"{run} has not got so far")

@@ -22,7 +22,7 @@ from fcifar.report.page import (
 from fcifar.report.page.document import Part, document
 from fcifar.report.page.gathering import Run
 from fcifar.report.page.html import folded, pair
-from fcifar.runs import directory, group, jsonfiles
+from fcifar.train import metrics_log, run_dir, sweep
 
 LARGEST = 100  # runs that a page has in full; more would say nothing to anybody
 
@@ -51,9 +51,9 @@ def make(paths: Sequence[Path], root: Path) -> str:
 
 
 def _make(paths: Sequence[Path], root: Path) -> str:
-    if len(paths) == 1 and group.is_group(paths[0]):
+    if len(paths) == 1 and run_dir.is_group(paths[0]):
         return _of_group(paths[0], root)
-    found = group.expand(paths)
+    found = sweep.expand(paths)
     if len(found) > LARGEST:
         raise UserError(
             f"{len(found)} runs are too many for one page; give at most {LARGEST}, or one group"
@@ -131,13 +131,16 @@ def _of_runs(runs: Sequence[Run], root: Path) -> str:
 
 
 def _of_group(path: Path, root: Path) -> str:
-    summary, asked = group.read_summary(path), jsonfiles.read_sealed(path / group.FILE)
-    finished = _best_first(summary, group.finished(path))
+    summary, asked = (
+        run_dir.read_report(path, run_dir.SUMMARY),
+        run_dir.read_manifest(path, run_dir.SWEEP),
+    )
+    finished = _best_first(summary, sweep.finished(path))
     runs = gathering.read_runs(finished[:LARGEST])
     logs = [
-        directory.read_records(path / member["name"])
+        metrics_log.read(path / member["name"])
         for member in summary["members"][:LARGEST]
-        if (path / member["name"] / directory.MANIFEST).exists()
+        if (path / member["name"] / run_dir.MANIFEST).exists()
     ]
     together, which = _alike(summary, runs)
     cut = f"; curves, classes and images of {LARGEST} runs" if len(finished) > LARGEST else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from fcifar import recipes
 from fcifar.recipes import Recipe
-from fcifar.runs.manifest import Settings
+from fcifar.train.config import RunConfig
 
 TEXTS = ("summary", "source", "notes", "expected")  # of a recipe, for a person
 _LISTED = ("augment", "resolutions")
@@ -17,24 +17,24 @@ _ITEM = re.compile(r"[\w.:+-]+", re.ASCII)
 _NOT_TEXT = {"true", "false", "null", "none", "NaN", "Infinity"}
 
 
-def train_command(settings: Settings) -> str | None:
+def train_command(config: RunConfig) -> str | None:
     """A command line that trains with the same settings, whatever the defaults are.
 
     None where no command says it: for a recipe, or an option of a network, of one's own.
     """
-    recipe, runtime = settings.recipe, settings.runtime
+    recipe, runtime = config.recipe, config.runtime
     if recipe.name not in recipes.RECIPES:
         return None
     changes = changed(recipe, recipes.RECIPES[recipe.name])
     if changes is None:
         return None
-    words = ["fcifar", "train", recipe.name, "--dataset", settings.dataset_name]
+    words = ["fcifar", "train", recipe.name, "--dataset", config.dataset]
     for change in changes:
         words += ["--set", change]
-    words += ["--seed", str(runtime.seed), "--threads", str(runtime.threads)]
+    words += ["--seed", str(config.seed), "--threads", str(runtime.threads)]
     words += ["--precision", runtime.precision, "--device", runtime.device]
     words.append("--deterministic" if runtime.deterministic else "--fast")
-    words.append("--compile" if settings.compiled else "--no-compile")
+    words.append("--compile" if config.compile else "--no-compile")
     return shlex.join(words)
 
 

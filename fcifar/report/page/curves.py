@@ -73,8 +73,8 @@ def series(records: Records, field: str, scale: float) -> dict[str, list[tuple[f
     """By what was measured (training, valid, test): epochs and values, NaN where not finite."""
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records:
-        if record.get("kind") in ("train", "eval") and field in record:
-            name = str(record.get("split")) if record["kind"] == "eval" else "training"
+        if field in record:
+            name = "training" if record["split"] == "train" else str(record["split"])
             point = (_number(record.get("epoch")), scale * _number(record[field]))
             found.setdefault(name, []).append(point)
     return found

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from fcifar import data
+from fcifar.comparison import letters
 from fcifar.errors import UserError, WorldError
-from fcifar.runs import directory, manifest
-from fcifar.runs.compare import letters
-from fcifar.runs.evaluate import read_predictions
-from fcifar.runs.manifest import Settings
 from fcifar.step import Examples
+from fcifar.train import metrics_log, run_dir
+from fcifar.train.config import RunConfig, read_config
+from fcifar.train.evaluate import read_predictions
 
 _NEEDED = (
     *("recipe", "dataset", "seed", "steps", "epochs", "selected", "stopped_early"),
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     name: str  # A, B and so on
     path: Path
-    settings: Settings
+    config: RunConfig
     manifest: dict[str, Any]
     report: dict[str, Any]
     records: list[dict[str, Any]]
@@ -61,23 +61,23 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read(path: Path, name: str) -> Run:
-    settings = manifest.read_settings(path)
-    if not (path / directory.REPORT).exists():
+    config = read_config(path)
+    if not (path / run_dir.REPORT).exists():
         raise UserError(
             f"{path} has not come to its end; continue it with "
             f"fcifar train --resume {shlex.quote(str(path))}"
         )
-    report = directory.read_report(path)
+    report = run_dir.read_report(path)
     if missing := [name for name in _NEEDED if name not in report]:
-        raise WorldError(f"{path / directory.REPORT} is not complete: {missing[0]} is missing")
-    predictions = path / directory.PREDICTIONS
+        raise WorldError(f"{path / run_dir.REPORT} is not complete: {missing[0]} is missing")
+    predictions = path / run_dir.PREDICTIONS
     return Run(
         name=name,
         path=path,
-        settings=settings,
-        manifest=directory.read_manifest(path),
+        config=config,
+        manifest=run_dir.read_manifest(path),
         report=report,
-        records=directory.read_records(path),
+        records=metrics_log.read(path),
         predictions=read_predictions(predictions) if predictions.exists() else None,
     )
 
@@ -88,7 +88,7 @@ def on_same_images(runs: Sequence[Run]) -> bool:
     return all(
         run.predictions is not None
         and first.predictions is not None
-        and run.settings.dataset_digest == first.settings.dataset_digest
+        and run.config.dataset_digest == first.config.dataset_digest
         and run.predictions[0].logits.shape == first.predictions[0].logits.shape
         and torch.equal(run.predictions[1], first.predictions[1])
         for run in runs
@@ -100,7 +100,7 @@ def pictures_of(run: Run, root: Path) -> Pictures:
 
     Nothing is fetched.
     """
-    name, digest = run.settings.dataset_name, run.settings.dataset_digest
+    name, digest = run.config.dataset, run.config.dataset_digest
     if all(each.name != name for each in data.list_prepared(root)):
         return Pictures(None, f"the data set {name} is not prepared where this page was made")
     try:

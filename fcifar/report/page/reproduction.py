@@ -8,7 +8,7 @@ from fcifar.report.page.commands import check_commands, train_command, typed_com
 from fcifar.report.page.gathering import Run
 from fcifar.report.page.html import Html, commands, facts, folded, join, table, tag
 from fcifar.report.page.settings import shown
-from fcifar.runs import jsonfiles
+from fcifar.train import run_dir
 
 _PROMISE = (
     "On the same machine with the same versions it has the same bits, and so the same digest; "
@@ -21,6 +21,7 @@ _MAPPED = "It was trained at once with others, and alone agrees to rounding."
 def of_run(run: Run) -> Html:
     """Commands that make a run again, and what to compare it with."""
     digest = tag("code", run.report["params_digest"])
+    manifest = run_dir.read_checksums(run.path).get(run_dir.MANIFEST)
     return join(
         [
             _train([run]),
@@ -30,7 +31,7 @@ def of_run(run: Run) -> Html:
                 [
                     ("digest of the parameters", digest),
                     ("data set", _data(run)),
-                    ("manifest's seal", tag("code", jsonfiles.seal(run.manifest))),
+                    *([("manifest's SHA-256", tag("code", manifest))] if manifest else []),
                     *_made(run.manifest),
                 ]
             ),
@@ -41,7 +42,7 @@ def of_run(run: Run) -> Html:
 def of_runs(runs: Sequence[Run]) -> Html:
     """The same for several runs."""
     rows = [(run.name, run.path, tag("code", run.report["params_digest"])) for run in runs]
-    data = {run.settings.dataset_digest: _data(run) for run in runs}
+    data = {run.config.dataset_digest: _data(run) for run in runs}
     return join(
         [
             _train(runs),
@@ -92,12 +93,12 @@ def environment(manifests: Sequence[tuple[str, Mapping[str, Any]]]) -> Html:
 
 def _train(runs: Sequence[Run]) -> Html:
     """Command lines with every setting spelt out, and what they promise."""
-    lines = [train_command(run.settings) for run in runs]
+    lines = [train_command(run.config) for run in runs]
     if not all(lines):
         words = "Its recipe is none of this version of fcifar; the run directory has all of it."
         return tag("p", words)
-    notes = [_FAST] if not all(run.settings.runtime.deterministic for run in runs) else [_PROMISE]
-    if any(run.settings.mapped for run in runs):
+    notes = [_FAST] if not all(run.config.runtime.deterministic for run in runs) else [_PROMISE]
+    if any(run.config.vmap_size for run in runs):
         notes = [_MAPPED]
     each = "This trains it again" if len(runs) == 1 else "These train them again, in their order"
     return join(

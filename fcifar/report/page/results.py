@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fcifar import calibration
+from fcifar.comparison import against_first
 from fcifar.metrics import wilson_interval
 from fcifar.report.page.charts import bar_chart
 from fcifar.report.page.gathering import Run, on_same_images
 from fcifar.report.page.html import Html, join, table, tag, tiles
 from fcifar.report.page.matrix import confusion_matrix, worst
-from fcifar.runs.compare import against_first
 
 _CLOCKS = (
     ("train_seconds", "training"),

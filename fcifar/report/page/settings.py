@@ -7,15 +7,15 @@ from fcifar import recipes
 from fcifar.report.page.commands import TEXTS
 from fcifar.report.page.gathering import Run
 from fcifar.report.page.html import Html, folded, join, pair, table, tag
-from fcifar.runs.manifest import Settings
+from fcifar.train.config import RunConfig
 
 _ALIASES = {"learning_rate": "lr"}  # what a sweep calls a setting
 
 
 def of_run(run: Run) -> Html:
     """The settings of one run: what differs from the recipe of that name, then all."""
-    name = run.settings.recipe.name
-    now, base = recipe_values(run.settings), base_values(run.settings)
+    name = run.config.recipe.name
+    now, base = recipe_values(run.config), base_values(run.config)
     parts = []
     if base is None:
         parts.append(tag("p", f"{name} is no recipe of this version of fcifar."))
@@ -24,16 +24,14 @@ def of_run(run: Run) -> Html:
         parts.append(table(f"Changed from the recipe {name}", ("setting", "here", "recipe"), rows))
     else:
         parts.append(tag("p", f"Every setting is that of the recipe {name}."))
-    parts.append(table("The run", ("", ""), runtime_values(run.settings).items()))
+    parts.append(table("The run", ("", ""), runtime_values(run.config).items()))
     return join([pair(*parts), _all(now)])
 
 
 def of_runs(runs: Sequence[Run]) -> Html:
     """The settings of several runs: what differs among them, what from their recipes, then all."""
     values = [
-        {"recipe": run.settings.recipe.name}
-        | recipe_values(run.settings)
-        | runtime_values(run.settings)
+        {"recipe": run.config.recipe.name} | recipe_values(run.config) | runtime_values(run.config)
         for run in runs
     ]
     names = list(dict.fromkeys(key for each in values for key in each))
@@ -42,7 +40,7 @@ def of_runs(runs: Sequence[Run]) -> Html:
     if differing:
         rows = [(key, *(shown(each.get(key, "-")) for each in values)) for key in differing]
         parts = [table("What differs", ("setting", *(run.name for run in runs)), rows)]
-    bases = [base_values(run.settings) for run in runs]
+    bases = [base_values(run.config) for run in runs]
     common = [
         (key, shown(value))
         for key, value in values[0].items()
@@ -57,7 +55,7 @@ def of_runs(runs: Sequence[Run]) -> Html:
 
 def of_group(runs: Sequence[Run], swept: Sequence[str]) -> Html:
     """The settings of a group: those of its first run, but for what is swept."""
-    first = runs[0].settings
+    first = runs[0].config
     base = base_values(first)
     now = {k: v for k, v in recipe_values(first).items() if _ALIASES.get(k, k) not in swept}
     parts = []
@@ -65,38 +63,38 @@ def of_group(runs: Sequence[Run], swept: Sequence[str]) -> Html:
         rows = [(k, shown(v), shown(base.get(k, "-"))) for k, v in now.items() if v != base.get(k)]
         caption = f"Changed from the recipe {first.recipe.name}, in all runs"
         parts = [table(caption, ("setting", "here", "recipe"), rows)] if rows else []
-    seeds = sorted({run.settings.runtime.seed for run in runs})
+    seeds = sorted({run.config.seed for run in runs})
     ran = runtime_values(first) | {"seed": ", ".join(map(str, seeds))}
     return join([pair(*parts, table("The runs", ("", ""), ran.items())), _all(now)])
 
 
-def recipe_values(settings: Settings) -> dict[str, Any]:
+def recipe_values(config: RunConfig) -> dict[str, Any]:
     """What the recipe of a run says, by name: the options of the network among the rest.
 
     Precision and compiling are those that the run had, whatever its recipe prefers.
     """
-    ran = {"precision": settings.runtime.precision, "compile": settings.compiled}
-    return _flat(recipes.to_dict(settings.recipe)) | ran
+    ran = {"precision": config.runtime.precision, "compile": config.compile}
+    return _flat(recipes.to_dict(config.recipe)) | ran
 
 
-def base_values(settings: Settings) -> dict[str, Any] | None:
+def base_values(config: RunConfig) -> dict[str, Any] | None:
     """The same of the recipe of that name as this version has it; None where it has none."""
-    base = recipes.RECIPES.get(settings.recipe.name)
+    base = recipes.RECIPES.get(config.recipe.name)
     return None if base is None else _flat(recipes.to_dict(base))
 
 
-def runtime_values(settings: Settings) -> dict[str, Any]:
+def runtime_values(config: RunConfig) -> dict[str, Any]:
     """Where and how a run ran, by name."""
-    runtime = settings.runtime
+    runtime = config.runtime
     values = {
-        "data set": settings.dataset_name,
-        "seed": runtime.seed,
+        "data set": config.dataset,
+        "seed": config.seed,
         "device": runtime.device,
         "threads": runtime.threads,
         "deterministic": shown(runtime.deterministic),
     }
-    if settings.mapped:
-        values["mapped over"] = f"{settings.mapped} runs at once"
+    if config.vmap_size:
+        values["mapped over"] = f"{config.vmap_size} runs at once"
     return values
 
 

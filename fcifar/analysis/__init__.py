@@ -1,0 +1,1 @@
+"""What predictions say: pure functions of logits, labels and per-example results."""

@@ -1,0 +1,1 @@
+"""``fcifar bench``: the time of a training step, beside plain PyTorch."""

@@ -1,0 +1,1 @@
+"""Training: what writes a run directory. ``loop.train`` is the training loop."""

@@ -1,0 +1,292 @@
+"""The configuration of a run, from the command line to its manifest."""
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcifar import io, recipes
+from fcifar.data import Dataset
+from fcifar.errors import UserError, shown
+from fcifar.recipes import Recipe
+from fcifar.train import environment, run_dir
+from fcifar.train.runtime import Runtime
+
+_SECONDS = {"s": 1, "min": 60, "h": 3600}
+_EVERY = re.compile(r"([0-9]{1,9})(s|min|h|)")
+
+
+class Every(NamedTuple):
+    """A number of steps or of seconds; infinite where the other counts."""
+
+    steps: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and what to stop at. No choice here changes a result.
+
+    checkpoint_every: a number of steps such as ``500``, or a time such as ``30s`` or ``5min``.
+    keep_checkpoints: how many of the latest are kept; with one, a damaged one is a lost run.
+    allow_nonfinite: go on when a loss is not finite, instead of stopping.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+
+    checkpoint_every: str = "30s"
+    keep_checkpoints: int = 2
+    allow_nonfinite: bool = False
+
+    def __post_init__(self) -> None:
+        parse_every(self.checkpoint_every)
+        kept = self.keep_checkpoints
+        if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= 1_000_000:
+            raise UserError(
+                f"--keep-checkpoints is {kept!r}; it must be a whole number from 1 to 1,000,000"
+            )
+        if not isinstance(self.allow_nonfinite, bool):
+            raise UserError(f"allow_nonfinite is {self.allow_nonfinite!r}, neither true nor false")
+
+    @property
+    def every(self) -> Every:
+        """``checkpoint_every`` in numbers."""
+        return parse_every(self.checkpoint_every)
+
+
+def parse_every(text: str) -> Every:
+    """``500`` or ``30s`` in numbers.
+
+    Raises:
+        UserError: it is neither, or zero.
+    """
+    match = _EVERY.fullmatch(text) if isinstance(text, str) else None
+    if match is None or not int(match[1]):
+        raise UserError(
+            f"--checkpoint-every is {text!r}; it must be a number of steps such as 500, or a time "
+            "such as 30s, 5min or 1h"
+        )
+    number, unit = int(match[1]), match[2]
+    if not unit:
+        return Every(number, math.inf)
+    return Every(math.inf, number * _SECONDS[unit])
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UserError."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"--seed is {shown(seed)}; it must be a whole number")
+    if not -(2**31) <= seed < 2**32:
+        raise UserError(f"--seed is {shown(seed)}; it must lie in [-2**31, 2**32)")
+    return seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run, and how it is saved. ``make_config`` makes one.
+
+    recipe, seed: the experiment; every random draw comes from the seed.
+    runtime: where and how it is computed.
+    compile: whether the step goes through ``torch.compile``.
+    dataset, dataset_digest: the name and the content of the data set.
+    checkpoint: when to save.
+    traced_hparams: names of ``recipes.Hyperparams`` that are arguments of the step, as in a sweep
+        whose trials share what is compiled; this changes results by rounding.
+    vmap_size: over how many trials the step is mapped; 0 for a run by itself.
+    earlier_ends: epochs after which the run ended before it was extended; it has log points there.
+    """
+
+    recipe: Recipe
+    seed: int = 0
+    runtime: Runtime
+    compile: bool = False
+    dataset: str
+    dataset_digest: str
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    traced_hparams: tuple[str, ...] = ()
+    vmap_size: int = 0
+    earlier_ends: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        for name, kind in (
+            *(("compile", bool), ("dataset", str), ("dataset_digest", str), ("vmap_size", int)),
+        ):
+            if not isinstance(value := getattr(self, name), kind):
+                raise UserError(f"{name} is {shown(value)}, which is not of type {kind.__name__}")
+        if not all(type(end) is int for end in self.earlier_ends):
+            raise UserError(f"earlier_ends is {shown(self.earlier_ends)}; it must be whole numbers")
+        if unknown := set(self.traced_hparams) - set(recipes.Hyperparams._fields):
+            raise UserError(f"traced_hparams: there is no hyperparameter {shown(unknown.pop())}")
+
+    def replace(self, **changes: Any) -> "RunConfig":
+        """The same with other values."""
+        return dataclasses.replace(self, **changes)
+
+
+def make_config(
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    runtime: Runtime = Runtime(),  # noqa: B008
+    compile: bool = False,
+    checkpoint: CheckpointConfig = CheckpointConfig(),
+    traced_hparams: Sequence[str] = (),
+) -> RunConfig:
+    """The configuration of a run of ``recipe`` on ``dataset``: see ``RunConfig``."""
+    return RunConfig(
+        recipe=recipe,
+        seed=seed,
+        runtime=runtime,
+        compile=compile,
+        dataset=dataset.name,
+        dataset_digest=dataset.digest,
+        checkpoint=checkpoint,
+        traced_hparams=tuple(traced_hparams),
+    )
+
+
+# Manifests ---------------------------------------------------------------------------------------
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """A configuration as values that JSON holds."""
+    return {
+        "recipe": recipes.to_dict(config.recipe),
+        "seed": config.seed,
+        "runtime": dataclasses.asdict(config.runtime),
+        "compile": config.compile,
+        "dataset": {"name": config.dataset, "digest": config.dataset_digest},
+        "checkpoint": dataclasses.asdict(config.checkpoint),
+        "traced_hparams": list(config.traced_hparams),
+        "vmap_size": config.vmap_size,
+        "earlier_ends": list(config.earlier_ends),
+    }
+
+
+def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = None) -> RunConfig:
+    """What ``to_dict`` was given, read from ``file``; on another device, if one is given.
+
+    Raises:
+        UserError: a value is missing or wrong.
+    """
+    try:
+        return RunConfig(
+            recipe=recipes.from_dict(values["recipe"]),
+            seed=values["seed"],
+            runtime=Runtime(**values["runtime"] | ({"device": device} if device else {})),
+            compile=values["compile"],
+            dataset=values["dataset"]["name"],
+            dataset_digest=values["dataset"]["digest"],
+            checkpoint=CheckpointConfig(**values["checkpoint"]),
+            traced_hparams=tuple(values["traced_hparams"]),
+            vmap_size=values["vmap_size"],
+            earlier_ends=tuple(values["earlier_ends"]),
+        )
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not complete: {error!r}") from error
+
+
+def write_config(run: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Write the manifest of a new run: its configuration, and where and when it was begun."""
+    manifest = to_dict(config)
+    manifest["dataset"] |= {
+        "source": dataset.source,
+        "train": len(dataset.train_labels),
+        "test": len(dataset.test_labels),
+        "valid": len(dataset.valid_labels),
+        "classes": list(dataset.classes),
+    }
+    run_dir.write_manifest(run, manifest | provenance([config.recipe.model]))
+
+
+def provenance(models: Sequence[str]) -> dict[str, Any]:
+    """The environment, command and time of a run of these models, as values that JSON holds."""
+    return {
+        "environment": environment.describe(models),
+        "argv": sys.argv,
+        "created": _now(),
+    }
+
+
+def read_config(run: Path, *, device: str | None = None) -> RunConfig:
+    """The configuration of the run in a directory; on another device than it ran, if one is given.
+
+    Raises:
+        UserError: the directory is not a run, or its manifest is not complete.
+        WorldError: the manifest is damaged, or was changed.
+    """
+    return from_dict(run_dir.read_manifest(run), run / run_dir.MANIFEST, device=device)
+
+
+def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
+    """Give a run more epochs, and write that into its manifest.
+
+    A finished run is unfinished again: ``loop.train(..., resume=True)`` continues it, to the same
+    bits as a run that had so many epochs from the start.
+
+    Args:
+        config: of the run, from ``read_config``.
+        epochs: of the whole run.
+
+    Raises:
+        UserError: there would not be more of them; the run stopped early or is one of a group; or
+            something in its recipe is spread over its length. Nothing is changed then.
+        WorldError: a file cannot be written.
+    """
+    recipe = config.recipe
+    if epochs <= recipe.epochs:
+        raise UserError(
+            f"--epochs is {epochs}, and {run} has {recipe.epochs} epochs; with --resume, give more "
+            "epochs of the whole run than it has"
+        )
+    if run_dir.is_group(run.absolute().parent):
+        raise UserError(
+            f"{run} is one of a group, which would not fit it any more; begin a new run"
+        )
+    if tied := recipes.tied_to_end(recipe):
+        raise UserError(
+            f"{run} cannot have more epochs: its recipe spreads {' and '.join(tied)} over the "
+            "whole run, so that a longer one differs from its first step on; begin a new run with "
+            f"--epochs {epochs}"
+        )
+    with io.locked(run):
+        manifest = run_dir.read_manifest(run)
+        finished = run_dir.is_finished(run)
+        if finished and run_dir.read_report(run)["stopped_early"]:
+            raise UserError(
+                f"{run} stopped early, after {recipe.patience} epochs without a lower validation "
+                "loss, and would stop again at once; begin a new run with a larger --patience"
+            )
+        ends = (*config.earlier_ends, recipe.epochs) if finished else config.earlier_ends
+        longer = config.replace(recipe=recipe.replace(epochs=epochs), earlier_ends=ends)
+        history = [*manifest.get("extended", []), {"epochs": recipe.epochs, "at": _now()}]
+        # The report goes first: a run that has one is never trained on.
+        (run / run_dir.REPORT).unlink(missing_ok=True)
+        changed = {name: to_dict(longer)[name] for name in ("recipe", "earlier_ends")}
+        run_dir.write_manifest(run, manifest | changed | {"extended": history})
+    return longer
+
+
+def check_same_data(run: Path, config: RunConfig, dataset: Dataset) -> None:
+    """Check that a data set is the one that a run, or a group, was trained on.
+
+    Raises:
+        UserError: it is another one, under the same name.
+    """
+    if dataset.digest != config.dataset_digest:
+        raise UserError(
+            f"the data set {dataset.name} is not the one that {run} began with (digest "
+            f"{dataset.digest[:12]}, then {config.dataset_digest[:12]}); prepare that one again"
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,84 @@
+"""Evaluation: every example exactly once, and what follows from it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fcifar import tensor_files, tree
+from fcifar.errors import WorldError
+from fcifar.models import Variables
+from fcifar.parallel import ALONE, Axis
+from fcifar.step import Batch, Examples
+from fcifar.step_transforms import on_indices
+
+T = TypeVar("T")
+BATCH_SIZE = 500  # always the same, for results depend on it in the last bits
+
+
+class Rows(NamedTuple):
+    """Row numbers of a batch of full size, and which of them are not padding."""
+
+    index: Tensor  # int64 [B]
+    weight: Tensor  # float32 [B], 1 for an example and 0 for padding
+
+
+def padded_rows(size: int, batch_size: int, device: torch.device) -> Iterator[Rows]:
+    """All rows below ``size`` in order, in batches of one shape; the last is padded with row 0."""
+    for start in range(0, size, batch_size):
+        index = torch.arange(start, start + batch_size, device=device)
+        real = index < size
+        yield Rows(torch.where(real, index, 0), real.to(torch.float32))
+
+
+def save_predictions(path: Path, examples: Examples, labels: Tensor) -> None:
+    """Write what was made of each example: loss, correct, logits, labels, in the set's order."""
+    tensor_files.save(path, {**examples._asdict(), "labels": labels}, {})
+
+
+def read_predictions(path: Path) -> tuple[Examples, Tensor]:
+    """What ``save_predictions`` wrote."""
+    tensors, _ = tensor_files.read(path)
+    try:
+        return Examples(*(tensors[name] for name in Examples._fields)), tensors["labels"]
+    except KeyError as error:
+        raise WorldError(f"{path} does not hold predictions: {error} is missing") from error
+
+
+@torch.no_grad()
+def evaluate(
+    eval_step: Callable[[Variables, Batch], T],
+    variables: Variables,
+    data: Batch,
+    *,
+    batch_size: int = BATCH_SIZE,
+    axis: Axis = ALONE,
+) -> T:
+    """What a step makes of every example of ``data``, in its order, on the CPU.
+
+    Loss, correctness and logits for ``make_eval_step``; scores for ``make_score_step``.
+
+    Args:
+        axis: the ranks that divide the batches; each must call this, and gets all examples.
+    """
+    count = len(data.labels)
+    step = on_indices(eval_step, data)
+    places, parts = [], []
+    batches = list(padded_rows(count, batch_size, data.labels.device))
+    for rows in batches[axis.rank :: axis.size] or batches[:1]:
+        keep = rows.weight > 0
+        examples = step(variables, rows.index)
+        parts.append(tree.map(lambda x, keep=keep: x[keep], examples))
+        places.append(rows.index[keep])
+    found = tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
+    if axis.size == 1:
+        return found
+    place = torch.cat(places).cpu()
+    if axis.rank >= len(batches):  # evaluated one batch, for the shapes alone
+        found = tree.zeros_like(found)
+    # Zero for the examples of other ranks: the sum over the ranks has all of them.
+    leaves, unflatten = tree.flatten(found)
+    own = [x.new_zeros(count, *x.shape[1:]).index_copy(0, place, x) for x in leaves]
+    return unflatten(axis.psum(own))

@@ -1,0 +1,150 @@
+"""The metrics log: ``metrics.jsonl`` for people and pandas, ``digests.jsonl`` for comparing runs.
+
+Each log point and each evaluation adds a line to both. A line of ``metrics.jsonl`` has
+
+    step, epoch        steps made so far, and passes over the training images (a fraction)
+    split              train, valid, test, or test-VIEWS with test-time augmentation
+    loss, accuracy     means over ``count`` images: since the last log point, or of the split
+    count              images
+    learning_rate      of the last step (train)
+    images_per_second  since the last log point (train), or of the evaluation
+    seconds            of training so far (train), or of the evaluation
+
+and its line of ``digests.jsonl`` has step, split and ``digest``: of the state (train), with one
+for each tensor in ``tensors``, or of the predictions. A checkpoint keeps how long both files were
+(``Position``), and a resumed run cuts them back to that.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcifar import io
+from fcifar.errors import DamagedError
+from fcifar.train.run_dir import DIGESTS, METRICS, read_checked
+
+_FILES = (METRICS, DIGESTS)
+_EMPTY = hashlib.sha256().hexdigest()
+
+
+class Position(NamedTuple):
+    """How long the files of a log are, and what is in them up to there."""
+
+    metrics_bytes: int = 0
+    metrics_sha256: str = _EMPTY
+    digests_bytes: int = 0
+    digests_sha256: str = _EMPTY
+
+
+class MetricsLog:
+    """Appends to the log of a run, after ``position``.
+
+    Args:
+        enabled: False on ranks that write nothing.
+    """
+
+    def __init__(self, run: Path, *, enabled: bool = True) -> None:
+        self.run = run
+        self.enabled = enabled
+        self._hashes = [hashlib.sha256() for _ in _FILES]
+        self._sizes = [0 for _ in _FILES]
+
+    @property
+    def position(self) -> Position:
+        """Where the log ends."""
+        (metrics, digests), (a, b) = self._sizes, (h.hexdigest() for h in self._hashes)
+        return Position(metrics, a, digests, b)
+
+    def append(self, metrics: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
+        """Add a line to both files.
+
+        Raises:
+            WorldError: it cannot be written. A line that was cut short is ignored by ``read``.
+        """
+        if not self.enabled:
+            return
+        digests = {"step": metrics["step"], "split": metrics["split"], **digests}
+        for i, (name, record) in enumerate(zip(_FILES, (metrics, digests), strict=True)):
+            line = json.dumps(io.finite(record), allow_nan=False).encode() + b"\n"
+            try:
+                with (self.run / name).open("ab") as file:
+                    file.write(line)
+            except OSError as error:
+                raise io.cannot_write(self.run / name, error) from error
+            self._hashes[i].update(line)
+            self._sizes[i] += len(line)
+
+    def sync(self) -> None:
+        """Force the log to the disk, so that a checkpoint may refer to it."""
+        for path in (self.run / name for name in _FILES):
+            if self.enabled and path.exists():
+                try:
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
+                except OSError as error:
+                    raise io.cannot_write(path, error) from error
+
+    def rewind(self, position: Position) -> None:
+        """Cut the log back to ``position``.
+
+        Raises:
+            DamagedError: it does not begin with what was written up to there; it is left as it is.
+            WorldError: it cannot be written.
+        """
+        contents = _prefixes(self.run, position)
+        for name, content in zip(_FILES, contents, strict=True):
+            if (self.run / name).exists() or content:
+                with io.replacing(self.run / name) as temporary:
+                    temporary.write_bytes(content)
+        self._hashes = [hashlib.sha256(content) for content in contents]
+        self._sizes = [len(content) for content in contents]
+
+
+def check_prefix(run: Path, position: Position) -> None:
+    """Raise a DamagedError unless the log of ``run`` begins with what ``position`` was after."""
+    _prefixes(run, position)
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """The records of ``metrics.jsonl``; a last line that was cut short is left out.
+
+    Raises:
+        DamagedError: it is not as it was written.
+    """
+    return _records(run, METRICS)
+
+
+def read_digests(run: Path) -> list[dict[str, Any]]:
+    """As ``read``, each record with its digests out of ``digests.jsonl``."""
+    both = zip(_records(run, METRICS), _records(run, DIGESTS), strict=False)
+    return [{**metrics, **digests} for metrics, digests in both]
+
+
+def _records(run: Path, name: str) -> list[dict[str, Any]]:
+    if not (run / name).exists():
+        return []
+    found = []
+    for number, line in enumerate(read_checked(run, name).split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
+            raise DamagedError(f"{run / name} is damaged in line {number}")
+        found.append(record)
+    return found
+
+
+def _prefixes(run: Path, position: Position) -> list[bytes]:
+    a, b = position[:2], position[2:]
+    return [_prefix(run / METRICS, *a), _prefix(run / DIGESTS, *b)]
+
+
+def _prefix(path: Path, size: int, sha256: str) -> bytes:
+    content = io.read_bytes(path)[:size] if size else b""
+    if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedError(f"{path} does not begin with the {size:,} bytes written to it")
+    return content

@@ -1,0 +1,383 @@
+"""Sweeps: runs trained together, as replicas of a recipe and as the points of a grid.
+
+group.json      what was asked: the trials, the method, runtime and data set
+NAME/           the run directory of each trial, like any other
+summary.json    the result
+SHA256SUMS      of both files
+plots/          figures
+
+Trials are trained one after another by what was compiled once, or at once by ``vmap``; several
+ranks take every n-th trial each, and exchange nothing.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fcifar import io, parallel, random, recipes
+from fcifar.data import Dataset
+from fcifar.errors import UserError, WorldError, shown
+from fcifar.recipes import Recipe
+from fcifar.train import distributed, environment, run_dir
+from fcifar.train.config import (
+    RunConfig,
+    check_same_data,
+    check_seed,
+    from_dict,
+    provenance,
+    to_dict,
+)
+from fcifar.train.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
+from fcifar.train.loop import Interrupted, NonFiniteError, Row, has_ended
+from fcifar.train.loop import train as train_run
+from fcifar.train.runtime import activate, on_rank
+from fcifar.train.setup import make_trainings
+from fcifar.train.signals import Stop, never
+from fcifar.train.summary import summarize
+
+METHODS = ("loop", "vmap")
+LARGEST = 10_000  # trials
+_SMALL = 10**6  # parameters
+_NAME = re.compile(r"\w[\w.=,+-]{0,100}", re.ASCII)  # of a folder on any system
+_POLL = 0.2  # seconds
+
+
+class Trial(NamedTuple):
+    """One run of a sweep."""
+
+    name: str  # of its directory
+    recipe: Recipe
+    seed: int
+    changes: dict[str, Any]  # what is swept, and its value here
+
+
+class Sweep(NamedTuple):
+    """What was asked of a sweep."""
+
+    trials: tuple[Trial, ...]
+    method: str  # one of METHODS
+    config: RunConfig  # of the first trial
+
+
+class CompileGroup(NamedTuple):
+    """Trials that share one compiled step."""
+
+    trials: tuple[Trial, ...]
+    traced_hparams: tuple[str, ...]  # the hyperparameters that differ among them
+
+
+def plan(
+    recipe: Recipe, grid: Mapping[str, Sequence[tuple[Any, Recipe]]], seeds: Sequence[int]
+) -> tuple[Trial, ...]:
+    """The trials of a sweep: each point of the grid with each seed.
+
+    Args:
+        recipe: what all have in common.
+        grid: by name, the values and the recipe changed to each: one axis of the grid.
+        seeds: one or more.
+
+    Raises:
+        UserError: there are too many, or a seed is not one.
+    """
+    points = list(itertools.product(*grid.values()))
+    if not 1 <= len(points) * len(seeds) <= LARGEST:
+        raise UserError(
+            f"{len(points)} grid points with {len(seeds)} seeds are {len(points) * len(seeds):,} "
+            f"runs; a group has at most {LARGEST:,}"
+        )
+    check_seed(seeds[-1])
+    trials = []
+    for number, point in enumerate(points):
+        changes = {name: value for name, (value, _) in zip(grid, point, strict=True)}
+        own = _merge(recipe, [changed for _, changed in point])
+        for seed in seeds:
+            name = _name(changes, number, seed if len(seeds) > 1 or not grid else None)
+            trials.append(Trial(name, own, seed, changes))
+    return tuple(trials)
+
+
+def _merge(recipe: Recipe, changed: Sequence[Recipe]) -> Recipe:
+    """The recipe with what is different in each of ``changed``."""
+    base = recipes.to_dict(recipe)
+    values = dict(base)
+    for other in map(recipes.to_dict, changed):
+        values |= {name: value for name, value in other.items() if value != base[name]}
+        own, theirs = values["model_options"], other["model_options"]
+        differing = {k: v for k, v in theirs.items() if base["model_options"].get(k) != v}
+        values["model_options"] = {**base["model_options"], **own, **differing}
+    return recipes.from_dict(values)
+
+
+def _name(changes: Mapping[str, Any], number: int, seed: int | None) -> str:
+    text = ",".join(f"{name}={value}" for name, value in changes.items())
+    if text and not _NAME.fullmatch(text):
+        text = f"cell{number:03}"  # a value that is no name for a folder
+    return "-".join(part for part in (text, "" if seed is None else f"seed{seed}") if part)
+
+
+def compile_groups(trials: Sequence[Trial]) -> Iterator[CompileGroup]:
+    """The trials by the step that they can share, in their order.
+
+    Trials share a step where they differ in seeds and in ``recipes.Hyperparams`` alone.
+    """
+    fields = recipes.Hyperparams._fields
+
+    def shared(trial: Trial) -> str:
+        values = recipes.to_dict(trial.recipe)
+        return json.dumps({k: v for k, v in values.items() if k not in fields})
+
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(shared(trial), []).append(trial)
+    for group in found.values():
+        differing = [n for n in fields if len({getattr(t.recipe, n) for t in group}) > 1]
+        yield CompileGroup(tuple(group), tuple(differing))
+
+
+def choose_method(asked: str, recipe: Recipe, device: str) -> str:
+    """``loop`` or ``vmap``; for ``auto``, what is likely to be faster.
+
+    On a GPU small networks are bound by launching kernels, and ``vmap`` launches them for all
+    replicas at once; large ones are bound by arithmetic, of which there is no less. On the CPU,
+    convolutions with weights of their own for each replica are slow: docs/many-at-once.md.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if asked == "auto":
+        return "vmap" if device.startswith("cuda") and _is_small(recipe) else "loop"
+    if asked not in METHODS:
+        raise UserError(f"--replica-method is {shown(asked)}; it must be auto, loop or vmap")
+    return asked
+
+
+def _is_small(recipe: Recipe) -> bool:
+    params = recipes.make_model(recipe, 10).init(random.key(0)).params
+    return sum(value.numel() for value in params.values()) <= _SMALL
+
+
+def write(path: Path, sweep: Sweep) -> None:
+    """Make the directory of a sweep."""
+    values = {
+        "members": [
+            {**trial._asdict(), "recipe": recipes.to_dict(trial.recipe)} for trial in sweep.trials
+        ],
+        "method": sweep.method,
+        **to_dict(sweep.config),
+    }
+    models = [trial.recipe.model for trial in sweep.trials]
+    run_dir.write_manifest(path, values | provenance(models), run_dir.SWEEP)
+
+
+def read(path: Path) -> Sweep:
+    """What ``write`` was given.
+
+    Raises:
+        UserError: there is no group of runs at ``path``, or another version's.
+        WorldError: its file is damaged, or was changed.
+    """
+    values, file = run_dir.read_manifest(path, run_dir.SWEEP), path / run_dir.SWEEP
+    try:
+        for member in values["members"]:
+            if not _NAME.fullmatch(member["name"]):
+                raise UserError(f"{file}: {shown(member['name'])} is not the name of a run")
+        trials = tuple(
+            Trial(m["name"], recipes.from_dict(m["recipe"]), m["seed"], m["changes"])
+            for m in values["members"]
+        )
+        if not trials or (method := values["method"]) not in METHODS:
+            raise UserError(f"{file} is not complete: it has no runs, or no method")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not complete: {error!r}") from error
+    return Sweep(trials, method, from_dict(values, file))
+
+
+def expand(paths: Sequence[Path]) -> list[Path]:
+    """The paths, with the finished runs of a group in place of the group.
+
+    Raises:
+        UserError: no run of a group is finished.
+    """
+    return [run for path in paths for run in (finished(path) if run_dir.is_group(path) else [path])]
+
+
+def finished(path: Path) -> list[Path]:
+    """The directories of the runs of a group that are finished. Raises as ``expand``."""
+    runs = [path / trial.name for trial in read(path).trials]
+    if not any(map(run_dir.is_finished, runs)):
+        raise UserError(
+            f"no run of {path} is finished; resume it with fcifar train --resume {path}"
+        )
+    return [run for run in runs if run_dir.is_finished(run)]
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def train(
+    path: Path,
+    sweep: Sweep,
+    dataset: Dataset,
+    *,
+    resume: bool = False,
+    observe: Observe = ignore,
+    stop: Stop = never,
+) -> dict[str, Any] | Interrupted:
+    """Train every trial of a sweep, and sum up.
+
+    A trial whose loss is not finite stops, and the others go on: the summary says so. Of several
+    ranks, each trains its share, and rank 0 waits for all of them: they must share ``path``.
+
+    Args:
+        path: the directory of the group, new or (with ``resume``) one that was interrupted; trials
+            that are finished stay as they are.
+        observe: called with each event.
+        stop: called before each step; a signal number ends the sweep after checkpoints.
+
+    Returns:
+        The summary, which is also in ``summary.json``; or ``Interrupted``. On ranks other than 0,
+        nothing or ``Interrupted``.
+
+    Raises:
+        UserError: the request cannot be carried out; nothing was written.
+        WorldError: a file cannot be written; what was written before is whole.
+    """
+    check_same_data(path, sweep.config, dataset)
+    if not distributed.is_main():
+        result = _train_share(path, sweep, dataset, ignore, stop)
+        distributed.report_done("interrupted" if result else "done")
+        return result or {}
+    if not resume:
+        run_dir.check_free(path)
+    with io.locked(path):
+        if not resume:
+            run_dir.check_free(path)
+        elif run_dir.is_group(path):
+            run_dir.write_checksums(path, [run_dir.SWEEP])
+        result = _train_share(path, sweep, dataset, observe, stop)
+        if result is None and distributed.world_size() > 1:
+            observe(Preparing("waiting for the other processes"))
+            result = _wait(path, sweep, stop)
+        if result is not None:
+            return result
+        observe(Preparing("summing up"))
+        summary = summarize(path, sweep)
+        run_dir.write_result(path, summary, run_dir.SUMMARY)
+        return summary
+
+
+def _train_share(
+    path: Path, sweep: Sweep, dataset: Dataset, observe: Observe, stop: Stop
+) -> Interrupted | None:
+    """Train this rank's share: every ``world_size``-th trial."""
+    base, size, is_vmap = sweep.config, distributed.world_size(), sweep.method == "vmap"
+    if is_vmap and base.runtime.processes != size:
+        raise UserError(
+            f"{path} was begun by {base.runtime.processes} processes, and trials that are mapped "
+            "over each other round together; resume it with as many"
+        )
+    if base.compile:
+        environment.check_compiler(base.runtime.device)
+
+    def begin() -> None:
+        if distributed.is_main() and not run_dir.is_group(path):
+            write(path, sweep)
+
+    device = on_rank(base.runtime.device, distributed.local_rank())
+    runtime = dataclasses.replace(base.runtime, processes=1, device=device)
+    own = [trial.name for trial in sweep.trials[distributed.rank() :: size]]
+    batches, before = [], 0
+    with activate(runtime):
+        for group in compile_groups(sweep.trials):
+            shared = base.replace(runtime=runtime, traced_hparams=group.traced_hparams)
+            shared = shared.replace(recipe=group.trials[0].recipe)
+            make = make_trainings(shared, dataset)
+            trials = [trial for trial in group.trials if trial.name in own]
+            for batch in [trials] if is_vmap else [[trial] for trial in trials]:
+                vmap_size = len(batch) if is_vmap else 0
+                config = shared.replace(vmap_size=vmap_size)
+                rows = [
+                    Row(
+                        path / trial.name,
+                        config.replace(recipe=trial.recipe, seed=trial.seed),
+                        _watch(observe, trial.name, before, len(own), len(batch), is_first=not i),
+                    )
+                    for i, trial in enumerate(batch)
+                ]
+                batches.append((config, make, rows))
+                before += len(batch)
+    with distributed.main_first("sweep"):  # which makes the directory
+        if size > 1:
+            begin()
+    for config, make, rows in batches:
+        if (signum := stop()) is not None:
+            return Interrupted(signum, 0)
+        if all(has_ended(row.run, row.config) for row in rows):
+            continue
+        first, arguments = rows[0], {"make": make, "axis": parallel.ALONE, "begin": begin}
+        train_batch = functools.partial(train_run, dataset=dataset, stop=stop, **arguments)
+        try:
+            if is_vmap:
+                result = train_batch(path, config, rows=rows, resume=True)
+            else:
+                begun = (first.run / run_dir.MANIFEST).exists()
+                result = train_batch(first.run, first.config, resume=begun, observe=first.observe)
+        except NonFiniteError as error:
+            first.observe(Noted(str(error)))
+            continue
+        if isinstance(result, Interrupted):
+            return result
+    return None
+
+
+def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
+    """Wait until the other ranks have trained their shares.
+
+    Raises:
+        WorldError: one of them trained where this rank does not see it.
+    """
+    outcomes: dict[int, str] = {}
+    while len(outcomes) < distributed.world_size() - 1:
+        if (signum := stop()) is not None:
+            return Interrupted(signum, 0)
+        time.sleep(_POLL)
+        outcomes = distributed.outcomes()
+    if "interrupted" in outcomes.values():
+        return Interrupted(stop() or signal.SIGTERM, 0)
+    missing = [t.name for t in sweep.trials if not has_ended(path / t.name, sweep.config)]
+    if missing:
+        raise WorldError(
+            f"the run {missing[0]} was trained elsewhere, and is not in {path}; --out must be in a "
+            "folder that all processes share"
+        )
+    return None
+
+
+def _watch(
+    observe: Observe, name: str, before: int, total: int, at_once: int, *, is_first: bool
+) -> Observe:
+    """Add the name of a run to its events, and count the steps of the whole sweep.
+
+    Of runs that advance at once, only the first shows progress.
+    """
+
+    def watch(event: Event) -> None:
+        match event:
+            case Advanced(step=step, total_steps=steps) if is_first:
+                done = step * at_once + before * steps
+                observe(event._replace(name=name, step=done, total_steps=steps * total))
+            case Preparing(what):
+                observe(Preparing(f"{name}: {what}"))
+            case Noted(text):
+                observe(Noted(f"{name}: {text}"))
+            case Logged(record):
+                observe(Logged(record, name))
+
+    return watch
