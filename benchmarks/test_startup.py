@@ -52,3 +52,5 @@ def test_train_to_first_step(benchmark, tmp_path: Path, name: str) -> None:
     benchmark.pedantic(
         start, setup=setup, teardown=stop, rounds=3, warmup_rounds=int(name != "compiled_cold")
     )
+    for process in started:  # with --benchmark-disable, which calls no teardown
+        processes.stop(process)
