@@ -71,7 +71,7 @@ class _Moment(NamedTuple):
     processor: float  # seconds of ``time.process_time``
 
 
-IMPORTED = _Moment(time.monotonic(), time.process_time())  # see runs.process
+IMPORTED = _Moment(time.monotonic(), time.process_time())  # see train.environment
 
 __all__ = [
     "Batch",
