@@ -34,18 +34,20 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
     from fcifar import data
     from fcifar.cli.progress import counting
     from fcifar.data.known import KNOWN
+    from fcifar.train.distributed import main_first
 
     root = data.data_root(data_dir)
-    if name in KNOWN and all(s.name != name for s in data.list_prepared(root)):
-        size = f"{KNOWN[name].bytes / 1e6:,.0f} MB"
-        output.note(f"{name} is not prepared in {root}; fetching it ({size})")
-        with counting(quiet=quiet) as progress:
-            return data.fetch(root, name, progress=progress)
-    if name == "shapes10" and not quiet and not (root / "shapes10.safetensors").exists():
-        output.note("drawing shapes10, once")
-    dataset = data.load(name, root)
-    data.verify(name, root)
-    return dataset
+    with main_first("dataset"):
+        if name in KNOWN and all(s.name != name for s in data.list_prepared(root)):
+            size = f"{KNOWN[name].bytes / 1e6:,.0f} MB"
+            output.note(f"{name} is not prepared in {root}; fetching it ({size})")
+            with counting(quiet=quiet) as progress:
+                return data.fetch(root, name, progress=progress)
+        if name == "shapes10" and not quiet and not (root / "shapes10.safetensors").exists():
+            output.note("drawing shapes10, once")
+        dataset = data.load(name, root)
+        data.verify(name, root)
+        return dataset
 
 
 @app.command("list")

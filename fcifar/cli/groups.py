@@ -76,7 +76,7 @@ def _plain(text: str) -> Any:
 
 def train(
     path: Path,
-    asked: "Sweep",
+    spec: "Sweep",
     data: "Dataset",
     *,
     resume: bool,
@@ -92,7 +92,7 @@ def train(
 
     events = path if tensorboard and distributed.is_main() else None
     with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
-        result = sweep.train(path, asked, data, resume=resume, observe=observe, stop=stop)
+        result = sweep.train(path, spec, data, resume=resume, observe=observe, stop=stop)
     if isinstance(result, loop.Interrupted):
         output.note(
             f"stopped after step {result.step:,} of a run; go on with: fcifar train --resume {path}"

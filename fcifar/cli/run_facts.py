@@ -153,7 +153,7 @@ def show_group(entry: "Entry", json: bool) -> None:
     from fcifar.runs import listing
     from fcifar.train import run_dir
 
-    asked = run_dir.read_manifest(entry.path, run_dir.SWEEP)
+    spec = run_dir.read_manifest(entry.path, run_dir.SWEEP)
     members = list(listing.members(entry.path))
     commands = _commands(entry)
     if json:
@@ -171,15 +171,15 @@ def show_group(entry: "Entry", json: bool) -> None:
     if len(members) > _MEMBERS:
         output.line(f"... and {output.count(len(members) - _MEMBERS, 'run')} more; --json has all")
     output.stdout.print()
-    swept = {name: None for m in asked["members"] for name in m["changes"]}
+    swept = {name: None for m in spec["members"] for name in m["changes"]}
     output.facts(
         [
             ("group", entry.path),
             ("state", f"{entry.state}, {entry.about}"),
             ("recipe", entry.recipe),
             *([("swept", ", ".join(swept))] if swept else []),
-            ("data set", f"{entry.dataset}, digest {asked['dataset']['digest'][:12]}"),
-            ("method", asked["method"]),
+            ("data set", f"{entry.dataset}, digest {spec['dataset']['digest'][:12]}"),
+            ("method", spec["method"]),
             ("begun", date(entry.created)),
             ("test accuracy", f"{output.percent(entry.test_accuracy, 2)} on average"),
             ("size", output.size(entry.bytes)),

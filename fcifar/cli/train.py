@@ -145,21 +145,19 @@ def train(
                     f"{run} is a group of runs, and --epochs goes on with a run by itself; begin a "
                     "new group with more epochs"
                 )
-            asked = sweeps.read(run)
-            checkpoint = dataclasses.replace(asked.config.checkpoint, **care)
-            asked = asked._replace(config=asked.config.replace(checkpoint=checkpoint))
-            with distributed.main_first("dataset"):
-                data = open_dataset(asked.config.dataset, data_dir, quiet=quiet)
+            spec = sweeps.read(run)
+            checkpoint = dataclasses.replace(spec.config.checkpoint, **care)
+            spec = spec._replace(config=spec.config.replace(checkpoint=checkpoint))
+            data = open_dataset(spec.config.dataset, data_dir, quiet=quiet)
             return groups.train(
-                run, asked, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
+                run, spec, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
             )
-        with distributed.main_first("dataset"):
+        with distributed.main_first("manifest"):  # which it may write
             config = read_config(run)
             data = open_dataset(config.dataset, data_dir, quiet=quiet)
             check_same_data(run, config, data)
             if more_epochs is not None and distributed.is_main():
-                extend_config(run, config, more_epochs)
-        config = read_config(run)
+                config = extend_config(run, config, more_epochs)
         config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **care))
     else:
         the_recipe = recipes.get(recipe or "blitz")
@@ -180,8 +178,7 @@ def train(
         run = out or run_dir.new_run(root, the_recipe.name, name, which)
         if distributed.is_main():
             run_dir.check_free(run)
-        with distributed.main_first("dataset"):
-            data = open_dataset(name, data_dir, quiet=quiet)
+        data = open_dataset(name, data_dir, quiet=quiet)
         config = make_config(
             the_recipe,
             data,
@@ -191,13 +188,13 @@ def train(
             checkpoint=CheckpointConfig(**care),
         )
         if is_group:
-            asked = groups.plan(
+            spec = groups.plan(
                 config, replicas=replicas, grid=sweep or [], method=replica_method or "auto"
             )
-            which = f"{len(asked.trials)}runs"
+            which = f"{len(spec.trials)}runs"
             run = out or run_dir.new_run(root, the_recipe.name, name, which)
             return groups.train(
-                run, asked, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
+                run, spec, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
             )
         run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
 

@@ -142,7 +142,7 @@ def reproduce(
         until: compare up to this step alone.
         out: keeps the new run; without it, it is thrown away.
         observe: is told what happens, and of each difference as soon as it is there.
-        stop: asked before each step, as by ``loop.train``.
+        stop: spec before each step, as by ``loop.train``.
 
     Returns:
         What was found, as values that JSON holds; ``identical`` is the verdict. Or Interrupted,
@@ -300,10 +300,10 @@ def _mismatches(changes: Sequence[Change], config: RunConfig) -> list[str]:
 
 def group_mismatches(path: Path) -> list[str]:
     """Why the same bits cannot be expected of a group again, if they cannot."""
-    asked = sweep.read(path)
+    spec = sweep.read(path)
     manifest = run_dir.read_manifest(path, run_dir.SWEEP)
-    models = [trial.recipe.model for trial in asked.trials]
-    return _mismatches(_changes(manifest, asked.config, models), asked.config)
+    models = [trial.recipe.model for trial in spec.trials]
+    return _mismatches(_changes(manifest, spec.config, models), spec.config)
 
 
 def reproduce_group(
@@ -325,19 +325,20 @@ def reproduce_group(
         UserError: ``path`` is no group, has not come to its end, or had another data set.
         WorldError: a file of it is damaged.
     """
-    asked = sweep.read(path)
+    spec = sweep.read(path)
     if not (path / run_dir.SUMMARY).exists():
         raise UserError(f"{path} is not finished; resume it with fcifar train --resume {path}")
-    check_same_data(path, asked.config, dataset)
+    check_same_data(path, spec.config, dataset)
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
         new = Path(folder) if out else Path(folder) / "group"
-        result = sweep.train(new, asked, dataset, observe=observe, stop=stop)
+        new = Path(distributed.from_main("reproduced", str(new)))  # one folder for all ranks
+        result = sweep.train(new, spec, dataset, observe=observe, stop=stop)
         if isinstance(result, Interrupted) or not distributed.is_main():
             return result if isinstance(result, Interrupted) else Interrupted(None, 0)
         runs = [
             {"name": trial.name, "first_difference": _first(path / trial.name, new / trial.name)}
-            for trial in asked.trials
+            for trial in spec.trials
         ]
     damaged = verify(path)
     return {

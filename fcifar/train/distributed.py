@@ -127,7 +127,7 @@ def _naming_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        known = any(name in text.lower() for name in ("gloo", "nccl", "store", "socket"))
+        known = any(name in text.lower() for name in ("gloo", "nccl"))
         if not isinstance(error, distributed.DistError) and not known:
             raise
         how = "did not answer in time" if "imed out" in text or "imeout" in text else "has ended"

@@ -181,8 +181,8 @@ def train(
             is_late, is_tick = 0.0, 0.0
             if step >= next_poll:  # each step; several ranks every few steps, for they must agree
                 now = time.perf_counter()
-                asked = [stop() or 0, now - saved >= every.seconds, now >= next_tick, now - polled]
-                signum, is_late, is_tick, seconds = distributed.maximum(asked, axis)
+                local = [stop() or 0, now - saved >= every.seconds, now >= next_tick, now - polled]
+                signum, is_late, is_tick, seconds = distributed.maximum(local, axis)
                 if axis.size > 1:
                     interval = max(1, min(4 * interval, int(interval * TICK / max(seconds, 1e-6))))
                 next_poll, polled = step + interval, now

@@ -25,7 +25,7 @@ from fcifar import io, parallel, random, recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError, WorldError, shown
 from fcifar.recipes import Recipe
-from fcifar.train import distributed, environment, run_dir
+from fcifar.train import distributed, run_dir
 from fcifar.train.config import (
     RunConfig,
     check_same_data,
@@ -276,15 +276,16 @@ def train(
 def _train_share(
     path: Path, sweep: Sweep, dataset: Dataset, observe: Observe, stop: Stop
 ) -> Interrupted | None:
-    """Train this rank's share: every ``world_size``-th trial."""
+    """Train this rank's share: every ``world_size``-th trial.
+
+    Trials that are mapped over each other round together. So a share is one of those with which
+    the sweep began, and with fewer ranks than then, a rank trains several.
+    """
     base, size, is_vmap = sweep.config, distributed.world_size(), sweep.method == "vmap"
-    if is_vmap and base.runtime.processes != size:
-        raise UserError(
-            f"{path} was begun by {base.runtime.processes} processes, and trials that are mapped "
-            "over each other round together; resume it with as many"
-        )
-    if base.compile:
-        environment.check_compiler(base.runtime.device)
+    shares = range(distributed.rank(), base.runtime.processes, size)
+    own = [[t.name for t in sweep.trials[n :: base.runtime.processes]] for n in shares]
+    total, before = sum(map(len, own)), 0
+    batches = []
 
     def begin() -> None:
         if distributed.is_main() and not run_dir.is_group(path):
@@ -292,22 +293,20 @@ def _train_share(
 
     device = on_rank(base.runtime.device, distributed.local_rank())
     runtime = dataclasses.replace(base.runtime, processes=1, device=device)
-    own = [trial.name for trial in sweep.trials[distributed.rank() :: size]]
-    batches, before = [], 0
     with activate(runtime):
         for group in compile_groups(sweep.trials):
             shared = base.replace(runtime=runtime, traced_hparams=group.traced_hparams)
             shared = shared.replace(recipe=group.trials[0].recipe)
             make = make_trainings(shared, dataset)
-            trials = [trial for trial in group.trials if trial.name in own]
-            for batch in [trials] if is_vmap else [[trial] for trial in trials]:
+            parts = [[trial for trial in group.trials if trial.name in names] for names in own]
+            for batch in parts if is_vmap else [[trial] for part in parts for trial in part]:
                 vmap_size = len(batch) if is_vmap else 0
                 config = shared.replace(vmap_size=vmap_size)
                 rows = [
                     Row(
                         path / trial.name,
                         config.replace(recipe=trial.recipe, seed=trial.seed),
-                        _watch(observe, trial.name, before, len(own), len(batch), is_first=not i),
+                        _watch(observe, trial.name, before, total, len(batch), is_first=not i),
                     )
                     for i, trial in enumerate(batch)
                 ]

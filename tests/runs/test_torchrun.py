@@ -229,6 +229,34 @@ def test_what_needs_a_fixed_directory_says_so(
 
 
 @pytest.mark.slow
+def test_a_mapped_group_has_the_same_bits_in_fewer_processes(tmp_path: Path) -> None:
+    """Interrupted, resumed and reproduced, for its shares are those of two processes throughout."""
+    words = [*TRAIN, "--epochs", "40", "--replicas", "4", "--replica-method", "vmap"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    report(torchrun.run([*words, "--out", str(whole)]))
+    launcher = torchrun.start([*words, "--out", str(run)])
+    torchrun.wait_for_steps(run / "seed0", 4)
+    launcher.send_signal(signal.SIGTERM)
+    assert torchrun.end(launcher).status != 0
+    resumed = report(torchrun.alone(["train", "--resume", str(run), "-q", "--json"]))
+    wanted = run_dir.read_report(whole, run_dir.SUMMARY)
+    digests = [[m["params_digest"] for m in found["members"]] for found in (resumed, wanted)]
+    assert digests[0] == digests[1]
+    for start in (torchrun.alone, torchrun.run):
+        assert report(start(["reproduce", str(run), "--json", "-q"]))["identical"]
+
+
+@pytest.mark.slow
+def test_a_run_is_extended_by_all_ranks(tmp_path: Path) -> None:
+    words = [*TRAIN, "--drop-last", "--out"]
+    report(torchrun.run([*words, str(tmp_path / "whole"), "--epochs", "3"]))
+    report(torchrun.run([*words, str(tmp_path / "run"), "--epochs", "2"]))
+    more = ["train", "--resume", str(tmp_path / "run"), "--epochs", "3", "-q", "--json"]
+    found = report(torchrun.run(more))["params_digest"]
+    assert found == run_dir.read_report(tmp_path / "whole")["params_digest"]
+
+
+@pytest.mark.slow
 def test_other_commands_run_once() -> None:
     outcome = torchrun.run(["env", "--json"])
     assert outcome.status == 0, outcome.err
