@@ -12,6 +12,8 @@ have equal hashes on every device, in every version and in any order of summatio
 It finds accidents, not forgeries: for those, and for files, ``tree.digest`` is SHA-256.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,13 @@ def hash_leaves(multipliers: Tensor, values: Tree) -> Tensor:
 def combine(multipliers: Tensor, hashes: Tensor) -> Tensor:
     """One hash out of those of the leaves: int64 []."""
     return (multipliers[: len(hashes)] * hashes).sum()
+
+
+def digests(multipliers: Tensor, values: Tree) -> dict[str, Any]:
+    """``digest``, of the whole tree, and ``tensors``, of each leaf by its dotted name, in hex."""
+    hashes = hash_leaves(multipliers, values)
+    *each, whole = map(to_hex, [*hashes.tolist(), int(combine(multipliers, hashes))])
+    return {"digest": whole, "tensors": dict(zip(tree.named_leaves(values), each, strict=True))}
 
 
 def words(leaf: Tensor) -> Tensor:

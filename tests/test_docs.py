@@ -13,8 +13,8 @@ import torch
 import typer
 
 from fcifar import cli
+from fcifar.analysis import score_tables
 from fcifar.errors import UserError
-from fcifar.runs import score_tables
 from tests.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
 
 # Options that act as soon as they are parsed.

@@ -168,8 +168,8 @@ def preview(
     [dim]fcifar data preview cifar10 --out cifar10.png[/]
     """
     from fcifar import data, random
+    from fcifar.recipes import check_seed
     from fcifar.report import pictures
-    from fcifar.train.config import check_seed
 
     key = random.key(check_seed(seed))
     dataset = data.load(name, data.data_root(data_dir))

@@ -76,6 +76,8 @@ def evaluate(
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
     fcifar eval cifar_net.pth --model lenet[/]
     """
+    from fcifar import ensembles
+    from fcifar.analysis import score_tables
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.interop import tables
@@ -83,7 +85,6 @@ def evaluate(
     from fcifar.report import evaluation
     from fcifar.report import examples as drawing
     from fcifar.runs import inference
-    from fcifar.runs import score_tables as scoring
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
@@ -107,7 +108,7 @@ def evaluate(
     with progress.doing("evaluating", quiet=quiet):
         figures, examples = inference.evaluate(network, runtime, data, split)
         views = inference.evaluate_views(network, runtime, data, split, tta)
-        logits = scoring.stack_logits(examples, networks[1:], runtime, pictured)
+        logits = inference.stack_logits(examples, networks[1:], runtime, pictured)
     result: dict[str, Any] = {
         "run": str(runs[0]),
         "recipe": network.recipe.name,
@@ -115,15 +116,17 @@ def evaluate(
         "split": split,
         **figures,
         **views,
-        **scoring.of_networks(runs, logits, pictured.labels),
     }
+    if len(runs) > 1:
+        together = ensembles.summarize_replicas(logits, pictured.labels)
+        result["networks"] = {"runs": list(map(str, runs)), **together}
     examined = None
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
-            examined = scoring.examine(network, runtime, data, split, logits)
-            table = scoring.tabulate(examined, data.classes)
+            examined = inference.score(network, runtime, data, split, logits)
+            table = score_tables.tabulate(examined, data.classes)
             tables.write(per_example, table)
-            summary = scoring.summarize(examined, table)
+            summary = score_tables.summarize(examined, table)
             result["per_example"] = {"file": str(per_example), **summary}
     if out is not None:
         write_json(out / "report.json", result)

@@ -22,18 +22,19 @@ _SHORT = {name: alias for alias, name in _ALIASES.items()}
 
 def plan(config: "RunConfig", *, replicas: int | None, grid: Sequence[str], method: str) -> "Sweep":
     """The sweep of ``--replicas``, ``--sweep`` and ``--replica-method``. Raises a UserError."""
+    from fcifar.recipes import trials
     from fcifar.train import sweep
 
-    if replicas is not None and not 1 <= replicas <= sweep.LARGEST:
+    if replicas is not None and not 1 <= replicas <= trials.LARGEST:
         raise UserError(
-            f"--replicas is {replicas}; it must be a whole number from 1 to {sweep.LARGEST:,}"
+            f"--replicas is {replicas}; it must be a whole number from 1 to {trials.LARGEST:,}"
         )
     seeds = range(config.seed, config.seed + (replicas or 1))
     axes = dict(_axis(config.recipe, text) for text in grid)
     if len(axes) < len(grid):
         raise UserError("--sweep names the same value twice; give all of its values at once")
     return sweep.Sweep(
-        trials=sweep.plan(config.recipe, axes, seeds),
+        trials=trials.make_trials(config.recipe, axes, seeds),
         method=sweep.choose_method(method, config.recipe, config.runtime.device),
         config=config,
     )

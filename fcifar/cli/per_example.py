@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fcifar.cli import output
 
 if TYPE_CHECKING:
-    from fcifar.runs.score_tables import Examined
+    from fcifar.analysis.score_tables import Examined
 
 HARDEST = 5
 
@@ -44,7 +44,7 @@ def _spread(figures: dict[str, Any]) -> str:
 
 def hardest(examined: "Examined", classes: Sequence[str], written: dict[str, Any]) -> None:
     """Print where the scores are, and the hardest examples."""
-    from fcifar.runs import score_tables
+    from fcifar.analysis import score_tables
 
     together = examined.together
     answers = examined.scores if together is None else together

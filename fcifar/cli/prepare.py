@@ -185,7 +185,7 @@ def import_(
     """
     from fcifar import data
     from fcifar.cli.progress import counting
-    from fcifar.train.config import check_seed
+    from fcifar.recipes import check_seed
 
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UserError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")

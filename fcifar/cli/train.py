@@ -75,7 +75,6 @@ def train(
     from fcifar.train.config import (
         CheckpointConfig,
         check_same_data,
-        check_seed,
         extend_config,
         make_config,
         read_config,
@@ -174,7 +173,7 @@ def train(
         if out is not None and runs_dir is not None:
             raise UserError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
-        which = f"seed{check_seed(seed or 0)}"
+        which = f"seed{recipes.check_seed(seed or 0)}"
         run = out or run_dir.new_run(root, the_recipe.name, name, which)
         if distributed.is_main():
             run_dir.check_free(run)
@@ -199,15 +198,19 @@ def train(
         run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
 
     events = run if tensorboard and distributed.is_main() else None
-    with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
-        result = loop.train(
-            run, config, data, resume=resume is not None, observe=observe, stop=stop
-        )
+    command = f"{distributed.command(config.runtime.processes)} train --resume {run}"
+    try:
+        with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
+            result = loop.train(
+                run, config, data, resume=resume is not None, observe=observe, stop=stop
+            )
+    except distributed.LostError as error:
+        begun = (run / run_dir.MANIFEST).exists()
+        raise distributed.LostError(
+            f"{error}; resume with: {command}" if begun else error
+        ) from error
     if isinstance(result, loop.Interrupted):
-        command = distributed.command(config.runtime.processes)
-        output.note(
-            f"stopped after step {result.step:,}; go on with: {command} train --resume {run}"
-        )
+        output.note(f"stopped after step {result.step:,}; go on with: {command}")
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
         return 128 + (result.signum or 0)

@@ -7,11 +7,13 @@ contract tests cover every entry.
 
 from fcifar import registry
 from fcifar.errors import UserError, did_you_mean, shown
+from fcifar.recipes.checks import check_seed
 from fcifar.recipes.importing import NotImportableError, imported, is_import
 from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
 from fcifar.recipes.parts import (
     Hyperparams,
     check_model,
+    check_sizes,
     count_flops,
     make_augment,
     make_average,
@@ -26,6 +28,7 @@ from fcifar.recipes.parts import (
     make_schedule,
     make_stages,
     make_views,
+    steps_per_epoch,
     tied_to_end,
 )
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
@@ -76,6 +79,8 @@ __all__ = [
     "NotImportableError",
     "Recipe",
     "check_model",
+    "check_seed",
+    "check_sizes",
     "count_flops",
     "from_dict",
     "get",
@@ -95,6 +100,7 @@ __all__ = [
     "options_of",
     "register",
     "register_augment",
+    "steps_per_epoch",
     "tied_to_end",
     "to_dict",
 ]

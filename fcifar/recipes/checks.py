@@ -76,3 +76,12 @@ def check_rates(name: str, value: Any, groups: Iterable[str]) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UserError."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise UserError(f"--seed is {shown(seed)}; it must be a whole number")
+    if not -(2**31) <= seed < 2**32:
+        raise UserError(f"--seed is {shown(seed)}; it must lie in [-2**31, 2**32)")
+    return seed

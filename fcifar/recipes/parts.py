@@ -282,6 +282,56 @@ def make_views(recipe: Recipe) -> Views:
     return tta.VIEWS[recipe.tta]
 
 
+def steps_per_epoch(recipe: Recipe, size: int) -> int:
+    """How many steps an epoch over ``size`` training images has."""
+    steps, last = divmod(size, recipe.batch_size)
+    return steps if recipe.drop_last or not last else steps + 1
+
+
+def check_sizes(
+    recipe: Recipe, dataset: str, size: int, held_out: int, given: int, processes: int
+) -> None:
+    """Make sure that the recipe fits a data set, and so many processes.
+
+    Args:
+        dataset: its name.
+        size: the number of images to train on.
+        held_out: of training images held out.
+        given: of validation images that the data set has of its own.
+
+    Raises:
+        UserError: it does not.
+    """
+    batch_size = recipe.batch_size
+    if not size + held_out:
+        raise UserError(
+            f"{dataset} is a test set without training images; train on another data set with "
+            f"the same classes, then measure with fcifar eval RUN --dataset {dataset}"
+        )
+    if recipe.valid == "given" and not given:
+        raise UserError(
+            f"valid is given, and {dataset} has no validation images of its own; hold some "
+            "out of the training images with --valid-fraction 0.1 in place of it"
+        )
+    if batch_size > size:
+        raise UserError(f"batch_size is {batch_size}, but {dataset} has {size} training images")
+    if recipe.valid_fraction and not held_out:
+        raise UserError(
+            f"valid_fraction is {recipe.valid_fraction}, which holds out no images ({size} in "
+            f"{dataset}); use a larger fraction"
+        )
+    if batch_size % processes:
+        raise UserError(
+            f"batch_size is {batch_size}, which {processes} processes cannot divide equally; give "
+            f"a --batch-size that is a multiple of {processes}"
+        )
+    if size % batch_size % processes and not recipe.drop_last:
+        raise UserError(
+            f"the last batch of an epoch has {size % batch_size} images, which {processes} "
+            "processes cannot divide equally; give --drop-last, or another --batch-size"
+        )
+
+
 def check_model(
     recipe: Recipe, policy: Policy, count: int, num_classes: int, total_steps: int, axis: Axis
 ) -> None:

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import recipes, tensor_files, tree, tta
+from fcifar import ensembles, recipes, tensor_files, tree, tta
 from fcifar.analysis import predictions
+from fcifar.analysis.score_tables import Examined
 from fcifar.data import Dataset
 from fcifar.errors import UserError, WorldError, names_of, shown
+from fcifar.examples import GRADIENTS, make_score_step
 from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, Examples, make_eval_step
@@ -20,6 +22,8 @@ from fcifar.train import run_dir
 from fcifar.train.runtime import Runtime, activate
 from fcifar.train.setup import split_rows
 from fcifar.tta import Views
+
+DIGITS = 5  # of a row number at least, so that names sort as rows do
 
 
 class Trained(NamedTuple):
@@ -136,6 +140,25 @@ def is_given(network: Trained, dataset: Dataset) -> bool:
     return len(dataset.valid_labels) > 0 and not held_out
 
 
+def image_names(network: Trained, dataset: Dataset, split: str) -> list[str]:
+    """The name of each image of a split: the part of the data set, and the row in it.
+
+    ``test/00042`` is ``dataset.test_images[42]``. An image that was held out for validation has
+    the name that it has among the training images; ``valid/00042`` is
+    ``dataset.valid_images[42]``.
+    """
+    part, labels = "train", dataset.train_labels
+    if split == "test":
+        part, labels = "test", dataset.test_labels
+    if split == "valid" and is_given(network, dataset):
+        part, labels = "valid", dataset.valid_labels
+    rows = torch.arange(len(labels))
+    if split == "valid" and part == "train":
+        _, rows = split_rows(network.recipe, network.seed, labels)
+    digits = max(DIGITS, len(str(len(labels) - 1)))
+    return [f"{part}/{row:0{digits}}" for row in rows.tolist()]
+
+
 def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> None:
     """Check that all models can be evaluated on the same images.
 
@@ -211,6 +234,39 @@ def examine(network: Trained, runtime: Runtime, data: Batch, views: Views = tta.
         )
         there = tree.on_device((network.variables, data), runtime.device)
         return evaluation.evaluate(step, *there)
+
+
+def stack_logits(
+    first: Examples, others: Sequence[Trained], runtime: Runtime, data: Batch
+) -> Tensor:
+    """[R, N, C], on the CPU: the logits of a first network, and of others on the same images."""
+    rest = [examine(network, runtime, data).logits for network in others]
+    return torch.stack([first.logits, *rest])
+
+
+def score(
+    network: Trained, runtime: Runtime, dataset: Dataset, split: str, logits: Tensor
+) -> Examined:
+    """The scores of a network for each image of a split, and what several networks make of it.
+
+    Args:
+        logits: [R, N, C], those of all networks, which it is one of.
+    """
+    data = images_of(network, dataset, split)
+    with activate(runtime):
+        step = make_score_step(
+            network.model,
+            preprocess=recipes.make_preprocess(network.recipe),
+            policy=runtime.policy,
+            gradients=GRADIENTS if runtime.device == "cpu" else 32 * GRADIENTS,  # 1 GiB of float32
+        )
+        there = tree.on_device((network.variables, data), runtime.device)
+        return Examined(
+            names=image_names(network, dataset, split),
+            labels=data.labels,
+            scores=evaluation.evaluate(step, *there),
+            together=ensembles.examine(logits, data.labels) if len(logits) > 1 else None,
+        )
 
 
 def predict(network: Trained, runtime: Runtime, images: Tensor) -> Tensor:

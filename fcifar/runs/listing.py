@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from fcifar import io
 from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason, shown
 from fcifar.train import run_dir
@@ -208,8 +206,9 @@ def check_removable(path: Path) -> None:
             f"{where} is one run of the group {one_line(path.absolute().parent)}, which would not "
             "be whole without it; remove the group"
         )
-    if held := [run for run in _runs(path) if io.is_locked(run)]:
-        raise _held(held[0])
+    runs = [folder for folder in sorted(path.iterdir()) if is_run(folder)]
+    if held := [run for run in (path, *runs) if io.is_locked(run)]:
+        raise UserError(f"a process is training into {one_line(held[0])}; stop it first")
 
 
 def remove(path: Path) -> None:
@@ -223,7 +222,7 @@ def remove(path: Path) -> None:
     # Out of sight at once, so that no half of a run is ever taken for one.
     hidden = path.with_name(f".removed-{os.getpid()}-{path.name}")
     try:
-        with _holding(path):
+        with io.locked(path):
             path.rename(hidden)
         shutil.rmtree(hidden)
     except OSError as error:
@@ -234,27 +233,8 @@ def remove(path: Path) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    try:
+    with contextlib.suppress(WorldError):
         values = io.read_json(file)
-    except WorldError:
-        return False
-    wanted = {"format", "environment", "members" if file.name == SWEEP else "recipe"}
-    return isinstance(values, dict) and wanted <= set(values)
-
-
-def _runs(path: Path) -> list[Path]:
-    """``path``, and the folders in it that are runs."""
-    return [path, *(folder for folder in sorted(path.iterdir()) if is_run(folder))]
-
-
-@contextlib.contextmanager
-def _holding(path: Path) -> Iterator[None]:
-    try:
-        with FileLock(path / io.LOCK, timeout=0):
-            yield
-    except Timeout as error:
-        raise _held(path) from error
-
-
-def _held(path: Path) -> UserError:
-    return UserError(f"a process is training into {one_line(path)}; stop it first")
+        wanted = {"format", "environment", "members" if file.name == SWEEP else "recipe"}
+        return isinstance(values, dict) and wanted <= set(values)
+    return False

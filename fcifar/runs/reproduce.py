@@ -1,10 +1,11 @@
 """Training a run or a group again, from its manifest alone, and comparing it bit for bit."""
 
+import itertools
 import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,17 +27,9 @@ _WALL_CLOCK = {"seconds", "images_per_second"}  # in a log, what may differ
 
 # What a result's bits depend on; the rest of an environment is there for a person.
 _MATTERS = (
-    "torch",
-    "code",
-    "model_code",
-    "cpu",
-    "cpu_capability",
-    "libc",
-    "torch_build",
-    "cuda",
+    *("torch", "code", "model_code", "cpu", "cpu_capability", "libc", "torch_build", "cuda"),
     "cudnn",
 )
-
 _SET_BY_RUNTIME = ("$OMP_NUM_THREADS", "$MKL_NUM_THREADS")
 
 
@@ -63,13 +56,11 @@ class Original(NamedTuple):
     @property
     def mismatches(self) -> list[str]:
         """Why identity cannot be expected, if it cannot."""
-        changed = _mismatches(self.changes, self.config)
-        if self.config.vmap_size:
-            changed.append(
-                f"it was one of {self.config.vmap_size} that were trained at once, which agrees "
-                "with one alone to rounding; reproduce the group instead"
-            )
-        return changed
+        alone = (
+            f"it was one of {self.config.vmap_size} that were trained at once, which agrees with "
+            "one alone to rounding; reproduce the group instead"
+        )
+        return _mismatches(self.changes, self.config) + ([alone] if self.config.vmap_size else [])
 
 
 def read(run: Path, *, device: str | None = None) -> Original:
@@ -82,28 +73,23 @@ def read(run: Path, *, device: str | None = None) -> Original:
     config = read_config(run, device=device)
     manifest = run_dir.read_manifest(run)
     damaged = verify(run)
-    records = metrics_log.read_digests(run)
-    report_is_whole = run_dir.is_finished(run) and not _is_named(run / run_dir.REPORT, damaged)
+    checkpoints = run_dir.list_checkpoints(run)
     changes = _changes(manifest, config, [config.recipe.model])
     if (ran_on := manifest["runtime"]["device"]) != config.runtime.device:
         changes = [Change("--device", ran_on, config.runtime.device, True), *changes]
+
+    def is_whole(path: Path) -> bool:
+        return path.exists() and not any(line.startswith(f"{path} ") for line in damaged)
+
     return Original(
         run=run,
         config=config,
-        records=records,
-        checkpoints={
-            step: path
-            for step, path in run_dir.list_checkpoints(run).items()
-            if not _is_named(path, damaged)
-        },
-        report=run_dir.read_report(run) if report_is_whole else None,
+        records=metrics_log.read_digests(run),
+        checkpoints={step: path for step, path in checkpoints.items() if is_whole(path)},
+        report=run_dir.read_report(run) if is_whole(run / run_dir.REPORT) else None,
         damaged=damaged,
         changes=changes,
     )
-
-
-def _is_named(path: Path, problems: list[str]) -> bool:
-    return any(problem.startswith(f"{path} ") for problem in problems)
 
 
 def last_step(original: Original, until: int | None) -> int:
@@ -117,10 +103,9 @@ def last_step(original: Original, until: int | None) -> int:
     if not any(reached):
         first = min((step for step in steps if step), default=None)
         there = f"the first is at step {first:,}" if first else "the run ended before the first"
+        up_to = "" if until is None else f" up to step {until:,}"
         raise UserError(
-            f"{original.run} has no log point or checkpoint"
-            + (f" up to step {until:,}" if until is not None else "")
-            + f" to compare with; {there}"
+            f"{original.run} has no log point or checkpoint{up_to} to compare with; {there}"
         )
     return max(reached)
 
@@ -142,7 +127,7 @@ def reproduce(
         until: compare up to this step alone.
         out: keeps the new run; without it, it is thrown away.
         observe: is told what happens, and of each difference as soon as it is there.
-        stop: spec before each step, as by ``loop.train``.
+        stop: called before each step, as by ``loop.train``.
 
     Returns:
         What was found, as values that JSON holds; ``identical`` is the verdict. Or Interrupted,
@@ -179,13 +164,12 @@ def reproduce(
             found = tree.differences(tensor_files.load(path, state)[0].state, state.state)
             tensors.append({"file": path.name, "step": step, "differing": found})
             if found:
-                differ({"step": step, "kind": "checkpoint", "what": [], "tensors": _names(found)})
+                differ(_difference(step, "checkpoint", found))
 
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
-        new = Path(folder) if out else Path(folder) / "run"
         result = loop.train(
-            new,
+            Path(folder),
             config.replace(checkpoint=_RARELY),
             dataset,
             observe=watch,
@@ -199,10 +183,11 @@ def reproduce(
             return Interrupted(None, end)
         for missing in expected:
             differ(compare_records(missing, None))
-        final = _compare_final(original, new, result) if isinstance(result, dict) else None
+        final = None
+        if original.report and isinstance(result, dict):
+            final = _compare_final(run, original.report, Path(folder))
     if final and not final["identical"]:
-        step = final["step"]
-        differ({"step": step, "kind": "final", "what": [], "tensors": _names(final["differing"])})
+        differ(_difference(final["step"], "final", final["differing"]))
     return {
         "run": str(run),
         "identical": not first and not original.damaged,
@@ -249,30 +234,26 @@ def _is_within(record: dict[str, Any], end: int) -> bool:
     return record["step"] <= end and not _is_final(record)
 
 
-def _compare_final(original: Original, new: Path, report: dict[str, Any]) -> dict[str, Any] | None:
-    """The final parameters of both."""
-    if original.report is None:
-        return None
-    found = {
-        "identical": report["params_digest"] == original.report["params_digest"],
+def _compare_final(run: Path, report: dict[str, Any], new: Path) -> dict[str, Any]:
+    """The final parameters of a run, whose report is given, and of the new one."""
+    then, now = report["params_digest"], run_dir.read_report(new)["params_digest"]
+    differing: list[dict[str, Any]] = []
+    if then != now:
+        with suppress(DamagedError):  # it is among the damaged files already
+            files = [tensor_files.read(path / run_dir.FINAL)[0] for path in (run, new)]
+            differing = tree.differences(*files)
+    return {
+        "identical": then == now,
         "step": report["steps"],
-        "digest": original.report["params_digest"],
-        "new_digest": report["params_digest"],
-        "differing": [],
+        "digest": then,
+        "new_digest": now,
+        "differing": differing,
     }
-    if not found["identical"]:
-        try:
-            (then, _), (now, _) = (
-                tensor_files.read(run / run_dir.FINAL) for run in (original.run, new)
-            )
-            found["differing"] = tree.differences(then, now)
-        except DamagedError:  # it is among the damaged files already
-            pass
-    return found
 
 
-def _names(found: list[dict[str, Any]]) -> list[str]:
-    return [entry["tensor"] for entry in found]
+def _difference(step: int, kind: str, found: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """As ``compare_records``, of parameters."""
+    return {"step": step, "kind": kind, "what": [], "tensors": [entry["tensor"] for entry in found]}
 
 
 def _last_digest(records: list[dict[str, Any]], end: int) -> str | None:
@@ -331,8 +312,7 @@ def reproduce_group(
     check_same_data(path, spec.config, dataset)
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
-        new = Path(folder) if out else Path(folder) / "group"
-        new = Path(distributed.from_main("reproduced", str(new)))  # one folder for all ranks
+        new = Path(distributed.from_main("reproduced", folder))  # one folder for all ranks
         result = sweep.train(new, spec, dataset, observe=observe, stop=stop)
         if isinstance(result, Interrupted) or not distributed.is_main():
             return result if isinstance(result, Interrupted) else Interrupted(None, 0)
@@ -354,19 +334,12 @@ def reproduce_group(
 def _first(then: Path, now: Path) -> dict[str, Any] | None:
     """The first difference between the logs of two runs, or between their ends."""
     records, others = (metrics_log.read_digests(run) for run in (then, now))
-    for i in range(max(len(records), len(others))):
-        a, b = (json.loads(json.dumps(r[i])) if i < len(r) else None for r in (records, others))
+    for a, b in itertools.zip_longest(records, others):
         if difference := compare_records(a, b):
             return difference
-    ends = [(run / run_dir.REPORT).exists() for run in (then, now)]
-    if all(ends):
-        a, b = (run_dir.read_report(run) for run in (then, now))
-        if a["params_digest"] == b["params_digest"]:
-            return None
-    elif not any(ends):
-        return None
-    step = (records or others or [{"step": 0}])[-1]["step"]
-    return {"step": step, "kind": "final", "what": [], "tensors": []}
+    ends = [run_dir.read_report(run) if run_dir.is_finished(run) else {} for run in (then, now)]
+    a, b = (end.get("params_digest") for end in ends)
+    return None if a == b else _difference(records[-1]["step"] if records else 0, "final")
 
 
 # Differences -------------------------------------------------------------------------------------
@@ -416,28 +389,16 @@ def compare_records(
         assert present is not None
         side = "only in the new run" if then is None else "missing from the new run"
         return {"step": present["step"], "what": [{"name": f"log point {side}"}], "tensors": []}
-    figures = {*then, *now} - _WALL_CLOCK - {"tensors"}
-    what = [
-        {
-            "name": name,
-            "then": then.get(name),
-            "now": now.get(name),
-            "difference": _gap(then.get(name), now.get(name)),
-        }
-        for name in sorted(figures)
-        if then.get(name) != now.get(name)
-    ]
+    what = []
+    for name in sorted({*then, *now} - _WALL_CLOCK - {"tensors"}):
+        a, b = then.get(name), now.get(name)
+        if a != b:
+            are_numbers = isinstance(a, int | float) and isinstance(b, int | float)
+            gap = abs(a - b) if are_numbers else None
+            what.append({"name": name, "then": a, "now": b, "difference": gap})
     a, b = then.get("tensors", {}), now.get("tensors", {})
     tensors = [name for name in a if a[name] != b.get(name)] + [n for n in b if n not in a]
+    kind = "training" if then["split"] == "train" else then["split"]
     if not what and not tensors:
         return None
-    return {"step": then["step"], "kind": _kind(then), "what": what, "tensors": tensors}
-
-
-def _gap(then: Any, now: Any) -> float | None:
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (then, now))
-    return abs(then - now) if numbers else None
-
-
-def _kind(record: Mapping[str, Any]) -> str:
-    return "training" if record["split"] == "train" else record["split"]
+    return {"step": then["step"], "kind": kind, "what": what, "tensors": tensors}

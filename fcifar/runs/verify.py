@@ -1,11 +1,11 @@
 """Whether the files of a run are as they were written. Reads every byte, and computes nothing."""
 
+import contextlib
 from pathlib import Path
 
 from fcifar import tensor_files
-from fcifar.errors import DamagedError, UserError, WorldError
+from fcifar.errors import UserError, WorldError
 from fcifar.train import checkpoint, config, metrics_log, run_dir, sweep
-from fcifar.train.metrics_log import Position
 
 
 def verify(path: Path) -> list[str]:
@@ -21,56 +21,35 @@ def verify(path: Path) -> list[str]:
 def _verify_run(run: Path) -> list[str]:
     config.read_config(run)
     problems = run_dir.check_files(run)
-    found = {}
-    checkpoints = run_dir.list_checkpoints(run).values()
-    for path in (
-        *checkpoints,
-        *(run / n for n in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)),
-    ):
-        if path.exists():
-            try:
-                found[path] = tensor_files.read(path)[1]
-            except WorldError as error:
-                _add(problems, path, str(error))
-    if run_dir.is_finished(run):
-        problems += _verify_end(run, found.get(run / run_dir.FINAL))
-    positions = {}
-    for path in checkpoints:
-        if path in found:
-            try:
-                positions[path] = checkpoint.read_metadata(found[path], path)[1]
-            except DamagedError as error:
-                _add(problems, path, str(error))
-    return problems + _verify_log(run, positions, problems)
-
-
-def _verify_end(run: Path, final: dict[str, str] | None) -> list[str]:
-    """What a finished run must have besides a report."""
-    problems = [
-        f"{run / name} is missing, though the run is finished"
-        for name in (run_dir.FINAL, run_dir.PREDICTIONS)
-        if not (run / name).exists()
-    ]
-    try:
-        report = run_dir.read_report(run)
-    except WorldError:  # already among the problems
-        return problems
-    if final is not None and final["params_digest"] != report["params_digest"]:
-        problems.append(f"{run / run_dir.FINAL} holds other parameters than the report's")
-    return problems
-
-
-def _verify_log(run: Path, positions: dict[Path, Position], known: list[str]) -> list[str]:
-    """Whether the log can be read, and begins with what the checkpoints say."""
-    problems: list[str] = []
+    finished, checkpoints = run_dir.is_finished(run), list(run_dir.list_checkpoints(run).values())
+    best, final, predictions = (
+        run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)
+    )
+    digest, positions = None, []
+    with contextlib.suppress(WorldError):  # a damaged report is among the problems already
+        digest = run_dir.read_report(run)["params_digest"] if finished else None
+    for path in (*checkpoints, best, final, predictions):
+        try:
+            if not path.exists():
+                if finished and path != best:
+                    _add(problems, path, f"{path} is missing, though the run is finished")
+                continue
+            _, metadata = tensor_files.read(path)
+            if path in checkpoints:
+                positions.append(checkpoint.read_metadata(metadata, path)[1])
+            if path == final and digest not in (None, metadata["params_digest"]):
+                _add(problems, path, f"{path} holds other parameters than the report's")
+        except WorldError as error:
+            _add(problems, path, str(error))
     try:
         metrics_log.read_digests(run)
-        for position in positions.values():
+        for position in positions:
             metrics_log.check_prefix(run, position)
     except WorldError as error:
-        problems.append(str(error))
-    files = [problem.split(" ")[0] for problem in known]
-    return [problem for problem in problems if problem.split(" ")[0] not in files]
+        for path in (run / name for name in (run_dir.METRICS, run_dir.DIGESTS)):
+            if str(path) in str(error):
+                _add(problems, path, str(error))
+    return problems
 
 
 def _add(problems: list[str], path: Path, problem: str) -> None:

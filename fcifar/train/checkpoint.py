@@ -24,7 +24,7 @@ class Timings(NamedTuple):
     train: float = 0.0
     compile: float = 0.0
     valid: float = 0.0
-    safeguards: float = 0.0  # on digests and checkpoints; a part of train
+    safeguard: float = 0.0  # on digests and checkpoints; a part of train
 
 
 class Checkpointer:
@@ -60,7 +60,7 @@ class Checkpointer:
     def restore(
         self, like: LoopState, log: MetricsLog, steps: Container[int] | None = None
     ) -> tuple[LoopState, Timings, list[str]]:
-        """The latest state that is whole, with the log cut back to it.
+        """The latest state that is whole, with the log cut back to it, to train on from there.
 
         A checkpoint that is damaged, or whose log is, is renamed, and the one before it is taken;
         without any, it is the beginning, ``like``. The last value says so, a line each.
@@ -72,6 +72,9 @@ class Checkpointer:
         Raises:
             WorldError: a file cannot be read or written.
         """
+        io.remove_partial(self.run)
+        (self.run / run_dir.NONFINITE).unlink(missing_ok=True)
+        run_dir.write_checksums(self.run, [run_dir.MANIFEST])
         notes: list[str] = []
         for step, path in run_dir.list_checkpoints(self.run).items():
             if steps is not None and step not in steps:

@@ -78,15 +78,6 @@ def parse_every(text: str) -> Every:
     return Every(math.inf, number * _SECONDS[unit])
 
 
-def check_seed(seed: int) -> int:
-    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UserError."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"--seed is {shown(seed)}; it must be a whole number")
-    if not -(2**31) <= seed < 2**32:
-        raise UserError(f"--seed is {shown(seed)}; it must lie in [-2**31, 2**32)")
-    return seed
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run, and how it is saved. ``make_config`` makes one.
@@ -114,7 +105,7 @@ class RunConfig:
     earlier_ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_seed(self.seed)
+        recipes.check_seed(self.seed)
         for name, kind in (
             *(("compile", bool), ("dataset", str), ("dataset_digest", str), ("vmap_size", int)),
         ):
@@ -285,6 +276,22 @@ def check_same_data(run: Path, config: RunConfig, dataset: Dataset) -> None:
         raise UserError(
             f"the data set {dataset.name} is not the one that {run} began with (digest "
             f"{dataset.digest[:12]}, then {config.dataset_digest[:12]}); prepare that one again"
+        )
+
+
+def check_same_config(run: Path, config: RunConfig) -> None:
+    """Check that a run began with ``config``, but for the checkpoints and the device's number.
+
+    Raises:
+        UserError: it began with another one.
+    """
+    began = read_config(run)
+    # In a sweep over ranks the device has the number of the rank, which another may resume.
+    runtime = dataclasses.replace(config.runtime, device=began.runtime.device)
+    if began != config.replace(runtime=runtime, checkpoint=began.checkpoint):
+        raise UserError(
+            f"{run} began with another recipe, seed, runtime or data set than is given now; "
+            "continue it with those it began with, or begin a new run"
         )
 
 

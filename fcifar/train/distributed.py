@@ -249,8 +249,9 @@ def available() -> list[str]:
     """The backends that this torch has, with NCCL's version."""
     if not distributed.is_available():
         return []
-    names = ["gloo"] if distributed.is_gloo_available() else []
-    if distributed.is_nccl_available():
-        version = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
-        names.append(" ".join(["nccl", ".".join(map(str, version))]).strip())
-    return names
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else ""
+    found = {
+        "gloo": distributed.is_gloo_available(),
+        f"nccl {nccl}".strip(): distributed.is_nccl_available(),
+    }
+    return [name for name, there in found.items() if there]

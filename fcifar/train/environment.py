@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,11 @@ def describe(models: Iterable[str] = ()) -> dict[str, Any]:
 def code_digest() -> str:
     """The beginning of a SHA-256 over those modules of fcifar that a result can depend on."""
     package = Path(fcifar.__file__).resolve().parent
-    files = sorted(
-        path.relative_to(package)
-        for path in package.rglob("*.[pc]*")
-        if path.suffix in (".py", ".c")
-    )
+    found = (path.relative_to(package) for path in package.rglob("*.[pc]*"))
     parts = [
         f"{path.as_posix()}\n".encode() + (package / path).read_bytes()
-        for path in files
-        if path.parts[0] not in _NOT_COMPUTING
+        for path in sorted(found)
+        if path.suffix in (".py", ".c") and path.parts[0] not in _NOT_COMPUTING
     ]
     return _short_digest(b"\n".join(parts))
 
@@ -112,14 +108,8 @@ def git_commit() -> str | None:
     package = Path(fcifar.__file__).resolve().parent
     if not (package.parent / ".git").exists():
         return None
-    result = subprocess.run(
-        ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-        check=False,
-    )
-    return result.stdout.strip() or None
+    words = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    return _output(words).strip() or None
 
 
 def check_compiler(device: str) -> None:
@@ -140,11 +130,13 @@ def check_compiler(device: str) -> None:
 def _compiler_version() -> str | None:
     if not shutil.which(compiler()):
         return None
-    words = [compiler(), "--version"]
-    result = subprocess.run(
+    return (_output([compiler(), "--version"]).splitlines() or [compiler()])[0]
+
+
+def _output(words: Sequence[str]) -> str:
+    return subprocess.run(
         words, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    return (result.stdout.splitlines() or [compiler()])[0]
+    ).stdout
 
 
 def _cpu_name() -> str:
@@ -158,35 +150,18 @@ def _cpu_name() -> str:
 
 def _devices() -> list[str]:
     capability = torch.cuda.get_device_capability
-    devices = ["cpu"]
-    devices += [
+    cuda = [
         f"cuda:{i} ({torch.cuda.get_device_name(i)}, sm_{''.join(map(str, capability(i)))})"
         for i in range(torch.cuda.device_count())
     ]
-    if torch.backends.mps.is_available():
-        devices.append("mps")
-    return devices
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def since_process_start() -> float:
-    """Seconds since this program was started.
+    """Seconds that this program has taken so far.
 
-    The operating system does not tell: the age of a process counts from its fork, and what a shell
-    did before it became this program, as in ``sleep 10; exec fcifar``, would be in it. So it is the
-    time since ``fcifar`` was first imported, and the processor time that was taken until then:
-    starting Python and whatever was imported before is computing, and a shell that waits is not.
-    What waited for the disk before that import is left out. It is never more than the age of the
-    process, where Linux tells that.
+    They count from the first import of ``fcifar``, with the processor time that was taken before:
+    starting Python and what was imported is in it; what a shell did before, as in
+    ``sleep 10; exec fcifar``, is not, and would be in the age of the process.
     """
-    since_import = time.monotonic() - fcifar.IMPORTED.monotonic
-    return min(since_import + fcifar.IMPORTED.processor, _age())
-
-
-def _age() -> float:
-    """Seconds since the fork of this process; infinite where they are not known."""
-    try:
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
-    except (OSError, AttributeError, ValueError, IndexError):
-        return float("inf")
+    return time.monotonic() - fcifar.IMPORTED.monotonic + fcifar.IMPORTED.processor

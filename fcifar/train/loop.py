@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ import torch
 from fcifar import fingerprint, io, metrics, random, tree
 from fcifar.analysis.predictions import of_views, summarize
 from fcifar.data import Dataset
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import WorldError
 from fcifar.models import Variables
 from fcifar.parallel import Axis
 from fcifar.recipes import Recipe
 from fcifar.step_transforms import LoopState, StepInput, shard, stack, take
 from fcifar.train import distributed, environment, metrics_log, run_dir
 from fcifar.train.checkpoint import Checkpointer, Timings, load_model, save_model
-from fcifar.train.config import RunConfig, check_same_data, read_config, write_config
+from fcifar.train.config import RunConfig, check_same_config, check_same_data, write_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop
 from fcifar.train.evaluate import evaluate, save_predictions
 from fcifar.train.events import (
@@ -111,7 +112,6 @@ def train(
     if config.compile:
         environment.check_compiler(config.runtime.device)
     with contextlib.ExitStack() as contexts:
-        contexts.enter_context(_telling_how_to_resume(run, config))
         if axis is None:
             device = on_rank(config.runtime.device, distributed.local_rank())
             config = config.replace(runtime=dataclasses.replace(config.runtime, device=device))
@@ -123,7 +123,8 @@ def train(
         make = make or make_trainings(config, dataset, axis)
         runs = [_Run(row, i, make, dataset) for i, row in enumerate(rows)]
         runs = runs or [_Run(Row(run, config, observe), None, make, dataset)]
-        active = [one for one in runs if not (resume and one.has_ended())]
+        ended = has_ended if rows else lambda run, _: run_dir.is_finished(run)
+        active = [one for one in runs if not (resume and ended(one.run, one.config))]
         if not active:
             observe(Noted(f"{run} had come to its end already"))
             return {} if rows else run_dir.read_report(run)
@@ -143,7 +144,7 @@ def train(
         if axis.rank == 0:
             begin()
             for one in active:
-                _begin(one, state, step, resume=resume)
+                _begin(one, state, step)
 
         stages = training.vmap_stages if rows else training.stages
         take_step = stage_at(stages, step)
@@ -209,7 +210,9 @@ def train(
                         _log_train(one, state, step)
                     if is_epoch_end and len(one.training.valid.labels):
                         count_time()
-                        _validate(one, state, step)
+                        with one.timing("valid"):
+                            valid, _ = _evaluate(one, one.variables(state), "valid", step)
+                        one.valid_losses.append(valid["loss"])
                         lap = time.perf_counter()
                     if probe:
                         probe(step, state)
@@ -268,11 +271,6 @@ class _Run:
         """Those to evaluate and to end with."""
         return self.training.value(self.of(state).state)
 
-    def has_ended(self) -> bool:
-        """Whether there is nothing to resume."""
-        one = self.row is None
-        return run_dir.is_finished(self.run) if one else has_ended(self.run, self.config)
-
     def is_over(self, step: int) -> bool:
         """Whether the run has made all of its steps, or stops early."""
         patience = self.config.recipe.patience
@@ -326,30 +324,15 @@ def _init_or_restore(runs: Sequence[_Run], active: Sequence[_Run], *, resume: bo
 
 def _restore(one: _Run, like: LoopState, steps: set[int] | None) -> LoopState:
     """The state of the latest checkpoint, of those after ``steps``; rank 0 reads it for all."""
-    run, axis = one.run, one.training.axis
-    losses: list[float] = []
+    axis, losses = one.training.axis, []
     if one.writes:
-        began = read_config(run)
-        given = one.config.replace(runtime=began.runtime, checkpoint=began.checkpoint)
-        device = began.runtime.device  # whose number depends on the rank
-        same = began.runtime == dataclasses.replace(one.config.runtime, device=device)
-        if began != given or not same:
-            raise UserError(
-                f"{run} began with another recipe, seed, runtime or data set than is given now; "
-                "continue it with those it began with, or begin a new run"
-            )
-        io.remove_partial(run)
-        (run / run_dir.NONFINITE).unlink(missing_ok=True)
-        run_dir.write_checksums(run, [run_dir.MANIFEST])
+        check_same_config(one.run, one.config)
         like, timings, notes = one.checkpoints.restore(like, one.log, steps)
         one.timings = one.timings if timings == Timings() else timings
         for note in notes:
             one.observe(Noted(note))
-        losses = [
-            float("nan") if record["loss"] is None else record["loss"]
-            for record in metrics_log.read(run)
-            if record["split"] == "valid"
-        ]
+        found = [r["loss"] for r in metrics_log.read(one.run) if r["split"] == "valid"]
+        losses = [math.nan if loss is None else loss for loss in found]
     like = distributed.broadcast(like, axis)
     step = int(like.state.step)
     epochs = step // one.training.steps_per_epoch if len(one.training.valid.labels) else 0
@@ -359,10 +342,9 @@ def _restore(one: _Run, like: LoopState, steps: set[int] | None) -> LoopState:
     return like
 
 
-def _begin(one: _Run, state: LoopState, step: int, *, resume: bool) -> None:
+def _begin(one: _Run, state: LoopState, step: int) -> None:
     """Write the manifest of a new run."""
-    if not (resume and (one.run / run_dir.MANIFEST).exists()):
-        run_dir.check_free(one.run)
+    if not (one.run / run_dir.MANIFEST).exists():
         write_config(one.run, one.config, one.dataset)
     elif step == len(one.valid_losses) * one.training.steps_per_epoch and is_best(one.valid_losses):
         # The process may have ended between the checkpoint of a best epoch and its model.
@@ -392,7 +374,7 @@ def _log_train(one: _Run, state: LoopState, step: int) -> None:
     _check_finite(one, own)
     images = (step - last) * training.images_per_epoch / training.steps_per_epoch
     seconds = one.timings.train
-    with one.timing("safeguards"):
+    with one.timing("safeguard"):
         if one.writes:
             figures = {
                 **metrics.summarize(own.totals),
@@ -400,36 +382,22 @@ def _log_train(one: _Run, state: LoopState, step: int) -> None:
                 "images_per_second": images / max(seconds - then, 1e-9),
                 "seconds": seconds,
             }
-            _append(one, "train", step, figures, _digests(one, own))
+            _append(one, "train", step, figures, fingerprint.digests(one.multipliers, own.state))
         tree.map(lambda total: total.zero_(), own.totals)
     one.logged = step, seconds
 
 
-def _digests(one: _Run, own: LoopState) -> dict[str, Any]:
-    """A digest of the state, and of each tensor in it, by name."""
-    hashes = fingerprint.hash_leaves(one.multipliers, own.state)
-    whole = fingerprint.combine(one.multipliers, hashes)
-    *each, all_ = (fingerprint.to_hex(h) for h in [*hashes.tolist(), int(whole)])
-    return {"digest": all_, "tensors": dict(zip(tree.named_leaves(own.state), each, strict=True))}
-
-
-def _validate(one: _Run, state: LoopState, step: int) -> None:
-    """Evaluate on the images held out, and add the loss to ``valid_losses``."""
-    with one.timing("valid"):
-        one.valid_losses.append(_evaluate(one, one.variables(state), "valid", step)["loss"])
-
-
 def _evaluate(
     one: _Run, variables: Variables, split: str, step: int, views: str = "none"
-) -> dict[str, Any]:
-    """Evaluate on the validation or test images, and log it.
+) -> tuple[dict[str, Any], float]:
+    """Figures of an evaluation on the validation or test images, which are logged; and seconds.
 
     ``views`` is "none", or the name of the recipe's test-time augmentation.
     """
     training, plain = one.training, views == "none"
     data = training.valid if split == "valid" else training.test
-    eval_step = training.eval_step if plain else training.eval_views_step
     started = time.perf_counter()
+    eval_step = training.eval_step if plain else training.eval_views_step
     examples = evaluate(eval_step, variables, data, axis=training.axis)
     summary = summarize(examples, data.labels, one.dataset.classes)
     seconds = time.perf_counter() - started
@@ -445,7 +413,7 @@ def _evaluate(
         }
         name = split if plain else f"{split}-{views}"
         _append(one, name, step, figures, {"digest": tree.digest(examples)[:16]})
-    return summary
+    return summary, seconds
 
 
 def _append(
@@ -468,7 +436,7 @@ def _save(one: _Run, state: LoopState, step: int) -> None:
         return
     own = one.of(state)
     _check_finite(one, own, parameters=True)
-    with one.timing("safeguards"):
+    with one.timing("safeguard"):
         one.checkpoints.save(own, one.timings, one.log)
     one.saved_step = step
 
@@ -541,17 +509,14 @@ def _finish(one: _Run, state: LoopState, step: int) -> dict[str, Any]:
         variables = distributed.broadcast(variables, training.axis)
         loss = one.valid_losses[epoch]
         selected = {"by": "lowest validation loss", "step": chosen, "valid_loss": loss}
-    started = time.perf_counter()
-    summary = _evaluate(one, variables, "test", chosen)
-    eval_seconds = time.perf_counter() - started
+    summary, eval_seconds = _evaluate(one, variables, "test", chosen)
     views: dict[str, Any] = {}
-    if recipe.tta != "none":
-        started = time.perf_counter()
-        seen = _evaluate(one, variables, "test", chosen, recipe.tta)
-        eval_seconds = time.perf_counter() - started  # train + eval time has this one alone
+    if recipe.tta != "none":  # whose seconds are the ones that count
+        seen, eval_seconds = _evaluate(one, variables, "test", chosen, recipe.tta)
         views = {"tta": recipe.tta, **of_views(seen)}
     one.save_model(run_dir.FINAL, variables)
     epochs = step / training.steps_per_epoch
+    figures = dict(summary)
     report = {
         "run_dir": str(run),
         "recipe": recipe.name,
@@ -562,16 +527,11 @@ def _finish(one: _Run, state: LoopState, step: int) -> dict[str, Any]:
         "epochs": int(epochs) if epochs.is_integer() else epochs,
         "stopped_early": step < training.total_steps,
         "selected": selected,
-        "test_accuracy": summary["accuracy"],
-        "test_loss": summary["loss"],
-        "test_n": summary["n"],
+        **{f"test_{name}": figures.pop(name) for name in ("accuracy", "loss", "n")},
         "valid_n": len(training.valid.labels),
         **views,
-        **{name: summary[name] for name in summary if name not in ("accuracy", "loss", "n")},
-        "train_seconds": timings.train,
-        "safeguard_seconds": timings.safeguards,
-        "valid_seconds": timings.valid,
-        "compile_seconds": timings.compile,
+        **figures,
+        **{f"{name}_seconds": seconds for name, seconds in timings._asdict().items()},
         "eval_seconds": eval_seconds,
         "convention_seconds": timings.adapt + timings.train + eval_seconds,
         "process_seconds": environment.since_process_start(),
@@ -581,15 +541,3 @@ def _finish(one: _Run, state: LoopState, step: int) -> dict[str, Any]:
     if one.writes:
         run_dir.write_result(run, report)
     return report
-
-
-@contextlib.contextmanager
-def _telling_how_to_resume(run: Path, config: RunConfig) -> Iterator[None]:
-    """Add to the error of a lost rank how to resume the run."""
-    try:
-        yield
-    except distributed.LostError as error:
-        if not (run / run_dir.MANIFEST).exists():
-            raise
-        start = distributed.command(config.runtime.processes)
-        raise type(error)(f"{error}; resume with: {start} train --resume {run}") from error

@@ -139,9 +139,7 @@ def read_manifest(run: Path, name: str = MANIFEST) -> dict[str, Any]:
     if not (run / name).is_file():
         kind = "a group of runs" if name == SWEEP else "a run directory"
         raise UserError(f"{run} is not {kind}: there is no {name} in it")
-    manifest = io.parse_json(read_checked(run, name), run / name)
-    if not isinstance(manifest, dict):
-        raise DamagedError(f"{run / name} is damaged: it does not hold a JSON object")
+    manifest = _read_object(run, name)
     if (found := manifest.get("format")) != FORMAT:
         raise UserError(
             f"{run / name} is of format {shown(found)}, and this fcifar reads format {FORMAT}; "
@@ -153,11 +151,8 @@ def read_manifest(run: Path, name: str = MANIFEST) -> dict[str, Any]:
 def write_result(run: Path, values: Mapping[str, Any], name: str = REPORT) -> None:
     """Write the checksums of a run's files, and then its report, or a group's summary."""
     text = io.to_json(values)
-    if name == REPORT:
-        names = [path.name for path in list_checkpoints(run).values()]
-        names += [MANIFEST, METRICS, DIGESTS, BEST, FINAL, PREDICTIONS]
-    else:
-        names = [SWEEP]
+    checkpoints = (path.name for path in list_checkpoints(run).values())
+    names = [*checkpoints, MANIFEST, METRICS, DIGESTS, BEST, FINAL, PREDICTIONS, SWEEP]
     write_checksums(run, names, {name: _sha256(text.encode())})
     io.write_text(run / name, text)
 
@@ -168,10 +163,14 @@ def read_report(run: Path, name: str = REPORT) -> dict[str, Any]:
     Raises:
         WorldError: it is missing or damaged, or was changed.
     """
-    report = io.parse_json(read_checked(run, name), run / name)
-    if not isinstance(report, dict):
+    return _read_object(run, name)
+
+
+def _read_object(run: Path, name: str) -> dict[str, Any]:
+    values = io.parse_json(read_checked(run, name), run / name)
+    if not isinstance(values, dict):
         raise DamagedError(f"{run / name} is damaged: it does not hold a JSON object")
-    return report
+    return values
 
 
 # Checksums ---------------------------------------------------------------------------------------

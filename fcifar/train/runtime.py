@@ -108,7 +108,7 @@ def _useful_threads(step_flops: float) -> int:
 
 def on_rank(device: str, local: int) -> str:
     """The device of process number ``local`` of a host, where the first one's is ``device``."""
-    return f"cuda:{local}" if device.startswith("cuda") else device
+    return f"cuda:{local}" if local and device.startswith("cuda") else device
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from torch import Tensor
 from fcifar import random, recipes, step_transforms, tree, tta
 from fcifar.data import Dataset
 from fcifar.data.splits import holdout
-from fcifar.errors import UserError
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer
@@ -126,7 +125,10 @@ def make_trainings(
     if recipe.valid == "given":
         given = tree.on_device(given, device)
     rows_of = functools.cache(lambda seed: split_rows(recipe, seed, dataset.train_labels))
-    size, steps_per_epoch = _check_sizes(recipe, dataset, rows_of(config.seed), axis.size)
+    size, held_out = map(len, rows_of(config.seed))
+    given_size = len(dataset.valid_labels)
+    recipes.check_sizes(recipe, dataset.name, size, held_out, given_size, axis.size)
+    steps_per_epoch = recipes.steps_per_epoch(recipe, size)
     total_steps = steps_per_epoch * recipe.epochs
     recipes.check_model(recipe, policy, size, len(dataset.classes), total_steps, axis)
     model = recipes.make_model(recipe, len(dataset.classes), axis)
@@ -261,48 +263,3 @@ def make_trainings(
         )
 
     return of_seed
-
-
-def _check_sizes(
-    recipe: Recipe, dataset: Dataset, split: tuple[Tensor, Tensor], processes: int
-) -> tuple[int, int]:
-    """How many images a run trains on, and how many steps an epoch has.
-
-    Args:
-        split: from ``split_rows``.
-
-    Raises:
-        UserError: the recipe does not fit the data set, or so many processes.
-    """
-    if not len(dataset.train_labels):
-        raise UserError(
-            f"{dataset.name} is a test set without training images; train on another data set with "
-            f"the same classes, then measure with fcifar eval RUN --dataset {dataset.name}"
-        )
-    if recipe.valid == "given" and not len(dataset.valid_labels):
-        raise UserError(
-            f"valid is given, and {dataset.name} has no validation images of its own; hold some "
-            "out of the training images with --valid-fraction 0.1 in place of it"
-        )
-    size, held_out = map(len, split)
-    if recipe.batch_size > size:
-        raise UserError(
-            f"batch_size is {recipe.batch_size}, but {dataset.name} has {size} training images"
-        )
-    if recipe.valid_fraction and not held_out:
-        raise UserError(
-            f"valid_fraction is {recipe.valid_fraction}, which holds out no images "
-            f"({size} in {dataset.name}); use a larger fraction"
-        )
-    if recipe.batch_size % processes:
-        raise UserError(
-            f"batch_size is {recipe.batch_size}, which {processes} processes cannot divide "
-            f"equally; give a --batch-size that is a multiple of {processes}"
-        )
-    steps, last = divmod(size, recipe.batch_size)
-    if last % processes and not recipe.drop_last:
-        raise UserError(
-            f"the last batch of an epoch has {last} images, which {processes} processes cannot "
-            "divide equally; give --drop-last, or another --batch-size"
-        )
-    return size, steps if recipe.drop_last or not last else steps + 1

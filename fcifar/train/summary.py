@@ -13,7 +13,8 @@ from fcifar.train.environment import since_process_start
 from fcifar.train.evaluate import read_predictions
 
 if TYPE_CHECKING:
-    from fcifar.train.sweep import Sweep, Trial
+    from fcifar.recipes.trials import Trial
+    from fcifar.train.sweep import Sweep
 
 _COPIED = (
     *("test_accuracy", "test_loss", "tta_accuracy", "steps", "epochs", "stopped_early"),

@@ -12,12 +12,9 @@ ranks take every n-th trial each, and exchange nothing.
 
 import dataclasses
 import functools
-import itertools
-import json
-import re
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,15 +22,9 @@ from fcifar import io, parallel, random, recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError, WorldError, shown
 from fcifar.recipes import Recipe
+from fcifar.recipes.trials import NAME, Trial, compile_groups
 from fcifar.train import distributed, run_dir
-from fcifar.train.config import (
-    RunConfig,
-    check_same_data,
-    check_seed,
-    from_dict,
-    provenance,
-    to_dict,
-)
+from fcifar.train.config import RunConfig, check_same_data, from_dict, provenance, to_dict
 from fcifar.train.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
 from fcifar.train.loop import Interrupted, NonFiniteError, Row, has_ended
 from fcifar.train.loop import train as train_run
@@ -43,19 +34,8 @@ from fcifar.train.signals import Stop, never
 from fcifar.train.summary import summarize
 
 METHODS = ("loop", "vmap")
-LARGEST = 10_000  # trials
 _SMALL = 10**6  # parameters
-_NAME = re.compile(r"\w[\w.=,+-]{0,100}", re.ASCII)  # of a folder on any system
 _POLL = 0.2  # seconds
-
-
-class Trial(NamedTuple):
-    """One run of a sweep."""
-
-    name: str  # of its directory
-    recipe: Recipe
-    seed: int
-    changes: dict[str, Any]  # what is swept, and its value here
 
 
 class Sweep(NamedTuple):
@@ -64,81 +44,6 @@ class Sweep(NamedTuple):
     trials: tuple[Trial, ...]
     method: str  # one of METHODS
     config: RunConfig  # of the first trial
-
-
-class CompileGroup(NamedTuple):
-    """Trials that share one compiled step."""
-
-    trials: tuple[Trial, ...]
-    traced_hparams: tuple[str, ...]  # the hyperparameters that differ among them
-
-
-def plan(
-    recipe: Recipe, grid: Mapping[str, Sequence[tuple[Any, Recipe]]], seeds: Sequence[int]
-) -> tuple[Trial, ...]:
-    """The trials of a sweep: each point of the grid with each seed.
-
-    Args:
-        recipe: what all have in common.
-        grid: by name, the values and the recipe changed to each: one axis of the grid.
-        seeds: one or more.
-
-    Raises:
-        UserError: there are too many, or a seed is not one.
-    """
-    points = list(itertools.product(*grid.values()))
-    if not 1 <= len(points) * len(seeds) <= LARGEST:
-        raise UserError(
-            f"{len(points)} grid points with {len(seeds)} seeds are {len(points) * len(seeds):,} "
-            f"runs; a group has at most {LARGEST:,}"
-        )
-    check_seed(seeds[-1])
-    trials = []
-    for number, point in enumerate(points):
-        changes = {name: value for name, (value, _) in zip(grid, point, strict=True)}
-        own = _merge(recipe, [changed for _, changed in point])
-        for seed in seeds:
-            name = _name(changes, number, seed if len(seeds) > 1 or not grid else None)
-            trials.append(Trial(name, own, seed, changes))
-    return tuple(trials)
-
-
-def _merge(recipe: Recipe, changed: Sequence[Recipe]) -> Recipe:
-    """The recipe with what is different in each of ``changed``."""
-    base = recipes.to_dict(recipe)
-    values = dict(base)
-    for other in map(recipes.to_dict, changed):
-        values |= {name: value for name, value in other.items() if value != base[name]}
-        own, theirs = values["model_options"], other["model_options"]
-        differing = {k: v for k, v in theirs.items() if base["model_options"].get(k) != v}
-        values["model_options"] = {**base["model_options"], **own, **differing}
-    return recipes.from_dict(values)
-
-
-def _name(changes: Mapping[str, Any], number: int, seed: int | None) -> str:
-    text = ",".join(f"{name}={value}" for name, value in changes.items())
-    if text and not _NAME.fullmatch(text):
-        text = f"cell{number:03}"  # a value that is no name for a folder
-    return "-".join(part for part in (text, "" if seed is None else f"seed{seed}") if part)
-
-
-def compile_groups(trials: Sequence[Trial]) -> Iterator[CompileGroup]:
-    """The trials by the step that they can share, in their order.
-
-    Trials share a step where they differ in seeds and in ``recipes.Hyperparams`` alone.
-    """
-    fields = recipes.Hyperparams._fields
-
-    def shared(trial: Trial) -> str:
-        values = recipes.to_dict(trial.recipe)
-        return json.dumps({k: v for k, v in values.items() if k not in fields})
-
-    found: dict[str, list[Trial]] = {}
-    for trial in trials:
-        found.setdefault(shared(trial), []).append(trial)
-    for group in found.values():
-        differing = [n for n in fields if len({getattr(t.recipe, n) for t in group}) > 1]
-        yield CompileGroup(tuple(group), tuple(differing))
 
 
 def choose_method(asked: str, recipe: Recipe, device: str) -> str:
@@ -186,7 +91,7 @@ def read(path: Path) -> Sweep:
     values, file = run_dir.read_manifest(path, run_dir.SWEEP), path / run_dir.SWEEP
     try:
         for member in values["members"]:
-            if not _NAME.fullmatch(member["name"]):
+            if not NAME.fullmatch(member["name"]):
                 raise UserError(f"{file}: {shown(member['name'])} is not the name of a run")
         trials = tuple(
             Trial(m["name"], recipes.from_dict(m["recipe"]), m["seed"], m["changes"])

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.data.official import CLASSES
+from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, sweep
 from fcifar.train.config import make_config
 from tests.commands import Person
@@ -74,7 +75,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, run in enumerate(RUNS):
         loop.train(place / run, make_config(blitz, cifar10, seed=seed), cifar10)
     loop.train(place / "stopped", make_config(blitz, cifar10), cifar10, until=30)
-    trials = sweep.plan(blitz, {}, (0, 1))
+    trials = make_trials(blitz, {}, (0, 1))
     asked = sweep.Sweep(trials, "loop", make_config(blitz, cifar10))
     sweep.train(place / "group", asked, cifar10)
     shutil.copytree(place / "group", place / "stopped-group")

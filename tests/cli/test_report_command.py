@@ -16,6 +16,7 @@ from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UserError
 from fcifar.io import write_text
+from fcifar.recipes.trials import make_trials
 from fcifar.report import page
 from fcifar.report.page.commands import train_command
 from fcifar.train import loop, run_dir, sweep
@@ -53,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("g", {}, (0, 1, 2)),
         ("s", {"lr": rates, "momentum": [(0.5, recipe.replace(momentum=0.5))]}, (0,)),
     ):
-        trials = sweep.plan(recipe, grid, seeds)
+        trials = make_trials(recipe, grid, seeds)
         asked = sweep.Sweep(trials, "loop", config.replace(recipe=trials[0].recipe))
         sweep.train(place / name, asked, tiny)
     return place

@@ -7,6 +7,7 @@ import pytest
 
 from fcifar.errors import UserError
 from fcifar.interop import metrics
+from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, metrics_log, sweep
 from fcifar.train.config import RunConfig
 
@@ -41,7 +42,7 @@ def test_a_run(config: RunConfig, dataset, tmp_path: Path) -> None:
 def test_a_group_has_the_names_of_its_runs(
     config: RunConfig, dataset, recipe, tmp_path: Path
 ) -> None:
-    trials = sweep.plan(recipe.replace(epochs=1), {}, [3, 4])
+    trials = make_trials(recipe.replace(epochs=1), {}, [3, 4])
     asked = sweep.Sweep(trials, "loop", config.replace(recipe=trials[0].recipe, seed=3))
     sweep.train(tmp_path / "group", asked, dataset)
     rows = metrics.read_rows(tmp_path / "group")

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from fcifar.interop import tensorboard
+from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, metrics_log, sweep
 from fcifar.train.config import CheckpointConfig, RunConfig
 from fcifar.train.events import Noted, ignore
@@ -98,7 +99,7 @@ def test_a_group(
     """Whose runs tell in turn, step by step; also with fewer files open than there are runs."""
     monkeypatch.setattr(tensorboard, "_OPEN", together)
     path = tmp_path / "group"
-    trials = sweep.plan(recipe.replace(epochs=1), {}, [3, 4])
+    trials = make_trials(recipe.replace(epochs=1), {}, [3, 4])
     asked = sweep.Sweep(trials, "vmap", config.replace(recipe=trials[0].recipe, seed=3))
     with tensorboard.writing(path, ignore) as observe:
         sweep.train(path, asked, dataset, observe=observe)

@@ -10,12 +10,12 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from fcifar import ensembles, random
+from fcifar.analysis.score_tables import Examined
 from fcifar.errors import UserError
 from fcifar.examples import Scores
 from fcifar.report import examples, scores
 from fcifar.report.figures import BLUE, VERMILION
 from fcifar.report.scores import BINS, histogram, score_histograms
-from fcifar.runs.score_tables import Examined
 
 CLASSES = ("cat", "dog", "$hip_$")
 

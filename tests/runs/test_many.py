@@ -13,13 +13,14 @@ from fcifar import ensembles, io, tensor_files
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError, UserError, WorldError
 from fcifar.recipes import Recipe
+from fcifar.recipes.trials import compile_groups, make_trials
 from fcifar.runs import reproduce
 from fcifar.runs.verify import verify
 from fcifar.train import loop, metrics_log, run_dir, sweep
 from fcifar.train.config import CheckpointConfig, make_config
 from fcifar.train.evaluate import read_predictions
 from fcifar.train.runtime import Runtime
-from fcifar.train.sweep import Sweep, compile_groups
+from fcifar.train.sweep import Sweep
 
 METHODS = ["loop", "vmap"]
 
@@ -45,7 +46,7 @@ def ask(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Callable[..., Swe
             runtime=runtime,
             checkpoint=CheckpointConfig(**checkpoint),
         )
-        trials = sweep.plan(base, axes, seeds)
+        trials = make_trials(base, axes, seeds)
         return Sweep(trials, method, config.replace(recipe=trials[0].recipe))
 
     return ask
@@ -318,20 +319,20 @@ def test_what_was_written_is_read_back(tmp_path: Path, ask: Callable[..., Sweep]
 
 def test_names_are_names_of_folders(recipe: Recipe) -> None:
     axes = {"augment": [(text, recipe) for text in ("random_crop:4", "random_flip")]}
-    names = [trial.name for trial in sweep.plan(recipe, axes, [3])]
+    names = [trial.name for trial in make_trials(recipe, axes, [3])]
     assert names == ["cell000", "augment=random_flip"]
-    assert [m.name for m in sweep.plan(recipe, {}, [3])] == ["seed3"]
+    assert [m.name for m in make_trials(recipe, {}, [3])] == ["seed3"]
     lr = {"lr": [(0.1, recipe)]}
-    assert [m.name for m in sweep.plan(recipe, lr, [0, 1])] == ["lr=0.1-seed0", "lr=0.1-seed1"]
+    assert [m.name for m in make_trials(recipe, lr, [0, 1])] == ["lr=0.1-seed0", "lr=0.1-seed1"]
     with pytest.raises(UserError, match="10,001 runs; a group has at most 10,000"):
-        sweep.plan(recipe, {}, range(10_001))
+        make_trials(recipe, {}, range(10_001))
 
 
 def test_values_of_one_cell_do_not_undo_each_other(recipe: Recipe) -> None:
     wide = recipe.replace(model="conv3", model_options={"dropout": 0.1})
     dropped = [(p, wide.replace(model_options={"dropout": p})) for p in (0.2, 0.3)]
     longer = [(n, wide.replace(epochs=n)) for n in (4, 5)]
-    found = [m.recipe for m in sweep.plan(wide, {"dropout": dropped, "epochs": longer}, [0])]
+    found = [m.recipe for m in make_trials(wide, {"dropout": dropped, "epochs": longer}, [0])]
     assert [(r.model_options["dropout"], r.epochs) for r in found] == [
         *((0.2, 4), (0.2, 5), (0.3, 4), (0.3, 5))
     ]

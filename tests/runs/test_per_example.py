@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from fcifar import ensembles, random, recipes
+from fcifar.analysis import score_tables
+from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.data import Dataset
 from fcifar.errors import UserError
 from fcifar.examples import Scores
 from fcifar.interop import tables
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from fcifar.runs import inference, score_tables
+from fcifar.runs import inference
 from fcifar.runs.inference import Trained
-from fcifar.runs.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.train.runtime import Runtime
 
 
@@ -34,14 +35,14 @@ def examine(
 ) -> Examined:
     data = inference.images_of(networks[0], dataset, split)
     first = inference.examine(networks[0], runtime, data)
-    logits = score_tables.stack_logits(first, networks[1:], runtime, data)
-    return score_tables.examine(networks[0], runtime, dataset, split, logits)
+    logits = inference.stack_logits(first, networks[1:], runtime, data)
+    return inference.score(networks[0], runtime, dataset, split, logits)
 
 
 def test_names_find_the_images_again(recipe: Recipe, dataset: Dataset) -> None:
     network = network_of(recipe.replace(valid_fraction=0.25), dataset)
     for split in ("test", "train", "valid"):
-        names = score_tables.names_of(network, dataset, split)
+        names = inference.image_names(network, dataset, split)
         images, labels = inference.images_of(network, dataset, split)
         assert len(names) == len(set(names)) == len(labels)
         assert names == sorted(names)
@@ -50,7 +51,7 @@ def test_names_find_the_images_again(recipe: Recipe, dataset: Dataset) -> None:
             assert len(row) == 5
             assert torch.equal(getattr(dataset, f"{half}_images")[int(row)], image)
             assert getattr(dataset, f"{half}_labels")[int(row)] == label
-    assert {name[:6] for name in score_tables.names_of(network, dataset, "valid")} == {"train/"}
+    assert {name[:6] for name in inference.image_names(network, dataset, "valid")} == {"train/"}
 
 
 def test_scores_are_those_of_the_evaluation(

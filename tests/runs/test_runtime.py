@@ -10,8 +10,9 @@ import torch
 from fcifar import recipes
 from fcifar.errors import UserError
 from fcifar.precision import BF16, FP32
-from fcifar.train.config import RunConfig, check_seed
-from fcifar.train.runtime import GRAIN, Runtime, activate, make_runtime
+from fcifar.recipes import check_seed
+from fcifar.train.config import RunConfig
+from fcifar.train.runtime import GRAIN, Runtime, activate, make_runtime, on_rank
 from fcifar.train.signals import catching_signals
 
 
@@ -119,3 +120,19 @@ def test_the_first_signal_is_a_question_and_the_second_acts(signum: signal.Signa
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signum)
     assert signal.getsignal(signum) is before
+
+
+@pytest.mark.parametrize(
+    ("device", "local", "expected"),
+    [
+        ("cpu", 0, "cpu"),
+        ("cpu", 1, "cpu"),
+        ("cuda:0", 0, "cuda:0"),
+        ("cuda:0", 3, "cuda:3"),
+        ("cuda:1", 0, "cuda:1"),  # one process on the device that was asked for
+    ],
+)
+def test_each_process_of_a_host_has_a_device_of_its_own(
+    device: str, local: int, expected: str
+) -> None:
+    assert on_rank(device, local) == expected

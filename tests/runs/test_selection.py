@@ -12,7 +12,8 @@ from fcifar.data import Dataset, Split, make_dataset
 from fcifar.data.dataset import EMPTY
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
-from fcifar.runs import inference, reproduce, score_tables
+from fcifar.recipes.trials import make_trials
+from fcifar.runs import inference, reproduce
 from fcifar.train import loop, metrics_log, run_dir, sweep
 from fcifar.train.config import make_config, read_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop
@@ -255,7 +256,7 @@ def test_replicas_share_given_images(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset, method: str
 ) -> None:
     config = make_config(recipe.replace(valid="given"), given, seed=5, runtime=runtime)
-    asked = sweep.Sweep(sweep.plan(config.recipe, {}, (5, 6)), method, config)
+    asked = sweep.Sweep(make_trials(config.recipe, {}, (5, 6)), method, config)
     summary = sweep.train(tmp_path / "group", asked, given)
     assert isinstance(summary, dict)
     for member in asked.trials:
@@ -264,7 +265,7 @@ def test_replicas_share_given_images(
         assert len(valid_losses(tmp_path / "group" / member.name)) == 3
     networks = [inference.load(tmp_path / "group" / m.name) for m in asked.trials]
     inference.check_images(networks, given, "valid")  # which is the same for each seed
-    names = score_tables.names_of(networks[0], given, "valid")
+    names = inference.image_names(networks[0], given, "valid")
     assert (names[0], names[-1]) == ("valid/00000", "valid/00029")
 
 

@@ -1,26 +1,16 @@
-"""Per-example scores of one or several models, and tables of them as .csv, .npz or .parquet."""
+"""Tables of per-example scores, of one or several networks."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fcifar import ensembles, recipes, tree
-from fcifar.data import Dataset
+from fcifar import ensembles
 from fcifar.ensembles import Ensemble
-from fcifar.examples import GRADIENTS, Scores, make_score_step
-from fcifar.runs import inference
-from fcifar.runs.inference import Trained
-from fcifar.step import Batch, Examples
-from fcifar.train import evaluate as evaluation
-from fcifar.train.runtime import Runtime, activate
-from fcifar.train.setup import split_rows
+from fcifar.examples import Scores
 
 Table = Mapping[str, np.ndarray]  # columns of one length: numbers, booleans or text
-DIGITS = 5  # of a row number at least, so that names sort as rows do
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 LISTED = 20  # examples to look at
 OF_ONE = ("loss", "probability", "margin", "gradient_norm", "error_norm")
@@ -33,76 +23,10 @@ OF_SEVERAL = (
 class Examined(NamedTuple):
     """Examples, and what is known of each of them."""
 
-    names: list[str]  # see names_of
+    names: list[str]  # see runs.inference.image_names
     labels: Tensor  # int64 [N]
     scores: Scores  # of the first network
     together: Ensemble | None  # of all networks, where there are several
-
-
-def names_of(network: Trained, dataset: Dataset, split: str) -> list[str]:
-    """The name of each image of a split: the part of the data set, and the row in it.
-
-    ``test/00042`` is ``dataset.test_images[42]``. An image that was held out for validation has
-    the name that it has among the training images; ``valid/00042`` is
-    ``dataset.valid_images[42]``.
-    """
-    part, labels = "train", dataset.train_labels
-    if split == "test":
-        part, labels = "test", dataset.test_labels
-    if split == "valid" and inference.is_given(network, dataset):
-        part, labels = "valid", dataset.valid_labels
-    rows = torch.arange(len(labels))
-    if split == "valid" and part == "train":
-        _, rows = split_rows(network.recipe, network.seed, labels)
-    digits = max(DIGITS, len(str(len(labels) - 1)))
-    return [f"{part}/{row:0{digits}}" for row in rows.tolist()]
-
-
-def stack_logits(
-    first: Examples, others: Sequence[Trained], runtime: Runtime, data: Batch
-) -> Tensor:
-    """[R, N, C], on the CPU: the logits of a first network, and of others on the same images."""
-    rest = [inference.examine(network, runtime, data).logits for network in others]
-    return torch.stack([first.logits, *rest])
-
-
-def of_networks(runs: Sequence[Path], logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """``networks``: what ``summarize_replicas`` says of several runs; of one run, nothing."""
-    if len(runs) == 1:
-        return {}
-    figures = ensembles.summarize_replicas(logits, labels)
-    return {"networks": {"runs": list(map(str, runs)), **figures}}
-
-
-def score(network: Trained, runtime: Runtime, data: Batch) -> Scores:
-    """The scores of each of any number of images, on the CPU."""
-    with activate(runtime):
-        step = make_score_step(
-            network.model,
-            preprocess=recipes.make_preprocess(network.recipe),
-            policy=runtime.policy,
-            gradients=GRADIENTS if runtime.device == "cpu" else 32 * GRADIENTS,  # 1 GiB of float32
-        )
-        there = tree.on_device((network.variables, data), runtime.device)
-        return evaluation.evaluate(step, *there)
-
-
-def examine(
-    network: Trained, runtime: Runtime, dataset: Dataset, split: str, logits: Tensor
-) -> Examined:
-    """Everything that is known of each image of a split.
-
-    Args:
-        network: whose scores they are.
-        logits: [R, N, C], those of all networks, which it is one of.
-    """
-    data = inference.images_of(network, dataset, split)
-    return Examined(
-        names=names_of(network, dataset, split),
-        labels=data.labels,
-        scores=score(network, runtime, data),
-        together=ensembles.examine(logits, data.labels) if len(logits) > 1 else None,
-    )
 
 
 def tabulate(examined: Examined, classes: Sequence[str]) -> Table:

@@ -1,0 +1,99 @@
+"""Trials of a sweep: each point of a grid over a recipe, with each seed."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from fcifar.errors import UserError
+from fcifar.recipes.checks import check_seed
+from fcifar.recipes.parts import Hyperparams
+from fcifar.recipes.recipe import Recipe, from_dict, to_dict
+
+LARGEST = 10_000  # trials
+NAME = re.compile(r"\w[\w.=,+-]{0,100}", re.ASCII)  # of a folder on any system
+
+
+class Trial(NamedTuple):
+    """One run of a sweep."""
+
+    name: str  # of its directory
+    recipe: Recipe
+    seed: int
+    changes: dict[str, Any]  # what is swept, and its value here
+
+
+class CompileGroup(NamedTuple):
+    """Trials that share one compiled step."""
+
+    trials: tuple[Trial, ...]
+    traced_hparams: tuple[str, ...]  # the hyperparameters that differ among them
+
+
+def make_trials(
+    recipe: Recipe, grid: Mapping[str, Sequence[tuple[Any, Recipe]]], seeds: Sequence[int]
+) -> tuple[Trial, ...]:
+    """The trials of a sweep: each point of the grid with each seed.
+
+    Args:
+        recipe: what all have in common.
+        grid: by name, the values and the recipe changed to each: one axis of the grid.
+        seeds: one or more.
+
+    Raises:
+        UserError: there are too many, or a seed is not one.
+    """
+    points = list(itertools.product(*grid.values()))
+    if not 1 <= len(points) * len(seeds) <= LARGEST:
+        raise UserError(
+            f"{len(points)} grid points with {len(seeds)} seeds are {len(points) * len(seeds):,} "
+            f"runs; a group has at most {LARGEST:,}"
+        )
+    check_seed(seeds[-1])
+    trials = []
+    for number, point in enumerate(points):
+        changes = {name: value for name, (value, _) in zip(grid, point, strict=True)}
+        own = _merge(recipe, [changed for _, changed in point])
+        for seed in seeds:
+            name = _name(changes, number, seed if len(seeds) > 1 or not grid else None)
+            trials.append(Trial(name, own, seed, changes))
+    return tuple(trials)
+
+
+def _merge(recipe: Recipe, changed: Sequence[Recipe]) -> Recipe:
+    """The recipe with what is different in each of ``changed``."""
+    base = to_dict(recipe)
+    values = dict(base)
+    for other in map(to_dict, changed):
+        values |= {name: value for name, value in other.items() if value != base[name]}
+        own, theirs = values["model_options"], other["model_options"]
+        differing = {k: v for k, v in theirs.items() if base["model_options"].get(k) != v}
+        values["model_options"] = {**base["model_options"], **own, **differing}
+    return from_dict(values)
+
+
+def _name(changes: Mapping[str, Any], number: int, seed: int | None) -> str:
+    text = ",".join(f"{name}={value}" for name, value in changes.items())
+    if text and not NAME.fullmatch(text):
+        text = f"cell{number:03}"  # a value that is no name for a folder
+    return "-".join(part for part in (text, "" if seed is None else f"seed{seed}") if part)
+
+
+def compile_groups(trials: Sequence[Trial]) -> Iterator[CompileGroup]:
+    """The trials by the step that they can share, in their order.
+
+    Trials share a step where they differ in seeds and in ``recipes.Hyperparams`` alone.
+    """
+    fields = Hyperparams._fields
+
+    def shared(trial: Trial) -> str:
+        values = to_dict(trial.recipe)
+        return json.dumps({k: v for k, v in values.items() if k not in fields})
+
+    found: dict[str, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault(shared(trial), []).append(trial)
+    for group in found.values():
+        differing = [n for n in fields if len({getattr(t.recipe, n) for t in group}) > 1]
+        yield CompileGroup(tuple(group), tuple(differing))
