@@ -110,7 +110,7 @@ def _steps(training: Any, state: Any, seconds: float) -> tuple[Any, float]:
     images, started = 0, time.perf_counter()
     while True:
         for inputs in training.inputs(0):
-            state, _ = training.step_at(0)(state, inputs)
+            state, _ = training.stages[0](state, inputs)
             images += len(inputs.indices)
             spent = time.perf_counter() - started
             if spent > seconds:

@@ -76,7 +76,7 @@ def epochs(size: int, runtime: Runtime, options: argparse.Namespace) -> dict[str
     training = make_training(make_config(recipe, dataset, runtime=runtime, compile=True), dataset)
     state, seconds, started = training.init(), [], time.perf_counter()
     for step, inputs in enumerate(training.inputs(0), start=1):
-        state, _ = training.step_at(0)(state, inputs)
+        state, _ = training.stages[0](state, inputs)
         if step % training.steps_per_epoch == 0:
             seconds.append(time.perf_counter() - started)
             started = time.perf_counter()

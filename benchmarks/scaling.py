@@ -137,7 +137,7 @@ def taker(recipe: Recipe, axis: Axis, threads: int) -> Callable[[], None]:
     def take() -> None:
         nonlocal state
         with activate(runtime):
-            state, _ = training.step_at(0)(state, inputs)
+            state, _ = training.stages[0](state, inputs)
 
     return take
 
@@ -192,7 +192,7 @@ def count(recipe: Recipe, size: int) -> tuple[int, list[int]]:
     with activate(runtime):
         training = make_training(make_config(small, dataset, runtime=runtime), dataset, axis)
         inputs = step_transforms.shard(next(training.inputs(0)), axis.rank, size)
-        training.step_at(0)(training.init(), inputs)
+        training.stages[0](training.init(), inputs)
     return sum(found), found
 
 

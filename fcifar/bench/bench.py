@@ -117,7 +117,7 @@ def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: boo
 
     def once() -> None:
         nonlocal state
-        state, _ = training.step_at(0)(state, next(inputs))
+        state, _ = training.stages[0](state, next(inputs))
 
     return Contender(once, wait_for(runtime.device), params=lambda: state.state.variables.params)
 

@@ -35,7 +35,7 @@ def plan(config: "RunConfig", *, replicas: int | None, grid: Sequence[str], meth
         raise UserError("--sweep names the same value twice; give all of its values at once")
     return sweep.Sweep(
         trials=trials.make_trials(config.recipe, axes, seeds),
-        method=sweep.choose_method(method, config.recipe, config.runtime.device),
+        method=trials.choose_method(method, config.recipe, config.runtime.device),
         config=config,
     )
 

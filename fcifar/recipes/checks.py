@@ -32,12 +32,11 @@ def check_switch(name: str, value: Any) -> None:
         raise UserError(f"{name} is {shown(value)}; it must be true or false")
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raise a UserError unless ``value`` is a whole number from ``least`` to LARGEST_COUNT."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_COUNT:
+def check_count(name: str, value: Any, least: int, most: int = LARGEST_COUNT) -> None:
+    """Raise a UserError unless ``value`` is a whole number from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise UserError(
-            f"{name} is {shown(value)}; it must be a whole number from {least} up to "
-            f"{LARGEST_COUNT:,}"
+            f"{name} is {shown(value)}; it must be a whole number from {least} up to {most:,}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Trials of a sweep: each point of a grid over a recipe, with each seed."""
+"""The trials of a sweep: each point of a grid over a recipe, with each seed; and their method."""
 
 import itertools
 import json
@@ -6,12 +6,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fcifar.errors import UserError
+from fcifar import random
+from fcifar.errors import UserError, shown
 from fcifar.recipes.checks import check_seed
-from fcifar.recipes.parts import Hyperparams
+from fcifar.recipes.parts import Hyperparams, make_model
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
 
 LARGEST = 10_000  # trials
+METHODS = ("loop", "vmap")  # one after another, or at once
+_SMALL = 10**6  # parameters
 NAME = re.compile(r"\w[\w.=,+-]{0,100}", re.ASCII)  # of a folder on any system
 
 
@@ -97,3 +100,25 @@ def compile_groups(trials: Sequence[Trial]) -> Iterator[CompileGroup]:
     for group in found.values():
         differing = [n for n in fields if len({getattr(t.recipe, n) for t in group}) > 1]
         yield CompileGroup(tuple(group), tuple(differing))
+
+
+def choose_method(asked: str, recipe: Recipe, device: str) -> str:
+    """``loop`` or ``vmap``; for ``auto``, what is likely to be faster.
+
+    On a GPU small networks are bound by launching kernels, and ``vmap`` launches them for all
+    replicas at once; large ones are bound by arithmetic, of which there is no less. On the CPU,
+    convolutions with weights of their own for each replica are slow: docs/many-at-once.md.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if asked == "auto":
+        return "vmap" if device.startswith("cuda") and _is_small(recipe) else "loop"
+    if asked not in METHODS:
+        raise UserError(f"--replica-method is {shown(asked)}; it must be auto, loop or vmap")
+    return asked
+
+
+def _is_small(recipe: Recipe) -> bool:
+    params = make_model(recipe, 10).init(random.key(0)).params
+    return sum(value.numel() for value in params.values()) <= _SMALL

@@ -1,11 +1,11 @@
 """Runs side by side, on the same images."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fcifar import io
 from fcifar.comparison import against_first, letters
 from fcifar.data import Dataset
 from fcifar.errors import UserError, names_of
@@ -13,6 +13,8 @@ from fcifar.runs import inference
 from fcifar.runs.inference import Trained
 from fcifar.train import run_dir
 from fcifar.train.runtime import Runtime
+
+_FIGURES = ("accuracy", "interval95", "loss", "n", "params_digest")
 
 
 def check(runs: Sequence[Path], networks: Sequence[Trained]) -> None:
@@ -61,7 +63,8 @@ def compare(
     measured, correct = [], []
     for name, run, network in zip(names, runs, networks, strict=True):
         figures, examples = inference.evaluate(network, runtime, dataset, split)
-        measured.append({"name": name, **_facts(run, network), **_chosen(figures)})
+        chosen = {key: figures[key] for key in _FIGURES}
+        measured.append({"name": name, **_facts(run, network), **io.finite(chosen)})
         correct.append(examples.correct)
     return {
         "dataset": dataset.name,
@@ -84,15 +87,4 @@ def _facts(run: Path, network: Trained) -> dict[str, Any]:
         "trained_on": network.dataset or None,
         "seed": manifest.get("seed"),
         "train_seconds": report.get("train_seconds"),
-    }
-
-
-def _chosen(figures: dict[str, Any]) -> dict[str, Any]:
-    loss = figures["loss"]
-    return {
-        "accuracy": figures["accuracy"],
-        "interval95": figures["interval95"],
-        "loss": loss if math.isfinite(loss) else None,
-        "n": figures["n"],
-        "params_digest": figures["params_digest"],
     }

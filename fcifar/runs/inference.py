@@ -93,10 +93,28 @@ def _read_head(
 
 
 def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
-    """The images of a split and their labels: test, train (all of it), or valid.
+    """The images of a split and their labels. Raises as ``rows_of``."""
+    part, rows = rows_of(network, dataset, split)
+    images, labels = (getattr(dataset, f"{part}_{name}") for name in Batch._fields)
+    return Batch(images[rows], labels[rows])
 
-    Validation images are those that training held out of the same data set, else those that the
-    data set has of its own.
+
+def image_names(network: Trained, dataset: Dataset, split: str) -> list[str]:
+    """The name of each image of a split: ``test/00042`` is ``dataset.test_images[42]``.
+
+    Raises as ``rows_of``.
+    """
+    part, rows = rows_of(network, dataset, split)
+    count = len(getattr(dataset, f"{part}_labels"))
+    digits = max(DIGITS, len(str(count - 1)))
+    return [f"{part}/{row:0{digits}}" for row in torch.arange(count)[rows].tolist()]
+
+
+def rows_of(network: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor | slice]:
+    """The images of a split (test, train or valid), as a part of a data set and rows in it.
+
+    Validation images are those that training held out of the training images of the same data set,
+    else those that the data set has of its own.
 
     Raises:
         UserError: there is no such split, no validation images of the network in ``dataset``, or
@@ -107,18 +125,12 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
             f"{dataset.name} has the classes {names_of(dataset.classes)}, but the network knows "
             f"{names_of(network.classes)}; choose a data set with the same classes"
         )
-    if split == "test":
-        return Batch(dataset.test_images, dataset.test_labels)
-    if split == "train":
-        if not len(dataset.train_labels):
-            raise UserError(
-                f"{dataset.name} is a test set without training images; use --split test"
-            )
-        return Batch(dataset.train_images, dataset.train_labels)
-    if split != "valid":
+    if split not in ("test", "train", "valid"):
         raise UserError(f"--split is {split!r}; it must be test, train or valid")
-    if is_given(network, dataset):
-        return Batch(dataset.valid_images, dataset.valid_labels)
+    if split == "train" and not len(dataset.train_labels):
+        raise UserError(f"{dataset.name} is a test set without training images; use --split test")
+    if split != "valid" or is_given(network, dataset):
+        return split, slice(None)
     if not network.dataset:
         raise UserError(
             "--split valid is what training held out, and this network does not say what that "
@@ -130,33 +142,13 @@ def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
             f"{dataset.name} it held none out, nor has that validation images of its own; use "
             "--split test"
         )
-    _, rows = split_rows(network.recipe, network.seed, dataset.train_labels)
-    return Batch(dataset.train_images[rows], dataset.train_labels[rows])
+    return "train", split_rows(network.recipe, network.seed, dataset.train_labels)[1]
 
 
 def is_given(network: Trained, dataset: Dataset) -> bool:
     """Whether the validation images of a network in ``dataset`` are those that the set has."""
     held_out = dataset.digest == network.dataset_digest and network.recipe.valid_fraction > 0
     return len(dataset.valid_labels) > 0 and not held_out
-
-
-def image_names(network: Trained, dataset: Dataset, split: str) -> list[str]:
-    """The name of each image of a split: the part of the data set, and the row in it.
-
-    ``test/00042`` is ``dataset.test_images[42]``. An image that was held out for validation has
-    the name that it has among the training images; ``valid/00042`` is
-    ``dataset.valid_images[42]``.
-    """
-    part, labels = "train", dataset.train_labels
-    if split == "test":
-        part, labels = "test", dataset.test_labels
-    if split == "valid" and is_given(network, dataset):
-        part, labels = "valid", dataset.valid_labels
-    rows = torch.arange(len(labels))
-    if split == "valid" and part == "train":
-        _, rows = split_rows(network.recipe, network.seed, labels)
-    digits = max(DIGITS, len(str(len(labels) - 1)))
-    return [f"{part}/{row:0{digits}}" for row in rows.tolist()]
 
 
 def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> None:
@@ -173,7 +165,7 @@ def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> N
             "give one run"
         )
     for network in networks:
-        images_of(network, dataset, split)
+        rows_of(network, dataset, split)
 
 
 def evaluate(
@@ -182,7 +174,7 @@ def evaluate(
     """Figures of a network on a split of a data set, as values that JSON holds, and each example.
 
     Raises:
-        UserError: as ``images_of``.
+        UserError: as ``rows_of``.
     """
     data = images_of(network, dataset, split)
     examples = examine(network, runtime, data)
@@ -212,7 +204,7 @@ def evaluate_views(
     Nothing for "none".
 
     Raises:
-        UserError: there is no such augmentation; or as ``images_of``.
+        UserError: there is no such augmentation; or as ``rows_of``.
     """
     views = find_views(name)
     if name == "none":

@@ -144,7 +144,8 @@ def reproduce(
     first: list[dict[str, Any]] = []  # the first difference, once there is one
     compared: list[bool] = []  # whether each log point is the same
     tensors: list[dict[str, Any]] = []
-    expected = iter([r for r in original.records if whole or _is_within(r, end)])
+    records = [r for r in original.records if whole or _is_within(r, end)]
+    expected = iter(records)
 
     def differ(difference: dict[str, Any] | None) -> None:
         if difference and not first:
@@ -153,7 +154,7 @@ def reproduce(
 
     def watch(event: Event) -> None:
         observe(event)
-        if isinstance(event, Logged) and (whole or not _is_final(event.record)):
+        if isinstance(event, Logged) and (whole or _is_within(event.record, end)):
             record = json.loads(json.dumps(io.finite(event.record)))  # as the log holds it
             difference = compare_records(next(expected, None), record)
             compared.append(difference is None)
@@ -188,13 +189,14 @@ def reproduce(
             final = _compare_final(run, original.report, Path(folder))
     if final and not final["identical"]:
         differ(_difference(final["step"], "final", final["differing"]))
+    digests = [None, *(r["digest"] for r in records if r["split"] == "train")]
     return {
         "run": str(run),
         "identical": not first and not original.damaged,
         "whole": whole,
         "steps": end if final is None else final["step"],
         "log_points": len(compared),
-        "digest": final["digest"] if final else _last_digest(original.records, end),
+        "digest": final["digest"] if final else digests[-1],
         "expected": not original.mismatches,
         "environment": [change._asdict() for change in original.changes],
         "damaged": original.damaged,
@@ -225,13 +227,9 @@ def describe_difference(difference: dict[str, Any]) -> str:
     return f"{where}: " + "; ".join(figures or ["the digest of the predictions"])
 
 
-def _is_final(record: dict[str, Any]) -> bool:
-    """Whether a record is of the test images, at the end; with several views too."""
-    return record["split"].startswith("test")
-
-
 def _is_within(record: dict[str, Any], end: int) -> bool:
-    return record["step"] <= end and not _is_final(record)
+    """Whether a record is of a step up to ``end``, and not of the test images, after all steps."""
+    return record["step"] <= end and not record["split"].startswith("test")
 
 
 def _compare_final(run: Path, report: dict[str, Any], new: Path) -> dict[str, Any]:
@@ -254,12 +252,6 @@ def _compare_final(run: Path, report: dict[str, Any], new: Path) -> dict[str, An
 def _difference(step: int, kind: str, found: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """As ``compare_records``, of parameters."""
     return {"step": step, "kind": kind, "what": [], "tensors": [entry["tensor"] for entry in found]}
-
-
-def _last_digest(records: list[dict[str, Any]], end: int) -> str | None:
-    """The digest of the state at the last log point up to a step."""
-    digests = [r["digest"] for r in records if r["split"] == "train" and r["step"] <= end]
-    return digests[-1] if digests else None
 
 
 def _changes(manifest: Mapping[str, Any], config: RunConfig, models: Sequence[str]) -> list[Change]:

@@ -44,7 +44,7 @@ def _verify_run(run: Path) -> list[str]:
     try:
         metrics_log.read_digests(run)
         for position in positions:
-            metrics_log.check_prefix(run, position)
+            metrics_log.read_prefixes(run, position)
     except WorldError as error:
         for path in (run / name for name in (run_dir.METRICS, run_dir.DIGESTS)):
             if str(path) in str(error):

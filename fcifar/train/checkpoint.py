@@ -27,72 +27,58 @@ class Timings(NamedTuple):
     safeguard: float = 0.0  # on digests and checkpoints; a part of train
 
 
-class Checkpointer:
-    """Saves the state of a run on its way, and restores it.
+def save(run: Path, config: RunConfig, state: LoopState, timings: Timings, log: MetricsLog) -> None:
+    """Write a checkpoint, and only then remove all but the latest few.
+
+    Raises:
+        WorldError: it cannot be written; the earlier checkpoints are then all there.
+    """
+    log.sync()
+    metadata = {
+        "timings": json.dumps(timings._asdict()),
+        "log": json.dumps(log.position._asdict()),
+    }
+    tensor_files.save(run_dir.checkpoint_path(run, int(state.state.step)), state, metadata)
+    for old in list(run_dir.list_checkpoints(run).values())[config.checkpoint.keep_checkpoints :]:
+        old.unlink(missing_ok=True)
+
+
+def restore(
+    run: Path, like: LoopState, log: MetricsLog, steps: Container[int] | None = None
+) -> tuple[LoopState, Timings, list[str]]:
+    """The latest state that is whole, with the log cut back to it, to train on from there.
+
+    A checkpoint that is damaged, or whose log is, is renamed, and the one before it is taken;
+    without any, it is the beginning, ``like``. The last value says so, a line each.
 
     Args:
-        enabled: False on ranks that write nothing.
+        like: a state of the same structure, on the devices to restore to.
+        steps: use checkpoints of these steps alone, and remove the others.
+
+    Raises:
+        WorldError: a file cannot be read or written.
     """
-
-    def __init__(self, run: Path, config: RunConfig, *, enabled: bool = True) -> None:
-        self.run = run
-        self.config = config
-        self.enabled = enabled
-
-    def save(self, state: LoopState, timings: Timings, log: MetricsLog) -> None:
-        """Write a checkpoint, and only then remove all but the latest few.
-
-        Raises:
-            WorldError: it cannot be written; the earlier checkpoints are then all there.
-        """
-        if not self.enabled:
-            return
-        log.sync()
-        metadata = {
-            "timings": json.dumps(timings._asdict()),
-            "log": json.dumps(log.position._asdict()),
-        }
-        tensor_files.save(run_dir.checkpoint_path(self.run, int(state.state.step)), state, metadata)
-        keep = self.config.checkpoint.keep_checkpoints
-        for old in list(run_dir.list_checkpoints(self.run).values())[keep:]:
-            old.unlink(missing_ok=True)
-
-    def restore(
-        self, like: LoopState, log: MetricsLog, steps: Container[int] | None = None
-    ) -> tuple[LoopState, Timings, list[str]]:
-        """The latest state that is whole, with the log cut back to it, to train on from there.
-
-        A checkpoint that is damaged, or whose log is, is renamed, and the one before it is taken;
-        without any, it is the beginning, ``like``. The last value says so, a line each.
-
-        Args:
-            like: a state of the same structure, on the devices to restore to.
-            steps: use checkpoints of these steps alone, and remove the others.
-
-        Raises:
-            WorldError: a file cannot be read or written.
-        """
-        io.remove_partial(self.run)
-        (self.run / run_dir.NONFINITE).unlink(missing_ok=True)
-        run_dir.write_checksums(self.run, [run_dir.MANIFEST])
-        notes: list[str] = []
-        for step, path in run_dir.list_checkpoints(self.run).items():
-            if steps is not None and step not in steps:
-                path.unlink()
-                continue
-            try:
-                state, metadata = tensor_files.load(path, like)
-                timings, position = read_metadata(metadata, path)
-                log.rewind(position)
-            except DamagedError as error:
-                notes.append(f"checkpoint of step {step:,} is not used: {error}")
-                _set_aside(path)
-            else:
-                return state, timings, notes
-        if notes:
-            notes.append("no checkpoint is left; the run starts again from its beginning")
-        log.rewind(Position())
-        return like, Timings(), notes
+    io.remove_partial(run)
+    (run / run_dir.NONFINITE).unlink(missing_ok=True)
+    run_dir.write_checksums(run, [run_dir.MANIFEST])
+    notes: list[str] = []
+    for step, path in run_dir.list_checkpoints(run).items():
+        if steps is not None and step not in steps:
+            path.unlink()
+            continue
+        try:
+            state, metadata = tensor_files.load(path, like)
+            timings, position = read_metadata(metadata, path)
+            log.rewind(position)
+        except DamagedError as error:
+            notes.append(f"checkpoint of step {step:,} is not used: {error}")
+            _set_aside(path)
+        else:
+            return state, timings, notes
+    if notes:
+        notes.append("no checkpoint is left; the run starts again from its beginning")
+    log.rewind(Position())
+    return like, Timings(), notes
 
 
 def read_metadata(metadata: Mapping[str, str], path: Path) -> tuple[Timings, Position]:

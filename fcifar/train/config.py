@@ -14,6 +14,7 @@ from fcifar import io, recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError, shown
 from fcifar.recipes import Recipe
+from fcifar.recipes.checks import check_count, check_switch
 from fcifar.train import environment, run_dir
 from fcifar.train.runtime import Runtime
 
@@ -45,27 +46,17 @@ class CheckpointConfig:
     allow_nonfinite: bool = False
 
     def __post_init__(self) -> None:
-        parse_every(self.checkpoint_every)
-        kept = self.keep_checkpoints
-        if isinstance(kept, bool) or not isinstance(kept, int) or not 1 <= kept <= 1_000_000:
-            raise UserError(
-                f"--keep-checkpoints is {kept!r}; it must be a whole number from 1 to 1,000,000"
-            )
-        if not isinstance(self.allow_nonfinite, bool):
-            raise UserError(f"allow_nonfinite is {self.allow_nonfinite!r}, neither true nor false")
+        _parse_every(self.checkpoint_every)
+        check_count("--keep-checkpoints", self.keep_checkpoints, 1)
+        check_switch("allow_nonfinite", self.allow_nonfinite)
 
     @property
     def every(self) -> Every:
         """``checkpoint_every`` in numbers."""
-        return parse_every(self.checkpoint_every)
+        return _parse_every(self.checkpoint_every)
 
 
-def parse_every(text: str) -> Every:
-    """``500`` or ``30s`` in numbers.
-
-    Raises:
-        UserError: it is neither, or zero.
-    """
+def _parse_every(text: str) -> Every:
     match = _EVERY.fullmatch(text) if isinstance(text, str) else None
     if match is None or not int(match[1]):
         raise UserError(
@@ -73,9 +64,7 @@ def parse_every(text: str) -> Every:
             "such as 30s, 5min or 1h"
         )
     number, unit = int(match[1]), match[2]
-    if not unit:
-        return Every(number, math.inf)
-    return Every(math.inf, number * _SECONDS[unit])
+    return Every(math.inf, number * _SECONDS[unit]) if unit else Every(number, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +189,7 @@ def write_config(run: Path, config: RunConfig, dataset: Dataset) -> None:
 
 def provenance(models: Sequence[str]) -> dict[str, Any]:
     """The environment, command and time of a run of these models, as values that JSON holds."""
-    return {
-        "environment": environment.describe(models),
-        "argv": sys.argv,
-        "created": _now(),
-    }
+    return {"environment": environment.describe(models), "argv": sys.argv, "created": _now()}
 
 
 def read_config(run: Path, *, device: str | None = None) -> RunConfig:

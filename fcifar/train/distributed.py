@@ -224,10 +224,10 @@ def report_done(outcome: str) -> None:
     store().set(f"done/{rank()}", outcome)
 
 
-def outcomes() -> dict[int, str]:
+def outcomes() -> list[str]:
     """What the other ranks have reported so far."""
-    keys = {other: f"done/{other}" for other in range(1, world_size())}
-    return {other: store().get(key).decode() for other, key in keys.items() if store().check([key])}
+    keys = [f"done/{other}" for other in range(1, world_size())]
+    return [store().get(key).decode() for key in keys if store().check([key])]
 
 
 def should_print(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,19 +18,16 @@ T = TypeVar("T")
 BATCH_SIZE = 500  # always the same, for results depend on it in the last bits
 
 
-class Rows(NamedTuple):
-    """Row numbers of a batch of full size, and which of them are not padding."""
+def padded_rows(
+    size: int, batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All rows below ``size`` in order, in batches of one shape; the last is padded with row 0.
 
-    index: Tensor  # int64 [B]
-    weight: Tensor  # float32 [B], 1 for an example and 0 for padding
-
-
-def padded_rows(size: int, batch_size: int, device: torch.device) -> Iterator[Rows]:
-    """All rows below ``size`` in order, in batches of one shape; the last is padded with row 0."""
+    Each is int64 [B], with what is not padding, bool [B].
+    """
     for start in range(0, size, batch_size):
-        index = torch.arange(start, start + batch_size, device=device)
-        real = index < size
-        yield Rows(torch.where(real, index, 0), real.to(torch.float32))
+        rows = torch.arange(start, start + batch_size, device=device)
+        yield torch.where(rows < size, rows, 0), rows < size
 
 
 def save_predictions(path: Path, examples: Examples, labels: Tensor) -> None:
@@ -67,11 +64,10 @@ def evaluate(
     step = on_indices(eval_step, data)
     places, parts = [], []
     batches = list(padded_rows(count, batch_size, data.labels.device))
-    for rows in batches[axis.rank :: axis.size] or batches[:1]:
-        keep = rows.weight > 0
-        examples = step(variables, rows.index)
+    for rows, keep in batches[axis.rank :: axis.size] or batches[:1]:
+        examples = step(variables, rows)
         parts.append(tree.map(lambda x, keep=keep: x[keep], examples))
-        places.append(rows.index[keep])
+        places.append(rows[keep])
     found = tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
     if axis.size == 1:
         return found

@@ -18,22 +18,12 @@ from fcifar.models import Variables
 from fcifar.parallel import Axis
 from fcifar.recipes import Recipe
 from fcifar.step_transforms import LoopState, StepInput, shard, stack, take
-from fcifar.train import distributed, environment, metrics_log, run_dir
-from fcifar.train.checkpoint import Checkpointer, Timings, load_model, save_model
+from fcifar.train import checkpoint, distributed, environment, events, metrics_log, run_dir
+from fcifar.train.checkpoint import Timings, load_model, save_model
 from fcifar.train.config import RunConfig, check_same_config, check_same_data, write_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop
 from fcifar.train.evaluate import evaluate, save_predictions
-from fcifar.train.events import (
-    Advanced,
-    Logged,
-    Noted,
-    Observe,
-    Pace,
-    Preparing,
-    describe_slowdown,
-    ignore,
-    keep_pace,
-)
+from fcifar.train.events import Advanced, Logged, Noted, Observe, Pace, Preparing, ignore
 from fcifar.train.metrics_log import MetricsLog
 from fcifar.train.runtime import activate, on_rank
 from fcifar.train.setup import Training, make_trainings, stage_at
@@ -234,10 +224,10 @@ def train(
                 break
             if is_tick:
                 next_tick = time.perf_counter() + TICK
-                pace, times = keep_pace(pace, step, active[0].timings.train)
+                pace, times = events.keep_pace(pace, step, active[0].timings.train)
                 if times:
-                    threads = config.runtime.threads
-                    active[0].observe(Noted(describe_slowdown(pace, times, threads)))
+                    text = events.describe_slowdown(pace, times, config.runtime.threads)
+                    active[0].observe(Noted(text))
         return reports if rows else reports[run.name]
 
 
@@ -256,7 +246,6 @@ class _Run:
         self.writes = self.training.axis.rank == 0
         self.observe = row.observe if self.writes else ignore
         self.log = MetricsLog(row.run, enabled=self.writes)
-        self.checkpoints = Checkpointer(row.run, row.config, enabled=self.writes)
         self.multipliers = torch.empty(0)  # of the digests
         self.timings = Timings()
         self.valid_losses: list[float] = []  # one an epoch
@@ -327,7 +316,7 @@ def _restore(one: _Run, like: LoopState, steps: set[int] | None) -> LoopState:
     axis, losses = one.training.axis, []
     if one.writes:
         check_same_config(one.run, one.config)
-        like, timings, notes = one.checkpoints.restore(like, one.log, steps)
+        like, timings, notes = checkpoint.restore(one.run, like, one.log, steps)
         one.timings = one.timings if timings == Timings() else timings
         for note in notes:
             one.observe(Noted(note))
@@ -436,8 +425,9 @@ def _save(one: _Run, state: LoopState, step: int) -> None:
         return
     own = one.of(state)
     _check_finite(one, own, parameters=True)
-    with one.timing("safeguard"):
-        one.checkpoints.save(own, one.timings, one.log)
+    if one.writes:
+        with one.timing("safeguard"):
+            checkpoint.save(one.run, one.config, own, one.timings, one.log)
     one.saved_step = step
 
 
@@ -455,10 +445,8 @@ def _check_finite(one: _Run, own: LoopState, *, parameters: bool = False) -> Non
         return
     what, step = "the loss", int(own.nonfinite)
     if not step and parameters:
-        params = own.state.variables.params.values()
-        if all(bool(leaf.isfinite().all()) for leaf in params):
-            return
-        what, step = "a parameter", int(own.state.step)
+        finite = all(bool(leaf.isfinite().all()) for leaf in own.state.variables.params.values())
+        what, step = "a parameter", 0 if finite else int(own.state.step)
     if not step:
         return
     run = one.run

@@ -94,18 +94,13 @@ class MetricsLog:
             DamagedError: it does not begin with what was written up to there; it is left as it is.
             WorldError: it cannot be written.
         """
-        contents = _prefixes(self.run, position)
+        contents = read_prefixes(self.run, position)
         for name, content in zip(_FILES, contents, strict=True):
             if (self.run / name).exists() or content:
                 with io.replacing(self.run / name) as temporary:
                     temporary.write_bytes(content)
         self._hashes = [hashlib.sha256(content) for content in contents]
         self._sizes = [len(content) for content in contents]
-
-
-def check_prefix(run: Path, position: Position) -> None:
-    """Raise a DamagedError unless the log of ``run`` begins with what ``position`` was after."""
-    _prefixes(run, position)
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -138,13 +133,16 @@ def _records(run: Path, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _prefixes(run: Path, position: Position) -> list[bytes]:
-    a, b = position[:2], position[2:]
-    return [_prefix(run / METRICS, *a), _prefix(run / DIGESTS, *b)]
+def read_prefixes(run: Path, position: Position) -> list[bytes]:
+    """What the files of the log begin with, up to ``position``.
 
-
-def _prefix(path: Path, size: int, sha256: str) -> bytes:
-    content = io.read_bytes(path)[:size] if size else b""
-    if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
-        raise DamagedError(f"{path} does not begin with the {size:,} bytes written to it")
-    return content
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    found = []
+    for name, size, sha256 in ((METRICS, *position[:2]), (DIGESTS, *position[2:])):
+        content = io.read_bytes(run / name)[:size] if size else b""
+        if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+            raise DamagedError(f"{run / name} does not begin with the {size:,} bytes written to it")
+        found.append(content)
+    return found

@@ -8,14 +8,16 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from fcifar.errors import UserError, shown
 from fcifar.precision import POLICIES, Policy
+from fcifar.recipes.checks import check_choice, check_count, check_switch
 
 LARGEST_WORLD = 100_000  # processes
 GRAIN = 100_000_000  # floating-point operations of a step that pay for a thread: docs/speed.md
@@ -39,20 +41,10 @@ class Runtime:
 
     def __post_init__(self) -> None:
         _check_device(self.device)
-        for name in ("threads", "processes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise UserError(f"--{name} is {shown(value)}; it must be a whole number")
-        if not isinstance(self.deterministic, bool):
-            raise UserError(f"deterministic is {shown(self.deterministic)}, neither true nor false")
-        if not 1 <= self.threads <= 1024:
-            raise UserError(f"--threads is {shown(self.threads)}; it must lie between 1 and 1024")
-        if not 1 <= self.processes <= LARGEST_WORLD:
-            raise UserError(
-                f"processes is {shown(self.processes)}; it must lie between 1 and {LARGEST_WORLD:,}"
-            )
-        if not isinstance(self.precision, str) or self.precision not in POLICIES:
-            raise UserError(f"--precision is {shown(self.precision)}; it must be fp32 or bf16")
+        check_count("--threads", self.threads, 1, 1024)
+        check_count("processes", self.processes, 1, LARGEST_WORLD)
+        check_choice("--precision", self.precision, POLICIES)
+        check_switch("deterministic", self.deterministic)
 
     @property
     def policy(self) -> Policy:
@@ -114,61 +106,58 @@ def on_rank(device: str, local: int) -> str:
 @contextlib.contextmanager
 def activate(runtime: Runtime) -> Iterator[None]:
     """Set torch's switches to what ``runtime`` says, and put them back at the end."""
-    before = read_switches()
-    try:
-        if runtime.deterministic:
-            # cuBLAS reads it when CUDA starts; only these settings make it repeatable.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.set_num_threads(runtime.threads)
-        _set_deterministic(runtime.deterministic)
+    before, exact = read_switches(), runtime.deterministic
+    wanted = {
+        "threads": runtime.threads,
+        "deterministic_mode": 2 if exact else 0,
+        "matmul_precision": "highest" if exact else "high",
+        "cudnn.deterministic": exact,
+        "cudnn.benchmark": not exact,
+        "cudnn.allow_tf32": not exact,
         # Filling fresh memory would hide reads of it, at a price; no operation here reads any.
-        _DETERMINISTIC.fill_uninitialized_memory = False
-        torch.backends.cudnn.deterministic = runtime.deterministic
-        torch.backends.cudnn.benchmark = not runtime.deterministic
-        torch.backends.cudnn.allow_tf32 = not runtime.deterministic
-        torch.set_float32_matmul_precision("highest" if runtime.deterministic else "high")
+        "fill_uninitialized_memory": False,
+        # cuBLAS reads it when CUDA starts; only these settings make it repeatable.
+        _CUBLAS: before[_CUBLAS] or (":4096:8" if exact else None),
+    }
+    try:
+        _write_switches(wanted)
         yield
     finally:
         _write_switches(before)
 
 
-# A module whose attributes are properties, which a type checker cannot see.
-_DETERMINISTIC: Any = torch.utils.deterministic
-
-
 def read_switches() -> dict[str, Any]:
     """Every switch that ``activate`` sets, as values that JSON holds."""
-    return {
-        "threads": torch.get_num_threads(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "fill": _DETERMINISTIC.fill_uninitialized_memory,
-        "cudnn": {
-            name: getattr(torch.backends.cudnn, name)
-            for name in ("deterministic", "benchmark", "allow_tf32")
-        },
-        "matmul": torch.get_float32_matmul_precision(),
-        "cublas": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
-    }
+    return {name: get() for name, (get, _) in _SWITCHES.items()}
 
 
 def _write_switches(values: dict[str, Any]) -> None:
-    torch.set_num_threads(values["threads"])
-    _set_deterministic(values["deterministic"], warn_only=values["warn_only"])
-    _DETERMINISTIC.fill_uninitialized_memory = values["fill"]
-    for name, value in values["cudnn"].items():
-        setattr(torch.backends.cudnn, name, value)
-    torch.set_float32_matmul_precision(values["matmul"])
-    if values["cublas"] is None:
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    for name, value in values.items():
+        _SWITCHES[name][1](value)
 
 
-def _set_deterministic(enabled: bool, *, warn_only: bool = False) -> None:
-    """``torch.use_deterministic_algorithms``, which would import the compiler: seconds, unneeded.
+def _set_cublas(value: str | None) -> None:
+    os.environ.pop(_CUBLAS, None) if value is None else os.environ.update({_CUBLAS: value})
 
-    The compiler has a switch of its own, which ``kernels.backend`` sets from this one.
-    """
-    torch.set_deterministic_debug_mode((1 if warn_only else 2) if enabled else 0)
+
+def _attribute(holder: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    return partial(getattr, holder, name), partial(setattr, holder, name)
+
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "threads": (torch.get_num_threads, torch.set_num_threads),
+    # As use_deterministic_algorithms, which would import the compiler: seconds, unneeded. That has
+    # a switch of its own, which kernels.backend sets from this one.
+    "deterministic_mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    "matmul_precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    **{
+        f"cudnn.{name}": _attribute(torch.backends.cudnn, name)
+        for name in ("deterministic", "benchmark", "allow_tf32")
+    },
+    "fill_uninitialized_memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
+    _CUBLAS: (partial(os.environ.get, _CUBLAS), _set_cublas),
+}
 
 
 def _available(kind: str) -> bool:

@@ -28,19 +28,7 @@ from fcifar.step import (
     make_eval_step,
     make_train_step,
 )
-from fcifar.step_transforms import (
-    LoopState,
-    LoopStep,
-    StepInput,
-    alternate,
-    compile_pure,
-    compile_step,
-    init_loop_state,
-    make_loop_step,
-    map_replicas,
-    stack,
-    take,
-)
+from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
 from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import evaluate
 from fcifar.tta import Views
@@ -70,10 +58,6 @@ class Training(NamedTuple):
     train: Batch  # all training images, those held out included; on the device
     valid: Batch  # those held out, or given with the data set; without rows where there are none
     test: Batch
-
-    def step_at(self, step: int) -> LoopStep:
-        """The step to make after ``step`` others."""
-        return stage_at(self.stages, step)
 
 
 def stage_at(stages: Mapping[int, LoopStep], step: int) -> LoopStep:
@@ -166,13 +150,13 @@ def make_trainings(
         plain = step_with({})
         step = step_with if traced else lambda values: plain
         if not mapped:
-            return make_loop_step(step, train, compile=compiled)
-        mapped_step = map_replicas(make_loop_step(step, train))
-        return compile_step(mapped_step) if compiled else mapped_step
+            return step_transforms.make_loop_step(step, train, compile=compiled)
+        mapped_step = step_transforms.map_replicas(step_transforms.make_loop_step(step, train))
+        return step_transforms.compile_step(mapped_step) if compiled else mapped_step
 
     def make_eval(views: Views, *, compiled: bool) -> EvalStep:
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
-        return compile_pure(step) if compiled else step
+        return step_transforms.compile_pure(step) if compiled else step
 
     # Compiling takes longer than evaluating once, and far less than after each epoch, or than
     # evaluating several views.
@@ -206,7 +190,7 @@ def make_trainings(
                 average=average,
                 sample=sample,
             )
-            return tree.on_device(init_loop_state(state), device)
+            return tree.on_device(step_transforms.init_loop_state(state), device)
 
         def inputs(start: int) -> Iterator[StepInput]:
             first, done = divmod(start, steps_per_epoch)
@@ -226,11 +210,11 @@ def make_trainings(
             last_epoch = inputs(total_steps - steps_per_epoch)
             for given in {len(given.indices): given for given in last_epoch}.values():
                 part = step_transforms.shard(given, axis.rank, axis.size)
-                part = stack([part] * len(state.nonfinite)) if is_stack else part
+                part = step_transforms.stack([part] * len(state.nonfinite)) if is_stack else part
                 for step in (vmap_stages if is_stack else stages).values():
                     # A donated state is overwritten: the copy is what gets lost.
                     yield step, (tree.map(lambda x: x.clone(), state), part)
-            one = take(state, 0) if is_stack else state
+            one = step_transforms.take(state, 0) if is_stack else state
             variables = average.value(one.state.variables, one.state.average)
             for eval_step in compiled_evals:
                 yield evaluate, (eval_step, variables, tree.map(lambda x: x[:1], test))

@@ -1,5 +1,6 @@
 """The summary of a sweep: mean and spread over seeds, and the best grid point."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ _COPIED = (
     *("test_accuracy", "test_loss", "tta_accuracy", "steps", "epochs", "stopped_early"),
     *("selected", "train_seconds", "compile_seconds", "images_per_second", "params_digest"),
 )
+_SUMMED = ("steps", "train_seconds", "compile_seconds")
+_OVER_SEEDS = ("valid_accuracy", "test_accuracy", "tta_accuracy", "test_loss")
 
 
 def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
@@ -41,10 +44,10 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
             f"no run of {path} came to its end: {members[0]['failed']}; see "
             f"{path / members[0]['name'] / run_dir.NONFINITE}"
         )
-    cells = [_of_cell(path, cell) for cell in _by_changes(members)]
+    points = itertools.groupby(members, lambda member: str(member["changes"]))
+    cells = [_of_cell(path, list(point)) for _, point in points]
     chosen = [cell for cell in cells if cell["valid_accuracy"] is not None]
     best = max(chosen, key=lambda cell: cell["valid_accuracy"]["mean"], default=None)
-    figures = intervals.summarize([member["test_accuracy"] for member in ended])
     return {
         "run_dir": str(path),
         "recipe": sweep.trials[0].recipe.name,
@@ -53,11 +56,9 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
         "seed": sweep.trials[0].seed,
         "method": sweep.method,
         "swept": list(sweep.trials[0].changes),
-        "steps": sum(member["steps"] for member in ended),
-        "test_accuracy": figures.mean,
+        "test_accuracy": intervals.summarize([member["test_accuracy"] for member in ended]).mean,
         "test_loss": sum(member["test_loss"] for member in ended) / len(ended),
-        "train_seconds": sum(member["train_seconds"] for member in ended),
-        "compile_seconds": sum(member["compile_seconds"] for member in ended),
+        **{name: sum(member[name] for member in ended) for name in _SUMMED},
         "process_seconds": since_process_start(),
         "members": members,
         "cells": cells,
@@ -86,34 +87,23 @@ def _valid_accuracy(run: Path, report: dict[str, Any]) -> float | None:
     return found[-1] if found else None
 
 
-def _by_changes(members: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
-    for member in members:
-        found.setdefault(str(member["changes"]), []).append(member)
-    return list(found.values())
-
-
 def _of_cell(path: Path, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A point of a sweep, over its seeds."""
     changes = members[0]["changes"]
     ended = [member for member in members if "failed" not in member]
-    valid = [m["valid_accuracy"] for m in ended if m["valid_accuracy"] is not None]
-    tta = [member["tta_accuracy"] for member in ended if "tta_accuracy" in member]
+
+    def figures(name: str) -> dict[str, float] | None:
+        values = [member[name] for member in ended if member.get(name) is not None]
+        return intervals.summarize(values)._asdict() if values else None
+
     return {
         "name": ", ".join(f"{name} {value}" for name, value in changes.items()),
         "changes": changes,
         "runs": [member["name"] for member in ended],
         "failed": len(members) - len(ended),
-        "valid_accuracy": _figures(valid),
-        "test_accuracy": _figures([member["test_accuracy"] for member in ended]),
-        "tta_accuracy": _figures(tta),
-        "test_loss": _figures([member["test_loss"] for member in ended]),
+        **{name: figures(name) for name in _OVER_SEEDS},
         "together": _together([path / member["name"] for member in ended]),
     }
-
-
-def _figures(values: Sequence[float]) -> dict[str, float] | None:
-    return intervals.summarize(values)._asdict() if values else None
 
 
 def _together(runs: Sequence[Path]) -> dict[str, Any] | None:

@@ -18,11 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcifar import io, parallel, random, recipes
+from fcifar import io, parallel, recipes
 from fcifar.data import Dataset
 from fcifar.errors import UserError, WorldError, shown
-from fcifar.recipes import Recipe
-from fcifar.recipes.trials import NAME, Trial, compile_groups
+from fcifar.recipes.trials import METHODS, NAME, Trial, compile_groups
 from fcifar.train import distributed, run_dir
 from fcifar.train.config import RunConfig, check_same_data, from_dict, provenance, to_dict
 from fcifar.train.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
@@ -33,8 +32,6 @@ from fcifar.train.setup import make_trainings
 from fcifar.train.signals import Stop, never
 from fcifar.train.summary import summarize
 
-METHODS = ("loop", "vmap")
-_SMALL = 10**6  # parameters
 _POLL = 0.2  # seconds
 
 
@@ -44,28 +41,6 @@ class Sweep(NamedTuple):
     trials: tuple[Trial, ...]
     method: str  # one of METHODS
     config: RunConfig  # of the first trial
-
-
-def choose_method(asked: str, recipe: Recipe, device: str) -> str:
-    """``loop`` or ``vmap``; for ``auto``, what is likely to be faster.
-
-    On a GPU small networks are bound by launching kernels, and ``vmap`` launches them for all
-    replicas at once; large ones are bound by arithmetic, of which there is no less. On the CPU,
-    convolutions with weights of their own for each replica are slow: docs/many-at-once.md.
-
-    Raises:
-        UserError: there is no such method.
-    """
-    if asked == "auto":
-        return "vmap" if device.startswith("cuda") and _is_small(recipe) else "loop"
-    if asked not in METHODS:
-        raise UserError(f"--replica-method is {shown(asked)}; it must be auto, loop or vmap")
-    return asked
-
-
-def _is_small(recipe: Recipe) -> bool:
-    params = recipes.make_model(recipe, 10).init(random.key(0)).params
-    return sum(value.numel() for value in params.values()) <= _SMALL
 
 
 def write(path: Path, sweep: Sweep) -> None:
@@ -162,9 +137,7 @@ def train(
     if not resume:
         run_dir.check_free(path)
     with io.locked(path):
-        if not resume:
-            run_dir.check_free(path)
-        elif run_dir.is_group(path):
+        if resume and run_dir.is_group(path):
             run_dir.write_checksums(path, [run_dir.SWEEP])
         result = _train_share(path, sweep, dataset, observe, stop)
         if result is None and distributed.world_size() > 1:
@@ -247,13 +220,13 @@ def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
     Raises:
         WorldError: one of them trained where this rank does not see it.
     """
-    outcomes: dict[int, str] = {}
+    outcomes: list[str] = []
     while len(outcomes) < distributed.world_size() - 1:
         if (signum := stop()) is not None:
             return Interrupted(signum, 0)
         time.sleep(_POLL)
         outcomes = distributed.outcomes()
-    if "interrupted" in outcomes.values():
+    if "interrupted" in outcomes:
         return Interrupted(stop() or signal.SIGTERM, 0)
     missing = [t.name for t in sweep.trials if not has_ended(path / t.name, sweep.config)]
     if missing:

@@ -163,7 +163,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ),
         ((*TRAIN, "--batch-size", "100"), "has 42 training images"),
         ((*TRAIN, "--device", "tpu"), "must be auto, cpu"),
-        ((*TRAIN, "--precision", "fp16"), "fp32 or bf16"),
+        ((*TRAIN, "--precision", "fp16"), "fp32, bf16"),
         ((*TRAIN, "--batch-size", "many"), "Invalid value for '--batch-size'"),
         (("train", "--frobnicate"), "No such option"),
         (("train", "--resume", "nowhere"), "nowhere is not a run directory"),

@@ -320,7 +320,7 @@ def test_any_bytes_for_a_log(content: bytes | list[Any], tmp_path: Path) -> None
     for position in (EMPTY._replace(metrics_bytes=2), EMPTY._replace(digests_bytes=2)):
         assert ours(lambda p=position: MetricsLog(tmp_path).rewind(p)) is None
         with pytest.raises(DamagedError, match="does not begin with the 2 bytes written to it"):
-            metrics_log.check_prefix(tmp_path, position)
+            metrics_log.read_prefixes(tmp_path, position)
     for name in ("metrics.jsonl", "digests.jsonl"):
         assert (tmp_path / name).read_bytes() == content
 
@@ -342,7 +342,7 @@ def test_a_log_gives_back_what_it_was_given(records: list[dict], tmp_path: Path)
         d | r for d, r in zip(digests, expected, strict=True)
     ]
     for i, position in reversed(list(enumerate(positions))):
-        metrics_log.check_prefix(tmp_path, position)
+        metrics_log.read_prefixes(tmp_path, position)
         again = MetricsLog(tmp_path)
         again.rewind(position)
         assert again.position == position

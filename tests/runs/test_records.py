@@ -26,7 +26,7 @@ from fcifar.train import runtime as runtime_module
 from fcifar.train.config import RunConfig, make_config, read_config
 from fcifar.train.evaluate import read_predictions
 from fcifar.train.runtime import Runtime, activate, make_runtime
-from fcifar.train.setup import make_training
+from fcifar.train.setup import make_training, stage_at
 from tests.small import make_recipe
 
 
@@ -221,7 +221,7 @@ def test_a_training_has_its_stages_and_adapts_to_training_images(
     first, second = made.stages.values()
     half = made.total_steps // 2
     for step, expected in ((0, first), (half - 1, first), (half, second), (half + 5, second)):
-        assert made.step_at(step) is expected
+        assert stage_at(made.stages, step) is expected
     last_epoch = made.inputs(made.total_steps - made.steps_per_epoch)
     rows = torch.cat([inputs.indices for inputs in last_epoch])
     images = recipes.make_preprocess(recipe)(dataset.train_images[rows])

@@ -78,8 +78,8 @@ def test_threads_follow_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch) -> N
         ({"device": "cuda:01"}, "must be auto"),
         ({"device": "cuda:\N{ARABIC-INDIC DIGIT THREE}"}, "must be auto"),
         ({"device": "cuda:" + "9" * 5000}, "must be auto"),
-        ({"threads": 0}, "between 1 and 1024"),
-        ({"precision": "fp8"}, "fp32 or bf16"),
+        ({"threads": 0}, "from 1 up to 1,024"),
+        ({"precision": "fp8"}, "fp32, bf16"),
     ],
 )
 def test_wrong_values_are_named(values: dict, message: str) -> None:

@@ -21,7 +21,7 @@ from fcifar.errors import UserError
 from fcifar.io import locked
 from fcifar.recipes import Recipe
 from fcifar.train import events, loop, run_dir
-from fcifar.train.config import CheckpointConfig, Every, parse_every
+from fcifar.train.config import CheckpointConfig, Every
 from fcifar.train.events import Noted, Pace, keep_pace
 from fcifar.train.loop import NonFiniteError
 from fcifar.train.runtime import Runtime
@@ -42,7 +42,7 @@ def steps_saved(run: Path) -> list[int]:
     ],
 )
 def test_every_is_steps_or_time(text: str, every: tuple[float, float]) -> None:
-    assert parse_every(text) == Every(*every)
+    assert CheckpointConfig(checkpoint_every=text).every == Every(*every)
 
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-3", "1.5", "5 min", "s", "1e3", "٣", 30, None])
@@ -358,6 +358,7 @@ def test_a_slowdown_is_reported_once_with_the_figures() -> None:
 def test_a_run_says_when_its_steps_become_slow(
     tmp_path: Path, recipe: Recipe, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "TICK", 0.0)
     monkeypatch.setattr(events, "WINDOW", 0.0)
     monkeypatch.setattr(events, "SLOWDOWN", 1e-9)
     notes: list[str] = []
