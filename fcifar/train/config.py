@@ -47,7 +47,7 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         _parse_every(self.checkpoint_every)
-        check_count("--keep-checkpoints", self.keep_checkpoints, 1)
+        check_count("--keep-checkpoints", self.keep_checkpoints, 1, 1_000_000)
         check_switch("allow_nonfinite", self.allow_nonfinite)
 
     @property
