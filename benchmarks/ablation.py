@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import records
-from fcifar import data, intervals
+from fcifar import data
+from fcifar.analysis import confidence
 from fcifar.recipes import Recipe, get
 from fcifar.train import loop
 from fcifar.train.config import make_config
@@ -92,13 +93,13 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     ]
     first = next(iter(results.values()))
     for name, runs in results.items():
-        s = intervals.summarize([100 * r["valid_accuracy"] for r in runs])
+        s = confidence.summarize([100 * r["valid_accuracy"] for r in runs])
         pairs = zip(runs, first, strict=False)
-        d = intervals.summarize(
+        d = confidence.summarize(
             [100 * (a["valid_accuracy"] - b["valid_accuracy"]) for a, b in pairs]
         )
         difference = "" if runs is first else f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f})"
-        seconds = intervals.summarize([r["train_seconds"] for r in runs]).mean
+        seconds = confidence.summarize([r["train_seconds"] for r in runs]).mean
         lines.append(f"| {name} | {s.mean:.2f} % | {s.std:.2f} | {difference} | {seconds:.0f} s |")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from benchmarks.drawing import Line, Panel, Row, plot, rows
 from benchmarks.parts import PLOTS, Part, Record, dicts, percent, runs_of, sources
 from benchmarks.tables import markdown
-from fcifar import intervals
+from fcifar.analysis import confidence
 
 
 def recipes(found: Sequence[Record]) -> Part | None:
@@ -57,9 +57,9 @@ def recipes(found: Sequence[Record]) -> Part | None:
 
 
 def _recipe_row(name: str, runs: Sequence[Record]) -> list[str]:
-    plain = intervals.summarize([100 * run["test_accuracy"] for run in runs])
+    plain = confidence.summarize([100 * run["test_accuracy"] for run in runs])
     seen = [100 * run["tta_accuracy"] for run in runs if run.get("tta_accuracy") is not None]
-    views = intervals.summarize(seen) if seen else None
+    views = confidence.summarize(seen) if seen else None
     last = views or plain
     return [
         name,

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks import records
-from fcifar import intervals
+from fcifar.analysis import confidence
 from fcifar.recipes import RECIPES
 
 _KEPT = (
@@ -105,7 +105,7 @@ def ninety_four(asked: Asked) -> dict[str, Any]:
     for name in ("test_accuracy", "tta_accuracy", "train_seconds"):
         values = [member[name] for member in summary["members"] if name in member]
         if values:
-            found[name] = intervals.summarize(values)._asdict()
+            found[name] = confidence.summarize(values)._asdict()
     return found
 
 

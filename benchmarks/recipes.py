@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 from benchmarks import records
-from fcifar import intervals
+from fcifar.analysis import confidence
 from fcifar.recipes import RECIPES
 from fcifar.recipes.tutorials import TUTORIALS
 
@@ -66,7 +66,7 @@ def row(recipe: str, runs: list[dict[str, Any]]) -> str:
 def speed_row(recipe: str, runs: list[dict[str, Any]]) -> str:
     """A line of the README's table of the speed recipes."""
     plain, views = (
-        intervals.summarize([100 * r[name] for r in runs])
+        confidence.summarize([100 * r[name] for r in runs])
         for name in ("test_accuracy", "tta_accuracy")
     )
     clocks = (

@@ -18,15 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from fcifar import (
+        analysis,
         augment,
         averaging,
-        calibration,
-        comparison,
-        ensembles,
-        examples,
         fingerprint,
         grads,
-        intervals,
         layers,
         losses,
         metrics,
@@ -40,13 +36,10 @@ if TYPE_CHECKING:
         schedules,
         step,
         step_transforms,
-        transforms,
         tree,
-        tta,
-        variance,
     )
+    from fcifar.analysis.example_scores import Scores, make_score_step
     from fcifar.errors import UserError, WorldError
-    from fcifar.examples import Scores, make_score_step
     from fcifar.metrics import Metrics
     from fcifar.models import Model, Variables
     from fcifar.optim import Optimizer, apply_updates
@@ -86,18 +79,14 @@ __all__ = [
     "UserError",
     "Variables",
     "WorldError",
+    "analysis",
     "apply_updates",
     "augment",
     "averaging",
-    "calibration",
-    "comparison",
     "compile_step",
-    "ensembles",
-    "examples",
     "fingerprint",
     "grads",
     "init_train_state",
-    "intervals",
     "layers",
     "losses",
     "make_eval_step",
@@ -116,15 +105,12 @@ __all__ = [
     "schedules",
     "step",
     "step_transforms",
-    "transforms",
     "tree",
-    "tta",
-    "variance",
 ]
 
 _HOMES = {
     "errors": ("UserError", "WorldError"),
-    "examples": ("Scores", "make_score_step"),
+    "analysis.example_scores": ("Scores", "make_score_step"),
     "metrics": ("Metrics",),
     "models": ("Model", "Variables"),
     "optim": ("Optimizer", "apply_updates"),

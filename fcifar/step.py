@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcifar import averaging, metrics, precision, random, tta
-from fcifar.augment import Augment
+from fcifar import averaging, metrics, precision, random
+from fcifar.augment import Augment, tta
+from fcifar.augment.tta import Views
 from fcifar.averaging import Average
 from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss, cross_entropy
@@ -31,7 +32,6 @@ from fcifar.optim import Optimizer, apply_updates
 from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
 from fcifar.random import Key
-from fcifar.tta import Views
 
 
 class Batch(NamedTuple):
@@ -248,7 +248,7 @@ def make_eval_step(
     """``eval_step(variables, batch) -> Examples``: loss, correctness and logits of each example.
 
     Written for one example and mapped over the batch with ``torch.func.vmap``. The logits are the
-    mean over the ``views`` of an image, see ``fcifar.tta``.
+    mean over the ``views`` of an image, see ``fcifar.augment.tta``.
 
     >>> model = fcifar.models.lenet()
     >>> eval_step = fcifar.make_eval_step(model)

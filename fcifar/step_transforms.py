@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcifar import metrics, parallel, random, transforms, tree
+from fcifar import metrics, parallel, random, tree
+from fcifar.augment import functional
 from fcifar.metrics import Metrics
 from fcifar.step import Batch, Shard, TrainState, TrainStep
 from fcifar.tree import Tree
@@ -147,7 +148,7 @@ def make_loop_step(
     def loop_step(loop: LoopState, inputs: StepInput) -> Any:
         images = data.images[inputs.indices]
         if isinstance(inputs.flip, Tensor):
-            images = transforms.mirror(images, inputs.flip)
+            images = functional.mirror(images, inputs.flip)
         labels = data.labels[inputs.indices]
         is_shard = isinstance(inputs.first_row, Tensor)
         batch = Shard(images, labels, inputs.first_row) if is_shard else Batch(images, labels)

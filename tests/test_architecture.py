@@ -22,20 +22,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"errors"},
-    {"threefry", "inverse_erf"},
     {"random", "tree", "registry"},
     {"parallel"},
-    {
-        *("layers", "schedules", "precision", "transforms", "fingerprint", "intervals"),
-        *("variance", "grads"),
-    },
-    {
-        *("models", "optim", "averaging", "augment", "losses", "metrics", "calibration"),
-        *("comparison", "privacy"),
-    },
-    {"kernels", "tta", "ensembles"},
+    {"layers", "schedules", "precision", "fingerprint", "grads"},
+    {"models", "optim", "averaging", "augment", "losses", "metrics", "privacy"},
+    {"kernels"},
     {"step"},
-    {"step_transforms", "examples"},
+    {"step_transforms"},
     {"analysis"},
     {"io"},
     {"tensor_files"},

@@ -13,9 +13,9 @@ import fcifar
 from tests.test_architecture import IMPURE
 
 CORE = {
-    *("augment", "averaging", "ensembles", "examples", "grads", "losses", "metrics"),
+    *("analysis", "augment", "averaging", "grads", "losses", "metrics"),
     *("models", "optim", "parallel", "privacy", "random", "recipes", "step_transforms"),
-    *("schedules", "step", "tree", "tta"),
+    *("schedules", "step", "tree"),
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcifar import models, optim, precision, random, recipes, schedules, tree, tta
+from fcifar import models, optim, precision, random, recipes, schedules, tree
+from fcifar.augment import tta
 from fcifar.errors import UserError
 from fcifar.grads import of_batch
 from fcifar.models import Params

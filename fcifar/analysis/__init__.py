@@ -1,1 +1,21 @@
 """What predictions say: pure functions of logits, labels and per-example results."""
+
+from fcifar.analysis import (
+    calibration,
+    confidence,
+    ensembles,
+    example_scores,
+    predictions,
+    score_tables,
+    significance,
+)
+
+__all__ = [
+    "calibration",
+    "confidence",
+    "ensembles",
+    "example_scores",
+    "predictions",
+    "score_tables",
+    "significance",
+]

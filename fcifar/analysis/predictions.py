@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import calibration
+from fcifar.analysis import calibration
 from fcifar.metrics import wilson_interval
 from fcifar.step import Examples
 

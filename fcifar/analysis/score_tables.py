@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fcifar import ensembles
-from fcifar.ensembles import Ensemble
-from fcifar.examples import Scores
+from fcifar.analysis import ensembles
+from fcifar.analysis.ensembles import Ensemble
+from fcifar.analysis.example_scores import Scores
 
 Table = Mapping[str, np.ndarray]  # columns of one length: numbers, booleans or text
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

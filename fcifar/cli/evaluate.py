@@ -76,8 +76,7 @@ def evaluate(
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
     fcifar eval cifar_net.pth --model lenet[/]
     """
-    from fcifar import ensembles
-    from fcifar.analysis import score_tables
+    from fcifar.analysis import ensembles, score_tables
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.interop import tables

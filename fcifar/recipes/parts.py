@@ -7,18 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import (
-    augment,
-    averaging,
-    losses,
-    optim,
-    precision,
-    privacy,
-    random,
-    schedules,
-    transforms,
-    tta,
-)
+from fcifar import augment, averaging, losses, optim, precision, privacy, random, schedules
+from fcifar.augment import functional, tta
+from fcifar.augment.tta import Views
 from fcifar.averaging import Average
 from fcifar.errors import UserError, located
 from fcifar.grads import Gradient, of_batch
@@ -31,7 +22,6 @@ from fcifar.recipes.named import Stage, named_augment, named_model, named_stages
 from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
 from fcifar.step import Augment, Preprocess, Reduction, normalize
-from fcifar.tta import Views
 
 # Of the peak, the part of it that is left at the end, and the steps until then.
 _SCHEDULES: dict[str, Callable[[Any, float, int], Schedule]] = {
@@ -262,7 +252,7 @@ def make_preprocess(recipe: Recipe, size: int = 0) -> Preprocess:
     normalized = normalize(tuple(recipe.mean), tuple(recipe.std))
     if not size:
         return normalized
-    return lambda images: transforms.resize(normalized(images), size)
+    return lambda images: functional.resize(normalized(images), size)
 
 
 def make_stages(recipe: Recipe, total_steps: int) -> list[tuple[int, Stage]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fcifar.augment.tta import VIEWS
 from fcifar.errors import UserError, shown
 from fcifar.models import mixes_examples, takes_images
 from fcifar.optim import REGISTERED
@@ -21,7 +22,6 @@ from fcifar.recipes.checks import (
     check_text,
 )
 from fcifar.recipes.named import named_augment, named_model, named_stages
-from fcifar.tta import VIEWS
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")

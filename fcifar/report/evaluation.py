@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fcifar import calibration, random
+from fcifar import random
+from fcifar.analysis import calibration
 from fcifar.report.channels import channels_picture
 from fcifar.report.confusion import confusion_picture
 from fcifar.report.predictions import predictions_grid

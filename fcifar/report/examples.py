@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from fcifar.analysis import score_tables
+from fcifar.analysis.ensembles import Ensemble
+from fcifar.analysis.example_scores import Scores
 from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
-from fcifar.ensembles import Ensemble
-from fcifar.examples import Scores
 from fcifar.report.pictures import labelled_grid
 from fcifar.report.predictions import RIGHT, WRONG
 from fcifar.report.scores import score_histograms

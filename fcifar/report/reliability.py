@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fcifar.calibration import Reliability
+from fcifar.analysis.calibration import Reliability
 from fcifar.errors import UserError
 from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled, with_fonts
 

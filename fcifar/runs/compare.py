@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fcifar import io
-from fcifar.comparison import against_first, letters
+from fcifar.analysis.significance import against_first, letters
 from fcifar.data import Dataset
 from fcifar.errors import UserError, names_of
 from fcifar.runs import inference

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import ensembles, recipes, tensor_files, tree, tta
-from fcifar.analysis import predictions
+from fcifar import recipes, tensor_files, tree
+from fcifar.analysis import ensembles, predictions
+from fcifar.analysis.example_scores import GRADIENTS, make_score_step
 from fcifar.analysis.score_tables import Examined
+from fcifar.augment import tta
+from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.errors import UserError, WorldError, names_of, shown
-from fcifar.examples import GRADIENTS, make_score_step
 from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, Examples, make_eval_step
@@ -21,7 +23,6 @@ from fcifar.train import evaluate as evaluation
 from fcifar.train import run_dir
 from fcifar.train.runtime import Runtime, activate
 from fcifar.train.setup import split_rows
-from fcifar.tta import Views
 
 DIGITS = 5  # of a row number at least, so that names sort as rows do
 

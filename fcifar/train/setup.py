@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import random, recipes, step_transforms, tree, tta
+from fcifar import random, recipes, step_transforms, tree
+from fcifar.augment import tta
+from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.data.splits import holdout
 from fcifar.models import Model, Variables
@@ -31,7 +33,6 @@ from fcifar.step import (
 from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
 from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import evaluate
-from fcifar.tta import Views
 
 SAMPLE = 5000  # images that a model adapts to
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fcifar import ensembles, intervals, io
+from fcifar import io
+from fcifar.analysis import confidence, ensembles
 from fcifar.errors import WorldError
 from fcifar.train import metrics_log, run_dir
 from fcifar.train.environment import since_process_start
@@ -56,7 +57,7 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
         "seed": sweep.trials[0].seed,
         "method": sweep.method,
         "swept": list(sweep.trials[0].changes),
-        "test_accuracy": intervals.summarize([member["test_accuracy"] for member in ended]).mean,
+        "test_accuracy": confidence.summarize([member["test_accuracy"] for member in ended]).mean,
         "test_loss": sum(member["test_loss"] for member in ended) / len(ended),
         **{name: sum(member[name] for member in ended) for name in _SUMMED},
         "process_seconds": since_process_start(),
@@ -94,7 +95,7 @@ def _of_cell(path: Path, members: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     def figures(name: str) -> dict[str, float] | None:
         values = [member[name] for member in ended if member.get(name) is not None]
-        return intervals.summarize(values)._asdict() if values else None
+        return confidence.summarize(values)._asdict() if values else None
 
     return {
         "name": ", ".join(f"{name} {value}" for name, value in changes.items()),

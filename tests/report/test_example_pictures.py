@@ -9,10 +9,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from torch import Tensor
 
-from fcifar import ensembles, random
+from fcifar import random
+from fcifar.analysis import ensembles
+from fcifar.analysis.example_scores import Scores
 from fcifar.analysis.score_tables import Examined
 from fcifar.errors import UserError
-from fcifar.examples import Scores
 from fcifar.report import examples, scores
 from fcifar.report.figures import BLUE, VERMILION
 from fcifar.report.scores import BINS, histogram, score_histograms

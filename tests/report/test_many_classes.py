@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fcifar import calibration, random
+from fcifar import random
+from fcifar.analysis import calibration
 from fcifar.analysis.predictions import LARGEST_MATRIX, summarize
 from fcifar.cli import output
 from fcifar.data import Split, make_dataset

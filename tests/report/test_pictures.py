@@ -13,7 +13,8 @@ import torch
 from matplotlib import font_manager, rcParams
 from torch import Tensor
 
-from fcifar import calibration, random
+from fcifar import random
+from fcifar.analysis import calibration
 from fcifar.data.dataset import Dataset
 from fcifar.errors import UserError
 from fcifar.report import (

@@ -8,7 +8,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from fcifar.calibration import Reliability, expected_calibration_error, reliability
+from fcifar.analysis.calibration import Reliability, expected_calibration_error, reliability
 from fcifar.errors import UserError, WorldError
 from fcifar.report import reliability_picture
 from fcifar.report.figures import BLUE

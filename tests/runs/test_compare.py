@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from training import train
 
-from fcifar import comparison
-from fcifar.comparison import PairedDifference, mcnemar
+from fcifar.analysis import significance
+from fcifar.analysis.significance import PairedDifference, mcnemar
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.errors import UserError
 from fcifar.recipes import Recipe
@@ -76,7 +76,7 @@ def test_what_may_be_said(only_first: int, only_second: int, words: str) -> None
         only_second=only_second,
         p_value=mcnemar(only_first, only_second),
     )
-    assert comparison.statement("A", "B", difference) == words
+    assert significance.statement("A", "B", difference) == words
 
 
 def test_a_run_without_a_report_has_no_seconds(
@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_letters_never_end() -> None:
-    letters = comparison.letters()
+    letters = significance.letters()
     names = [next(letters) for _ in range(800)]
     assert (names[0], names[25], names[26], names[27], names[702]) == ("A", "Z", "AA", "AB", "AAA")
     assert len(set(names)) == 800

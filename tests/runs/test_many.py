@@ -9,7 +9,8 @@ import pytest
 import torch
 from training import after, records, train
 
-from fcifar import ensembles, io, tensor_files
+from fcifar import io, tensor_files
+from fcifar.analysis import ensembles
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError, UserError, WorldError
 from fcifar.recipes import Recipe

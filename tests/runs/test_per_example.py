@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fcifar import ensembles, random, recipes
-from fcifar.analysis import score_tables
+from fcifar import random, recipes
+from fcifar.analysis import ensembles, score_tables
+from fcifar.analysis.example_scores import Scores
 from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.data import Dataset
 from fcifar.errors import UserError
-from fcifar.examples import Scores
 from fcifar.interop import tables
 from fcifar.models import Variables
 from fcifar.recipes import Recipe

@@ -13,7 +13,8 @@ import torch
 import training
 from training import SEED, after, records
 
-from fcifar import recipes, tensor_files, tree, tta
+from fcifar import recipes, tensor_files, tree
+from fcifar.augment import tta
 from fcifar.data import Dataset
 from fcifar.errors import UserError
 from fcifar.models.speednet import whitening

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fcifar import data
-from fcifar.comparison import letters
+from fcifar.analysis.significance import letters
 from fcifar.errors import UserError, WorldError
 from fcifar.step import Examples
 from fcifar.train import metrics_log, run_dir

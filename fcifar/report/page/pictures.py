@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import calibration, ensembles
+from fcifar.analysis import calibration, ensembles
 from fcifar.report.page.gathering import Pictures, Run, on_same_images
 from fcifar.report.page.html import Html, tag
 

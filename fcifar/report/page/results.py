@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcifar import calibration
-from fcifar.comparison import against_first
+from fcifar.analysis import calibration
+from fcifar.analysis.significance import against_first
 from fcifar.metrics import wilson_interval
 from fcifar.report.page.charts import bar_chart
 from fcifar.report.page.gathering import Run, on_same_images

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fcifar.intervals import summarize, t_quantile
+from fcifar.analysis.confidence import summarize, t_quantile
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fcifar import random
-from fcifar.calibration import (
+from fcifar.analysis.calibration import (
     confusion_matrix,
     expected_calibration_error,
     most_confident_mistakes,

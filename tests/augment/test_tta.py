@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcifar import losses, random, tree, tta
+from fcifar import losses, random, tree
+from fcifar.augment import tta
+from fcifar.augment.tta import Views
 from fcifar.models import Model, Variables
 from fcifar.precision import FP64
 from fcifar.step import Batch, make_eval_step, normalize
 from fcifar.train.evaluate import evaluate
-from fcifar.tta import Views
 from tests.small import make_model
 
 NORMALIZE = normalize()

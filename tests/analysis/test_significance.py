@@ -8,7 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcifar.comparison import Z95, PairedDifference, mcnemar, paired_difference, paired_interval
+from fcifar.analysis.significance import (
+    Z95,
+    PairedDifference,
+    mcnemar,
+    paired_difference,
+    paired_interval,
+)
 from fcifar.metrics import wilson_interval
 
 counts = st.integers(0, 400)

@@ -76,8 +76,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Raises:
         ValueError: a count is below 0.
 
-    >>> fcifar.comparison.mcnemar(1, 1), round(fcifar.comparison.mcnemar(0, 10), 6)
-    (1.0, 0.001953)
+    >>> [round(fcifar.analysis.significance.mcnemar(*counts), 6) for counts in ((1, 1), (0, 10))]
+    [1.0, 0.001953]
     """
     if only_first < 0 or only_second < 0:
         raise ValueError(f"mcnemar needs counts of 0 or more, not {only_first}, {only_second}")

@@ -20,7 +20,7 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """The ``chosen`` images (bool [B]) mirrored left to right, the others as they are.
 
     >>> images = torch.arange(3).to(torch.uint8).expand(2, 1, 1, 3)
-    >>> fcifar.transforms.mirror(images, torch.tensor([True, False]))[:, 0, 0]
+    >>> fcifar.augment.functional.mirror(images, torch.tensor([True, False]))[:, 0, 0]
     tensor([[2, 1, 0],
             [0, 1, 2]], dtype=torch.uint8)
     """
@@ -82,7 +82,7 @@ def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros
         ValueError: an unknown mode.
 
     >>> images, by = torch.arange(1.0, 5.0).reshape(1, 1, 2, 2), torch.tensor([1])
-    >>> fcifar.transforms.translate(images, by, torch.tensor([0]))
+    >>> fcifar.augment.functional.translate(images, by, torch.tensor([0]))
     tensor([[[[0., 0.],
               [1., 2.]]]])
     """

@@ -17,9 +17,9 @@ class Views(NamedTuple):
 def combine(views: Views, logits: Tensor) -> Tensor:
     """The weighted mean [C] of the views' logits [V, C].
 
-    >>> views = fcifar.tta.MIRROR
+    >>> views = fcifar.augment.tta.MIRROR
     >>> images = views.of(torch.tensor([1.0, 2.0]).expand(3, 1, 2))  # [2, 3, 1, 2]
-    >>> fcifar.tta.combine(views, images[:, 0, 0])
+    >>> fcifar.augment.tta.combine(views, images[:, 0, 0])
     tensor([1.5000, 1.5000])
     """
     if len(views.weights) == 1:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcifar import random
-from fcifar.variance import signed_std, split_variance
+from fcifar.analysis.ensembles import signed_std, split_variance
 
 
 def test_it_is_what_the_covariances_of_examples_say() -> None:

@@ -35,7 +35,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
         ValueError: an argument is something else.
 
     >>> labels, predictions = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
-    >>> fcifar.calibration.confusion_matrix(labels, predictions, 2)
+    >>> fcifar.analysis.calibration.confusion_matrix(labels, predictions, 2)
     tensor([[1, 1],
             [0, 1]])
     """

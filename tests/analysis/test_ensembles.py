@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcifar import intervals, random
-from fcifar.ensembles import disagreement, examine, ranked, summarize_replicas
-from fcifar.variance import split_variance
+from fcifar import random
+from fcifar.analysis import confidence
+from fcifar.analysis.ensembles import (
+    disagreement,
+    examine,
+    ranked,
+    split_variance,
+    summarize_replicas,
+)
 
 R, N, C = 5, 40, 4
 
@@ -94,7 +100,7 @@ def test_the_summary_is_that_of_its_parts() -> None:
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     correct = logits.argmax(-1) == labels
     accuracies = correct.double().mean(1).tolist()
-    summary, variance = intervals.summarize(accuracies), split_variance(correct)
+    summary, variance = confidence.summarize(accuracies), split_variance(correct)
     probabilities = logits.double().softmax(-1).mean(0)
     std = math.copysign(math.sqrt(abs(variance.distribution)), variance.distribution)
     assert figures.pop("accuracies") == pytest.approx(accuracies)

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as twin
 
-from fcifar import random, transforms
+from fcifar import random
 from fcifar.augment import (
     Augment,
     chain,
     color_jitter,
     cutout,
+    functional,
     random_crop,
     random_flip,
     random_rotation,
@@ -188,13 +189,13 @@ def test_parameters_of_zero_are_the_identity(dtype: torch.dtype) -> None:
     images = noise(8) if dtype == torch.uint8 else (noise(8) / 255).to(dtype)
     zero, one = torch.zeros(8, dtype=torch.int64), torch.ones(8)
     for result in (
-        transforms.mirror(images, zero > 0),
-        transforms.rotate(images, zero.float()),
-        transforms.rotate(images, zero.float(), interpolation="bilinear", fill=0.5),
-        transforms.translate(images, zero, zero),
-        transforms.translate(images, zero, zero, mode="reflect"),
-        transforms.erase_square(images, zero, zero, 0),
-        transforms.adjust_color(images, brightness=one, contrast=one, saturation=one),
+        functional.mirror(images, zero > 0),
+        functional.rotate(images, zero.float()),
+        functional.rotate(images, zero.float(), interpolation="bilinear", fill=0.5),
+        functional.translate(images, zero, zero),
+        functional.translate(images, zero, zero, mode="reflect"),
+        functional.erase_square(images, zero, zero, 0),
+        functional.adjust_color(images, brightness=one, contrast=one, saturation=one),
     ):
         assert torch.equal(result, images)
 
@@ -315,7 +316,7 @@ def test_nearest_rotation_is_torchvisions(shape: tuple[int, int], dtype: torch.d
     """But for one pixel in a thousand, half-way between two, which rounding takes either way."""
     images = noise(len(ANGLES), *shape)
     images = images if dtype == torch.uint8 else images / 255
-    result = transforms.rotate(images, torch.tensor(ANGLES))
+    result = functional.rotate(images, torch.tensor(ANGLES))
     expected = by_twin(images, ANGLES)
     differing = (result != expected).any(1).flatten(1).double().mean(1)
     for angle, share in zip(ANGLES, differing.tolist(), strict=True):
@@ -340,11 +341,11 @@ def test_bilinear_rotation_is_torchvisions(fill: float) -> None:
     # torchvision weighs a fill twice at the border; filling with zero after a shift is exact.
     expected = by_twin(images - fill, angles, interpolation=twin.InterpolationMode.BILINEAR) + fill
     options: dict[str, Any] = {"interpolation": "bilinear", "fill": fill}
-    result = transforms.rotate(images, torch.tensor(angles), **options)
+    result = functional.rotate(images, torch.tensor(angles), **options)
     torch.testing.assert_close(result, expected, rtol=0, atol=2e-5)
 
     coarse = (images * 255).round().to(torch.uint8)
-    result = transforms.rotate(coarse, torch.tensor(angles), **options)
+    result = functional.rotate(coarse, torch.tensor(angles), **options)
     shift = round(fill * 255)
     expected = shift + by_twin(
         coarse.float() - shift, angles, interpolation=twin.InterpolationMode.BILINEAR
@@ -356,7 +357,7 @@ def test_bilinear_rotation_is_torchvisions(fill: float) -> None:
 
 def test_rotation_fills_each_channel() -> None:
     images = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    corner = transforms.rotate(images, torch.tensor([45.0]), fill=(0.0, 0.5, 1.0))[0, :, 0, 0]
+    corner = functional.rotate(images, torch.tensor([45.0]), fill=(0.0, 0.5, 1.0))[0, :, 0, 0]
     assert corner.tolist() == [0, 128, 255]
 
 
@@ -375,7 +376,7 @@ def test_crop_is_torchvisions(mode: str, named: str) -> None:
 @pytest.mark.parametrize(("down", "right"), [(3, 0), (0, 5), (-2, 1), (-7, -31)])
 def test_translation_moves_down_and_right(down: int, right: int) -> None:
     images = noise(1)
-    moved = transforms.translate(images, torch.tensor([down]), torch.tensor([right]))
+    moved = functional.translate(images, torch.tensor([down]), torch.tensor([right]))
     # A pad by a negative number crops: what enters above goes below.
     expected = torch.nn.functional.pad(images, (right, -right, down, -down))
     assert torch.equal(moved, expected)
@@ -399,11 +400,11 @@ def test_color_is_torchvisions(name: str) -> None:
             [COLORS[name](x, factor) for x, factor in zip(images, factors, strict=True)]
         )
 
-    result = transforms.adjust_color(images, **{name: torch.tensor(factors)})
+    result = functional.adjust_color(images, **{name: torch.tensor(factors)})
     torch.testing.assert_close(result, expected(images), rtol=0, atol=1e-6)
 
     coarse = (images * 255).round().to(torch.uint8)
-    result = transforms.adjust_color(coarse, **{name: torch.tensor(factors)})
+    result = functional.adjust_color(coarse, **{name: torch.tensor(factors)})
     assert levels(result, (expected(coarse / 255) * 255).round()).max() <= 1
     assert levels(result, expected(coarse)).max() <= 2
 
@@ -430,17 +431,17 @@ def test_moves_of_any_images_are_torchvisions(data: st.DataObject, images: Tenso
     """Flips, translations and crops, erased squares: to the last bit."""
     height, width = images.shape[-2:]
     chosen = torch.tensor([data.draw(st.booleans()) for _ in images])
-    flipped = transforms.mirror(images, chosen)
+    flipped = functional.mirror(images, chosen)
     down = [data.draw(st.integers(1 - height, height - 1)) for _ in images]
     right = [data.draw(st.integers(1 - width, width - 1)) for _ in images]
     mode = data.draw(st.sampled_from(["zeros", "reflect"]))
-    moved = transforms.translate(images, torch.tensor(down), torch.tensor(right), mode=mode)
+    moved = functional.translate(images, torch.tensor(down), torch.tensor(right), mode=mode)
     size = data.draw(st.integers(0, 50))
     row, column = (
         torch.tensor([data.draw(st.integers(0, n - 1)) for _ in images]) for n in (height, width)
     )
     level = data.draw(st.sampled_from([0.0, 1.0]))
-    erased = transforms.erase_square(images, row, column, size, fill=level)
+    erased = functional.erase_square(images, row, column, size, fill=level)
     for i, image in enumerate(images):
         expected = twin.horizontal_flip(image) if chosen[i] else image
         assert torch.equal(flipped[i], expected)
@@ -473,13 +474,13 @@ def test_rotations_of_any_images_are_torchvisions(data: st.DataObject, images: T
     """Nearest: but for pixels half-way between two. Bilinear: to rounding, with a black fill."""
     angles = a_number_each(data.draw, images, -400.0, 400.0)
     expected = by_twin(images, angles)
-    result = transforms.rotate(images, torch.tensor(angles))
+    result = functional.rotate(images, torch.tensor(angles))
     for angle, differing in zip(angles, (result != expected).any(1), strict=True):
         assert not (differing & ~half_way(angle, *images.shape[-2:])).any(), angle
     bilinear = {"interpolation": twin.InterpolationMode.BILINEAR}
     real = images if images.is_floating_point() else images.float()
     expected = by_twin(real, angles, **bilinear)
-    result = transforms.rotate(images, torch.tensor(angles), interpolation="bilinear")
+    result = functional.rotate(images, torch.tensor(angles), interpolation="bilinear")
     if images.dtype == torch.uint8:
         assert levels(result, expected.round()).max() <= 1
     else:
@@ -494,7 +495,7 @@ def test_colors_of_any_images_are_torchvisions(data: st.DataObject, images: Tens
     for name in COLORS:
         pairs = zip(expected, factors[name], strict=True)
         expected = torch.stack([COLORS[name](image, factor) for image, factor in pairs])
-    result = transforms.adjust_color(images, **{n: torch.tensor(f) for n, f in factors.items()})
+    result = functional.adjust_color(images, **{n: torch.tensor(f) for n, f in factors.items()})
     if images.dtype == torch.uint8:
         assert levels(result, (expected * 255).round()).max() <= 1
     else:
@@ -505,7 +506,7 @@ def test_colors_of_any_images_are_torchvisions(data: st.DataObject, images: Tens
 def test_any_resize_is_torchvisions(images: Tensor, size: int) -> None:
     real = images if images.is_floating_point() else images.float()
     expected = twin.resize(real, [size, size], antialias=True)
-    result = transforms.resize(images, size)
+    result = functional.resize(images, size)
     if images.dtype == torch.uint8:
         assert levels(result, expected.round()).max() <= 1
     else:
@@ -518,7 +519,7 @@ def test_color_order_is_brightness_contrast_saturation() -> None:
     expected = images
     for name in ("brightness", "contrast", "saturation"):
         expected = COLORS[name](expected, 1.7)
-    result = transforms.adjust_color(images, **factors)
+    result = functional.adjust_color(images, **factors)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
     other = COLORS["brightness"](COLORS["saturation"](COLORS["contrast"](images, 1.7), 1.7), 1.7)
     assert (result - other).abs().max() > 0.01, "the order matters here"

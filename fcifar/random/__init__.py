@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fcifar.inverse_erf import CENTRE, erf, erfinv, float32, normal_tails
-from fcifar.threefry import shift_right, threefry2x32
+from fcifar.random.inverse_erf import CENTRE, erf, erfinv, float32, normal_tails
+from fcifar.random.threefry import shift_right, threefry2x32
 
 Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row that its draws begin at
 Shape = int | Sequence[int]

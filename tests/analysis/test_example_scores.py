@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcifar import models, random, tree
-from fcifar.examples import Scores, make_score_step
+from fcifar.analysis.example_scores import Scores, make_score_step
 from fcifar.models import Model, Variables
 from fcifar.precision import BF16, FP64
 from fcifar.step import Batch, make_eval_step, normalize

@@ -26,7 +26,7 @@ def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
     Raises:
         ValueError: there are no values.
 
-    >>> found = fcifar.intervals.summarize([0.90, 0.92, 0.91])
+    >>> found = fcifar.analysis.confidence.summarize([0.90, 0.92, 0.91])
     >>> round(found.mean, 4), round(found.low, 4), round(found.high, 4)
     (0.91, 0.8852, 0.9348)
     """

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcifar import intervals
-from fcifar.variance import signed_std, split_variance
+from fcifar.analysis import confidence
 
 
 class Ensemble(NamedTuple):
@@ -49,7 +48,7 @@ def examine(logits: Tensor, labels: Tensor) -> Ensemble:
         ValueError: the arguments are something else.
 
     >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]])  # two networks, one image
-    >>> together = fcifar.ensembles.examine(logits, torch.tensor([0]))
+    >>> together = fcifar.analysis.ensembles.examine(logits, torch.tensor([0]))
     >>> together.votes, together.correct, together.disagreement
     (tensor([[1, 1]]), tensor([True]), tensor([1.], dtype=torch.float64))
     """
@@ -87,7 +86,7 @@ def disagreement(votes: Tensor) -> Tensor:
     Returns:
         float64 [N] in [0, 1]; NaN where R is 1. Of two networks it is 0 or 1.
 
-    >>> fcifar.ensembles.disagreement(torch.tensor([[3, 0], [2, 1]]))
+    >>> fcifar.analysis.ensembles.disagreement(torch.tensor([[3, 0], [2, 1]]))
     tensor([0.0000, 0.6667], dtype=torch.float64)
     """
     networks = votes.sum(-1)
@@ -105,7 +104,8 @@ def ranked(*keys: Tensor) -> Tensor:
     Returns:
         int64 [N]. Rows that are equal in all keys are in their order.
 
-    >>> fcifar.ensembles.ranked(torch.tensor([1.0, 3.0, 1.0]), torch.tensor([0.0, 0.0, 9.0]))
+    >>> first, second = torch.tensor([1.0, 3.0, 1.0]), torch.tensor([0.0, 0.0, 9.0])
+    >>> fcifar.analysis.ensembles.ranked(first, second)
     tensor([1, 2, 0])
     """
     order = torch.arange(len(keys[0]), device=keys[0].device)
@@ -127,7 +127,7 @@ def summarize_replicas(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     * std_independent: what errors independent from example to example would give.
     * std_distribution: the rest, the networks' own difference on all images like these. It is the
       root of an estimated variance; when that is negative, which says that no difference is seen,
-      it is minus the root of its opposite. See ``variance.split_variance`` for both.
+      it is minus the root of its opposite. See ``split_variance`` for both.
     * ensemble_accuracy: of the mean of the probabilities.
     * mean_disagreement: over the examples, of the share of pairs that predict different classes.
 
@@ -142,7 +142,7 @@ def summarize_replicas(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     correct = logits.argmax(-1) == labels
     variance = split_variance(correct)
     accuracies = [hits / len(labels) for hits in correct.sum(1).tolist()]
-    summary = intervals.summarize(accuracies)
+    summary = confidence.summarize(accuracies)
     interval = [summary.low, summary.high]
     return {
         "replicas": len(accuracies),
@@ -178,3 +178,69 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"labels must be integers [{logits.shape[1]}], not {labels.dtype} {[*labels.shape]}"
         )
+
+
+# How much of the spread of test accuracies over runs is real --------------------------------------
+
+# Models that differ only in their seed differ in test accuracy. One part comes from the test set:
+# each example that some models classify correctly and others do not adds the variance of a coin
+# toss. The rest is that some models are better than others on any test set. Jordan, "On the
+# variance of neural network training with respect to test sets and distributions",
+# https://arxiv.org/abs/2304.01910. Computed in integers until the last division, because the two
+# parts are nearly equal and only their difference matters.
+
+
+class Variance(NamedTuple):
+    """Variances over runs, of accuracies that are fractions. All NaN for a single network."""
+
+    observed: float  # of the R accuracies, with R - 1
+    independent: float  # what errors independent from example to example give
+    distribution: float  # of the accuracy on all images like these; may be negative; NaN for N = 1
+
+
+def split_variance(correct: Tensor) -> Variance:
+    """Split the variance of the accuracies of R networks on the same N examples.
+
+    With ``eps_i`` the probability that a run gets example i wrong, errors that are independent from
+    example to example give an accuracy with variance ``sum eps_i (1 - eps_i) / N**2``. Its estimate
+    here has the observed rates for ``eps_i`` and is multiplied by R / (R - 1), for they are the
+    means of R draws: so it is unbiased.
+
+    ``distribution`` is the variance, over runs, of the accuracy on the distribution that the
+    examples are from. It is the mean covariance of the correctness of two examples, over all pairs
+    of different ones: ``(observed - independent) N / (N - 1)``. Its expectation over runs and test
+    sets is the true variance, whatever R; so where that is 0, about half of the estimates are
+    negative. Few runs give a rough estimate: the standard error of ``observed`` alone is about
+    ``sqrt(2 / (R - 1))`` of itself.
+
+    Args:
+        correct: bool [R, N], R and N at least 1.
+
+    Raises:
+        ValueError: ``correct`` is something else.
+    """
+    if correct.dtype != torch.bool or correct.ndim != 2 or not correct.numel():
+        raise ValueError(
+            f"correct must be bool [R, N], R and N at least 1, not {correct.dtype} "
+            f"{[*correct.shape]}"
+        )
+    networks, examples = correct.shape
+    if networks == 1:
+        return Variance(math.nan, math.nan, math.nan)
+    hits = correct.sum(1).tolist()
+    right = correct.sum(0)  # int64, as all that follows
+    total = networks * sum(h * h for h in hits) - sum(hits) ** 2
+    tosses = int((right * (networks - right)).sum())
+    pairs = networks * (networks - 1)
+    return Variance(
+        observed=total / (pairs * examples**2),
+        independent=tosses / (pairs * examples**2),
+        distribution=(total - tosses) / (pairs * examples * (examples - 1))
+        if examples > 1
+        else math.nan,
+    )
+
+
+def signed_std(variance: float) -> float:
+    """The square root of an estimated variance; of a negative one, minus that of its opposite."""
+    return math.copysign(math.sqrt(abs(variance)), variance)

@@ -8,7 +8,7 @@ before normalisation. What comes out has the same shape and dtype. Every example
 own, and example i's depends on the key and on i alone, never on how many examples there are.
 A strength of zero gives the images as they are.
 
-Each factory here draws parameters and hands them to a function of ``transforms``.
+Each factory here draws parameters and hands them to a function of ``augment.functional``.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fcifar import random, transforms
+from fcifar import random
+from fcifar.augment import functional, tta  # noqa: F401
+from fcifar.augment.functional import Fill
 from fcifar.errors import shown
 from fcifar.random import Key
-from fcifar.transforms import Fill
 
 Augment = Callable[[Key, Tensor], Tensor]
 
@@ -62,7 +63,7 @@ def random_flip(p: float = 0.5) -> Augment:
         raise ValueError(f"random_flip needs a probability in [0, 1], not {shown(p)}")
 
     def flip(key: Key, images: Tensor) -> Tensor:
-        return transforms.mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
+        return functional.mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
 
     return flip if p > 0 else _unchanged
 
@@ -87,12 +88,12 @@ def random_rotation(
               [1., 0.]]]])
     """
     low, high = _interval("random_rotation", "degrees", degrees, centre=0.0)
-    transforms.check_interpolation(interpolation)
-    transforms.check_fill(fill)
+    functional.check_interpolation(interpolation)
+    functional.check_fill(fill)
 
     def rotation(key: Key, images: Tensor) -> Tensor:
         angles = _uniform(key, _batch_size(images), low, high)
-        return transforms.rotate(images, angles, interpolation=interpolation, fill=fill)
+        return functional.rotate(images, angles, interpolation=interpolation, fill=fill)
 
     return rotation if low != 0 or high != 0 else _unchanged
 
@@ -114,7 +115,7 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
               [2., 0.]]]])
     """
     _check_count("random_crop", "padding", padding)
-    transforms.check_mode(mode)
+    functional.check_mode(mode)
 
     def crop(key: Key, images: Tensor) -> Tensor:
         batch = _batch_size(images)
@@ -124,7 +125,7 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
                 f"images, not {padding}"
             )
         down, right = _place(key, batch, 2 * padding + 1, 2 * padding + 1)
-        return transforms.translate(images, down - padding, right - padding, mode=mode)
+        return functional.translate(images, down - padding, right - padding, mode=mode)
 
     return crop if padding > 0 else _unchanged
 
@@ -145,11 +146,11 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
     tensor(4)
     """
     _check_count("cutout", "size", size)
-    transforms.check_fill(fill)
+    functional.check_fill(fill)
 
     def cut(key: Key, images: Tensor) -> Tensor:
         row, column = _place(key, _batch_size(images), *images.shape[-2:])
-        return transforms.erase_square(images, row, column, size, fill=fill)
+        return functional.erase_square(images, row, column, size, fill=fill)
 
     return cut if size > 0 else _unchanged
 
@@ -191,7 +192,7 @@ def color_jitter(
             )
             if low != 1 or high != 1
         }
-        return transforms.adjust_color(images, **factors)
+        return functional.adjust_color(images, **factors)
 
     return jitter if any(interval != (1.0, 1.0) for interval in intervals.values()) else _unchanged
 
@@ -204,7 +205,7 @@ def _unchanged(key: Key, images: Tensor) -> Tensor:
 
 
 def _batch_size(images: Tensor) -> int:
-    transforms.check_images(images)
+    functional.check_images(images)
     return images.shape[0]
 
 
