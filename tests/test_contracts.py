@@ -27,7 +27,7 @@ from fcifar.step import (
 )
 from fcifar.step_transforms import accumulate, compile_step, init_loop_state, on_indices
 from fcifar.train.evaluate import evaluate, padded_rows
-from tests.small import compiled_models, make_model, make_recipe
+from tests.helpers.small import compiled_models, make_model, make_recipe
 
 
 class Case(NamedTuple):

@@ -15,7 +15,7 @@ import typer
 from fcifar import cli
 from fcifar.analysis import score_tables
 from fcifar.errors import UserError
-from tests.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
+from tests.helpers.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
 
 # Options that act as soon as they are parsed.
 ACTING = {"--help", "-h", "--version", "--install-completion", "--show-completion"}

@@ -12,7 +12,7 @@ from fcifar import layers, models, random, tree
 from fcifar.models import MODELS, Variables
 from fcifar.parallel import ALONE, Axis
 from fcifar.step_transforms import compile_pure
-from tests.small import make_model
+from tests.helpers.small import make_model
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share() -> None:

@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import together
-from small import make_model
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
@@ -17,6 +15,8 @@ from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
 from fcifar.step import Batch, Shard, TrainState, init_train_state, make_train_step
 from fcifar.step_transforms import StepInput, shard
+from tests.helpers.ranks import together
+from tests.helpers.small import make_model
 
 FLOAT64 = Policy(torch.float64, torch.float64, torch.float64)
 NORMED = ("speednet", "resnet18")

@@ -19,7 +19,7 @@ from fcifar.recipes import Recipe
 from fcifar.recipes.named import Stage, named_stages
 from fcifar.recipes.parts import group_of
 from fcifar.step import init_train_state, make_train_step
-from tests.small import make_model, make_recipe
+from tests.helpers.small import make_model, make_recipe
 
 
 def recipe_of(**values: Any) -> Recipe:

@@ -12,7 +12,7 @@ from fcifar.precision import FP64
 from fcifar.privacy import add_noise, clipped_sum, dp_gradient
 from fcifar.step import Batch, TrainState, init_train_state, make_train_step
 from fcifar.tree import Tree
-from tests.small import make_model
+from tests.helpers.small import make_model
 
 RATE = 0.1
 OPTIMIZER = optim.sgd(RATE)

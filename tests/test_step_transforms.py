@@ -24,7 +24,7 @@ from fcifar.step_transforms import (
     on_indices,
     shard,
 )
-from tests.small import compiled_models, make_model
+from tests.helpers.small import compiled_models, make_model
 
 SIZE = 12
 MODELS = ["lenet", "conv3", "speednet"]

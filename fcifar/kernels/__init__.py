@@ -14,7 +14,7 @@ there. Models stay as they are written, and everything that is not compiled, or 
 processor with AVX-512, runs as PyTorch runs it.
 """
 
-from fcifar.kernels.building import why_not
+from fcifar.kernels.build import why_not
 from fcifar.kernels.lowering import backend
 
 __all__ = ["backend", "why_not"]

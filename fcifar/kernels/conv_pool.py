@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar.kernels import building
+from fcifar.kernels import build
 
 SOURCE = Path(__file__).with_name("conv_pool.c")
 LANES = 16  # float32 values in a vector
@@ -105,7 +105,7 @@ def library(shape: Shape) -> Library:
         UserError: the compiler is missing, or refuses.
         WorldError: the library cannot be written.
     """
-    made = building.load(SOURCE, macros(shape))
+    made = build.load(SOURCE, macros(shape))
     pointer = ctypes.c_void_p
     made.forward.argtypes = [ctypes.c_int64, *[pointer] * 5]
     made.backward.argtypes = made.backward_each.argtypes = [ctypes.c_int64, *[pointer] * 7]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import building, conv_pool, max_pool, pairs, wide_conv
+from fcifar.kernels import build, conv_pool, max_pool, pattern, wide_conv
 
 aten = torch.ops.aten
 
@@ -30,8 +30,8 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
     patches: dict[str, Any] = {"deterministic": torch.are_deterministic_algorithms_enabled()}
-    patches |= building.prepare_cache()
-    if not on_cpu or building.why_not() is not None:
+    patches |= build.prepare_cache()
+    if not on_cpu or build.why_not() is not None:
         return compile_fx(graph, inputs, config_patches=patches)
     patches["post_grad_custom_pre_pass"] = _make_pass()
     return compile_fx(graph, inputs, decompositions=_Table(), config_patches=patches)
@@ -59,7 +59,7 @@ class _Table(dict[Any, Callable[..., Any]]):
 
         table = select_decomp_table()
         super().__init__(table)
-        self.update({op: _unless_wanted(table[op]) for op in pairs.POOLING if op in table})
+        self.update({op: _unless_wanted(table[op]) for op in pattern.POOLING if op in table})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What the compiler's cache knows it by; its functions have no such name."""
@@ -90,13 +90,13 @@ def _may_be_wide(values: Tensor) -> bool:
 
 def fuse(graph: fx.Graph) -> int:
     """Replace every pair in ``graph`` that a kernel is for; how many there were."""
-    found = sum(_fuse_small(graph, pair) or _fuse_wide(graph, pair) for pair in pairs.find(graph))
+    found = sum(_fuse_small(graph, pair) or _fuse_wide(graph, pair) for pair in pattern.find(graph))
     graph.eliminate_dead_code()
     _leave_others_to_the_compiler(graph)
     return found
 
 
-def _fuse_small(graph: fx.Graph, pair: pairs.Pair) -> bool:
+def _fuse_small(graph: fx.Graph, pair: pattern.Pair) -> bool:
     x, weight, bias, pad = pair.x, pair.weight, pair.bias, pair.padding
     if bias is None or not all(_is_plain(n, torch.float32) for n in (x, weight, bias)):
         return False
@@ -110,7 +110,7 @@ def _fuse_small(graph: fx.Graph, pair: pairs.Pair) -> bool:
         old.replace_all_uses_with(pooled)
     for unpool, backward in pair.gradients:
         arguments = (unpool.args[0], which, x, weight, pad)
-        if isinstance(backward, pairs.Each):
+        if isinstance(backward, pattern.Each):
             _fuse_each(graph, unpool, backward, arguments)
             continue
         with graph.inserting_before(backward):
@@ -121,7 +121,7 @@ def _fuse_small(graph: fx.Graph, pair: pairs.Pair) -> bool:
     return True
 
 
-def _fuse_each(graph: fx.Graph, unpool: fx.Node, each: pairs.Each, arguments: Any) -> None:
+def _fuse_each(graph: fx.Graph, unpool: fx.Node, each: pattern.Each, arguments: Any) -> None:
     with graph.inserting_before(unpool):
         op, input_too = conv_pool.conv_pool_backward_each, each.input is not None
         of_input, of_weight, of_bias = _call(graph, op, *arguments, input_too)
@@ -142,7 +142,7 @@ def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
     return made
 
 
-def _fuse_wide(graph: fx.Graph, pair: pairs.Pair) -> bool:
+def _fuse_wide(graph: fx.Graph, pair: pattern.Pair) -> bool:
     x, weight = pair.x, pair.weight
     gradients = [(u, b) for u, b in pair.gradients if isinstance(b, fx.Node)]
     if (
@@ -223,7 +223,7 @@ def _leave_others_to_the_compiler(graph: fx.Graph) -> None:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     table = select_decomp_table()
-    for op in pairs.POOLING:
+    for op in pattern.POOLING:
         for node in graph.find_nodes(op="call_function", target=op):
             inputs = [a for a in node.args if isinstance(a, fx.Node)]
             values = [n.meta["val"] for n in inputs]

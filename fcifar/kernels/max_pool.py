@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fcifar.kernels import building
+from fcifar.kernels import build
 
 SOURCE = Path(__file__).with_name("max_pool.c")
 LANES = 16  # channels, of which there must be a multiple
@@ -24,8 +24,8 @@ _OPS.define("max_pool(Tensor y) -> (Tensor, Tensor)", tags=(torch.Tag.flexible_l
 
 @functools.cache
 def library() -> Callable[..., None]:
-    """The kernel, built where it is not there yet; raises as ``building.load`` does."""
-    made = building.load(SOURCE, {}).max_pool
+    """The kernel, built where it is not there yet; raises as ``build.load`` does."""
+    made = build.load(SOURCE, {}).max_pool
     made.argtypes = [*[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 3]
     made.restype = None
     return made

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar.kernels import building
+from fcifar.kernels import build
 from fcifar.kernels.max_pool import LAST
 
 SOURCE = Path(__file__).with_name("wide_conv.c")
@@ -44,7 +44,7 @@ def why_not() -> str | None:
     """Why this machine cannot do it; None where it can."""
     if not torch.cpu._is_avx512_bf16_supported():
         return "the processor has no instructions for bfloat16"
-    return building.why_not()
+    return build.why_not()
 
 
 def fits(shape: Shape) -> bool:
@@ -89,8 +89,8 @@ def macros(shape: Shape) -> dict[str, int]:
 
 @functools.cache
 def library(shape: Shape) -> Callable[..., int]:
-    """The kernel for a shape, built where it is not there yet; raises as ``building.load`` does."""
-    made = building.load(SOURCE, macros(shape)).backward
+    """The kernel for a shape, built where it is not there yet; raises as ``build.load`` does."""
+    made = build.load(SOURCE, macros(shape)).backward
     made.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 6]
     return made
 

@@ -18,10 +18,10 @@ from fcifar.models.base import (
     takes_images,
 )
 from fcifar.models.conv3 import conv3
-from fcifar.models.factories import MODELS, from_factory, register
+from fcifar.models.from_module import from_module
+from fcifar.models.from_module.init import takes
 from fcifar.models.lenet import lenet
-from fcifar.models.making import takes
-from fcifar.models.module import from_module
+from fcifar.models.registry import MODELS, from_factory, register
 from fcifar.models.resnet import resnet18
 from fcifar.models.speednet import speednet
 

@@ -11,6 +11,7 @@ Everything is built with ``chain`` out of a few transformations. States are Name
 dicts of tensors; counts are tensors too, so that no step ever recompiles.
 """
 
+from fcifar.optim.alias import OPTIMIZERS, REGISTERED, adam, adamw, muon_and_sgd, register, sgd
 from fcifar.optim.base import (
     CountState,
     EmptyState,
@@ -19,7 +20,7 @@ from fcifar.optim.base import (
     chain,
     stateless,
 )
-from fcifar.optim.groups import (
+from fcifar.optim.combine import (
     Label,
     MultiTransformState,
     freeze_after,
@@ -27,7 +28,6 @@ from fcifar.optim.groups import (
     set_to_zero,
 )
 from fcifar.optim.muon import muon, orthogonalize, renormalize_weights, scale_by_muon
-from fcifar.optim.named import OPTIMIZERS, REGISTERED, adam, adamw, muon_and_sgd, register, sgd
 from fcifar.optim.transforms import (
     AdamState,
     TraceState,

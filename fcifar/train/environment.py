@@ -16,7 +16,7 @@ import torch
 import fcifar
 from fcifar import kernels, recipes
 from fcifar.errors import UserError
-from fcifar.kernels.building import compiler
+from fcifar.kernels.build import compiler
 from fcifar.train import distributed
 from fcifar.train.runtime import read_switches
 

@@ -12,7 +12,7 @@ from fcifar.models import Model, Variables
 from fcifar.precision import FP64
 from fcifar.step import Batch, make_eval_step, normalize
 from fcifar.train.evaluate import evaluate
-from tests.small import make_model
+from tests.helpers.small import make_model
 
 NORMALIZE = normalize()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fcifar import cli
-from tests.commands import Outcome
+from tests.helpers.commands import Outcome
 
 
 @pytest.fixture

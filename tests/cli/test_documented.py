@@ -17,9 +17,9 @@ from fcifar.data.official import CLASSES
 from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, sweep
 from fcifar.train.config import make_config
-from tests.commands import Person
-from tests.data import forms
-from tests.pages import PAGES, README, Block, after_fcifar, blocks, commands, name_of
+from tests.helpers import forms
+from tests.helpers.commands import Person
+from tests.helpers.pages import PAGES, README, Block, after_fcifar, blocks, commands, name_of
 
 RUN = "runs/blitz-cifar10-seed0-20261122-101500"
 # What a reader writes for the names in capitals, and for numbers that are made for 50,000 images.

@@ -12,7 +12,7 @@ from fcifar.data import Split, make_dataset
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.commands import fits
+from tests.helpers.commands import fits
 
 TRAIN = ("--dataset", "tiny", "--threads", 1, "--device", "cpu", "--epochs", 1, "--quiet")
 

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from fcifar import data, random
 from fcifar.data import Split, make_dataset
 from fcifar.train import sweep
-from tests.commands import fits
+from tests.helpers.commands import fits
 
 FEW = ("--dataset", "tiny", "--threads", 1, "--device", "cpu", "--epochs", 1, "--batch-size", 8)
 

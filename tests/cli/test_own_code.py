@@ -17,7 +17,7 @@ from fcifar.runs import inference
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.commands import fits
+from tests.helpers.commands import fits
 
 NETS = """
 import functools

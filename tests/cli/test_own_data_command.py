@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fcifar.data.known import KNOWN
-from tests.commands import fits
+from tests.helpers.commands import fits
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fcifar.data import Split, make_dataset
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.commands import fits
+from tests.helpers.commands import fits
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ONE = ("--threads", 1, "--device", "cpu")

@@ -22,8 +22,8 @@ from fcifar.report.page.commands import train_command
 from fcifar.train import loop, run_dir, sweep
 from fcifar.train.config import make_config, read_config
 from fcifar.train.runtime import Runtime
-from tests import browser
-from tests.commands import fits
+from tests.helpers import browser
+from tests.helpers.commands import fits
 
 # Names come from outside.
 EVIL = ("<script>alert(1)</script>", '" onload="x', "a&b", "</style>", "é ß", *"fghij")

@@ -8,7 +8,7 @@ import pytest
 
 from fcifar import data
 from fcifar.data import Split, make_dataset
-from tests.commands import Person, fits
+from tests.helpers.commands import Person, fits
 
 TRAIN = ("train", "--dataset", "tiny", "--batch-size", 7, "--threads", 1, "--device", "cpu", "-q")
 

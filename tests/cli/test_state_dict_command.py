@@ -19,7 +19,7 @@ from fcifar.data import Split, make_dataset, shapes10
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.commands import Outcome, fits
+from tests.helpers.commands import Outcome, fits
 
 ONE = ("--threads", 1, "--device", "cpu")
 SCRIPT = Path(__file__).parent.parent / "interop/tutorial.py"

@@ -10,13 +10,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import forms
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcifar.data import archive
 from fcifar.errors import UserError, WorldError
+from tests.helpers import forms
 
 FILES = {"train/ant/a.png": b"first", "train/bee/b.png": b"second", "test/ant/c.png": b"x" * 2000}
 

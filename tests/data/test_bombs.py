@@ -11,9 +11,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-import forms
 import numpy as np
 import pytest
+
+from tests.helpers import forms
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory")
 

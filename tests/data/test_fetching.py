@@ -4,13 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import forms
 import numpy as np
 import pytest
-import sites
 
 from fcifar import data
 from fcifar.errors import UserError, WorldError
+from tests.helpers import forms, sites
 
 
 @pytest.fixture

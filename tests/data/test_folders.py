@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 
-import forms
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +17,7 @@ from PIL import Image
 from fcifar import data
 from fcifar.data import Wishes, folders, pictures
 from fcifar.errors import UserError, WorldError
+from tests.helpers import forms
 
 HALF = Wishes(test_fraction=0.5)
 

@@ -9,13 +9,13 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import forms
 import pytest
-from fuzzing import ends_well, everything, examples, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fcifar.data import archive, tars
+from tests.helpers import forms
+from tests.helpers.fuzzing import ends_well, everything, examples, mutated
 
 LONG = "train/" + "deep/" * 40 + "é.png"
 FILES = {

@@ -3,16 +3,16 @@
 import io
 import struct
 
-import forms
 import numpy as np
 import pytest
-from fuzzing import ends_well, examples, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fcifar import data
 from fcifar.data import arrays
 from fcifar.errors import UserError
+from tests.helpers import forms
+from tests.helpers.fuzzing import ends_well, examples, mutated
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -6,15 +6,15 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-import forms
 import numpy as np
 import pytest
-from fuzzing import ends_well, examples, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fcifar.data.pickles import load_pickle
 from fcifar.errors import UserError
+from tests.helpers import forms
+from tests.helpers.fuzzing import ends_well, examples, mutated
 
 CALLS: list[tuple[Any, ...]] = []
 

@@ -9,16 +9,16 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import forms
 import numpy as np
 import pytest
-from fuzzing import ends_well, everything, examples, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
 from fcifar.data import official, pictures
+from tests.helpers import forms
+from tests.helpers.fuzzing import ends_well, everything, examples, mutated
 
 CHANGES = st.sampled_from(
     [b"", b"\0", b"x" * 100, b"\xff" * 3072, b"\x80\x04}.", b"\x93NUMPY\1\0\2\0{}", b"PK\3\4"]

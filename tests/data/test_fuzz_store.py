@@ -7,10 +7,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import forms
 import pytest
 import torch
-from fuzzing import ends_well, examples, mutated
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -18,6 +16,8 @@ from safetensors.torch import save_file
 from fcifar import data, tree
 from fcifar.data import store
 from fcifar.errors import WorldError
+from tests.helpers import forms
+from tests.helpers.fuzzing import ends_well, examples, mutated
 
 CLASSES = ("ant", "bée", "cow")  # é is written with digits, which may be in either case
 DATASET = data.make_dataset(

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import forms
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from fcifar import data
 from fcifar.data import pictures
 from fcifar.data.official import CLASSES as CIFAR10
 from fcifar.errors import UserError, WorldError
+from tests.helpers import forms
 
 
 def sources(folder: Path) -> dict[str, Path]:

@@ -9,10 +9,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-import forms
 import numpy as np
 import pytest
-import sites
 import torch
 from torchvision import datasets
 
@@ -20,6 +18,7 @@ from fcifar import data
 from fcifar.data import Wishes
 from fcifar.data.known import KNOWN
 from fcifar.errors import UserError, WorldError
+from tests.helpers import forms, sites
 
 FINE, COARSE = ("ant", "bee", "cow", "dog"), ("insect", "mammal")
 

@@ -3,7 +3,6 @@
 import io
 from pathlib import Path
 
-import forms
 import numpy as np
 import pytest
 import torch
@@ -16,6 +15,7 @@ from fcifar.data import Wishes, archive, pictures
 from fcifar.data.official import CLASSES
 from fcifar.data.splits import hold_out_of_each
 from fcifar.errors import UserError
+from tests.helpers import forms
 
 
 def picture(color: object, size: tuple[int, int], form: str = "PNG", mode: str = "RGB") -> bytes:

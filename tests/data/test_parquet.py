@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import forms
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from fcifar import data
 from fcifar.data import Wishes
 from fcifar.data.official import CLASSES
 from fcifar.errors import UserError
+from tests.helpers import forms
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forms
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 
 from fcifar.data.pickles import load_pickle
 from fcifar.errors import UserError
+from tests.helpers import forms
 
 PYTHON2 = forms.python2_batch(forms.TEST_IMAGES, forms.TEST_LABELS)
 SEEDS = (PYTHON2, *(forms.official(protocol)["test_batch"] for protocol in range(6)))

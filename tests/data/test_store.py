@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forms
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,6 +16,7 @@ from fcifar import data, tree
 from fcifar.data import shapes10, store
 from fcifar.data.dataset import EMPTY
 from fcifar.errors import UserError, WorldError
+from tests.helpers import forms
 
 
 def small(name: str = "small", shift: int = 0) -> data.Dataset:

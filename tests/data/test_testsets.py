@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import forms
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from fcifar import data
 from fcifar.data import Wishes, archive
 from fcifar.data.official import CLASSES, CLASSES_100
 from fcifar.errors import UserError
+from tests.helpers import forms
 
 TEN = np.arange(20) % 10
 IMAGES = np.random.default_rng(3).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)

@@ -24,7 +24,7 @@ from fcifar.runs.inference import Trained, predict
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.small import SMALL
+from tests.helpers.small import SMALL
 
 CLASSES = tuple("abcdefghij")
 needs_onnx = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from fcifar.interop import fitting, state_dicts
 from fcifar.interop.state_dicts import StateDict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from tests.small import SMALL
+from tests.helpers.small import SMALL
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fcifar import random
-from fcifar.kernels import building
+from fcifar.kernels import build
 from fcifar.kernels.conv_pool import (
     Shape,
     conv_pool,
@@ -22,7 +22,7 @@ from fcifar.kernels.conv_pool import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not shutil.which(building.compiler()), reason="the kernel needs a C++ compiler"
+    not shutil.which(build.compiler()), reason="the kernel needs a C++ compiler"
 )
 
 SHAPES = {

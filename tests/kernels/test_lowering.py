@@ -10,7 +10,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import grads, kernels, losses, models, optim, random, tree
-from fcifar.kernels import building, lowering
+from fcifar.kernels import build, lowering
 from fcifar.kernels.conv_pool import conv_pool, conv_pool_backward, conv_pool_backward_each
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
 from fcifar.step_transforms import compile_pure, compile_step
@@ -206,7 +206,7 @@ def test_a_compiled_step_agrees_with_the_step(
 ) -> None:
     """With kernels, and without them."""
     if missing:
-        monkeypatch.setattr(building, "why_not", lambda: f"no {missing}")
+        monkeypatch.setattr(build, "why_not", lambda: f"no {missing}")
     torch._dynamo.reset()
     model, optimizer = models.lenet(), optim.sgd(0.1, momentum=0.9)
     step = make_train_step(model, optimizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.kernels import building, conv_pool, max_pool, wide_conv
+from fcifar.kernels import build, conv_pool, max_pool, wide_conv
 from tests.kernels.test_conv_pool import SHAPES
 
 FLAGS = (
@@ -23,7 +23,7 @@ OFTEN = ("lenet 2", "conv3 2", "odd everything", "wider than a vector")
 
 
 def compiled(source: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [building.compiler(), *FLAGS, *more, str(source), "-o", str(out)]
+    command = [build.compiler(), *FLAGS, *more, str(source), "-o", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -7,7 +7,7 @@ from fcifar.data import Dataset, Split, make_dataset
 from fcifar.recipes import Recipe
 from fcifar.train.config import RunConfig, make_config
 from fcifar.train.runtime import Runtime
-from tests.runs.training import SEED
+from tests.helpers.training import SEED
 
 
 @pytest.fixture

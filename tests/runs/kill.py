@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training import records
-
 from fcifar.runs.verify import verify
 from fcifar.train import run_dir
+from tests.helpers.training import records
 
 
 def main(words: Sequence[str] | None = None) -> int:

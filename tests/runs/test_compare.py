@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from training import train
 
 from fcifar.analysis import significance
 from fcifar.analysis.significance import PairedDifference, mcnemar
@@ -13,6 +12,7 @@ from fcifar.errors import UserError
 from fcifar.recipes import Recipe
 from fcifar.runs import compare, inference
 from fcifar.train.runtime import Runtime
+from tests.helpers.training import train
 
 
 @pytest.fixture

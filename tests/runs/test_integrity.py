@@ -17,7 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from training import after, train
 
 from fcifar import io, recipes, tensor_files
 from fcifar.data import Dataset
@@ -29,6 +28,7 @@ from fcifar.train import metrics_log, run_dir
 from fcifar.train.config import CheckpointConfig, read_config
 from fcifar.train.metrics_log import MetricsLog, Position
 from fcifar.train.runtime import Runtime
+from tests.helpers.training import after, train
 
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 FLIPS = 80  # bits of a large file

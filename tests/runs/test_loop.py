@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import SEED, after, records, train
 
 from fcifar import tree
 from fcifar.data import Dataset, Split, make_dataset
@@ -20,6 +19,7 @@ from fcifar.train import loop, run_dir, setup
 from fcifar.train.config import extend_config, make_config, read_config
 from fcifar.train.metrics_log import MetricsLog
 from fcifar.train.runtime import Runtime
+from tests.helpers.training import SEED, after, records, train
 
 
 def test_a_run_leaves_what_the_design_says(

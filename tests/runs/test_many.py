@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from training import after, records, train
 
 from fcifar import io, tensor_files
 from fcifar.analysis import ensembles
@@ -22,6 +21,7 @@ from fcifar.train.config import CheckpointConfig, make_config
 from fcifar.train.evaluate import read_predictions
 from fcifar.train.runtime import Runtime
 from fcifar.train.sweep import Sweep
+from tests.helpers.training import after, records, train
 
 METHODS = ["loop", "vmap"]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from training import train
 
 from fcifar import recipes
 from fcifar.analysis.predictions import best_guesses
@@ -18,6 +17,7 @@ from fcifar.runs.inference import Trained, predict
 from fcifar.step import Batch, make_eval_step
 from fcifar.train.evaluate import evaluate
 from fcifar.train.runtime import Runtime, activate
+from tests.helpers.training import train
 
 
 @pytest.fixture

@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import training
-from training import SEED, after, records
 
 from fcifar import recipes, tensor_files, tree
 from fcifar.augment import tta
@@ -28,7 +26,9 @@ from fcifar.train.config import RunConfig, make_config, read_config
 from fcifar.train.evaluate import read_predictions
 from fcifar.train.runtime import Runtime, activate, make_runtime
 from fcifar.train.setup import make_training, stage_at
-from tests.small import make_recipe
+from tests.helpers import training
+from tests.helpers.small import make_recipe
+from tests.helpers.training import SEED, after, records
 
 
 @pytest.fixture

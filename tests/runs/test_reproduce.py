@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from training import train
 
 from fcifar import io, tree
 from fcifar.data import Dataset, Split, make_dataset, save
@@ -23,7 +22,8 @@ from fcifar.train import environment, loop, metrics_log, run_dir
 from fcifar.train.config import CheckpointConfig, RunConfig
 from fcifar.train.events import Noted
 from fcifar.train.runtime import Runtime
-from tests.small import make_recipe
+from tests.helpers.small import make_recipe
+from tests.helpers.training import train
 
 KEEP = CheckpointConfig(checkpoint_every="10", keep_checkpoints=9)
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from training import after, records, train
 
 from fcifar.data import Dataset, save
 from fcifar.errors import UserError
@@ -25,6 +24,7 @@ from fcifar.train.config import CheckpointConfig, Every
 from fcifar.train.events import Noted, Pace, keep_pace
 from fcifar.train.loop import NonFiniteError
 from fcifar.train.runtime import Runtime
+from tests.helpers.training import after, records, train
 
 
 def steps_saved(run: Path) -> list[int]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import train
 
 from fcifar import random, tensor_files, tree
 from fcifar.data import Dataset, Split, make_dataset
@@ -18,6 +17,7 @@ from fcifar.train import loop, metrics_log, run_dir, sweep
 from fcifar.train.config import make_config, read_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop
 from fcifar.train.runtime import Runtime
+from tests.helpers.training import train
 
 NAN = float("nan")
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-import torchrun
-from commands import Outcome
 
 from fcifar import data, tensor_files
 from fcifar.runs.verify import verify
 from fcifar.train import distributed, metrics_log, run_dir
-from tests.pages import ROOT, blocks
+from tests.helpers import torchrun
+from tests.helpers.commands import Outcome
+from tests.helpers.pages import ROOT, blocks
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds and kills processes as Linux tells them"

@@ -32,7 +32,7 @@ from fcifar import averaging, optim, random, schedules, tree
 from fcifar.optim import Optimizer
 from tests.golden.make_optax import call, made
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/optax.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/optax.json").read_text())
 
 
 def find(name: str) -> Any:

@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fcifar import precision, random, tree
 from fcifar.errors import located
 from fcifar.models.base import Apply, Variables
-from fcifar.models.drawing import spread, tensors_in
-from fcifar.models.making import REGISTRIES
+from fcifar.models.from_module.init import REGISTRIES, spread, tensors_in
 from fcifar.random import Key
 
 SIZE = 32  # pixels a side

@@ -16,8 +16,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from fcifar import layers, random
-from fcifar.models import attention, recurrent
-from fcifar.models.drawing import complex_of
+from fcifar.models.from_module import attention, recurrent
+from fcifar.models.from_module.init import complex_of
 from fcifar.random import Key
 
 STATISTICS = ("running_mean", "running_var")

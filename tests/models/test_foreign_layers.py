@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from fcifar import optim, random, tree
 from fcifar.models import Model, Variables, from_module
-from fcifar.models.forward import Forward
+from fcifar.models.from_module.functionalize import Forward
 from fcifar.precision import BF16, FP64
 from fcifar.step import init_train_state, make_eval_step, make_train_step, normalize
 

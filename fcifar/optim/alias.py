@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fcifar import registry
 from fcifar.optim.base import Optimizer, chain
-from fcifar.optim.groups import multi_transform
+from fcifar.optim.combine import multi_transform
 from fcifar.optim.muon import muon
 from fcifar.optim.transforms import (
     add_decayed_weights,

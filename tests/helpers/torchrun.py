@@ -8,9 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands import Outcome
-
 from fcifar.train.run_dir import METRICS
+from tests.helpers.commands import Outcome
 
 
 def start(

@@ -19,9 +19,11 @@ from torch import Tensor
 from fcifar import random
 from tests.golden.make_jax_random import ARRAYS, NAMES, Case, by_jax, cases
 
-CALLS = json.loads((Path(__file__).parent / "golden/jax_random_calls.json").read_text())["cases"]
-GOLDEN = json.loads((Path(__file__).parent / "golden/jax_random_golden.json").read_text())
-MORE = json.loads((Path(__file__).parent / "golden/jax_random_more.json").read_text())
+CALLS = json.loads((Path(__file__).parents[1] / "golden/jax_random_calls.json").read_text())[
+    "cases"
+]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/jax_random_golden.json").read_text())
+MORE = json.loads((Path(__file__).parents[1] / "golden/jax_random_more.json").read_text())
 SEEDS = sorted(GOLDEN["seeds"], key=int)
 
 

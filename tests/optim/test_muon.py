@@ -15,7 +15,7 @@ from fcifar.optim import Optimizer
 from fcifar.precision import FP64
 from fcifar.step import init_train_state, make_train_step
 
-OPTAX = json.loads((Path(__file__).parent / "golden/optax_muon.json").read_text())
+OPTAX = json.loads((Path(__file__).parents[1] / "golden/optax_muon.json").read_text())
 QUINTIC = (3.4445, -4.7750, 2.0315)
 CUBIC = (1.5, -0.5, 0.0)
 SHAPES = [(5, 5), (4, 9), (9, 4), (1, 7), (7, 1), (16, 27)]

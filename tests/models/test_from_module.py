@@ -18,9 +18,10 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from fcifar import models, optim, privacy, random, tree
-from fcifar.models import Model, attention, from_module
-from fcifar.models.drawing import spread
-from fcifar.models.forward import Forward
+from fcifar.models import Model, from_module
+from fcifar.models.from_module import attention
+from fcifar.models.from_module.functionalize import Forward
+from fcifar.models.from_module.init import spread
 from fcifar.precision import BF16, FP64
 from fcifar.step import TrainState, init_train_state, make_eval_step, make_train_step, normalize
 

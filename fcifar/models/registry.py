@@ -11,10 +11,9 @@ from fcifar import registry
 from fcifar.errors import located, shown
 from fcifar.models.base import Model
 from fcifar.models.conv3 import conv3
-from fcifar.models.drawing import drawing_from, spread
+from fcifar.models.from_module import from_module
+from fcifar.models.from_module.init import drawing_from, spread, takes
 from fcifar.models.lenet import lenet
-from fcifar.models.making import takes
-from fcifar.models.module import from_module
 from fcifar.models.resnet import resnet18
 from fcifar.models.speednet import speednet
 from fcifar.parallel import ALONE, Axis

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from fcifar.errors import UserError, WorldError
-from fcifar.kernels import building
+from fcifar.kernels import build
 
 pytestmark = pytest.mark.skipif(
-    building.why_not() is not None, reason=f"no kernels here: {building.why_not()}"
+    build.why_not() is not None, reason=f"no kernels here: {build.why_not()}"
 )
 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(building, "_folder", lambda: tmp_path / "built")
+    monkeypatch.setattr(build, "_folder", lambda: tmp_path / "built")
     path = tmp_path / "answer.c"
     path.write_text("int answer(void) { return ANSWER; }\n")
     return path
@@ -30,11 +30,11 @@ def built(path: Path) -> list[str]:
 
 
 def test_a_library_is_built_once_for_each_set_of_macros(source: Path) -> None:
-    assert building.load(source, {"ANSWER": 42}).answer() == 42
-    assert building.load(source, {"ANSWER": 43}).answer() == 43
+    assert build.load(source, {"ANSWER": 42}).answer() == 42
+    assert build.load(source, {"ANSWER": 43}).answer() == 43
     before = built(source)
-    building._load.cache_clear()
-    assert building.load(source, {"ANSWER": 42}).answer() == 42
+    build._load.cache_clear()
+    assert build.load(source, {"ANSWER": 42}).answer() == 42
     assert built(source) == before
     assert len(before) == 2
     assert all(name.startswith("answer-") and name.endswith(".so") for name in before)
@@ -46,17 +46,17 @@ def test_a_cache_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for _ in range(2):
-        building.prepare_cache()
+        build.prepare_cache()
         link = os.environ["TORCHINDUCTOR_CACHE_DIR"]
         assert shlex.split(link) == [link]
         assert os.path.realpath(link) == os.path.realpath(folder)
         assert list(tmp_path.glob("fcifar-*")) == [Path(link)]
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
-    building.prepare_cache()
+    build.prepare_cache()
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return ANSWER; }\n")
-    building._load.cache_clear()
-    assert building.load(source, {"ANSWER": 42}).answer() == 42
+    build._load.cache_clear()
+    assert build.load(source, {"ANSWER": 42}).answer() == 42
     assert [path.suffix for path in (folder / "fcifar").iterdir()] == [".so"]
 
 
@@ -65,17 +65,17 @@ def test_a_link_of_somebody_else_is_not_followed(
 ) -> None:
     folder = tmp_path / "a b"
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    name = Path(building._link_to(str(folder))).name
+    name = Path(build._link_to(str(folder))).name
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to(tmp_path / "theirs")
-    link = Path(building._link_to(str(folder)))
+    link = Path(build._link_to(str(folder)))
     assert link.parent != tmp_path
     link.unlink()
 
 
 def test_a_plain_cache_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "é"))
-    building.prepare_cache()
+    build.prepare_cache()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "é")
 
 
@@ -101,53 +101,53 @@ def test_torch_compiles_into_a_cache_with_a_space(tmp_path: Path) -> None:
 
 
 def test_a_changed_source_is_built_anew(source: Path) -> None:
-    assert building.load(source, {"ANSWER": 1}).answer() == 1
+    assert build.load(source, {"ANSWER": 1}).answer() == 1
     source.write_text("int answer(void) { return ANSWER + 1; }\n")
-    building._load.cache_clear()
-    assert building.load(source, {"ANSWER": 1}).answer() == 2
+    build._load.cache_clear()
+    assert build.load(source, {"ANSWER": 1}).answer() == 2
 
 
 def test_what_the_compiler_refuses_is_said_and_nothing_is_left(source: Path) -> None:
     source.write_text("int answer(void) { return }\n")
     with pytest.raises(UserError, match=r"refused .*answer\.c.*error"):
-        building.load(source, {})
+        build.load(source, {})
     assert built(source) == []
 
 
 def test_a_missing_compiler_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    building._target.cache_clear()
-    assert "no-such-compiler" in (building.why_not() or "")
+    build._target.cache_clear()
+    assert "no-such-compiler" in (build.why_not() or "")
     with pytest.raises(UserError, match="cannot run the compiler 'no-such-compiler'"):
-        building.load(source, {})
-    building._target.cache_clear()
+        build.load(source, {})
+    build._target.cache_clear()
 
 
 def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:
     (source.parent / "built").write_text("a file, where the folder should be")
     with pytest.raises(WorldError, match=r"cannot write a kernel to .*built"):
-        building.load(source, {"ANSWER": 7})
+        build.load(source, {"ANSWER": 7})
 
 
 def test_a_library_that_cannot_be_loaded_is_named(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    building.load(source, {"ANSWER": 8})
+    build.load(source, {"ANSWER": 8})
     (library,) = (source.parent / "built").iterdir()
     other = source.parent / "other"  # for what is loaded once is not read again
     other.mkdir()
     (other / library.name).write_bytes(library.read_bytes()[:100])
-    monkeypatch.setattr(building, "_folder", lambda: other)
-    building._load.cache_clear()
+    monkeypatch.setattr(build, "_folder", lambda: other)
+    build._load.cache_clear()
     with pytest.raises(WorldError, match=r"cannot load the kernel .*other.*delete it"):
-        building.load(source, {"ANSWER": 8})
+        build.load(source, {"ANSWER": 8})
 
 
 def test_processes_that_build_at_once_do_not_meet(source: Path) -> None:
     program = (
         "import sys, pathlib; from fcifar.kernels import building; "
         "building._folder = lambda: pathlib.Path(sys.argv[2]); "
-        "print(building.load(pathlib.Path(sys.argv[1]), {'ANSWER': 5}).answer())"
+        "print(build.load(pathlib.Path(sys.argv[1]), {'ANSWER': 5}).answer())"
     )
     command = [sys.executable, "-c", program, str(source), str(source.parent / "built")]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]

@@ -12,7 +12,7 @@ from torch import nn
 from fcifar import optim, random
 from fcifar.models import from_module
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step, normalize
-from tests.pages import ROOT
+from tests.helpers.pages import ROOT
 
 TORCHVISION = """
 convnext_base convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201

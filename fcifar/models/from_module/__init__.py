@@ -22,18 +22,26 @@ from fcifar.models.base import (
     check_key,
     versions_of,
 )
-from fcifar.models.drawing import from_key, spread
-from fcifar.models.forward import STATISTICS, Forward, know_torchvision
-from fcifar.models.making import (
+from fcifar.models.from_module.check import (
+    SIZE,
+    Kept,
+    check_caches,
+    check_forward,
+    check_step,
+    put_back,
+)
+from fcifar.models.from_module.functionalize import STATISTICS, Forward, know_torchvision
+from fcifar.models.from_module.init import (
     REGISTRIES,
     Values,
     build,
     check_repeats,
+    from_key,
     plain_tensors,
+    spread,
     values_of,
     with_classes,
 )
-from fcifar.models.trying import SIZE, Kept, check_caches, check_forward, check_step, put_back
 from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 
