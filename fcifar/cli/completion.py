@@ -16,14 +16,14 @@ def recipes(incomplete: str) -> list[str]:
 
 def fetchable(incomplete: str) -> list[tuple[str, str]]:
     """Names of data sets that can be fetched, and what they are."""
-    from fcifar.data.known import KNOWN
+    from fcifar.data.catalog import KNOWN
 
     return [(k.name, k.summary) for k in KNOWN.values() if k.name.startswith(incomplete)]
 
 
 def prepared(context: typer.Context, incomplete: str) -> list[str]:
     """Names of data sets in the store, and of the built-in one."""
-    from fcifar.data.places import ENDING, NAME, data_root
+    from fcifar.data.paths import ENDING, NAME, data_root
 
     try:
         paths = list(data_root(context.params.get("data_dir")).glob(f"*{ENDING}"))

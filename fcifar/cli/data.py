@@ -33,7 +33,7 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
     """The data set, checked against its digest; one that can be fetched is, if it is not there."""
     from fcifar import data
     from fcifar.cli.progress import counting
-    from fcifar.data.known import KNOWN
+    from fcifar.data.catalog import KNOWN
     from fcifar.train.distributed import main_first
 
     root = data.data_root(data_dir)

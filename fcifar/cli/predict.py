@@ -69,7 +69,7 @@ def predict(
 
     from fcifar.analysis.predictions import best_guesses
     from fcifar.cli.progress import counting
-    from fcifar.data import pictures
+    from fcifar.data import image_files
     from fcifar.runs import inference as prediction
     from fcifar.train.runtime import make_runtime
 
@@ -81,21 +81,21 @@ def predict(
         precision=precision or "fp32",
         deterministic=deterministic,
     )
-    paths, left_out, _ = pictures.find(images)
+    paths, left_out, _ = image_files.find(images)
     if left_out:
-        output.note(f"not read: {pictures.in_words(left_out)}")
+        output.note(f"not read: {image_files.in_words(left_out)}")
     if grid is not None and len(paths) > GRID_LIMIT:
         raise UserError(
             f"--grid holds up to {GRID_LIMIT} pictures, not {len(paths):,}; give fewer, "
             "or leave it out"
         )
     with counting(quiet=quiet) as progress:
-        rows, failures = pictures.read_those_that_can_be(paths, progress)
+        rows, failures = image_files.read_those_that_can_be(paths, progress)
     if failures and not (skip_unreadable and rows):
-        raise pictures.cannot_read(list(failures.values()), len(paths))
+        raise image_files.cannot_read(list(failures.values()), len(paths))
     if failures:
         output.note(f"skipped {output.count(len(failures), 'image')} that cannot be read:")
-        for words in pictures.listed(list(failures.values())):
+        for words in image_files.listed(list(failures.values())):
             output.note(f"  {words}")
     pixels, paths = torch.stack(rows), [path for path in paths if path not in failures]
     logits = prediction.predict(network, runtime, pixels)

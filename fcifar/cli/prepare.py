@@ -80,7 +80,7 @@ def fetch(
 
 
 def _list_fetchable(json: bool) -> None:
-    from fcifar.data.known import KNOWN
+    from fcifar.data.catalog import KNOWN
 
     if json:
         output.document(
@@ -253,7 +253,7 @@ def _announce(dataset: "Dataset", json: bool) -> None:
 
 def preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What an import did to pixels, and what it left out: names and values."""
-    from fcifar.data.pictures import in_words, others_in_words
+    from fcifar.data.image_files import in_words, others_in_words
 
     def several(name: str, what: str, more: str = "") -> list[str]:
         return [output.count(about[name], what, more or what)] if about.get(name) else []

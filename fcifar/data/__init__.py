@@ -10,12 +10,12 @@ they are called, is known without it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fcifar.data.places import data_root
+from fcifar.data.paths import data_root
 
 if TYPE_CHECKING:
     from fcifar.data.dataset import Dataset, Split, content_digest, make_dataset
-    from fcifar.data.fetching import fetch
-    from fcifar.data.importing import Wishes, import_source
+    from fcifar.data.download import fetch
+    from fcifar.data.readers import Wishes, import_source
     from fcifar.data.store import Info, Summary, info, list_prepared, load, save, verify
 
 __all__ = [
@@ -38,8 +38,8 @@ __all__ = [
 
 _HOMES = {
     "dataset": ("Dataset", "Split", "content_digest", "make_dataset"),
-    "fetching": ("fetch",),
-    "importing": ("Wishes", "import_source"),
+    "download": ("fetch",),
+    "readers": ("Wishes", "import_source"),
     "store": ("Info", "Summary", "info", "list_prepared", "load", "save", "verify"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

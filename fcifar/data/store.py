@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fcifar.data import shapes10
+from fcifar.data.catalog import KNOWN
 from fcifar.data.dataset import EMPTY, Dataset, Split, check, content_digest, make_dataset
-from fcifar.data.known import KNOWN
-from fcifar.data.places import NAME, path_of
+from fcifar.data.paths import NAME, path_of
 from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason
 from fcifar.io import remove_partial, replacing
 

@@ -14,7 +14,7 @@ from fcifar import random, recipes, step_transforms, tree
 from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
-from fcifar.data.splits import holdout
+from fcifar.data.split import holdout
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer

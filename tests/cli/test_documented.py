@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.data.official import CLASSES
+from fcifar.data.readers.cifar import CLASSES
 from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, sweep
 from fcifar.train.config import make_config

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fcifar.data.known import KNOWN
+from fcifar.data.catalog import KNOWN
 from tests.helpers.commands import fits
 
 

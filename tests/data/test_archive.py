@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcifar.data import archive
+from fcifar.data.readers import archive
 from fcifar.errors import UserError, WorldError
 from tests.helpers import forms
 

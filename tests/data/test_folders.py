@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data import Wishes, folders, pictures
+from fcifar.data import Wishes, image_files
+from fcifar.data.readers import folder
 from fcifar.errors import UserError, WorldError
 from tests.helpers import forms
 
@@ -51,8 +52,8 @@ def colours(rows: torch.Tensor) -> list[int]:
 @pytest.fixture(autouse=True)
 def without_heif(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without pillow-heif."""
-    found = tuple(name for name in pictures.readable_formats() if name != "HEIF")
-    monkeypatch.setattr(pictures, "readable_formats", lambda: found)
+    found = tuple(name for name in image_files.readable_formats() if name != "HEIF")
+    monkeypatch.setattr(image_files, "readable_formats", lambda: found)
 
 
 # Layouts ------------------------------------------------------------------------------------------
@@ -119,13 +120,13 @@ def test_a_single_class_folder_is_no_wrapper(tmp_path: Path, root: Path) -> None
 
 def test_three_splits_are_known(tmp_path: Path, root: Path) -> None:
     paths = [*classes("Train/"), *classes("test/"), *classes("valid/", count=2), "cover.png"]
-    found = folders.layout(paths)
+    found = folder.layout(paths)
     assert found.tops == {"train": "Train", "test": "test", "valid": "valid"}
     assert set(found.places) == {
-        *(folders.Place("train", path.split("/")[1], path) for path in paths[:6]),
-        *(folders.Place("test", path.split("/")[1], path) for path in paths[6:12]),
-        *(folders.Place("valid", path.split("/")[1], path) for path in paths[12:16]),
-        folders.Place("", "", "cover.png"),
+        *(folder.Place("train", path.split("/")[1], path) for path in paths[:6]),
+        *(folder.Place("test", path.split("/")[1], path) for path in paths[6:12]),
+        *(folder.Place("valid", path.split("/")[1], path) for path in paths[12:16]),
+        folder.Place("", "", "cover.png"),
     }
     source = forms.write_zip(tmp_path / "three.zip", images(*paths))
     dataset = data.import_source(source, None, root)
@@ -162,13 +163,13 @@ parts = st.sampled_from(["train", "Test", "val", "images", "cat", "dog", "é", "
 def test_every_image_has_one_place_in_any_order(rows: list[list[str]], order: Random) -> None:
     paths = [f"{'/'.join([*row, ''])}{i}.png" for i, row in enumerate(rows)]
     try:
-        found = folders.layout(paths)
+        found = folder.layout(paths)
     except UserError:  # two folders of one split
         return
     assert sorted(place.path for place in found.places) == sorted(paths)
     assert {place.split for place in found.places} <= {"", "train", "test", "valid"}
     order.shuffle(paths)
-    assert folders.layout(paths) == found
+    assert folder.layout(paths) == found
 
 
 # Tables of labels ---------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcifar.data import archive, tars
+from fcifar.data.readers import archive, tars
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, everything, examples, mutated
 

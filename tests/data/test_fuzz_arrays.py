@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcifar import data
-from fcifar.data import arrays
+from fcifar.data.readers import npz
 from fcifar.errors import UserError
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, examples, mutated
@@ -67,29 +67,29 @@ def test_arrays(draw: st.DataObject) -> None:
         name = draw.draw(st.sampled_from(sorted(ARRAYS)))
         odd = st.sampled_from(ODD_ARRAYS).map(npy)
         files[name] = draw.draw(st.one_of(odd_npy(), odd, mutated(st.just(files[name]))))
-        ends_well(arrays.load_array, name, files[name])
+        ends_well(npz.load_array, name, files[name])
     if draw.draw(st.booleans()):
         del files["classes.npy"]
-    content = ends_well(arrays.read, files)
+    content = ends_well(npz.read, files)
     if content is not None:
         ends_well(data.make_dataset, "set", content.train, content.test, content.classes, "")
 
 
 def test_a_header_of_python_2_is_read_without_a_warning() -> None:
     content = npy(np.arange(6)).replace(b"(6,), }  ", b"(6L,), } ")
-    assert ends_well(arrays.load_array, "a.npy", content).tolist() == list(range(6))
+    assert ends_well(npz.load_array, "a.npy", content).tolist() == list(range(6))
 
 
 @pytest.mark.parametrize("order", "<>")
 def test_letters_that_no_text_has_are_refused(order: str) -> None:
     names = npy(np.array(["ant", "bee", "cow"], f"{order}U3"))
     files = {name: npy(array) for name, array in ARRAYS.items()}
-    assert arrays.read(files | {"classes.npy": names}).classes == forms.CLASSES
+    assert npz.read(files | {"classes.npy": names}).classes == forms.CLASSES
     with pytest.raises(UserError, match="classes holds letters that are none"):
-        arrays.read(files | {"classes.npy": names[:-4] + b"\xff" * 4})
+        npz.read(files | {"classes.npy": names[:-4] + b"\xff" * 4})
 
 
 def test_labels_below_zero_are_named_without_class_names() -> None:
     files = {name: npy(array) for name, array in ARRAYS.items() if name != "classes.npy"}
     files["train_labels.npy"] = files["test_labels.npy"] = npy(np.full(6, -9))
-    assert arrays.read(files).classes == ("0",)
+    assert npz.read(files).classes == ("0",)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcifar.data.pickles import load_pickle
+from fcifar.data.readers.safe_pickle import load_pickle
 from fcifar.errors import UserError
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, examples, mutated
@@ -63,7 +63,11 @@ GLOBALS = [
     *((b"numpy", b"ndarray"), (b"numpy", b"dtype"), (b"numpy._core.multiarray", b"_reconstruct")),
     *((b"_codecs", b"encode"), (b"numpy._core.numeric", b"_frombuffer")),
     *((MODULE, b"canary"), (MODULE, b"Canary"), (b"os", b"system"), (b"builtins", b"eval")),
-    *((b"numpy", b"ndarray.tofile"), (b"fcifar.data.pickles", b"_Unpickler"), (b"\xff", b"a")),
+    *(
+        (b"numpy", b"ndarray.tofile"),
+        (b"fcifar.data.readers.safe_pickle", b"_Unpickler"),
+        (b"\xff", b"a"),
+    ),
 ]
 TEXTS = [b"", b"a", b"u1", b"|", b"latin1", b"data", b"canary", b"touched", MODULE, b"x" * 300]
 LENGTHS = [0, 1, 2, 5, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data import official, pictures
+from fcifar.data import image_files
+from fcifar.data.readers import cifar
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, everything, examples, mutated
 
@@ -139,7 +140,7 @@ def test_mutated_sources(content: bytes) -> None:
 @given(st.sampled_from(["official", "binary"]), st.data())
 def test_official_layouts(form: str, draw: st.DataObject) -> None:
     files = (forms.official if form == "official" else forms.binary)()
-    reader = official.read if form == "official" else official.read_binary
+    reader = cifar.read if form == "official" else cifar.read_binary
     for _ in range(draw.draw(st.integers(1, 3))):
         name = draw.draw(st.sampled_from(sorted(files)))
         change = draw.draw(st.sampled_from(["drop", "cut", "grow", "replace", "mutate"]))
@@ -174,7 +175,7 @@ def test_batches_of_odd_values(changes: dict[str, Any]) -> None:
     files = forms.official()
     batch = {"data": forms.TEST_IMAGES.reshape(6, 3072), "labels": [0] * 6} | changes
     files["test_batch"] = pickle.dumps(batch)
-    content = ends_well(official.read, files)
+    content = ends_well(cifar.read, files)
     if content is not None:
         ends_well(data.make_dataset, "set", content.train, content.test, content.classes, "")
 
@@ -184,7 +185,7 @@ def test_batches_of_odd_values(changes: dict[str, Any]) -> None:
 
 def pictures_of_all_kinds() -> list[bytes]:
     found = [WHOLE, JPEG.getvalue()]
-    for kind in pictures.readable_formats():
+    for kind in image_files.readable_formats():
         for mode, size in (("RGB", (40, 33)), ("P", (32, 32)), ("RGBA", (35, 50)), ("L", (1, 60))):
             stream = io.BytesIO()
             try:
@@ -198,14 +199,14 @@ def pictures_of_all_kinds() -> list[bytes]:
 @examples(8)
 @given(
     mutated(st.sampled_from(pictures_of_all_kinds())) | images,
-    st.sampled_from([".png", *(endings[0] for endings in pictures.FORMATS.values())]),
+    st.sampled_from([".png", *(endings[0] for endings in image_files.FORMATS.values())]),
 )
 def test_pictures(content: bytes, ending: str) -> None:
-    ends_well(pictures.decode, io.BytesIO(content), "train/a.png", None, ending=ending)
+    ends_well(image_files.decode, io.BytesIO(content), "train/a.png", None, ending=ending)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a\nb{ending}"
         path.write_bytes(content)
-        found = ends_well(pictures.read, path)
+        found = ends_well(image_files.read, path)
         assert found is None or tuple(found.shape) == (3, 32, 32)
 
 
@@ -213,7 +214,7 @@ def test_an_animation_that_is_none_is_no_warning() -> None:
     chunk = b"acTL" + bytes(8)
     frames = struct.pack(">I", 8) + chunk + struct.pack(">I", zlib.crc32(chunk))
     stream = io.BytesIO(WHOLE[:33] + frames + WHOLE[33:])
-    assert len(ends_well(pictures.decode, stream, "a.png", None).pixels) == 3072
+    assert len(ends_well(image_files.decode, stream, "a.png", None).pixels) == 3072
 
 
 def test_a_source_of_an_odd_name_can_be_imported(tmp_path: Path) -> None:

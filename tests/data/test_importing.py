@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data import pictures
-from fcifar.data.official import CLASSES as CIFAR10
+from fcifar.data import image_files
+from fcifar.data.readers.cifar import CLASSES as CIFAR10
 from fcifar.errors import UserError, WorldError
 from tests.helpers import forms
 
@@ -287,7 +287,7 @@ def test_mutated_images_are_decoded_or_refused(change: bytes, place: int) -> Non
     content = bytearray(forms.png(forms.TEST_IMAGES[0]))
     content[place : place + len(change)] = change
     with contextlib.suppress(UserError):
-        assert len(pictures.decode(io.BytesIO(content), "a.png", None).pixels) == 3072
+        assert len(image_files.decode(io.BytesIO(content), "a.png", None).pixels) == 3072
 
 
 # What goes wrong ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from torchvision import datasets
 
 from fcifar import data
 from fcifar.data import Wishes
-from fcifar.data.known import KNOWN
+from fcifar.data.catalog import KNOWN
 from fcifar.errors import UserError, WorldError
 from tests.helpers import forms, sites
 
@@ -210,12 +210,12 @@ def test_grey_images_become_rgb_of_32_pixels(mnist: Path, root: Path, capfd) -> 
     # As a picture of the same pixels is read.
     from PIL import Image
 
-    from fcifar.data import pictures
+    from fcifar.data import image_files
 
     stream = io.BytesIO()
     Image.fromarray(GREY[5]).save(stream, "PNG")
     stream.seek(0)
-    expected = np.frombuffer(pictures.decode(stream, "x").pixels, np.uint8).reshape(32, 32, 3)
+    expected = np.frombuffer(image_files.decode(stream, "x").pixels, np.uint8).reshape(32, 32, 3)
     assert np.array_equal(dataset.train_images[5].permute(1, 2, 0).numpy(), expected)
 
 

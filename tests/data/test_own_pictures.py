@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data, random
-from fcifar.data import Wishes, archive, pictures
-from fcifar.data.official import CLASSES
-from fcifar.data.splits import hold_out_of_each
+from fcifar.data import Wishes, image_files
+from fcifar.data.readers import archive
+from fcifar.data.readers.cifar import CLASSES
+from fcifar.data.split import hold_out_of_each
 from fcifar.errors import UserError
 from tests.helpers import forms
 
@@ -81,7 +82,7 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all(tmp_path: Path, root: Path)
 def test_images_of_32_pixels_are_left_as_they_are(tmp_path: Path, root: Path) -> None:
     source = forms.write_zip(tmp_path / "a.zip", forms.class_folders())
     plain = data.import_source(source, "plain", root)
-    for how in pictures.FITS:
+    for how in image_files.FITS:
         resized = data.import_source(source, how, root, wishes=Wishes(resize=how))
         assert resized.digest == plain.digest
 

@@ -9,7 +9,7 @@ import pytest
 
 from fcifar import data
 from fcifar.data import Wishes
-from fcifar.data.official import CLASSES
+from fcifar.data.readers.cifar import CLASSES
 from fcifar.errors import UserError
 from tests.helpers import forms
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcifar.data.pickles import load_pickle
+from fcifar.data.readers.safe_pickle import load_pickle
 from fcifar.errors import UserError
 from tests.helpers import forms
 

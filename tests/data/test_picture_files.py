@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from fcifar import data
-from fcifar.data import pictures
+from fcifar.data import image_files
 from fcifar.errors import UserError, WorldError
 
 RNG = np.random.default_rng(3)
@@ -33,7 +33,7 @@ def save(image: Image.Image, path: Path, **options: object) -> Path:
 @pytest.mark.parametrize("suffix", ["png", "bmp", "ppm", "tiff"])
 def test_a_picture_of_32_by_32_is_taken_bit_for_bit(tmp_path: Path, suffix: str) -> None:
     path = save(Image.fromarray(NOISE), tmp_path / f"a.{suffix}")
-    found = pictures.read(path)
+    found = image_files.read(path)
     assert torch.equal(found, torch.from_numpy(NOISE).permute(2, 0, 1))
     assert found.dtype == torch.uint8
     assert found.is_contiguous()
@@ -41,7 +41,7 @@ def test_a_picture_of_32_by_32_is_taken_bit_for_bit(tmp_path: Path, suffix: str)
 
 def test_an_opaque_alpha_changes_no_bit(tmp_path: Path) -> None:
     path = save(Image.fromarray(NOISE).convert("RGBA"), tmp_path / "a.png")
-    assert torch.equal(pictures.read(path), torch.from_numpy(NOISE).permute(2, 0, 1))
+    assert torch.equal(image_files.read(path), torch.from_numpy(NOISE).permute(2, 0, 1))
 
 
 def test_lossy_kinds_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_lossy_kinds_are_read_as_pillow_reads_them(tmp_path: Path) -> None:
     for kind in kinds:
         path = save(Image.fromarray(NOISE), tmp_path / f"a.{kind}")
         with Image.open(path) as image:
-            assert torch.equal(pictures.read(path), as_tensor(image.convert("RGB"))), kind
+            assert torch.equal(image_files.read(path), as_tensor(image.convert("RGB"))), kind
 
 
 def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
@@ -57,22 +57,22 @@ def test_grey_palette_and_cmyk_become_rgb(tmp_path: Path) -> None:
     for mode, kind in (("L", "png"), ("1", "png"), ("P", "png"), ("CMYK", "tiff")):
         image = rgb.convert(mode)
         path = save(image, tmp_path / f"{mode}.{kind}")
-        assert torch.equal(pictures.read(path), as_tensor(image.convert("RGB"))), mode
+        assert torch.equal(image_files.read(path), as_tensor(image.convert("RGB"))), mode
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64)])
 def test_what_is_transparent_is_white(tmp_path: Path, size: tuple[int, int]) -> None:
     see_through = Image.new("RGBA", size, (200, 0, 0, 0))
-    assert pictures.read(save(see_through, tmp_path / "a.png")).unique().tolist() == [255]
+    assert image_files.read(save(see_through, tmp_path / "a.png")).unique().tolist() == [255]
     half = Image.new("RGBA", size, (200, 0, 0, 128))
-    found = pictures.read(save(half, tmp_path / "b.png"))
+    found = image_files.read(save(half, tmp_path / "b.png"))
     assert found[:, 5, 5].tolist() == pytest.approx([227, 127, 127], abs=1)
     grey = Image.new("LA", size, (0, 0))
-    assert pictures.read(save(grey, tmp_path / "c.png")).unique().tolist() == [255]
+    assert image_files.read(save(grey, tmp_path / "c.png")).unique().tolist() == [255]
     palette = Image.new("P", size, 0)
     palette.putpalette([9, 9, 9])
     path = save(palette, tmp_path / "d.png", transparency=0)
-    assert pictures.read(path).unique().tolist() == [255]
+    assert image_files.read(path).unique().tolist() == [255]
 
 
 # One decoder --------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def every_kind(folder: Path) -> dict[Path, tuple[Image.Image, int, bool]]:
     """Files of every format, mode and orientation that Pillow writes: what is in them, and how."""
     Image.init()
     files = {}
-    for form, (ending, *_) in pictures.FORMATS.items():
+    for form, (ending, *_) in image_files.FORMATS.items():
         if form in ("ICNS", "HEIF"):  # of many sizes, read as the largest; an extra
             continue
         for mode in (*MODES, "P with transparency", "L with transparency", "RGB with transparency"):
@@ -161,17 +161,17 @@ def test_every_mode_format_and_orientation_is_the_same_by_every_way_in(
         for how in (None, "crop", "stretch"):
             with path.open("rb") as stream:
                 try:
-                    pictures.decode(stream, str(path), how, ending=path.suffix)
+                    image_files.decode(stream, str(path), how, ending=path.suffix)
                 except UserError as error:
                     messages.add(str(error))
         if messages:
             refused.append(path)
             with pytest.raises(UserError) as caught:
-                pictures.read(path)
+                image_files.read(path)
             assert messages == {str(caught.value)}
             path.unlink()
             continue
-        seen[path] = pictures.read(path)
+        seen[path] = image_files.read(path)
         if same:
             expected = as_tensor(on_white(image)).int()
             assert (seen[path].int() - expected).abs().max() <= 1, path.name
@@ -196,7 +196,7 @@ def test_every_mode_format_and_orientation_is_the_same_by_every_way_in(
 def test_exif_that_cannot_be_read_turns_nothing(tmp_path: Path) -> None:
     path = save(Image.fromarray(NOISE), tmp_path / "a.jpg", exif=b"Exif\0\0MM nonsense" * 3)
     with Image.open(path) as image:
-        assert torch.equal(pictures.read(path), as_tensor(image.convert("RGB")))
+        assert torch.equal(image_files.read(path), as_tensor(image.convert("RGB")))
 
 
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
@@ -208,8 +208,8 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path) -> None:
         exif[0x0112] = orientation
         path = tmp_path / f"{orientation}.heic"
         pillow_heif.from_pillow(halves).save(path, exif=exif.tobytes(), quality=90)
-        assert pictures.find([path.parent]).paths[-1] == path
-        assert pictures.read(path)[:, 9, 9].tolist() == pytest.approx(first, abs=12)
+        assert image_files.find([path.parent]).paths[-1] == path
+        assert image_files.read(path)[:, 9, 9].tolist() == pytest.approx(first, abs=12)
 
 
 @given(st.integers(1, 90), st.integers(1, 90))
@@ -222,7 +222,7 @@ def test_resizing_is_of_the_whole_and_then_the_middle_is_cut_out(width: int, hei
     whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
     left, top = (whole.width - 32) // 2, (whole.height - 32) // 2
     expected = whole.crop((left, top, left + 32, top + 32))
-    found = np.frombuffer(pictures.fit(image), np.uint8).reshape(32, 32, 3)
+    found = np.frombuffer(image_files.fit(image), np.uint8).reshape(32, 32, 3)
     apart = found.astype(int) - np.asarray(expected).astype(int)
     assert np.abs(apart).max() <= 2
 
@@ -230,16 +230,16 @@ def test_resizing_is_of_the_whole_and_then_the_middle_is_cut_out(width: int, hei
 def test_the_middle_of_the_longer_side_is_kept(tmp_path: Path) -> None:
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("lime", (100, 0, 200, 100))
-    found = pictures.read(save(wide, tmp_path / "a.png"))
+    found = image_files.read(save(wide, tmp_path / "a.png"))
     assert found[:, :, 3:-3].unique(dim=2).squeeze(2)[:, 0].tolist() == [0, 255, 0]
     tall = wide.rotate(90, expand=True)
-    found = pictures.read(save(tall, tmp_path / "b.png"))
+    found = image_files.read(save(tall, tmp_path / "b.png"))
     assert found[:, 3:-3, :].unique(dim=1).squeeze(1)[:, 0].tolist() == [0, 255, 0]
 
 
 def test_shrinking_is_antialiased(tmp_path: Path) -> None:
     board = np.indices((320, 320)).sum(0) % 2 * 255
-    found = pictures.read(save(Image.fromarray(board.astype(np.uint8)), tmp_path / "a.png"))
+    found = image_files.read(save(Image.fromarray(board.astype(np.uint8)), tmp_path / "a.png"))
     assert ((found.int() - 128).abs() <= 2).all(), "a fine chessboard looks grey"
 
 
@@ -251,19 +251,19 @@ def test_the_orientation_of_the_camera_is_respected(tmp_path: Path) -> None:
         exif = Image.Exif()
         exif[0x0112] = orientation
         path = save(upright.transpose(turn), tmp_path / f"{orientation}.png", exif=exif)
-        assert torch.equal(pictures.read(path), as_tensor(upright)), orientation
+        assert torch.equal(image_files.read(path), as_tensor(upright)), orientation
 
 
 def test_the_first_picture_of_an_animation_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     path = save(frames[0], tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert pictures.read(path)[:, 0, 0].tolist() == [255, 0, 0]
+    assert image_files.read(path)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_a_line_of_one_pixel_stays_small(tmp_path: Path) -> None:
     # Resized as a whole it would be 32 by 1.6 million pixels.
     path = save(Image.new("RGB", (50_000, 1), "blue"), tmp_path / "a.png")
-    assert pictures.read(path)[:, 9, 9].tolist() == [0, 0, 255]
+    assert image_files.read(path)[:, 9, 9].tolist() == [0, 0, 255]
 
 
 def png_head(width: int, height: int) -> bytes:
@@ -276,7 +276,7 @@ def test_absurd_sizes_are_refused_before_decoding(tmp_path: Path, size: tuple[in
     path = tmp_path / "bomb.png"
     path.write_bytes(png_head(*size) + struct.pack(">I", 9) + b"IDAT")
     with pytest.raises(UserError, match=r"bomb\.png has more than 89,478,485 pixels; make it"):
-        pictures.read(path)
+        image_files.read(path)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
@@ -295,18 +295,18 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UserError, match=message) as caught:
-            pictures.read(path)
+            image_files.read(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(WorldError, match=r"cannot read .*gone\.png: No such file"):
-        pictures.read(tmp_path / "gone.png")
+        image_files.read(tmp_path / "gone.png")
 
 
 def test_folders_are_searched_in_sorted_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = tuple(name for name in pictures.readable_formats() if name != "HEIF")
-    monkeypatch.setattr(pictures, "readable_formats", lambda: kinds)
+    kinds = tuple(name for name in image_files.readable_formats() if name != "HEIF")
+    monkeypatch.setattr(image_files, "readable_formats", lambda: kinds)
     names = ("b/2.PNG", "b/10.jpg", "a.webp", "b/c/1.gif", "notes.txt", ".x/1.png", ".y.png")
     more = ("b/1.heic", "b/2.HEIC", "c.cr2", "Thumbs.db", "__MACOSX/._a.png", "b/1.jfif")
     for name in (*names, *more):
@@ -316,31 +316,31 @@ def test_folders_are_searched_in_sorted_order(
     Image.new("RGB", (9, 9)).save(tmp_path / "b/without", "PNG")
     Image.new("RGB", (9, 9)).save(tmp_path / "b/photo.jpg_large", "JPEG")
     (tmp_path / "b/README").write_text("P6 is how a PPM begins, and so does this")
-    found, left_out, others = pictures.find([tmp_path])
+    found, left_out, others = image_files.find([tmp_path])
     names = [path.relative_to(tmp_path).as_posix() for path in found]
     last = ["b/c/1.gif", "b/photo.jpg_large", "b/without"]
     assert names == ["a.webp", "b/1.jfif", "b/10.jpg", "b/2.PNG", *last]
     assert left_out == {".cr2": 1, ".heic": 2}
     assert others == 3
-    assert pictures.in_words(left_out).startswith("1 .cr2, 2 .heic (`pip install pillow-heif`")
+    assert image_files.in_words(left_out).startswith("1 .cr2, 2 .heic (`pip install pillow-heif`")
     given = [tmp_path / "notes.txt", tmp_path / "b/c", tmp_path / "a.webp"]
-    assert pictures.find(given).paths == [given[0], tmp_path / "b/c/1.gif", given[2]]
+    assert image_files.find(given).paths == [given[0], tmp_path / "b/c/1.gif", given[2]]
 
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="there is no picture in"):
-        pictures.find([tmp_path])
+        image_files.find([tmp_path])
     with pytest.raises(UserError, match=r"nope\.png does not exist; give picture files"):
-        pictures.find([tmp_path / "nope.png"])
+        image_files.find([tmp_path / "nope.png"])
     with pytest.raises(UserError, match="neither a file nor a folder"):
-        pictures.find([Path("/dev/null")])
+        image_files.find([Path("/dev/null")])
 
 
 def test_many_are_read_in_order_and_counted(tmp_path: Path) -> None:
     paths = [save(Image.new("RGB", (9, 9), (i, 0, 0)), tmp_path / f"{i}.png") for i in (3, 1, 2)]
     calls: list[tuple[str, int, int]] = []
-    found = pictures.read_all(paths, lambda *call: calls.append(call))
+    found = image_files.read_all(paths, lambda *call: calls.append(call))
     assert found.shape == (3, 3, 32, 32)
     assert found[:, 0, 0, 0].tolist() == [3, 1, 2]
     assert calls[-1] == ("reading pictures", 3, 3)

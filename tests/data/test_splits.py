@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fcifar import random
-from fcifar.data.splits import holdout
+from fcifar.data.split import holdout
 
 LABELS = torch.arange(10).repeat_interleave(100)  # sorted by class, as folders are
 

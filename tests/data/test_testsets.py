@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fcifar import data
-from fcifar.data import Wishes, archive
-from fcifar.data.official import CLASSES, CLASSES_100
+from fcifar.data import Wishes
+from fcifar.data.readers import archive
+from fcifar.data.readers.cifar import CLASSES, CLASSES_100
 from fcifar.errors import UserError
 from tests.helpers import forms
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fcifar import recipes
 from fcifar.analysis.predictions import best_guesses
-from fcifar.data import Dataset, Split, make_dataset, pictures
+from fcifar.data import Dataset, Split, image_files, make_dataset
 from fcifar.recipes import Recipe
 from fcifar.runs import inference
 from fcifar.runs.inference import Trained, predict
@@ -47,7 +47,7 @@ def test_exported_test_images_have_the_logits_of_the_evaluation(
     for row in rows:
         pixels = test.images[row].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / f"{row:03}.png")
-    images = pictures.read_all([tmp_path / f"{row:03}.png" for row in rows])
+    images = image_files.read_all([tmp_path / f"{row:03}.png" for row in rows])
     assert torch.equal(images, test.images[rows])
     assert torch.equal(predict(network, runtime, images), logits[rows])
     assert torch.equal(predict(network, runtime, images[2:3]), logits[rows[2:3]])

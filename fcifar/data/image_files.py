@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fcifar.data.dataset import SIDE
-from fcifar.data.progress import Progress, paced
+from fcifar.data.throttle import Progress, paced
 from fcifar.errors import UserError, WorldError, names_of, one_line, reason
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 
 from fcifar import random
-from fcifar.data import pictures
+from fcifar.data import image_files
 from fcifar.data.dataset import EMPTY, SIDE, Content, Split
-from fcifar.data.pictures import Picture, UnreadableError
-from fcifar.data.progress import Progress
-from fcifar.data.splits import hold_out_of_each
+from fcifar.data.image_files import Picture, UnreadableError
+from fcifar.data.split import hold_out_of_each
+from fcifar.data.throttle import Progress
 from fcifar.errors import UserError, WorldError, one_line
 
 Decode = Callable[[str, Any], Picture]  # raises UserError or WorldError
@@ -72,12 +72,12 @@ def is_table(path: str) -> bool:
 
 def is_picture(path: str, content: Any) -> bool:
     """Whether a file is an image, by its name or else by its content; or is one decoded already."""
-    if not isinstance(content, bytes) or pictures.is_image(path):
+    if not isinstance(content, bytes) or image_files.is_image(path):
         return True
     return (
         not path.endswith("/")
-        and pictures.may_be_image(path)
-        and pictures.holds_image(io.BytesIO(content))
+        and image_files.may_be_image(path)
+        and image_files.holds_image(io.BytesIO(content))
     )
 
 
@@ -285,20 +285,20 @@ def read(
     _check(found, members, held_out=bool(test_fraction))
     splits, decoded, failures = _decode_all(members, files, decode, progress)
     if failures and not skip_unreadable:
-        raise pictures.cannot_read(list(failures.values()), len(decoded) + len(failures))
+        raise image_files.cannot_read(list(failures.values()), len(decoded) + len(failures))
     if failures:
         _check(found, _without(members, failures), held_out=bool(test_fraction))
     train, test = splits["train"], splits.get("test")
     if test is None:
         kept, held_out = hold_out_of_each(random.key(seed), train.labels, test_fraction)
         train, test = (Split(*(part[rows] for part in train)) for rows in (kept, held_out))
-    named, rest = pictures.left_out(others)
+    named, rest = image_files.left_out(others)
     tested = () if test_fraction else (_test_split(found),)
     preparation = {
         "images": len(decoded),
-        **pictures.summed(decoded),
+        **image_files.summed(decoded),
         "unreadable": len(failures),
-        "unreadable_files": [pictures.short(e) for e in [*failures.values()][:_MOST_LISTED]],
+        "unreadable_files": [image_files.short(e) for e in [*failures.values()][:_MOST_LISTED]],
         "left_out": {**named, **left},
         "other_files": rest,
         "labels_from": found.tables,
@@ -311,7 +311,7 @@ def read(
 
 def _is_lost(path: str) -> bool:
     """Whether a file is an image of a kind that cannot be read here."""
-    return bool(pictures.left_out([path])[0])
+    return bool(image_files.left_out([path])[0])
 
 
 Members = Mapping[str, Mapping[str, Sequence[str]]]  # by split and class: paths, in order
@@ -407,11 +407,13 @@ def _check(found: Layout, members: Members, *, held_out: bool) -> None:
         for place in found.empty:
             if place.split == split and place.label not in classes:
                 lost = Counter(
-                    pictures.ending_of(other.path)
+                    image_files.ending_of(other.path)
                     for other in found.empty
                     if other[:2] == place[:2] and not other.path.endswith("/")
                 )
-                there = f" that can be read in it: {pictures.in_words(lost)}" if lost else " in it"
+                there = (
+                    f" that can be read in it: {image_files.in_words(lost)}" if lost else " in it"
+                )
                 raise UserError(
                     f"{one_line(start + place.label)}/ has no image{there}; put image files "
                     "(.png, .jpg, ...) there or remove the folder"

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fcifar.data import pictures
+from fcifar.data import image_files
 from fcifar.data.dataset import EMPTY, SIDE, Content, Split
-from fcifar.data.progress import Progress
-from fcifar.data.splits import hold_out_test
+from fcifar.data.split import hold_out_test
+from fcifar.data.throttle import Progress
 from fcifar.errors import UserError, one_line, reason
 
 _MOST_CLASSES = 100_000  # a larger label is a mistake, and would make that many names
@@ -64,7 +64,7 @@ def parse(path: str) -> tuple[str, str] | None:
     """The split ("train", "valid", "test" or "") and kind ("images", "labels" or "classes") of the
     array in a file of that name, in any spelling; None if the name says neither.
 
-    >>> from fcifar.data.arrays import parse
+    >>> from fcifar.data.readers.npz import parse
     >>> parse("train_images.npy"), parse("Y_test.npy"), parse("val/images.npy"), parse("fog.npy")
     (('train', 'images'), ('test', 'labels'), ('valid', 'images'), None)
     """
@@ -93,7 +93,7 @@ def read(
     arrays and no test arrays, the validation arrays are the test split.
 
     Args:
-        resize: how images of other sizes become 32x32: a key of ``pictures.FITS``.
+        resize: how images of other sizes become 32x32: a key of ``image_files.FITS``.
         test_fraction: of each class, to test with, where there are no test arrays.
         seed: of the key that chooses these.
 
@@ -269,7 +269,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def changes(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
-    """How many images had what done to them, as ``pictures.summed`` says it of files."""
+    """How many images had what done to them, as ``image_files.summed`` says it of files."""
     shapes = [_channels_last(array).shape for array in arrays]
     resized = sum(shape[0] for shape in shapes if shape[1:3] != (SIDE, SIDE))
     grey = sum(shape[0] for shape in shapes if shape[3] == 1)
@@ -284,13 +284,13 @@ def changes(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def _fitted(array: np.ndarray, how: str, progress: Progress) -> np.ndarray:
-    """[N, 32, 32, 3] of [N, H, W, C], as ``pictures.fit`` makes it."""
+    """[N, 32, 32, 3] of [N, H, W, C], as ``image_files.fit`` makes it."""
     from PIL import Image
 
     pixels = bytearray()
     for done, image in enumerate(array, 1):
         grey = image.shape[2] == 1
-        pixels += pictures.fit(
+        pixels += image_files.fit(
             Image.fromarray(np.ascontiguousarray(image[..., 0] if grey else image)), how
         )
         progress("resizing images", done, len(array))

@@ -2,19 +2,23 @@
 
 import contextlib
 import http.client
+import importlib.util
 import io
 import socket
 import tempfile
 import threading
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from fcifar.data import vision
-from fcifar.data.dataset import Content, Dataset
-from fcifar.data.importing import Wishes, check_free, import_source, keep
-from fcifar.data.known import DEFAULT, Known, get
-from fcifar.data.progress import Progress, paced
+import torch
+
+from fcifar.data import image_files
+from fcifar.data.catalog import DEFAULT, Known, get
+from fcifar.data.dataset import SIDE, Content, Dataset, Split
+from fcifar.data.readers import Wishes, check_free, import_source, keep
+from fcifar.data.throttle import Progress, paced
 from fcifar.errors import UserError, WorldError, one_line, reason, shown
 
 _PATIENCE = 30.0  # seconds without an answer before the network counts as absent
@@ -48,7 +52,7 @@ def fetch(
     """
     known = get(name)
     check_free(name, root, overwrite)
-    vision.check_readable(known)
+    _check_readable(known)
     _check_address(known, url, md5, downloaded)
     report = paced(progress)
     if downloaded is not None:
@@ -110,7 +114,7 @@ def _download(
 ) -> Content | None:
     """Fill ``folder``; what is read of it already, or None for an archive."""
     if not _is_archive(known):
-        return vision.read(known, folder, url=url, download=True, progress=progress)
+        return _read(known, folder, url=url, download=True, progress=progress)
     from torchvision import datasets
     from torchvision.datasets.utils import download_url
 
@@ -126,7 +130,7 @@ def _read_downloaded(
         content = None
         if not _is_archive(known):
             with contextlib.redirect_stdout(io.StringIO()):
-                content = vision.read(known, folder, url=None, download=False, progress=progress)
+                content = _read(known, folder, url=None, download=False, progress=progress)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{one_line(folder)} has no {known.name} as torchvision puts it there: {reason(error)}"
@@ -205,3 +209,82 @@ def _size(folder: Path) -> int:
         for path in folder.rglob("*"):
             size += path.stat().st_size
     return size
+
+
+# What torchvision reads --------------------------------------------------------------------------
+
+
+def _check_readable(known: Known) -> None:
+    """Raise a UserError if a package that reads the files of ``known`` is not installed."""
+    if known.needs and importlib.util.find_spec(known.needs) is None:
+        raise UserError(
+            f"{known.name} needs {known.needs} to read its files; "
+            f"install it with: pip install 'fcifar[{known.name}]'"
+        )
+
+
+def _read(
+    known: Known, folder: Path, *, url: str | None, download: bool, progress: Progress
+) -> Content:
+    """The images in ``folder``, which torchvision fills first if ``download``.
+
+    torchvision checks the md5 of what it downloads, and unpickles nothing for the sets of
+    ``KNOWN``. Grey images become RGB; other sizes are resized as ``image_files.fit`` says.
+
+    Args:
+        url: a mirror: the address of the folder that has the files, under their usual names.
+
+    Raises:
+        RuntimeError: torchvision did not find or could not download the files.
+    """
+    from torchvision import datasets
+
+    source = getattr(datasets, known.torchvision)
+    if url is not None:
+        source = _mirrored(source, url)
+    # Both are made before the first is read: what is missing shows at once.
+    found = [source(folder, download=download, **arguments) for arguments in known.splits]
+    total, done = sum(map(len, found)), 0
+    splits, kinds = [], []
+    for images in found:
+        pixels, labels = bytearray(), []
+        for row in range(len(images)):
+            image, label = images[row]
+            pixels += image_files.fit(image)
+            resized = image.size != (SIDE, SIDE)
+            kinds.append(image_files.Picture(b"", image.mode, resized=resized))
+            labels.append(int(label))
+            done += 1
+            progress("resizing images", done, total)
+        splits.append(_split(pixels, labels))
+    train, test = splits
+    preparation = {"images": total, "resize": "crop", **image_files.summed(kinds)}
+    return Content(train, test, _classes(found[0], train), preparation=preparation)
+
+
+def _split(pixels: bytearray, labels: Sequence[int]) -> Split:
+    rows = torch.frombuffer(pixels, dtype=torch.uint8).reshape(-1, SIDE, SIDE, 3)
+    return Split(rows.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels, dtype=torch.int64))
+
+
+def _classes(images: Any, split: Split) -> tuple[str, ...]:
+    """The names that torchvision knows, or numbers: SVHN's digits have none."""
+    names = getattr(images, "classes", None)
+    return tuple(names) if names else tuple(map(str, range(1 + int(split.labels.max()))))
+
+
+def _mirrored(source: type, url: str) -> type:
+    """torchvision's class, with another address and the same names and checksums of files."""
+    base = url.rstrip("/") + "/"
+    if hasattr(source, "mirrors"):
+        changes: dict[str, Any] = {"mirrors": [base]}
+    elif hasattr(source, "split_list"):
+        changes = {
+            "split_list": {
+                split: [base + file, file, md5]
+                for split, (_, file, md5) in source.split_list.items()
+            }
+        }
+    else:
+        changes = {"url": base + source.filename}
+    return type(source.__name__, (source,), changes)

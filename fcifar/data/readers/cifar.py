@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
-from fcifar.data.pickles import STEPS, load_pickle
+from fcifar.data.readers.safe_pickle import STEPS, load_pickle
 from fcifar.errors import UserError, one_line
 
 PIXELS = 3 * SIDE * SIDE

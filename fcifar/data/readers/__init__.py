@@ -7,28 +7,21 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from fcifar.data import (
-    archive,
-    arrays,
-    folders,
-    official,
-    parquet,
-    pictures,
-    shapes10,
-    store,
-    testsets,
-)
+from fcifar.data import image_files, shapes10, store
 from fcifar.data.dataset import Content, Dataset, make_dataset
-from fcifar.data.parquet import Shard
-from fcifar.data.pictures import Picture
-from fcifar.data.progress import Progress, paced
+from fcifar.data.image_files import Picture
+from fcifar.data.readers import archive, cifar, folder, npz, parquet, testsets
+from fcifar.data.readers.parquet import Shard
+from fcifar.data.throttle import Progress, paced
 from fcifar.errors import UserError, WorldError, did_you_mean, one_line, shown
 
 
 class Wishes(NamedTuple):
     """How to read a source where there is more than one way."""
 
-    resize: str | None = None  # how pictures become 32x32, a key of pictures.FITS; None: they are
+    resize: str | None = (
+        None  # how pictures become 32x32, a key of image_files.FITS; None: they are
+    )
     labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
     test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
     seed: int = 0  # of the key that chooses these
@@ -114,8 +107,8 @@ def check_free(name: str, root: Path, overwrite: bool) -> None:
 
 def _check(wishes: Wishes) -> None:
     for option, value, choices in (
-        ("--resize", wishes.resize, pictures.FITS),
-        ("--labels", wishes.labels, official.LABELS),
+        ("--resize", wishes.resize, image_files.FITS),
+        ("--labels", wishes.labels, cifar.LABELS),
     ):
         if value is not None and value not in choices:
             raise UserError(
@@ -148,8 +141,8 @@ def _gather(
         if path.endswith(".npy") and stem in testsets.CORRUPTIONS and not is_array:
             corruptions.add(stem)  # each has 154 MB; all of them together 2.9 GB
             return stem == wishes.corruption
-        known = official.is_part(path) or folders.is_table(path)
-        return known or path.endswith((".npy", parquet.ENDING)) or pictures.is_image(path)
+        known = cifar.is_part(path) or folder.is_table(path)
+        return known or path.endswith((".npy", parquet.ENDING)) or image_files.is_image(path)
 
     def convert(path: str, data: bytes) -> Any:
         """An image that is to be resized as its pixels, or why it cannot be; all else as it is."""
@@ -159,7 +152,7 @@ def _gather(
             except UserError as error:
                 shards[path] = error
             return b""
-        if wishes.resize is None or not folders.is_picture(path, data):
+        if wishes.resize is None or not folder.is_picture(path, data):
             return data
         try:
             return decode(path, data)
@@ -184,7 +177,7 @@ def _gather(
 
 
 def _has_images(files: Mapping[str, Any]) -> bool:
-    return any(folders.is_picture(path, content) for path, content in files.items())
+    return any(folder.is_picture(path, content) for path, content in files.items())
 
 
 def _decode(path: str, data: Any, how: str | None) -> Picture:
@@ -193,8 +186,8 @@ def _decode(path: str, data: Any, how: str | None) -> Picture:
         raise data
     if isinstance(data, Picture):
         return data
-    ending = pictures.ending_of(path)
-    return pictures.decode(io.BytesIO(data), one_line(path), how, ending=ending)
+    ending = image_files.ending_of(path)
+    return image_files.decode(io.BytesIO(data), one_line(path), how, ending=ending)
 
 
 def _read(
@@ -207,17 +200,17 @@ def _read(
 ) -> tuple[str, Content, str]:
     """The form of the source, in words, what is in it, and a name for it, which may be empty."""
     try:
-        if official.is_layout(files):
+        if cifar.is_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return _called("official Python version", official.read(files), wishes)
-        if official.is_layout_100(files):
+            return _called("official Python version", cifar.read(files), wishes)
+        if cifar.is_layout_100(files):
             _refuse(wishes, "CIFAR-100", ("labels",))
-            labels = wishes.labels or official.LABELS[0]
+            labels = wishes.labels or cifar.LABELS[0]
             name = "cifar100-coarse" if labels == "coarse" else "cifar100"
-            return f"official CIFAR-100, {labels} labels,", official.read_100(files, labels), name
-        if official.is_binary_layout(files):
+            return f"official CIFAR-100, {labels} labels,", cifar.read_100(files, labels), name
+        if cifar.is_binary_layout(files):
             _refuse(wishes, "CIFAR-10", ())
-            return _called("official binary version", official.read_binary(files), wishes)
+            return _called("official binary version", cifar.read_binary(files), wishes)
         has_images = _has_images(files)
         if shards and not has_images:
             fitting = ("resize", "test_fraction", "labels", "skip_unreadable")
@@ -234,9 +227,9 @@ def _read(
             called = "/".join(source.resolve().parts[-2:])
             read = testsets.read(files, called, wishes.corruption, wishes.severity)
             return "test set alone", *read
-        if arrays.is_layout(files) and not has_images:
+        if npz.is_layout(files) and not has_images:
             _refuse(wishes, "an .npz", ("resize", "test_fraction"))
-            content = arrays.read(
+            content = npz.read(
                 files,
                 wishes.resize,
                 test_fraction=wishes.test_fraction,
@@ -244,10 +237,10 @@ def _read(
                 progress=progress,
             )
             return _called("arrays", content, wishes)
-        if folders.is_layout(files):
+        if folder.is_layout(files):
             fitting = ("resize", "test_fraction", "skip_unreadable")
             _refuse(wishes, "a folder of class folders", fitting)
-            content = folders.read(
+            content = folder.read(
                 files,
                 progress,
                 decode=partial(_decode, how=wishes.resize),
@@ -262,10 +255,10 @@ def _read(
         for note in getattr(error, "__notes__", ()):
             named.add_note(note)
         raise named from error
-    left, _ = pictures.left_out(others)
+    left, _ = image_files.left_out(others)
     if left:
         raise UserError(
-            f"{one_line(source)} holds no images that can be read, but {pictures.in_words(left)}"
+            f"{one_line(source)} holds no images that can be read, but {image_files.in_words(left)}"
         )
     raise archive.unknown(source)
 
@@ -282,7 +275,7 @@ def _sound(shards: dict[str, Shard | UserError]) -> dict[str, Shard]:
 
 def _called(form: str, content: Content, wishes: Wishes) -> tuple[str, Content, str]:
     """With the name cifar10, if there is all of it, and with how images were resized."""
-    is_cifar10 = content.classes == official.CLASSES and len(content.train.images) > 0
+    is_cifar10 = content.classes == cifar.CLASSES and len(content.train.images) > 0
     if wishes.resize:
         preparation = {"resize": wishes.resize, **content.preparation}
         content = content._replace(preparation=preparation)
@@ -311,7 +304,7 @@ def _rest(preparation: Mapping[str, Any]) -> str:
     if count := preparation.get("unreadable", 0):
         parts.append(f"{count:,} that cannot be read")
     if names := preparation.get("others", []):
-        parts.append(pictures.others_in_words(names))
+        parts.append(image_files.others_in_words(names))
     return f", without {' and '.join(parts)}" if parts else ""
 
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fcifar.data import pictures
-from fcifar.data.arrays import class_names
+from fcifar.data import image_files
 from fcifar.data.dataset import EMPTY, SIDE, Content, Split
-from fcifar.data.pictures import Picture, UnreadableError
-from fcifar.data.progress import Progress
-from fcifar.data.splits import hold_out_test
+from fcifar.data.image_files import Picture, UnreadableError
+from fcifar.data.readers.npz import class_names
+from fcifar.data.split import hold_out_test
+from fcifar.data.throttle import Progress
 from fcifar.errors import UserError, names_of, one_line, reason
 
 ENDING = ".parquet"
@@ -147,7 +147,7 @@ def read(
     failures = [error for path in sorted(shards) for error in shards[path].failures]
     decoded = [picture for shard in shards.values() for picture in shard.decoded]
     if failures and not skip_unreadable:
-        raise pictures.cannot_read(failures, len(decoded) + len(failures))
+        raise image_files.cannot_read(failures, len(decoded) + len(failures))
     splits = {path: split_of(path) for path in sorted(shards)}
     if not any(splits.values()):
         splits = dict.fromkeys(splits, "train")
@@ -175,9 +175,9 @@ def read(
         train, test = hold_out_test(train, classes, test_fraction, seed)
     preparation = {
         "images": sum(len(shard.decoded) for shard in used.values()),
-        **pictures.summed(picture for shard in used.values() for picture in shard.decoded),
+        **image_files.summed(picture for shard in used.values() for picture in shard.decoded),
         "unreadable": len(failures),
-        "unreadable_files": [pictures.short(error) for error in failures[:_MOST_LISTED]],
+        "unreadable_files": [image_files.short(error) for error in failures[:_MOST_LISTED]],
         "others": [path for path, own in splits.items() if not own],
         "test_from": test_from,
     }
@@ -211,7 +211,7 @@ def _with_test(
 def split_of(path: str) -> str:
     """The split that a file is of by its name, or else by its folder: train, valid, test, or "".
 
-    >>> from fcifar.data.parquet import split_of
+    >>> from fcifar.data.readers.parquet import split_of
     >>> split_of("data/validation-00000-of-00002.parquet"), split_of("test/0000.parquet")
     ('valid', 'test')
     """

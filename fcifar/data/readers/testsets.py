@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from fcifar.data import arrays, official
 from fcifar.data.dataset import EMPTY, Content, Split
+from fcifar.data.readers import cifar, npz
 from fcifar.errors import UserError, did_you_mean, names_of, one_line, shown
 
 CORRUPTIONS = (
@@ -38,7 +38,7 @@ class Found(NamedTuple):
 def labels_of(name: str) -> str:
     """What the file with the labels of ``name``, a file of images, is called.
 
-    >>> from fcifar.data.testsets import labels_of
+    >>> from fcifar.data.readers.testsets import labels_of
     >>> labels_of("fog.npy"), labels_of("cifar10.1_v6_data.npy")
     ('labels.npy', 'cifar10.1_v6_labels.npy')
     """
@@ -48,7 +48,7 @@ def labels_of(name: str) -> str:
 
 def is_layout(paths: Collection[str]) -> bool:
     """Whether there are images beside labels, and nothing that says which split they are of."""
-    if any((arrays.parse(path) or ("", ""))[1] == "images" for path in paths):
+    if any((npz.parse(path) or ("", ""))[1] == "images" for path in paths):
         return False
     return bool(_find(paths)) or any(
         PurePosixPath(path).stem in CORRUPTIONS for path in paths if path.endswith(".npy")
@@ -80,7 +80,7 @@ def read(
             "missing; give the .npy file of the images, with its labels in the same folder"
         )
     found = _choose(there, corruption)
-    images, labels = (arrays.load_array(name, files[name]) for name in found[:2])
+    images, labels = (npz.load_array(name, files[name]) for name in found[:2])
     if severity is not None:
         if not found.corruption or len(images) % SEVERITIES or len(images) != len(labels):
             raise UserError(
@@ -91,8 +91,8 @@ def read(
         images, labels = (
             part[(severity - 1) * size : severity * size] for part in (images, labels)
         )
-    test = arrays.make_split("test", images, labels)
-    preparation = {"images": len(test.images), **arrays.changes([images])}
+    test = npz.make_split("test", images, labels)
+    preparation = {"images": len(test.images), **npz.changes([images])}
     classes, family = _classes(files.get(CLASSES), test, f"{source} {found.images}", found)
     content = Content(EMPTY, test, classes, preparation=preparation)
     if found.corruption:
@@ -124,7 +124,7 @@ def _find(paths: Collection[str]) -> list[Found]:
     for path in sorted(paths):
         name = PurePosixPath(path)
         labels = str(name.with_name(labels_of(name.name)))
-        if path.endswith(".npy") and path != labels and labels in paths and not arrays.parse(path):
+        if path.endswith(".npy") and path != labels and labels in paths and not npz.parse(path):
             pair = _DATA.fullmatch(name.name) is not None
             found.append(Found(path, labels, "" if pair else name.stem))
     return found
@@ -151,12 +151,12 @@ def _classes(
 ) -> tuple[tuple[str, ...], str]:
     """Class names, and the family that they are of: cifar10, cifar100 or none."""
     if names is not None:
-        return arrays.class_names(arrays.load_array(CLASSES, names), [test.labels]), ""
-    numbers = arrays.class_names(None, [test.labels])
+        return npz.class_names(npz.load_array(CLASSES, names), [test.labels]), ""
+    numbers = npz.class_names(None, [test.labels])
     if "cifar" in called.lower() or found.corruption in CORRUPTIONS:
         for family, classes in (
-            ("cifar10", official.CLASSES),
-            ("cifar100", official.CLASSES_100),
+            ("cifar10", cifar.CLASSES),
+            ("cifar100", cifar.CLASSES_100),
         ):
             if len(numbers) == len(classes):
                 return classes, family

@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from fcifar.data import folders, pictures, tars, testsets
-from fcifar.data.progress import Progress
+from fcifar.data import image_files
+from fcifar.data.readers import folder, tars, testsets
+from fcifar.data.throttle import Progress
 from fcifar.errors import UserError, WorldError, one_line, reason
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch has 31 million
@@ -160,7 +161,7 @@ def _gather(
             files[name + "/"] = b""
             continue
         sure, limit = wanted(name), _limit(name)
-        if not sure and (member.size > MEMBER_LIMIT or not pictures.may_be_image(name)):
+        if not sure and (member.size > MEMBER_LIMIT or not image_files.may_be_image(name)):
             others.append(name)
             continue
         if name in files:
@@ -172,11 +173,11 @@ def _gather(
         try:
             content = member.read()
         except WorldError as error:
-            if not pictures.is_image(name):
+            if not image_files.is_image(name):
                 raise
             files[name] = error
             continue
-        if not sure and not pictures.holds_image(io.BytesIO(content)):
+        if not sure and not image_files.holds_image(io.BytesIO(content)):
             others.append(name)
             continue
         files[name] = convert(name, content) if convert else content
@@ -207,13 +208,13 @@ def _without_tops(found: Found) -> Found:
         start = f"{top}/"
         inside = {name.removeprefix(start): name for name in files if name.startswith(start)}
         real = [name for name in inside if name and not name.endswith("/")]
-        below = {folders.split_of(name.partition("/")[0]) for name in real if "/" in name}
-        split = folders.split_of(top) == "train" or top.lower() == "test"
+        below = {folder.split_of(name.partition("/")[0]) for name in real if "/" in name}
+        split = folder.split_of(top) == "train" or top.lower() == "test"
         if (
             not real  # a single file beside folders
             or (split and not below - {""})
             or any(
-                "/" not in name and folders.is_picture(name, files[inside[name]]) for name in real
+                "/" not in name and folder.is_picture(name, files[inside[name]]) for name in real
             )
         ):
             break
