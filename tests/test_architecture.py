@@ -35,12 +35,12 @@ LEVELS = [
     {"data", "recipes"},
     {"train"},
     {"runs"},
-    {"bench", "report", "interop"},
+    {"bench", "report", "export"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 IMPURE = {
-    *("kernels", "io", "tensor_files", "data", "train", "runs", "bench", "report", "interop"),
+    *("kernels", "io", "tensor_files", "data", "train", "runs", "bench", "report", "export"),
     "cli",
 }
 WORLDLY = {"os", "pathlib", "time", "random", "typer", "rich", "subprocess", "socket", "tempfile"}

@@ -16,8 +16,8 @@ from fcifar.grads import of_batch
 from fcifar.models import Params
 from fcifar.optim import Optimizer
 from fcifar.recipes import Recipe
+from fcifar.recipes.build import group_of
 from fcifar.recipes.named import Stage, named_stages
-from fcifar.recipes.parts import group_of
 from fcifar.step import init_train_state, make_train_step
 from tests.helpers.small import make_model, make_recipe
 

@@ -13,14 +13,14 @@ import traceback
 import typer
 
 from fcifar.cli import (
-    about,
     bench,
     compare,
     data,
     evaluate,
     export,
-    extensions,
+    info,
     output,
+    plugins,
     predict,
     report,
     reproduce,
@@ -49,10 +49,10 @@ app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
-app.add_typer(about.recipes_app, name="recipes")
+app.add_typer(info.recipes_app, name="recipes")
 app.command(name="bench")(bench.bench)
-app.command(name="env")(about.env)
-app.callback()(about.version)
+app.command(name="env")(info.env)
+app.callback()(info.version)
 
 SPIN_COUNT = 10_000  # what $GOMP_SPINCOUNT becomes, where nothing like it is set
 
@@ -70,7 +70,7 @@ def main() -> None:
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        with extensions.importable():
+        with plugins.importable():
             words = list(map(_at_home, sys.argv[1:]))
             status = app(words, standalone_mode=False)
     except UserError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
-from fcifar.cli import networks as opening
+from fcifar.cli import models as opening
 
 SHORT = 8  # of the 64 letters of a digest
 

@@ -5,10 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import completion, options, output
-from fcifar.cli import networks as opening
-from fcifar.cli import per_example as shown
-from fcifar.cli import trained as trained_report
+from fcifar.cli import completion, options, output, render
+from fcifar.cli import models as opening
 
 
 def evaluate(
@@ -79,7 +77,7 @@ def evaluate(
     from fcifar.analysis import ensembles, score_tables
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
-    from fcifar.interop import tables
+    from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import evaluation
     from fcifar.report import examples as drawing
@@ -147,14 +145,14 @@ def evaluate(
                 f"{output.percent(result['accuracy'], 2)} of {result['n']:,} {split} images "
                 f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
             ),
-            *trained_report.of_views(result),
+            *render.tta_facts(result),
             ("loss", f"{result['loss']:.4f}"),
             ("calibration", output.calibration(result)),
             ("mistakes", output.confusions(result) or "none"),
             ("digest", result["params_digest"]),
-            *shown.of_networks(result),
+            *render.ensemble_facts(result),
         ]
     )
     if examined is not None:
-        shown.hardest(examined, data.classes, result["per_example"])
+        render.show_hardest(examined, data.classes, result["per_example"])
     return 0

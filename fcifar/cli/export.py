@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
-from fcifar.cli import networks as opening
+from fcifar.cli import models as opening
 from fcifar.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def export(
     [dim]fcifar export RUN --to cifar_net.pth
     fcifar export RUN --to net.onnx[/]
     """
-    from fcifar.interop import metrics
+    from fcifar.export import csv_log
 
     asked = opening.asked_recipe(model, recipe, changes)
-    if to.suffix.lower() != metrics.SUFFIX:
+    if to.suffix.lower() != csv_log.SUFFIX:
         return _export_network(run, to, force, asked, dataset, threads, data_dir, json, quiet)
     if any(given is not None for given in (asked, dataset, threads, data_dir)):
         raise UserError(
@@ -84,7 +84,7 @@ def _export_network(
     quiet: bool,
 ) -> int:
     from fcifar.cli import progress
-    from fcifar.interop import exporting
+    from fcifar.export import exporting
     from fcifar.train import run_dir, sweep
     from fcifar.train.runtime import make_runtime
 
@@ -125,7 +125,7 @@ def _export_network(
 def _images(network: "Trained", dataset: str | None, data_dir: Path | None) -> "tuple[Tensor, str]":
     """Images to check with, and what they are: test images where the data set is prepared."""
     from fcifar import data, random
-    from fcifar.interop import exporting
+    from fcifar.export import exporting
 
     root = data.data_root(data_dir)
     name = dataset or network.dataset or opening.DEFAULT
@@ -138,11 +138,11 @@ def _images(network: "Trained", dataset: str | None, data_dir: Path | None) -> "
 
 
 def _export_metrics(run: Path, to: Path, force: bool, json: bool) -> int:
-    from fcifar.interop import exporting, metrics
+    from fcifar.export import csv_log, exporting
 
     exporting.check_free(to, force=force)
-    rows = metrics.read_rows(run)
-    columns = metrics.write_csv(to, rows)
+    rows = csv_log.read_rows(run)
+    columns = csv_log.write_csv(to, rows)
     if json:
         output.document(
             {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fcifar.cli import completion, options, output
-from fcifar.cli import networks as opening
+from fcifar.cli import models as opening
 from fcifar.errors import UserError
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[E
         if events is None:
             yield observe
             return
-        from fcifar.interop import tensorboard
+        from fcifar.export import tensorboard
 
         with tensorboard.writing(events, observe) as both:
             yield both

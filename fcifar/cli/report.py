@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fcifar.cli import completion, options, output
+from fcifar.cli import completion, options, output, render
 from fcifar.errors import UserError
 
 
@@ -92,7 +92,6 @@ def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
 
 def _show(path: Path, *, json: bool) -> int:
     """Print what training printed at its end."""
-    from fcifar.cli import groups, trained
     from fcifar.report.page import gathering
     from fcifar.train import run_dir, sweep
 
@@ -105,5 +104,5 @@ def _show(path: Path, *, json: bool) -> int:
     if json:
         output.document(values)
     else:
-        (groups.show if is_group else trained.show)(values)
+        (render.show_sweep if is_group else render.show_report)(values)
     return 0

@@ -56,7 +56,7 @@ def reproduce(
     """
     import logging
 
-    from fcifar.cli import groups, progress
+    from fcifar.cli import progress, train_sweep
     from fcifar.cli.data import open_dataset
     from fcifar.runs import reproduce
     from fcifar.train import distributed, run_dir, sweep
@@ -72,7 +72,7 @@ def reproduce(
                 f"{sweep.finished(run)[0]} with them"
             )
         data = open_dataset(sweep.read(run).config.dataset, data_dir, quiet=quiet)
-        return groups.reproduce(run, data, out=out, json=json, quiet=quiet)
+        return train_sweep.reproduce(run, data, out=out, json=json, quiet=quiet)
     original = reproduce.read(run, device=device)
     reproduce.last_step(original, until)
     data = open_dataset(original.config.dataset, data_dir, quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fcifar.cli import completion, options, output, run_facts
+from fcifar.cli import completion, options, output, render
 from fcifar.errors import UserError, WorldError
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ def list_(
     root = runs_root(runs_dir)
     entries = listing.find(root)
     if json:
-        output.document([run_facts.values(entry) for entry in entries])
+        output.document([render.entry_values(entry) for entry in entries])
         return
     if not entries:
         output.line(f"there is no run in {root} yet; fcifar train makes one")
@@ -41,10 +41,10 @@ def list_(
         ("run", "state", "test", "begun", "size"),
         [
             (
-                f"{entry.name}\n  {run_facts.what(entry)}".rstrip(),
+                f"{entry.name}\n  {render.entry_summary(entry)}".rstrip(),
                 entry.state,
                 output.percent(entry.test_accuracy, 2),
-                run_facts.date(entry.created)[:10],
+                render.date(entry.created)[:10],
                 output.size(entry.bytes),
             )
             for entry in entries
@@ -84,9 +84,9 @@ def show(
     if entry.state == "damaged":
         raise WorldError(f"{entry.path} is damaged: {entry.about}")
     if entry.members:
-        run_facts.show_group(entry, json)
+        render.show_group(entry, json)
     else:
-        run_facts.show_run(entry, json)
+        render.show_run(entry, json)
 
 
 @app.command()

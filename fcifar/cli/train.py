@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from fcifar.cli import options, output, trained
+from fcifar.cli import options, output, render
 from fcifar.cli import training_options as training
 from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
 from fcifar.errors import UserError
@@ -66,9 +66,9 @@ def train(
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     from fcifar import recipes
-    from fcifar.cli import groups, progress
+    from fcifar.cli import progress, train_sweep
     from fcifar.cli.data import open_dataset
-    from fcifar.interop import tensorboard as event_files
+    from fcifar.export import tensorboard as event_files
     from fcifar.report import run as drawing
     from fcifar.train import distributed, loop, run_dir
     from fcifar.train import sweep as sweeps
@@ -148,7 +148,7 @@ def train(
             checkpoint = dataclasses.replace(spec.config.checkpoint, **care)
             spec = spec._replace(config=spec.config.replace(checkpoint=checkpoint))
             data = open_dataset(spec.config.dataset, data_dir, quiet=quiet)
-            return groups.train(
+            return train_sweep.train(
                 run, spec, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
             )
         with distributed.main_first("manifest"):  # which it may write
@@ -187,12 +187,12 @@ def train(
             checkpoint=CheckpointConfig(**care),
         )
         if is_group:
-            spec = groups.plan(
+            spec = train_sweep.plan(
                 config, replicas=replicas, grid=sweep or [], method=replica_method or "auto"
             )
             which = f"{len(spec.trials)}runs"
             run = out or run_dir.new_run(root, the_recipe.name, name, which)
-            return groups.train(
+            return train_sweep.train(
                 run, spec, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
             )
         run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
@@ -221,7 +221,7 @@ def train(
     if json:
         output.document(result)
     else:
-        trained.show(result)
+        render.show_report(result)
     return 0
 
 
@@ -243,7 +243,7 @@ def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
 
 def _goes_on_with_events(run: Path) -> bool:
     """Whether a run that is resumed had event files for TensorBoard, and can have more."""
-    from fcifar.interop import tensorboard
+    from fcifar.export import tensorboard
 
     if not tensorboard.is_begun(run):
         return False

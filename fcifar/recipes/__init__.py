@@ -7,10 +7,7 @@ contract tests cover every entry.
 
 from fcifar import registry
 from fcifar.errors import UserError, did_you_mean, shown
-from fcifar.recipes.checks import check_seed
-from fcifar.recipes.importing import NotImportableError, imported, is_import
-from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
-from fcifar.recipes.parts import (
+from fcifar.recipes.build import (
     Hyperparams,
     check_model,
     check_sizes,
@@ -31,6 +28,9 @@ from fcifar.recipes.parts import (
     steps_per_epoch,
     tied_to_end,
 )
+from fcifar.recipes.checks import check_seed
+from fcifar.recipes.importing import NotImportableError, imported, is_import
+from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from fcifar import random
 from fcifar.errors import UserError, shown
+from fcifar.recipes.build import Hyperparams, make_model
 from fcifar.recipes.checks import check_seed
-from fcifar.recipes.parts import Hyperparams, make_model
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
 
 LARGEST = 10_000  # trials

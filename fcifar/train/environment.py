@@ -33,7 +33,7 @@ _WITHOUT_RESULT = (
     *("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"),
 )
 # Parts of the package that only show or move what was computed.
-_NOT_COMPUTING = {"bench", "cli", "report", "interop"}
+_NOT_COMPUTING = {"bench", "cli", "report", "export"}
 
 
 def versions() -> dict[str, str]:

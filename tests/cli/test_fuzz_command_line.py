@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from fcifar import cli, data, random, recipes
 from fcifar.bench import bench
 from fcifar.data import Dataset, Split, make_dataset, store
-from fcifar.interop import exporting
+from fcifar.export import exporting
 from fcifar.io import PARTIAL, replacing
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report import evaluation, examples, pictures

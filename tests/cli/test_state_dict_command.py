@@ -22,7 +22,7 @@ from fcifar.train.runtime import Runtime
 from tests.helpers.commands import Outcome, fits
 
 ONE = ("--threads", 1, "--device", "cpu")
-SCRIPT = Path(__file__).parent.parent / "interop/tutorial.py"
+SCRIPT = Path(__file__).parent.parent / "export/tutorial.py"
 
 
 def in_plain_pytorch(what: str, place: Path, name: str) -> tuple[list[str], dict[str, Any]]:

@@ -15,7 +15,7 @@ from fcifar.analysis.example_scores import Scores
 from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.data import Dataset
 from fcifar.errors import UserError
-from fcifar.interop import tables
+from fcifar.export import tables
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import inference

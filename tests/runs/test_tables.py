@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcifar.errors import UserError, WorldError
-from fcifar.interop import tables
+from fcifar.export import tables
 
 TABLE = {
     "id": np.array(["test/00000", 'a, "b"', "łódź"]),

@@ -19,7 +19,7 @@ from torch import nn
 
 from fcifar import tree
 from fcifar.errors import UserError, WorldError
-from fcifar.interop import state_dicts
+from fcifar.export import state_dict
 
 
 def net() -> nn.Module:
@@ -33,7 +33,7 @@ def written(values: object, path: Path) -> Path:
 
 def refused(path: Path) -> str:
     with pytest.raises(UserError) as error:
-        state_dicts.read(path)
+        state_dict.read(path)
     message = str(error.value)
     assert message.startswith(str(path))
     assert message.isprintable(), "it is one line and steers no terminal"
@@ -66,7 +66,7 @@ def test_what_people_save(wrap, keys: list[str], tmp_path: Path) -> None:
     """Each with its names and values as they are: see ``test_fitting`` for what they are of."""
     module = net()
     nn.init.normal_(module[0].weight)
-    found = state_dicts.read(written(wrap(module), tmp_path / "net.pth"))
+    found = state_dict.read(written(wrap(module), tmp_path / "net.pth"))
     assert [each.key for each in found] == keys
     for each in found:
         names = [name.removeprefix("module.") for name in each.tensors]
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_itself_over_and_over_is_read_once(tmp_path: Path) -> No
     wide: dict = {"weights": net().state_dict()}
     for _ in range(5):
         wide = {f"entry{i}": wide for i in range(100)} | {"weights": wide.get("weights", wide)}
-    found = state_dicts.find(wide, "net.pth")
+    found = state_dict.find(wide, "net.pth")
     assert [each.key for each in found] == ["weights"]
 
 
@@ -90,7 +90,7 @@ def test_the_old_form_and_safetensors(tmp_path: Path) -> None:
     torch.save(values, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     save_file(values, tmp_path / "new.SafeTensors")
     for name in ("old.pt", "new.SafeTensors"):
-        (found,) = state_dicts.read(tmp_path / name)
+        (found,) = state_dict.read(tmp_path / name)
         torch.testing.assert_close(found.tensors, values, rtol=0, atol=0)
         assert found.key == ""
 
@@ -122,9 +122,9 @@ def test_settings_and_numpy_numbers_beside_a_state_dict_are_left_out(tmp_path: P
     }
     path = written({"state_dict": module.state_dict(), **beside}, tmp_path / "net.pth")
     before = set(torch.serialization.get_safe_globals())
-    found = state_dicts._read_pickled(path)["state_dict"]
+    found = state_dict._read_pickled(path)["state_dict"]
     assert tree.equal(dict(found), dict(module.state_dict()))
-    assert state_dicts.read(path)
+    assert state_dict.read(path)
     assert set(torch.serialization.get_safe_globals()) == before, "nothing is allowed afterwards"
 
 
@@ -190,5 +190,5 @@ def test_any_damage_is_refused_or_gives_tensors(
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
     with contextlib.suppress(UserError, WorldError):
-        for found in state_dicts.read(path):
+        for found in state_dict.read(path):
             assert all(isinstance(value, torch.Tensor) for value in found.tensors.values())

@@ -7,8 +7,8 @@ from safetensors import SafetensorError, safe_open
 
 from fcifar import recipes, tensor_files
 from fcifar.errors import UserError
-from fcifar.interop import fitting, state_dicts
-from fcifar.interop.state_dicts import StateDict
+from fcifar.export import match_state_dict, state_dict
+from fcifar.export.state_dict import StateDict
 from fcifar.recipes import Recipe
 from fcifar.runs import inference
 from fcifar.runs.inference import Trained
@@ -52,9 +52,9 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
     """
     if says_what_it_is(path):
         return inference.load(path)
-    found = state_dicts.read(path)
+    found = state_dict.read(path)
     if recipe is None:
-        fitting_models = list(fitting.fitting_models(found, len(CIFAR10)))
+        fitting_models = list(match_state_dict.fitting_models(found, len(CIFAR10)))
         hint = f"; its names and shapes are those of {fitting_models[0]}" if fitting_models else ""
         raise UserError(
             f"{path} does not say which network it holds{hint}; give --model "
@@ -75,6 +75,8 @@ def with_classes(
     """
     if isinstance(found, Trained):
         return found, ()
-    variables, notes = fitting.fit(found.found, found.recipe, len(classes), str(found.path))
+    variables, notes = match_state_dict.fit(
+        found.found, found.recipe, len(classes), str(found.path)
+    )
     model = recipes.make_model(found.recipe, len(classes))
     return Trained(found.recipe, model, variables, classes, "", "", 0), notes

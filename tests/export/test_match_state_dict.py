@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from fcifar import models, random, recipes
 from fcifar.errors import UserError
-from fcifar.interop import fitting, state_dicts
-from fcifar.interop.state_dicts import StateDict
+from fcifar.export import match_state_dict, state_dict
+from fcifar.export.state_dict import StateDict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
 from tests.helpers.small import SMALL
@@ -24,7 +24,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
         name: functools.partial(make, **SMALL[name]) if name in SMALL else make
         for name, make in models.MODELS.items()
     }
-    monkeypatch.setattr(fitting, "MODELS", small)
+    monkeypatch.setattr(match_state_dict, "MODELS", small)
 
 
 def values_of(name: str, **options) -> dict[str, Tensor]:
@@ -33,12 +33,12 @@ def values_of(name: str, **options) -> dict[str, Tensor]:
 
 
 def found(values: object) -> tuple[StateDict, ...]:
-    return state_dicts.find(values, "net.pth")
+    return state_dict.find(values, "net.pth")
 
 
 def refused(tensors: dict[str, Tensor], recipe: Recipe, classes: int = 10) -> str:
     with pytest.raises(UserError) as error:
-        fitting.fit(found(tensors), recipe, classes, "net.pth")
+        match_state_dict.fit(found(tensors), recipe, classes, "net.pth")
     assert str(error.value).isprintable()
     return str(error.value)
 
@@ -49,7 +49,7 @@ def test_every_network_fits_itself_and_is_recognised(name: str) -> None:
     recipe = Recipe(name=name, model=name, model_options=options)
     tensors = values_of(name, **options)
     shuffled = dict(sorted(tensors.items(), reverse=True))
-    variables, notes = fitting.fit(found(shuffled), recipe, 10, "net.pth")
+    variables, notes = match_state_dict.fit(found(shuffled), recipe, 10, "net.pth")
     assert notes == ()
     like = recipes.make_model(recipe, 10).init(random.key(0))
     assert (list(variables.params), list(variables.buffers)) == (
@@ -62,8 +62,8 @@ def test_every_network_fits_itself_and_is_recognised(name: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
-    assert list(fitting.fitting_models(found(tensors), 10)) == [name]
-    assert not list(fitting.fitting_models(found(tensors), 11))
+    assert list(match_state_dict.fitting_models(found(tensors), 10)) == [name]
+    assert not list(match_state_dict.fitting_models(found(tensors), 11))
 
 
 def test_the_first_that_does_not_fit_is_named() -> None:
@@ -94,7 +94,7 @@ def test_values_are_float32_with_memory_of_their_own() -> None:
     tensors["conv2.bias"] = tensors["conv2.bias"].bfloat16()
     tensors["fc1.bias"] = torch.ones(()).expand(120)
     tensors["fc1.weight"] = tensors["fc1.weight"].T.contiguous().T
-    variables, notes = fitting.fit(found(tensors), lenet, 10, "net.pth")
+    variables, notes = match_state_dict.fit(found(tensors), lenet, 10, "net.pth")
     assert notes == ("took bfloat16 and float64 values of net.pth as float32",)
     for name, value in variables.params.items():
         assert value.dtype == torch.float32
@@ -187,7 +187,7 @@ WRAPS: dict[str, tuple[Callable[[nn.Module], object], str]] = {
 def test_the_names_of_the_network_decide_what_is_taken_off(inner: str, wrap: str) -> None:
     module = small(inner)
     wrapped, said = WRAPS[wrap]
-    variables, notes = fitting.match(found(wrapped(module)), like_of(module), "net.pth")
+    variables, notes = match_state_dict.match(found(wrapped(module)), like_of(module), "net.pth")
     own = module.state_dict()
     for name, value in {**variables.params, **variables.buffers}.items():
         torch.testing.assert_close(value, own[name], rtol=0, atol=0)
@@ -201,12 +201,12 @@ def test_the_names_of_the_network_decide_what_is_taken_off(inner: str, wrap: str
 def test_counters_may_be_missing_or_more() -> None:
     module = small()
     plain = {n: v for n, v in module.state_dict().items() if "num_batches" not in n}
-    variables, notes = fitting.match(found(plain), like_of(module), "net.pth")
+    variables, notes = match_state_dict.match(found(plain), like_of(module), "net.pth")
     assert notes == ("there is no num_batches_tracked in net.pth, on which no prediction depends",)
     assert variables.buffers["1.num_batches_tracked"] == 0
     without = like_of(module)
     del without.buffers["1.num_batches_tracked"]
-    variables, notes = fitting.match(found(module.state_dict()), without, "net.pth")
+    variables, notes = match_state_dict.match(found(module.state_dict()), without, "net.pth")
     assert notes == ("left out num_batches_tracked of net.pth, on which no prediction depends",)
     assert set(variables.buffers) == {"1.running_mean", "1.running_var"}
 
@@ -217,7 +217,7 @@ def test_each_value_has_the_dtype_of_the_network() -> None:
     halves = {name: value.half() for name, value in module.state_dict().items()}
     halves["2.index"] = torch.arange(3, dtype=torch.int32)
     halves["1.num_batches_tracked"] = torch.tensor(float("inf"), dtype=torch.float16)
-    variables, notes = fitting.match(found(halves), like_of(module), "net.pth")
+    variables, notes = match_state_dict.match(found(halves), like_of(module), "net.pth")
     assert notes == (
         "took float16 values of net.pth as float32",
         "took float16 and int32 values of net.pth as int64",
@@ -231,7 +231,7 @@ def test_each_value_has_the_dtype_of_the_network() -> None:
         ("0.weight", torch.zeros(2, 3, 1, 1) * 1j, "holds complex64, not floating numbers"),
     ):
         with pytest.raises(UserError, match=message):
-            fitting.match(found({**halves, name: wrong}), like_of(module), "net.pth")
+            match_state_dict.match(found({**halves, name: wrong}), like_of(module), "net.pth")
 
 
 def test_what_is_meant_must_be_clear() -> None:
@@ -239,7 +239,7 @@ def test_what_is_meant_must_be_clear() -> None:
     both = {f"{who}.{name}": v for name, v in state.items() for who in ("student", "teacher")}
     for values in (both, {"state_dict": both}, {"student": state, "teacher": {**state}}):
         with pytest.raises(UserError, match=r"student.*teacher.*save the state_dict of one alone"):
-            fitting.match(found(values), like_of(module), "net.pth")
+            match_state_dict.match(found(values), like_of(module), "net.pth")
 
 
 def test_the_closest_of_several_is_spoken_of() -> None:

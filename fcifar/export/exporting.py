@@ -15,8 +15,8 @@ from torch import Tensor
 import fcifar
 from fcifar import recipes, tensor_files, tree
 from fcifar.errors import UserError, WorldError, one_line, reason
-from fcifar.interop import functions, state_dicts
-from fcifar.interop.functions import Function
+from fcifar.export import graphs, state_dict
+from fcifar.export.graphs import Function
 from fcifar.io import replacing
 from fcifar.models import Variables
 from fcifar.runs.inference import Trained, predict
@@ -73,7 +73,7 @@ def _write_pth(network: Trained, about: dict[str, str], path: Path) -> None:
     if versions := network.model.versions:  # some modules load nothing without theirs
         metadata = OrderedDict((name, {"version": number}) for name, number in versions)
         values._metadata = metadata  # type: ignore[attr-defined]  # where torch has them
-    buffer = io.BytesIO()  # and not the file: its name would be inside, and see functions.write_pt2
+    buffer = io.BytesIO()  # and not the file: its name would be inside, and see graphs.write_pt2
     torch.save(values, buffer)
     path.write_bytes(buffer.getbuffer())
 
@@ -84,7 +84,7 @@ def _write_safetensors(network: Trained, about: dict[str, str], path: Path) -> N
 
 def _read_state_dict(path: Path, network: Trained) -> Function:
     """The network's function with the values in a file, and with the bits they had."""
-    tensors = state_dicts.read(path)[0].tensors
+    tensors = state_dict.read(path)[0].tensors
     if not tree.equal(tensors, _named(network)):
         raise ValueError("the file does not hold what was written")
     params, buffers = ({name: tensors[name] for name in part} for part in network.variables)
@@ -98,12 +98,12 @@ FORMATS: dict[str, Format] = {
     ".safetensors": Format("safetensors", _write_safetensors, _read_state_dict),
     ".onnx": Format(
         "ONNX",
-        functions.write_onnx,
-        lambda path, _: functions.read_onnx(path),
+        graphs.write_onnx,
+        lambda path, _: graphs.read_onnx(path),
         ("onnx", "onnxscript", "onnxruntime"),
         "onnx",
     ),
-    ".pt2": Format("torch.export", functions.write_pt2, lambda path, _: functions.read_pt2(path)),
+    ".pt2": Format("torch.export", graphs.write_pt2, lambda path, _: graphs.read_pt2(path)),
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcifar.cli import output
+from fcifar.cli import output, render
 from fcifar.cli.overrides import with_changes
 from fcifar.errors import UserError, shown
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from fcifar.train.config import RunConfig
     from fcifar.train.sweep import Sweep
 
-_ROWS = 40  # of a table of runs; the summary has all
 _ALIASES = {"lr": "learning_rate"}
 _SHORT = {name: alias for alias, name in _ALIASES.items()}
 
@@ -110,7 +109,7 @@ def train(
     if json:
         output.document(result)
     else:
-        show(result)
+        render.show_sweep(result)
     return 0
 
 
@@ -150,130 +149,3 @@ def reproduce(path: Path, data: "Dataset", *, out: Path | None, json: bool, quie
         ]
     )
     return 0 if result["identical"] else 1
-
-
-def show(summary: dict[str, Any]) -> None:
-    """Print what a group came to."""
-    if len(summary["cells"]) > 1:
-        _show_cells(summary)
-    else:
-        _show_members(summary["members"])
-    output.stdout.print()
-    facts = [
-        fact
-        for cell in summary["cells"]
-        if cell["together"] and len(summary["cells"]) == 1
-        for fact in _of_replicas(cell)
-    ]
-    failed = [member for member in summary["members"] if "failed" in member]
-    facts += [("failed", f"{member['name']}: {member['failed']}") for member in failed]
-    if len(summary["cells"]) > 1:
-        facts.append(("best", _best(summary)))
-    how = "one after another" if summary["method"] == "loop" else "all at once, by vmap"
-    facts += [
-        (
-            "training",
-            f"{output.count(len(summary['members']), 'run')}, {how}: "
-            f"{summary['train_seconds']:.1f} s",
-        ),
-        ("compiling", f"{summary['compile_seconds']:.1f} s"),
-        ("process", f"{summary['process_seconds']:.1f} s from its start"),
-        ("runs", summary["run_dir"]),
-    ]
-    output.facts(facts)
-
-
-def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
-    """What several networks of one recipe say together."""
-    together = cell["together"]
-    low, high = (output.percent(value, 2) for value in together["interval95"])
-    real = together["std_distribution"]
-    rest = (
-        f", and {100 * real:.2f} is real difference between the networks"
-        if real > 0
-        else "; more than was seen, so no real difference between the networks shows"
-    )
-    facts = [
-        (
-            "test accuracy",
-            f"{output.percent(together['mean_accuracy'], 2)} on average over "
-            f"{together['replicas']} seeds, 95 % interval {low} to {high}",
-        ),
-        (
-            "spread",
-            f"standard deviation {100 * together['std_accuracy']:.2f} points, from "
-            f"{output.percent(together['min_accuracy'], 2)} to "
-            f"{output.percent(together['max_accuracy'], 2)}",
-        ),
-        (
-            "of that",
-            f"{100 * together['std_independent']:.2f} is what independent errors on "
-            f"{together['n']:,} images give{rest}",
-        ),
-        ("ensemble", f"{output.percent(together['ensemble_accuracy'], 2)}, of mean probabilities"),
-        (
-            "disagreement",
-            f"two networks differ on {output.percent(together['mean_disagreement'])} of the images",
-        ),
-    ]
-    if cell["tta_accuracy"]:
-        tta = cell["tta_accuracy"]
-        facts.insert(
-            1, ("with --tta", f"{output.percent(tta['mean'], 2)}, deviation {100 * tta['std']:.2f}")
-        )
-    return facts
-
-
-def _show_members(members: Sequence[dict[str, Any]]) -> None:
-    output.table(
-        ("run", "test accuracy", "test loss", "training"),
-        [
-            (member["name"], "failed", "-", "-")
-            if "failed" in member
-            else (
-                member["name"],
-                output.percent(member["test_accuracy"], 2),
-                f"{member['test_loss']:.4f}",
-                f"{member['train_seconds']:.1f} s",
-            )
-            for member in members[:_ROWS]
-        ],
-    )
-    _say_more(len(members), "run")
-
-
-def _show_cells(summary: dict[str, Any]) -> None:
-    output.table(
-        (*summary["swept"], "validation", "test", "test loss", "runs"),
-        [
-            (
-                *map(str, cell["changes"].values()),
-                _mean(cell["valid_accuracy"]),
-                _mean(cell["test_accuracy"]),
-                f"{cell['test_loss']['mean']:.4f}" if cell["test_loss"] else "-",
-                str(len(cell["runs"])) + (f", {cell['failed']} failed" if cell["failed"] else ""),
-            )
-            for cell in summary["cells"][:_ROWS]
-        ],
-    )
-    _say_more(len(summary["cells"]), "cell")
-
-
-def _say_more(number: int, what: str) -> None:
-    if number > _ROWS:
-        output.line(f"... and {output.count(number - _ROWS, what)} more in the summary")
-
-
-def _mean(figures: dict[str, float] | None) -> str:
-    if figures is None:
-        return "-"
-    mean = output.percent(figures["mean"], 2)
-    return mean if figures["n"] == 1 else f"{mean} ±{100 * figures['std']:.2f}"
-
-
-def _best(summary: dict[str, Any]) -> str:
-    if summary["best"] is None:
-        return "not chosen, for no images were held out to choose by; give --valid-fraction 0.1"
-    (cell,) = [cell for cell in summary["cells"] if cell["name"] == summary["best"]]
-    accuracy = output.percent(cell["valid_accuracy"]["mean"], 2)
-    return f"{summary['best']}, by its accuracy on validation images, {accuracy}"

@@ -11,7 +11,7 @@ from fcifar.cli.overrides import with_changes
 from fcifar.errors import UserError, shown
 
 if TYPE_CHECKING:
-    from fcifar.interop.networks import Saved
+    from fcifar.export.load import Saved
     from fcifar.recipes import Recipe
     from fcifar.runs.inference import Trained
 
@@ -99,19 +99,19 @@ def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | S
     """The networks at ``paths``.
 
     Raises:
-        UserError: as ``interop.networks.load``; or something was asked that no path needs.
+        UserError: as ``export.load.load``; or something was asked that no path needs.
         WorldError: a file is damaged.
     """
-    from fcifar.interop import networks
+    from fcifar.export import load
 
-    if asked is not None and all(map(networks.says_what_it_is, paths)):
+    if asked is not None and all(map(load.says_what_it_is, paths)):
         for path in paths:
-            networks.load(path, None)  # is it there at all?
+            load.load(path, None)  # is it there at all?
         raise UserError(
             f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
             "itself which network it holds; leave them out"
         )
-    return [networks.load(path, asked) for path in paths]
+    return [load.load(path, asked) for path in paths]
 
 
 def dataset_of(found: "Sequence[Trained | Saved]") -> str:
@@ -123,15 +123,15 @@ def dataset_of(found: "Sequence[Trained | Saved]") -> str:
 
 
 def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -> "list[Trained]":
-    """The networks, those from elsewhere with the class names. Raises as interop's.
+    """The networks, those from elsewhere with the class names. Raises as ``export.load.complete``.
 
     What was done to get at a state_dict's values is said on stderr.
     """
-    from fcifar.interop import networks
+    from fcifar.export import load
 
     result = []
     for each in found:
-        network, notes = networks.with_classes(each, classes)
+        network, notes = load.with_classes(each, classes)
         result.append(network)
         for note in notes:
             output.note(note)
@@ -167,7 +167,7 @@ def class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
         UserError: there is no such data set.
     """
     from fcifar import data
-    from fcifar.interop.networks import CIFAR10
+    from fcifar.export.load import CIFAR10
 
     root = data.data_root(data_dir)
     summaries = {s.name: s for s in data.list_prepared(root)}

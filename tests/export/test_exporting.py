@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fcifar import models, random, recipes, tree
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UserError, WorldError
-from fcifar.interop import exporting, fitting, functions, networks, state_dicts
+from fcifar.export import exporting, graphs, load, match_state_dict, state_dict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import inference
@@ -84,9 +84,9 @@ def test_pt2_is_the_whole_function(name: str, tmp_path: Path) -> None:
     network, path = make_network(name), tmp_path / "net.pt2"
     agreement = exporting.export(network, path, draw(8))
     assert agreement.different == 0
-    extra = {functions.HEAD: ""}
+    extra = {graphs.HEAD: ""}
     program = torch.export.load(path, extra_files=extra)
-    about = json.loads(extra[functions.HEAD])
+    about = json.loads(extra[graphs.HEAD])
     assert json.loads(about["classes"]) == list(CLASSES)
     assert json.loads(about["mean"]) == [0.4, 0.5, 0.6]
     assert about["params_digest"] == tree.digest(network.variables.params)
@@ -145,8 +145,8 @@ def test_a_resnet_is_torchvisions_and_back(tmp_path: Path) -> None:
         expected, _ = network.model.apply(network.variables, x)
         torch.testing.assert_close(theirs(x), expected, rtol=1e-4, atol=1e-4)
     torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
-    found = state_dicts.read(tmp_path / "theirs.pth")
-    variables, notes = fitting.fit(found, network.recipe, 10, "theirs.pth")
+    found = state_dict.read(tmp_path / "theirs.pth")
+    variables, notes = match_state_dict.fit(found, network.recipe, 10, "theirs.pth")
     assert "left out num_batches_tracked" in notes[0]
     assert tree.equal(variables, network.variables)
 
@@ -157,7 +157,7 @@ def test_what_predicts_otherwise_does_not_stay(
 ) -> None:
     form, path = exporting.FORMATS[suffix], tmp_path / f"net{suffix}"
 
-    def read(path: Path, network: Trained) -> functions.Function:
+    def read(path: Path, network: Trained) -> graphs.Function:
         return lambda images: form.read(path, network)(images).flip(-1)
 
     monkeypatch.setitem(exporting.FORMATS, suffix, form._replace(read=read))
@@ -190,8 +190,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from fcifar.errors import WorldError
-from fcifar.interop import exporting
-from tests.interop.test_exporting import draw, make_network
+from fcifar.export import exporting
+from tests.export.test_exporting import draw, make_network
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
@@ -311,7 +311,7 @@ class Attention(nn.Module):
         return self.head(self.num_batches(self.net(x)).mean(1))
 
 
-HERE = "tests.interop.test_exporting"
+HERE = "tests.export.test_exporting"
 CHEAP: dict[str, dict[str, object]] = {
     f"{HERE}:Net": {"width": 8},
     f"{HERE}:Wrapped net": {"child": "net"},
@@ -390,7 +390,7 @@ def test_foreign_networks_there_and_back(name: str, make_batch, tmp_path: Path) 
         torch.testing.assert_close(theirs, logits(network, test.images), rtol=1e-4, atol=1e-4)
     torch.save(module.state_dict(), tmp_path / "theirs.pth")
     for back in ("net.pth", "theirs.pth"):
-        again, notes = networks.with_classes(networks.load(tmp_path / back, recipe), CLASSES)
+        again, notes = load.with_classes(load.load(tmp_path / back, recipe), CLASSES)
         assert notes == ()
         assert tree.equal(again.variables, network.variables)
         figures, _ = inference.evaluate(again, runtime, tiny, "test")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fcifar import random, recipes
 from fcifar.errors import UserError, names_of, shown
-from fcifar.interop.state_dicts import WRAPPERS, StateDict
+from fcifar.export.state_dict import WRAPPERS, StateDict
 from fcifar.models import MODELS, Model, Variables
 from fcifar.recipes import Recipe
 

@@ -10,7 +10,7 @@ pytest.importorskip("tensorboard", reason="needs tensorboard: pip install 'fcifa
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from fcifar.interop import tensorboard
+from fcifar.export import tensorboard
 from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, metrics_log, sweep
 from fcifar.train.config import CheckpointConfig, RunConfig
