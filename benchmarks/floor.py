@@ -18,9 +18,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import records
-from benchmarks.contenders import NETWORKS
+from benchmarks.candidates import NETWORKS
 from fcifar.bench import bench
-from fcifar.bench.bench import Work
+from fcifar.bench.bench import Case
 from fcifar.bench.reference_models import make_module
 from fcifar.train.config import make_config
 from fcifar.train.runtime import activate, make_runtime
@@ -66,7 +66,7 @@ def main() -> None:
                 "sparse": batch * count.sparse_operations / rate_,
                 "bytes": (batch * count.image_bytes + count.parameter_bytes) / bandwidth_,
             }
-            name = bench.group(Work(network, batch), runtime)
+            name = bench.group(Case(network, batch), runtime)
             found = measured.get(name, {}).get("fcifar_compiled")
             if found:
                 floor["measured"] = found["median_seconds"]
@@ -102,7 +102,7 @@ def _seconds(function: Callable[[], object], calls: int) -> float:
 
 def count_operations(network: str) -> Count:
     """By torch's own counter, on a step of the module with one image."""
-    recipe = bench.recipe_for(Work(network, 1))
+    recipe = bench.recipe_for(Case(network, 1))
     runtime = make_runtime(device="cpu", threads=1)
     dataset = bench.made_up(64)
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)

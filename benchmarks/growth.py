@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import records
 from fcifar.bench import bench, timing
-from fcifar.bench.bench import CONTENDERS, Work
+from fcifar.bench.bench import CANDIDATES, Case
 from fcifar.recipes import Recipe
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime, activate, make_runtime
@@ -39,12 +39,12 @@ def main() -> None:
     with activate(runtime):
         results = {
             "batch": {
-                str(batch): steps(bench.recipe_for(Work("lenet", batch)), runtime, options)
+                str(batch): steps(bench.recipe_for(Case("lenet", batch)), runtime, options)
                 for batch in BATCHES
             },
             "width": {
                 str(width): steps(
-                    bench.recipe_for(Work("lenet", 64)).replace(model_options={"hidden": width}),
+                    bench.recipe_for(Case("lenet", 64)).replace(model_options={"hidden": width}),
                     runtime,
                     options,
                 )
@@ -61,7 +61,7 @@ def steps(recipe: Recipe, runtime: Runtime, options: argparse.Namespace) -> dict
     """Seconds an image."""
     torch._dynamo.reset()
     dataset = bench.made_up()
-    made = {name: CONTENDERS[name](recipe, runtime, dataset) for name in MEASURED}
+    made = {name: CANDIDATES[name](recipe, runtime, dataset) for name in MEASURED}
     figures = timing.measure(made, seconds=options.seconds, repetitions=options.repetitions)
     result = {name: [s / recipe.batch_size for s in f["seconds"]] for name, f in figures.items()}
     print(recipe.batch_size, recipe.model_options, _medians(result), flush=True)
@@ -71,7 +71,7 @@ def steps(recipe: Recipe, runtime: Runtime, options: argparse.Namespace) -> dict
 def epochs(size: int, runtime: Runtime, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds an epoch of fcifar's compiled steps, the drawing of its order among them."""
     torch._dynamo.reset()
-    recipe = bench.recipe_for(Work("lenet", 4)).replace(epochs=options.repetitions + 1)
+    recipe = bench.recipe_for(Case("lenet", 4)).replace(epochs=options.repetitions + 1)
     dataset = bench.made_up(size)
     training = make_training(make_config(recipe, dataset, runtime=runtime, compile=True), dataset)
     state, seconds, started = training.init(), [], time.perf_counter()

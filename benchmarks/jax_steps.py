@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fcifar.bench.bench import Make, repeated
-from fcifar.bench.timing import Contender
+from fcifar.bench.timing import Candidate
 from fcifar.data import Dataset
 from fcifar.models import Params
 from fcifar.recipes import Recipe
@@ -41,27 +41,27 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def jax_nchw(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def jax_nchw(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """Channels first, as PyTorch has them."""
     return _contender(recipe, runtime, dataset, channels_last=False)
 
 
-def jax_nhwc(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def jax_nhwc(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """Channels last, as JAX's libraries have them."""
     return _contender(recipe, runtime, dataset, channels_last=True)
 
 
-def jax_scan(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def jax_scan(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """Channels last, and several steps in one call, unrolled."""
     return _contender(recipe, runtime, dataset, channels_last=True, scanned=SCANNED)
 
 
-CONTENDERS: dict[str, Make] = {"jax_nchw": jax_nchw, "jax_nhwc": jax_nhwc, "jax_scan": jax_scan}
+CANDIDATES: dict[str, Make] = {"jax_nchw": jax_nchw, "jax_nhwc": jax_nhwc, "jax_scan": jax_scan}
 
 
 def _contender(
     recipe: Recipe, runtime: Runtime, dataset: Dataset, *, channels_last: bool, scanned: int = 0
-) -> Contender:
+) -> Candidate:
     # Read when the first array is made: as many threads, and no GPU memory before it is needed.
     os.environ.setdefault("NPROC", str(runtime.threads))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -116,7 +116,7 @@ def _contender(
         nonlocal state
         state = call(state, next(rows), data)
 
-    return Contender(
+    return Candidate(
         once,
         wait=lambda: jax.block_until_ready(state[3]),
         steps=scanned or 1,

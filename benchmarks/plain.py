@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fcifar.bench import reference_models
 from fcifar.bench.bench import repeated
-from fcifar.bench.timing import Contender, wait_for
+from fcifar.bench.timing import Candidate, wait_for
 from fcifar.data import Dataset
 from fcifar.recipes import Recipe
 from fcifar.train.config import make_config
@@ -14,7 +14,7 @@ from fcifar.train.runtime import Runtime
 from fcifar.train.setup import make_training
 
 
-def module_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def module_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """Gather, normalisation, forward and backward are compiled; nobody waits for the loss."""
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     net = reference_models.make_module(recipe, training.init().state.variables.params)
@@ -39,4 +39,4 @@ def module_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Conte
         optimizer.step()
         optimizer.zero_grad()
 
-    return Contender(once, wait_for(runtime.device), params=lambda: dict(net.state_dict()))
+    return Candidate(once, wait_for(runtime.device), params=lambda: dict(net.state_dict()))

@@ -39,7 +39,7 @@ from fcifar.train.config import make_config
 from fcifar.train.runtime import activate, make_runtime
 from fcifar.train.setup import make_training
 
-WORKS = (("blitz64", 64), ("blitz64", 512), ("speed90", 500))
+CASES = (("blitz64", 64), ("blitz64", 512), ("speed90", 500))
 LINKS = {"10 Gbit/s, 50 us": (1.25e9, 50e-6), "100 Gbit/s, 10 us": (12.5e9, 10e-6)}
 """Bytes a second of a link, and seconds of a round."""
 PROCESSES = (8, 64, 512)
@@ -61,7 +61,7 @@ def main() -> None:
     if options.compute:
         print(computed(records.read(options.compute)["results"]["steps"]))
         return
-    works = list(zip(options.recipe, options.batch, strict=True)) if options.recipe else WORKS
+    works = list(zip(options.recipe, options.batch, strict=True)) if options.recipe else CASES
     if options.out:
         runtime = make_runtime(device="cpu", processes=distributed.world_size())
         with distributed.group(runtime) as axis:

@@ -116,15 +116,15 @@ def growth(found: Sequence[Record]) -> Part | None:
         figures = record["results"][name]
         lines = [
             Line(
-                NAMES[contender],
+                NAMES[candidate],
                 [
-                    (float(x), unit * statistics.median(each[contender]))
+                    (float(x), unit * statistics.median(each[candidate]))
                     for x, each in figures.items()
-                    if contender in each
+                    if candidate in each
                 ],
-                COLORS[contender],
+                COLORS[candidate],
             )
-            for contender in ("module", "fcifar_compiled")
+            for candidate in ("module", "fcifar_compiled")
         ]
         xs = [float(x) for x in figures]
         lines = [line for line in lines if line.points]

@@ -12,10 +12,10 @@ import argparse
 from typing import Any
 
 from benchmarks import records
-from benchmarks.contenders import BATCHES, CONTENDERS, NETWORKS, why_not
+from benchmarks.candidates import BATCHES, CANDIDATES, NETWORKS, why_not
 from fcifar import recipes
 from fcifar.bench import bench, timing
-from fcifar.bench.bench import Work
+from fcifar.bench.bench import Case
 from fcifar.train.runtime import activate, make_runtime
 
 MISSING = "-"
@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("--network", action="append", choices=NETWORKS)
     parser.add_argument("--batch", action="append", type=int)
-    parser.add_argument("--implementation", action="append", choices=list(CONTENDERS))
+    parser.add_argument("--implementation", action="append", choices=list(CANDIDATES))
     parser.add_argument("--repetitions", type=int, default=timing.REPETITIONS)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one measurement")
     parser.add_argument("--device", default="cpu")
@@ -39,13 +39,13 @@ def main() -> None:
         device=options.device, threads=options.threads, precision=options.precision
     )
     makes = {}
-    for name in options.implementation or CONTENDERS:
+    for name in options.implementation or CANDIDATES:
         if reason := why_not(name, runtime.device):
             print(f"without {name}: {reason}")
         else:
-            makes[name] = CONTENDERS[name]
+            makes[name] = CANDIDATES[name]
     works = [
-        Work(network, batch)
+        Case(network, batch)
         for network in options.network or NETWORKS
         for batch in options.batch or BATCHES
     ]
@@ -55,18 +55,18 @@ def main() -> None:
         "deterministic": runtime.deterministic,
         "implementations": list(makes),
         "recipes": {
-            network: recipes.to_dict(bench.recipe_for(Work(network, 1)))
-            for network in dict.fromkeys(work.network for work in works)
+            network: recipes.to_dict(bench.recipe_for(Case(network, 1)))
+            for network in dict.fromkeys(case.network for case in works)
         },
     }
     dataset = bench.made_up()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     path = None
     with activate(runtime):  # what the record says of threads and switches is then what was
-        for work in works:
-            group = bench.group(work, runtime)
+        for case in works:
+            group = bench.group(case, runtime)
             results[group] = bench.measure_step(
-                work,
+                case,
                 makes,
                 runtime,
                 dataset,

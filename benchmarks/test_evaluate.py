@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from benchmarks import tutorial
-from benchmarks.contenders import DEVICES, NETWORKS
+from benchmarks.candidates import DEVICES, NETWORKS
 from fcifar.bench import bench, reference_models
-from fcifar.bench.bench import Work
+from fcifar.bench.bench import Case
 from fcifar.data import Dataset
 from fcifar.step_transforms import compile_pure
 from fcifar.train import evaluate
@@ -30,7 +30,7 @@ def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, network: str, n
         pytest.skip("the tutorial's loop is that of its page, on the CPU")
     device = runtime.device.partition(":")[0]
     benchmark.group, benchmark.name = f"evaluate {network} {IMAGES} images {device}", name
-    recipe = bench.recipe_for(Work(network, 4))
+    recipe = bench.recipe_for(Case(network, 4))
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     step = compile_pure(training.eval_step) if name == "fcifar_compiled" else training.eval_step
     variables = training.init().state.variables

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import processes
-from benchmarks.contenders import NETWORKS
+from benchmarks.candidates import NETWORKS
 from fcifar import data
 from fcifar.bench import bench
-from fcifar.bench.bench import Work
+from fcifar.bench.bench import Case
 
 # What fcifar train does, without its pictures.
 _LOOP = """
@@ -41,7 +41,7 @@ def test_memory(benchmark, tmp_path: Path, network: str, name: str) -> None:
     made_up = bench.made_up(2048)._replace(name="tiny")
     path = data.save(made_up, tmp_path / "data")
     words = [
-        *("train", bench.recipe_for(Work(network, 1)).name, "--dataset", "tiny", "--quiet"),
+        *("train", bench.recipe_for(Case(network, 1)).name, "--dataset", "tiny", "--quiet"),
         *("--data-dir", str(tmp_path / "data"), "--epochs", "1", "--device", "cpu"),
         *(["--compile"] if name == "compiled" else []),
     ]

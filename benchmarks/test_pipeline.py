@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from benchmarks import tutorial
-from benchmarks.contenders import DEVICES
+from benchmarks.candidates import DEVICES
 from fcifar import random, recipes
 from fcifar.bench.timing import wait_for
 from fcifar.data import Dataset

@@ -1,4 +1,4 @@
-"""The tutorials' own loops, as their pages have them: the yardstick.
+"""The tutorials' own loops, as their pages have them: the reference.
 
 DataLoader with two workers, PIL images through ToTensor and Normalize, an nn.Module, optim.SGD,
 ``loss.backward()``, ``loss.item()`` each step; and its loop over the test images.

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
         tree,
     )
     from fcifar.analysis.example_scores import Scores, make_score_step
-    from fcifar.errors import UserError, WorldError
+    from fcifar.errors import ExternalError, UsageError
     from fcifar.metrics import Metrics
     from fcifar.models import Model, Variables
     from fcifar.optim import Optimizer, apply_updates
     from fcifar.precision import Policy
     from fcifar.step import (
         Batch,
-        Examples,
+        EvalOutput,
         Shard,
         TrainState,
         init_train_state,
@@ -68,7 +68,8 @@ IMPORTED = _Moment(time.monotonic(), time.process_time())  # see train.environme
 
 __all__ = [
     "Batch",
-    "Examples",
+    "EvalOutput",
+    "ExternalError",
     "Metrics",
     "Model",
     "Optimizer",
@@ -76,9 +77,8 @@ __all__ = [
     "Scores",
     "Shard",
     "TrainState",
-    "UserError",
+    "UsageError",
     "Variables",
-    "WorldError",
     "analysis",
     "apply_updates",
     "augment",
@@ -109,7 +109,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "errors": ("UserError", "WorldError"),
+    "errors": ("UsageError", "ExternalError"),
     "analysis.example_scores": ("Scores", "make_score_step"),
     "metrics": ("Metrics",),
     "models": ("Model", "Variables"),
@@ -117,7 +117,7 @@ _HOMES = {
     "precision": ("Policy",),
     "step": (
         "Batch",
-        "Examples",
+        "EvalOutput",
         "Shard",
         "TrainState",
         "init_train_state",

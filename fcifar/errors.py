@@ -12,15 +12,15 @@ _LONGEST = 400  # letters of a text
 _NAMES, _FIRST = 20, 8  # how many names are shown, and how many of more than that
 
 
-class UserError(ValueError):
+class UsageError(ValueError):
     """The request cannot be carried out as it was made. The command line exits with 2."""
 
 
-class WorldError(RuntimeError):
+class ExternalError(RuntimeError):
     """Disk, network or a damaged file stood in the way. The command line exits with 1."""
 
 
-class DamagedError(WorldError):
+class DamagedError(ExternalError):
     """A file is there and can be read, and is not what was written."""
 
 

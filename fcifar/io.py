@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from fcifar.errors import DamagedError, UserError, WorldError
+from fcifar.errors import DamagedError, ExternalError, UsageError
 
 PARTIAL = ".partial"  # in the names of files that are being written
 LOCK = ".lock"
@@ -26,12 +26,12 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block raises, ``path`` is as it was and the temporary file is gone.
 
     Raises:
-        WorldError: the file cannot be written.
+        ExternalError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
     try:
         if path.exists() and not path.is_file():  # renaming would do away with a pipe or a device
-            raise WorldError(f"cannot write {path}: it is no plain file; choose another place")
+            raise ExternalError(f"cannot write {path}: it is no plain file; choose another place")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -82,27 +82,27 @@ def read_bytes(path: Path, *, limit: float = math.inf) -> bytes:
 
     Raises:
         DamagedError: it is larger than ``limit`` bytes.
-        WorldError: it is missing or cannot be read.
+        ExternalError: it is missing or cannot be read.
     """
     try:
         if path.stat().st_size > limit:
             raise DamagedError(f"{path} is larger than {limit:,} bytes; fcifar did not write that")
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise WorldError(f"there is no file {path}") from error
+        raise ExternalError(f"there is no file {path}") from error
     except OSError as error:
         raise cannot_read(path, error) from error
 
 
-def cannot_write(path: Path, error: Exception) -> WorldError:
+def cannot_write(path: Path, error: Exception) -> ExternalError:
     """The error for a file that cannot be written."""
     reason = getattr(error, "strerror", None) or error
-    return WorldError(f"cannot write {path}: {reason}; free some space or choose another place")
+    return ExternalError(f"cannot write {path}: {reason}; free some space or choose another place")
 
 
-def cannot_read(path: Path, error: OSError) -> WorldError:
+def cannot_read(path: Path, error: OSError) -> ExternalError:
     """The error for a file that cannot be read."""
-    return WorldError(f"{path} cannot be read: {error.strerror or error}")
+    return ExternalError(f"{path} cannot be read: {error.strerror or error}")
 
 
 # JSON --------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         DamagedError: it is not JSON.
-        WorldError: it is missing or cannot be read.
+        ExternalError: it is missing or cannot be read.
     """
     return parse_json(read_bytes(path, limit=LARGEST_JSON), path)
 
@@ -171,7 +171,7 @@ def locked(folder: Path) -> Iterator[None]:
     crash leaves behind locks nothing.
 
     Raises:
-        UserError: another process holds it.
+        UsageError: another process holds it.
         OSError: the folder or its lock cannot be made.
     """
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
@@ -186,7 +186,7 @@ def locked(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
             lock.release()
     except Timeout as error:
-        raise UserError(
+        raise UsageError(
             f"another process is training into {folder}; wait for its end, or choose another --out"
         ) from error
     finally:

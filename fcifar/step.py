@@ -59,7 +59,7 @@ class TrainState(NamedTuple):
     average: Any = ()  # of the variables over training, where one is kept
 
 
-class Examples(NamedTuple):
+class EvalOutput(NamedTuple):
     """What a model makes of each example."""
 
     loss: Tensor  # [B]
@@ -68,7 +68,7 @@ class Examples(NamedTuple):
 
 
 TrainStep = Callable[[TrainState, Batch | Shard], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Variables, Batch], Examples]
+EvalStep = Callable[[Variables, Batch], EvalOutput]
 Preprocess = Callable[[Tensor], Tensor]
 Reduction = Callable[[Tensor], Tensor]  # [B] -> []
 
@@ -245,7 +245,7 @@ def make_eval_step(
     policy: Policy = precision.FP32,
     views: Views = tta.NONE,
 ) -> EvalStep:
-    """``eval_step(variables, batch) -> Examples``: loss, correctness and logits of each example.
+    """``eval_step(variables, batch) -> EvalOutput``: loss, correctness and logits of each example.
 
     Written for one example and mapped over the batch with ``torch.func.vmap``. The logits are the
     mean over the ``views`` of an image, see ``fcifar.augment.tta``.
@@ -258,14 +258,14 @@ def make_eval_step(
     (torch.Size([4]), torch.bool, torch.Size([4, 10]))
     """
 
-    def eval_example(variables: Variables, image: Tensor, label: Tensor) -> Examples:
+    def eval_example(variables: Variables, image: Tensor, label: Tensor) -> EvalOutput:
         x = views.of(preprocess(image).to(policy.compute))
         cast = variables._replace(params=precision.cast(variables.params, policy.compute))
         each, _ = model.apply(cast, x, train=False)
         logits = tta.combine(views, each.to(policy.output))
-        return Examples(loss(logits, label), logits.argmax(-1) == label, logits)
+        return EvalOutput(loss(logits, label), logits.argmax(-1) == label, logits)
 
-    def eval_step(variables: Variables, batch: Batch) -> Examples:
+    def eval_step(variables: Variables, batch: Batch) -> EvalOutput:
         return vmap(eval_example, in_dims=(None, 0, 0))(variables, batch.images, batch.labels)
 
     return eval_step

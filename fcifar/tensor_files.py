@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fcifar import io, tree
-from fcifar.errors import DamagedError, WorldError, shown
+from fcifar.errors import DamagedError, ExternalError, shown
 from fcifar.tree import Tree
 
 HEAD = "fcifar"  # the one entry of a file's metadata: safetensors shuffles several
@@ -26,7 +26,7 @@ def save(path: Path, values: Tree, metadata: Mapping[str, str]) -> None:
     The same values and metadata make the same bytes.
 
     Raises:
-        WorldError: it cannot be written; ``path`` is then as it was.
+        ExternalError: it cannot be written; ``path`` is then as it was.
     """
     with io.replacing(path) as temporary:
         write(temporary, values, metadata)
@@ -47,7 +47,7 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, str]]:
     Raises:
         DamagedError: it is not what was written, or holds other names, shapes or dtypes than
             ``like``; the message names the first leaf that differs.
-        WorldError: it is missing or cannot be read.
+        ExternalError: it is missing or cannot be read.
     """
     tensors, metadata = read(path)
     return fit(path, tensors, like), metadata
@@ -78,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         DamagedError: it is not what was written.
-        WorldError: it is missing or cannot be read.
+        ExternalError: it is missing or cannot be read.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -86,9 +86,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = json.loads((file.metadata() or {}).get(HEAD, "{}"))
     except FileNotFoundError as error:
-        raise WorldError(f"there is no file {path}") from error
+        raise ExternalError(f"there is no file {path}") from error
     except OSError as error:
-        raise WorldError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ExternalError(f"{path} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read as a safetensors file: {error}") from error
     if not isinstance(metadata, dict) or _CHECKSUM not in metadata:

@@ -1,4 +1,4 @@
-"""The benchmarks: fair yardsticks, records, what moved between two of them, and their page.
+"""The benchmarks: fair references, records, what moved between two of them, and their page.
 
 Nothing here is timed. The reference models of the package have their tests in runs/test_bench.py.
 """
@@ -25,10 +25,10 @@ from benchmarks import (
     tables,
     tutorial,
 )
-from benchmarks.contenders import CONTENDERS, DEVICES, NETWORKS, why_not
+from benchmarks.candidates import CANDIDATES, DEVICES, NETWORKS, why_not
 from fcifar import data, models, recipes
 from fcifar.bench import bench, reference_models
-from fcifar.bench.bench import Work
+from fcifar.bench.bench import Case
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.train.runtime import Runtime
 
@@ -40,7 +40,7 @@ ENVIRONMENT = {
 }
 
 
-# Yardsticks --------------------------------------------------------------------------------------
+# References --------------------------------------------------------------------------------------
 
 
 def test_every_tutorials_network_has_its_yardsticks() -> None:
@@ -49,7 +49,7 @@ def test_every_tutorials_network_has_its_yardsticks() -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", [n for n in CONTENDERS if not n.startswith(("fcifar", "module"))])
+@pytest.mark.parametrize("name", [n for n in CANDIDATES if not n.startswith(("fcifar", "module"))])
 def test_jax_computes_the_same(network: str, name: str) -> None:
     if reason := why_not(name, "cpu"):
         pytest.skip(reason)
@@ -67,14 +67,14 @@ def test_the_compiled_module_computes_the_same(
 
 
 def compare_with_the_module(network: str, name: str) -> None:
-    recipe = bench.recipe_for(Work(network, 4))
+    recipe = bench.recipe_for(Case(network, 4))
     recipe = recipe.replace(model_options={**recipe.model_options, "dropout": 0.0})
     data = bench.made_up(20)
-    expected, found = (CONTENDERS[n](recipe, Runtime(threads=1), data) for n in ("module", name))
-    for contender in (expected, found):
-        for _ in range(8 // contender.steps):
-            contender.once()
-        contender.wait()
+    expected, found = (CANDIDATES[n](recipe, Runtime(threads=1), data) for n in ("module", name))
+    for candidate in (expected, found):
+        for _ in range(8 // candidate.steps):
+            candidate.once()
+        candidate.wait()
     assert list(found.params()) == list(expected.params())
     torch.testing.assert_close(found.params(), expected.params(), rtol=1e-4, atol=1e-6)
 
@@ -82,7 +82,7 @@ def compare_with_the_module(network: str, name: str) -> None:
 def test_the_tutorials_pictures_are_the_data_sets() -> None:
     data = bench.made_up(5)
     pictures = tutorial.PictureDataset(data.train_images, data.train_labels)
-    recipe = bench.recipe_for(Work("lenet", 1))
+    recipe = bench.recipe_for(Case("lenet", 1))
     expected = reference_models.make_normalise(recipe, "cpu")(data.train_images)
     assert torch.equal(torch.stack([image for image, _ in pictures]), expected)
     assert [label for _, label in pictures] == data.train_labels.tolist()

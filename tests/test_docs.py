@@ -14,7 +14,7 @@ import typer
 
 from fcifar import cli
 from fcifar.analysis import score_tables
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from tests.helpers.pages import FENCE, PAGES, README, ROOT, after_fcifar, blocks, commands, name_of
 
 # Options that act as soon as they are parsed.
@@ -113,7 +113,7 @@ def test_the_commands_of_a_page_are_known(page: Path) -> None:
     for number, words in lines(page):
         try:
             parse(words)
-        except (MISUSE, UserError) as error:
+        except (MISUSE, UsageError) as error:
             pytest.fail(f"{name_of(page)}:{number}: fcifar {shlex.join(words)}: {error}")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcifar import models, optim, random, recipes, tree
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, init_train_state, make_train_step
 
@@ -127,7 +127,7 @@ def of(name: str) -> dict[str, Any]:
     return recipes.to_dict(recipes.get(name))
 
 
-def is_one_line(error: UserError) -> None:
+def is_one_line(error: UsageError) -> None:
     text = str(error)
     assert text.isprintable(), text
     assert 10 < len(text) < 1000, text
@@ -137,7 +137,7 @@ def read(values: Any) -> Recipe | None:
     """The recipe, which reads back from its own JSON; or None with one line said."""
     try:
         recipe = recipes.from_dict(values)
-    except UserError as error:
+    except UsageError as error:
         is_one_line(error)
         return None
     assert recipes.from_dict(json.loads(json.dumps(recipes.to_dict(recipe)))) == recipe
@@ -157,7 +157,7 @@ def build(recipe: Recipe, total_steps: int) -> tuple[models.Model, optim.Optimiz
     try:
         rate = recipes.make_schedule(recipe, total_steps)
         optimizer = recipes.make_optimizer(recipe, total_steps)
-    except UserError as error:
+    except UsageError as error:
         is_one_line(error)
         warmup = recipe.warmup_steps or round(recipe.warmup_fraction * total_steps)
         assert warmup >= total_steps
@@ -182,7 +182,7 @@ def test_a_change_to_any_value(name: str, value: Any) -> None:
     """``replace`` is not given JSON alone: a list stays a list."""
     try:
         changed = recipes.get("blitz").replace(**{name: value})
-    except UserError as error:
+    except UsageError as error:
         is_one_line(error)
     else:
         build(changed, 100)

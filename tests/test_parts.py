@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fcifar import models, optim, precision, random, recipes, schedules, tree
 from fcifar.augment import tta
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.grads import of_batch
 from fcifar.models import Params
 from fcifar.optim import Optimizer
@@ -75,10 +75,10 @@ PARTS = (
 def test_parts_lie_below_one(name: str) -> None:
     assert getattr(recipe_of(**{name: 0.5}), name) == 0.5
     assert getattr(recipe_of(**{name: 0}), name) == 0
-    with pytest.raises(UserError, match=rf"{name} is 1.0; it must lie in \[0, 1\)"):
+    with pytest.raises(UsageError, match=rf"{name} is 1.0; it must lie in \[0, 1\)"):
         recipe_of(**{name: 1.0})
     for value in (-0.1, math.nan, math.inf, True, "0.5", None):
-        with pytest.raises(UserError, match=f"{name} is .*; it must be 0, or a number from 1e-30"):
+        with pytest.raises(UsageError, match=f"{name} is .*; it must be 0, or a number from 1e-30"):
             recipe_of(**{name: value})
 
 
@@ -126,7 +126,7 @@ def test_parts_lie_below_one(name: str) -> None:
     ],
 )
 def test_a_value_out_of_its_range_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UsageError, match=message) as refused:
         recipe_of(**changes)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 400
@@ -162,7 +162,7 @@ def test_stages_are_read(texts: tuple[str, ...], stages: list[tuple[int, float]]
     ],
 )
 def test_stages_of_another_form_are_refused(texts: tuple[Any, ...]) -> None:
-    with pytest.raises(UserError, match=r"^resolutions (is|has) ") as refused:
+    with pytest.raises(UsageError, match=r"^resolutions (is|has) ") as refused:
         named_stages(texts)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 300
@@ -391,7 +391,7 @@ def test_schedules_pass_through_their_points(
 
 def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
     recipe = recipe_of(schedule="linear", warmup_fraction=0.99)
-    with pytest.raises(UserError, match="but the run has only 10 steps; warm up for fewer"):
+    with pytest.raises(UsageError, match="but the run has only 10 steps; warm up for fewer"):
         recipes.make_schedule(recipe, 10)
     assert not isinstance(recipes.make_schedule(recipe, 1000), float)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fcifar import random, recipes
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ from fcifar.errors import UserError, shown
     ],
 )
 def test_a_value_out_of_its_range_is_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UsageError, match=message) as refused:
         recipes.get("blitz").replace(**changes)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 400
@@ -64,7 +64,7 @@ def test_a_value_out_of_its_range_is_named(changes: dict[str, Any], message: str
 @pytest.mark.parametrize("values", [None, [], "blitz", 3, {}, {"name": "a", "x\x1b": 1}])
 def test_what_is_no_recipe_is_named(values: Any) -> None:
     with pytest.raises(
-        UserError, match=r"not a recipe: .* a recipe has alternating_flip, augment, batch_size"
+        UsageError, match=r"not a recipe: .* a recipe has alternating_flip, augment, batch_size"
     ):
         recipes.from_dict(values)
 

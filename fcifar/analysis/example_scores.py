@@ -17,7 +17,7 @@ from fcifar.grads import per_example_norms
 from fcifar.losses import Loss, cross_entropy
 from fcifar.models import Buffers, Model, Params, Variables
 from fcifar.precision import Policy
-from fcifar.step import Batch, Examples, Preprocess, make_eval_step, normalize
+from fcifar.step import Batch, EvalOutput, Preprocess, make_eval_step, normalize
 
 GRADIENTS = 2**23  # numbers: 32 MiB of float32, and on a CPU as quick as any more
 
@@ -85,7 +85,7 @@ def make_score_step(
     return score_step
 
 
-def _score(example: Examples, gradient_norm: Tensor, label: Tensor) -> Scores:
+def _score(example: EvalOutput, gradient_norm: Tensor, label: Tensor) -> Scores:
     """The scores of one example, whose logits are [C]."""
     logits = example.logits
     true = torch.arange(len(logits), device=logits.device) == label

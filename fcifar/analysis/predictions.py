@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fcifar.analysis import calibration
 from fcifar.metrics import wilson_interval
-from fcifar.step import Examples
+from fcifar.step import EvalOutput
 
 LARGEST_MATRIX = 200  # classes; of more, a report would be mostly zeros
 
@@ -18,7 +18,7 @@ def of_views(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {f"tta_{name}": figures[name] for name in ("accuracy", "loss", "interval95")}
 
 
-def summarize(examples: Examples, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+def summarize(examples: EvalOutput, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
     """Figures of an evaluation, as values that JSON holds.
 
     accuracy, loss (mean), n, interval95 (Wilson's, of the accuracy), per_class, confusion (counts,

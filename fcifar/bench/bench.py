@@ -1,6 +1,6 @@
 """How long a training step takes on this machine, beside the same step in plain PyTorch.
 
-Contenders do the same work: gather a batch from images that lie on the device as uint8, normalise,
+Candidates do the same work: gather a batch from images that lie on the device as uint8, normalise,
 forward, backward, update. How they are measured: ``timing.py``.
 """
 
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 from fcifar import random
 from fcifar.bench import reference_models
-from fcifar.bench.timing import REPETITIONS, Contender, measure, wait_for
+from fcifar.bench.timing import REPETITIONS, Candidate, measure, wait_for
 from fcifar.data import Dataset, Split, make_dataset
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 from fcifar.recipes import RECIPES, Recipe
 from fcifar.train import environment
 from fcifar.train.config import make_config
@@ -25,27 +25,27 @@ from fcifar.train.setup import make_training
 LONGEST = 3600  # seconds
 IMAGES = 10_240  # in memory, as many as make a gather miss the caches
 
-Make = Callable[[Recipe, Runtime, Dataset], Contender]  # under ``activate(runtime)``
+Make = Callable[[Recipe, Runtime, Dataset], Candidate]  # under ``activate(runtime)``
 
 
-class Work(NamedTuple):
+class Case(NamedTuple):
     """What is to be trained."""
 
     network: str
     batch_size: int
 
 
-WORKS = (Work("lenet", 4), Work("lenet", 64), Work("lenet", 512), Work("conv3", 512))
+CASES = (Case("lenet", 4), Case("lenet", 64), Case("lenet", 512), Case("conv3", 512))
 
 
 # What is measured --------------------------------------------------------------------------------
 
 
-def recipe_for(work: Work) -> Recipe:
+def recipe_for(case: Case) -> Recipe:
     """The first recipe of the network, with its optimizer; without augmentation or validation."""
-    recipe = next(r for r in RECIPES.values() if r.model == work.network)
+    recipe = next(r for r in RECIPES.values() if r.model == case.network)
     return recipe.replace(
-        batch_size=work.batch_size,
+        batch_size=case.batch_size,
         epochs=1,
         drop_last=True,
         augment=(),
@@ -69,7 +69,7 @@ def made_up(size: int = IMAGES) -> Dataset:
     return make_dataset("made up", train, test, tuple("abcdefghij"), "noise")
 
 
-def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """The tutorial's step as published, ``loss.item()`` included."""
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     net = reference_models.make_module(recipe, training.init().state.variables.params)
@@ -89,20 +89,20 @@ def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
         optimizer.step()
         return loss.item()
 
-    return Contender(once, wait_for(runtime.device), params=lambda: dict(net.state_dict()))
+    return Candidate(once, wait_for(runtime.device), params=lambda: dict(net.state_dict()))
 
 
-def fcifar_eager(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def fcifar_eager(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """The step of ``fcifar train``."""
     return _fcifar(recipe, runtime, dataset, compiled=False)
 
 
-def fcifar_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Contender:
+def fcifar_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     """The step of ``fcifar train --compile``."""
     return _fcifar(recipe, runtime, dataset, compiled=True)
 
 
-CONTENDERS: dict[str, Make] = {
+CANDIDATES: dict[str, Make] = {
     "module": module,
     "fcifar_eager": fcifar_eager,
     "fcifar_compiled": fcifar_compiled,
@@ -110,7 +110,7 @@ CONTENDERS: dict[str, Make] = {
 YARDSTICK = "module"  # what ratios are taken to
 
 
-def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Contender:
+def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Candidate:
     config = make_config(recipe, dataset, runtime=runtime, compile=compiled)
     training = make_training(config, dataset)
     inputs, state = repeated(training.inputs), training.init()
@@ -119,7 +119,7 @@ def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: boo
         nonlocal state
         state, _ = training.stages[0](state, next(inputs))
 
-    return Contender(once, wait_for(runtime.device), params=lambda: state.state.variables.params)
+    return Candidate(once, wait_for(runtime.device), params=lambda: state.state.variables.params)
 
 
 def repeated(batches_from: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
@@ -131,7 +131,7 @@ def repeated(batches_from: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
 
 
 def measure_step(
-    work: Work,
+    case: Case,
     makes: Mapping[str, Make],
     runtime: Runtime,
     dataset: Dataset,
@@ -145,7 +145,7 @@ def measure_step(
     All run under the same switches. Those of a deterministic runtime cost the module nothing on the
     CPU, where none of its kernels has a faster form that differs.
     """
-    recipe = recipe_for(work)
+    recipe = recipe_for(case)
     torch._dynamo.reset()  # a step compiled for another batch would be tried first
     with activate(runtime):
         made = {name: make(recipe, runtime, dataset) for name, make in makes.items()}
@@ -153,7 +153,7 @@ def measure_step(
     return {
         name: {
             **f,
-            "images_per_second": work.batch_size / f["median_seconds"],
+            "images_per_second": case.batch_size / f["median_seconds"],
             **_ratio(f, figures),
         }
         for name, f in figures.items()
@@ -161,16 +161,16 @@ def measure_step(
 
 
 def _ratio(figures: dict[str, Any], all_: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """How many times as fast as the yardstick, where that was measured as well."""
+    """How many times as fast as the reference, where that was measured as well."""
     if YARDSTICK not in all_:
         return {}
     return {f"times_{YARDSTICK}": all_[YARDSTICK]["median_seconds"] / figures["median_seconds"]}
 
 
-def group(work: Work, runtime: Runtime) -> str:
+def group(case: Case, runtime: Runtime) -> str:
     """The name of ``work`` in a record."""
     device = runtime.device.partition(":")[0]
-    return f"step {work.network} batch {work.batch_size} {device}"
+    return f"step {case.network} batch {case.batch_size} {device}"
 
 
 def run(
@@ -180,7 +180,7 @@ def run(
     compiled: bool = True,
     observe: Callable[[str, int, int], object] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """The steps of ``WORKS``, with the environment, as values that JSON holds.
+    """The steps of ``CASES``, with the environment, as values that JSON holds.
 
     Args:
         seconds: for all measurements together; making the steps, and compiling them, comes on top.
@@ -188,21 +188,21 @@ def run(
         observe: is told what is being measured, how many measurements are done and of how many.
 
     Raises:
-        UserError: ``seconds`` is out of range.
+        UsageError: ``seconds`` is out of range.
     """
     check_seconds(seconds)
-    makes = {n: make for n, make in CONTENDERS.items() if compiled or n != "fcifar_compiled"}
-    turns = len(WORKS) * len(makes)
+    makes = {n: make for n, make in CANDIDATES.items() if compiled or n != "fcifar_compiled"}
+    turns = len(CASES) * len(makes)
     told = itertools.count(1)
     results = {}
     dataset = made_up()
-    for work in WORKS:
+    for case in CASES:
 
-        def say(name: str, where: str = f"{work.network}, batch {work.batch_size}") -> None:
+        def say(name: str, where: str = f"{case.network}, batch {case.batch_size}") -> None:
             observe(where, next(told), turns * (REPETITIONS + 1))
 
-        results[group(work, runtime)] = measure_step(
-            work,
+        results[group(case, runtime)] = measure_step(
+            case,
             makes,
             runtime,
             dataset,
@@ -222,6 +222,6 @@ def run(
 
 
 def check_seconds(seconds: int) -> None:
-    """Raise a UserError unless that can be spent on measuring."""
+    """Raise a UsageError unless that can be spent on measuring."""
     if not 1 <= seconds <= LONGEST:
-        raise UserError(f"--seconds is {shown(seconds)}; it must lie between 1 and {LONGEST}")
+        raise UsageError(f"--seconds is {shown(seconds)}; it must lie between 1 and {LONGEST}")

@@ -1,7 +1,7 @@
 """The tutorials' networks and optimizers in plain PyTorch: what fcifar is measured against.
 
 They are written out here as published and not taken from ``fcifar.models``, for a network that is
-made faster there must not take its yardstick along. Tests hold the two to the same values.
+made faster there must not take its reference along. Tests hold the two to the same values.
 """
 
 from collections.abc import Callable, Iterable

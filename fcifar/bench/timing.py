@@ -1,6 +1,6 @@
 """How long calls take that are measured in turns.
 
-A mood of the machine falls on all contenders so. Each is warm, and is called many times for one
+A mood of the machine falls on all candidates so. Each is warm, and is called many times for one
 measurement; what counts is medians.
 """
 
@@ -17,7 +17,7 @@ from fcifar.models import Params
 REPETITIONS = 7
 
 
-class Contender(NamedTuple):
+class Candidate(NamedTuple):
     """Something to be timed."""
 
     once: Callable[[], object]
@@ -37,16 +37,16 @@ def wait_for(device: str) -> Callable[[], object]:
 
 
 def measure(
-    contenders: Mapping[str, Contender],
+    candidates: Mapping[str, Candidate],
     *,
     seconds: float,
     repetitions: int = REPETITIONS,
     observe: Callable[[str], object] = lambda name: None,
 ) -> dict[str, dict[str, Any]]:
-    """Time contenders in turns.
+    """Time candidates in turns.
 
     Args:
-        seconds: of one measurement of one contender; at least one call is made.
+        seconds: of one measurement of one candidate; at least one call is made.
         repetitions: measurements of each.
         observe: is told who is next.
 
@@ -55,19 +55,19 @@ def measure(
         ``first_call_seconds``, with whatever had to be compiled for it.
     """
     first, calls = {}, {}
-    for name, contender in contenders.items():
+    for name, candidate in candidates.items():
         observe(name)
-        first[name] = warm_up(contender)
-        calls[name] = max(1, round(seconds / _timed(contender, 2)))
-    names = list(contenders)
+        first[name] = warm_up(candidate)
+        calls[name] = max(1, round(seconds / _timed(candidate, 2)))
+    names = list(candidates)
     measured: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions):
         turn = repetition % len(names)  # nobody always comes after the same one
         for name in (*names[turn:], *names[:turn]):
             observe(name)
-            contender = contenders[name]
-            _timed(contender, 1)  # caches hold what the one before left
-            measured[name].append(_timed(contender, calls[name]) / contender.steps)
+            candidate = candidates[name]
+            _timed(candidate, 1)  # caches hold what the one before left
+            measured[name].append(_timed(candidate, calls[name]) / candidate.steps)
     return {
         name: {
             "seconds": measured[name],
@@ -87,18 +87,18 @@ def spread(values: Sequence[float]) -> float:
     return (high - low) / middle
 
 
-def warm_up(contender: Contender) -> float:
+def warm_up(candidate: Candidate) -> float:
     """Seconds of the first call, with whatever had to be compiled for it."""
-    seconds = _timed(contender, 1)
-    _timed(contender, 2)  # the second call may still choose and allocate
+    seconds = _timed(candidate, 1)
+    _timed(candidate, 2)  # the second call may still choose and allocate
     return seconds
 
 
-def _timed(contender: Contender, calls: int) -> float:
+def _timed(candidate: Candidate, calls: int) -> float:
     """Seconds a call."""
-    contender.wait()
+    candidate.wait()
     started = time.perf_counter()
     for _ in range(calls):
-        contender.once()
-    contender.wait()
+        candidate.once()
+    candidate.wait()
     return (time.perf_counter() - started) / calls

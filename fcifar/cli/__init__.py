@@ -27,7 +27,7 @@ from fcifar.cli import (
     runs,
     train,
 )
-from fcifar.errors import UserError, WorldError, did_you_mean, located, raised_at
+from fcifar.errors import ExternalError, UsageError, did_you_mean, located, raised_at
 
 app = typer.Typer(
     name="fcifar",
@@ -73,9 +73,9 @@ def main() -> None:
         with plugins.importable():
             words = list(map(_at_home, sys.argv[1:]))
             status = app(words, standalone_mode=False)
-    except UserError as error:
+    except UsageError as error:
         status = _fail(error, 2)
-    except (WorldError, OSError) as error:
+    except (ExternalError, OSError) as error:
         status = _fail(error, 1)
     except KeyboardInterrupt as error:
         status = _fail(error, 130, "interrupted")

@@ -37,7 +37,7 @@ def bench(
 
     from fcifar.bench import bench as measuring
     from fcifar.cli import progress
-    from fcifar.errors import UserError
+    from fcifar.errors import UsageError
     from fcifar.train import environment
     from fcifar.train.runtime import make_runtime
 
@@ -46,7 +46,7 @@ def bench(
     compiled = True
     try:
         environment.check_compiler(runtime.device)
-    except UserError:
+    except UsageError:
         compiled = False
         output.note("without fcifar --compile, which needs a C++ compiler")
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
-from fcifar.errors import UserError, names_of
+from fcifar.errors import UsageError, names_of
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -226,10 +226,10 @@ def import_(
     from fcifar.recipes import check_seed
 
     if test_fraction is not None and not 0 < test_fraction < 1:
-        raise UserError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")
+        raise UsageError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")
     if seed is not None and test_fraction is None:
-        raise UserError("--seed chooses what --test-fraction holds out; give that too")
-    wishes = data.Wishes(
+        raise UsageError("--seed chooses what --test-fraction holds out; give that too")
+    chosen = data.ImportOptions(
         resize=resize,
         labels=labels,
         test_fraction=test_fraction or 0.0,
@@ -243,7 +243,7 @@ def import_(
             source,
             name,
             data.data_root(data_dir),
-            wishes=wishes,
+            options=chosen,
             progress=progress,
             overwrite=force,
         )

@@ -7,7 +7,7 @@ import typer
 
 from fcifar.cli import completion, options, output
 from fcifar.cli import models as opening
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,7 @@ def export(
     if to.suffix.lower() != csv_log.SUFFIX:
         return _export_network(run, to, force, asked, dataset, threads, data_dir, json, quiet)
     if any(given is not None for given in (asked, dataset, threads, data_dir)):
-        raise UserError(
+        raise UsageError(
             f"{to} takes a run's metrics, and --model, --recipe, --set, --dataset, --threads and "
             "--data-dir are of networks; leave them out"
         )
@@ -89,7 +89,7 @@ def _export_network(
     from fcifar.train.runtime import make_runtime
 
     if to.suffix.lower() not in exporting.FORMATS:
-        raise UserError(
+        raise UsageError(
             f"--to is {to}; its name must end in {', '.join(exporting.FORMATS)} for the network, "
             "or in .csv for the metrics"
         )
@@ -97,7 +97,7 @@ def _export_network(
     threads = make_runtime(device="cpu", threads=threads).threads
     if run_dir.is_group(run):
         first = sweep.finished(run)[0]
-        raise UserError(f"{run} is a group of runs; export one of them, such as {first}")
+        raise UsageError(f"{run} is a group of runs; export one of them, such as {first}")
     network = opening.load_one(run, asked, dataset, data_dir)
     images, source = _images(network, dataset, data_dir)
     with progress.doing(f"writing and checking {to}", quiet=quiet):

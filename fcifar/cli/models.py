@@ -8,7 +8,7 @@ import typer
 
 from fcifar.cli import output
 from fcifar.cli.overrides import with_changes
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from fcifar.export.load import Saved
@@ -66,12 +66,12 @@ def asked_recipe(
     """What ``--model``, ``--recipe`` and ``--set`` say of a state_dict; None where nothing is said.
 
     Raises:
-        UserError: they contradict each other, or are of no network.
+        UsageError: they contradict each other, or are of no network.
     """
     from fcifar import recipes
 
     if model is not None and recipe is not None:
-        raise UserError("--model and --recipe both name the network; give one of them")
+        raise UsageError("--model and --recipe both name the network; give one of them")
     if model is not None:
         name, start = model, {"name": model or "none", "model": model, "model_options": {}}
         base = recipes.Recipe(name="none")
@@ -79,7 +79,7 @@ def asked_recipe(
         base, start = recipes.get(recipe), {}
         name = base.model
     elif changes:
-        raise UserError("--set is of the network in a state_dict; give --model or --recipe too")
+        raise UsageError("--set is of the network in a state_dict; give --model or --recipe too")
     else:
         return None
     options, any_other = recipes.options_of(name)
@@ -89,7 +89,7 @@ def asked_recipe(
         takes_it = key in (*options, "mean", "std") or (any_other and key not in fields)
         if equals and not takes_it:
             known = f"an option of {name} ({', '.join(options)}), " if options else ""
-            raise UserError(
+            raise UsageError(
                 f"--set {shown(key)} changes nothing of a trained network; give {known}mean or std"
             )
     return with_changes(base, changes or [], overrides=start)
@@ -99,15 +99,15 @@ def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | S
     """The networks at ``paths``.
 
     Raises:
-        UserError: as ``export.load.load``; or something was asked that no path needs.
-        WorldError: a file is damaged.
+        UsageError: as ``export.load.load``; or something was asked that no path needs.
+        ExternalError: a file is damaged.
     """
     from fcifar.export import load
 
     if asked is not None and all(map(load.says_what_it_is, paths)):
         for path in paths:
             load.load(path, None)  # is it there at all?
-        raise UserError(
+        raise UsageError(
             f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
             "itself which network it holds; leave them out"
         )
@@ -144,14 +144,14 @@ def load_one(
     """The network at ``path``; one from elsewhere with the class names of a data set.
 
     Raises:
-        UserError: as ``load_all``; or the network has names already, or there is no such data set.
+        UsageError: as ``load_all``; or the network has names already, or there is no such data set.
     """
     from fcifar.runs.inference import Trained
 
     (found,) = load_all([path], asked)
     if isinstance(found, Trained):
         if dataset is not None:
-            raise UserError(
+            raise UsageError(
                 f"--dataset names the classes of a state_dict from elsewhere, and {path} has its "
                 "own; leave it out"
             )
@@ -164,7 +164,7 @@ def class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
     """The classes of a data set, whose images need not be there if it is CIFAR-10 or built in.
 
     Raises:
-        UserError: there is no such data set.
+        UsageError: there is no such data set.
     """
     from fcifar import data
     from fcifar.export.load import CIFAR10

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 
 _RUNTIME = "Where and how to compute"
 OUTPUT = "Data and output"
@@ -16,7 +16,7 @@ def in_utf8(path: Path | None) -> Path | None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise UserError(
+        raise UsageError(
             f"the path {shown(str(path))} is not UTF-8, which files of tensors need; choose another"
         ) from error
     return path

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fcifar.errors import UserError, did_you_mean, shown
+from fcifar.errors import UsageError, did_you_mean, shown
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def with_changes(
     ``overrides`` are fields that change before them; what comes of it all is validated once.
 
     Raises:
-        UserError: a text of another form, or what the recipe does not accept.
+        UsageError: a text of another form, or what the recipe does not accept.
     """
     from fcifar import models, recipes
     from fcifar.recipes import RECIPES, from_dict, to_dict
@@ -37,7 +37,7 @@ def with_changes(
         name, equals, value = text.partition("=")
         network = values["model"]
         if not equals:
-            raise UserError(f"{option} is {shown(text)}; it must be NAME=VALUE")
+            raise UsageError(f"{option} is {shown(text)}; it must be NAME=VALUE")
         if name == "model" and value != network:
             values |= {"model": value, "model_options": {}}
         elif name == "valid" and value == "given":
@@ -51,7 +51,7 @@ def with_changes(
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
             own = recipes.options_of(network)[0] if network in models.MODELS else []
-            raise UserError(
+            raise UsageError(
                 f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
                 f"network {shown(network)}; fcifar recipes show "
                 f"{recipe.name if recipe.name in RECIPES else 'blitz'} lists the values"
@@ -79,7 +79,7 @@ def _is_option(network: Any, name: str) -> bool:
         known, any_other = recipes.options_of(network)
     except recipes.NotImportableError:
         raise
-    except UserError:
+    except UsageError:
         return False
     return any_other or name in known or name == "num_classes"
 
@@ -102,10 +102,10 @@ def _parsed(text: str) -> Any:
 
 
 def refuse_changes(changes: dict[str, Any]) -> None:
-    """Raise a UserError if a run to be continued is given other settings."""
+    """Raise a UsageError if a run to be continued is given other settings."""
     if changes:
         names = ", ".join(changes)
-        raise UserError(
+        raise UsageError(
             f"--resume continues a run with the settings it began with, and {names} would change "
             "them; leave that out, or begin a new run"
         )

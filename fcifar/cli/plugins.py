@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from fcifar.errors import UserError, located, shown
+from fcifar.errors import UsageError, located, shown
 
 IMPORT = "FCIFAR_IMPORT"
 
@@ -19,7 +19,7 @@ def importable() -> Iterator[None]:
     command.
 
     Raises:
-        UserError: one of them cannot be imported.
+        UsageError: one of them cannot be imported.
     """
     here = ""
     with contextlib.suppress(OSError):  # of a folder that is gone
@@ -30,7 +30,7 @@ def importable() -> Iterator[None]:
             try:
                 importlib.import_module(name)
             except (Exception, SystemExit) as error:  # whatever its code does
-                raise UserError(
+                raise UsageError(
                     f"${IMPORT} has {shown(name)}, which cannot be imported ({located(error)}); "
                     "install it, or unset the variable"
                 ) from error

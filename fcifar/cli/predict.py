@@ -9,7 +9,7 @@ import typer
 
 from fcifar.cli import completion, options, output
 from fcifar.cli import models as opening
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +85,7 @@ def predict(
     if left_out:
         output.note(f"not read: {image_files.in_words(left_out)}")
     if grid is not None and len(paths) > GRID_LIMIT:
-        raise UserError(
+        raise UsageError(
             f"--grid holds up to {GRID_LIMIT} pictures, not {len(paths):,}; give fewer, "
             "or leave it out"
         )

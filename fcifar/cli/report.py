@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fcifar.cli import completion, options, output, render
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 
 
 def report(
@@ -46,7 +46,7 @@ def report(
     if html is not None:
         _check_free(html, force=force)
     elif len(runs) > 1:
-        raise UserError(f"{len(runs)} runs need a page: give --html FILE, or use fcifar compare")
+        raise UsageError(f"{len(runs)} runs need a page: give --html FILE, or use fcifar compare")
     if plots:
         _draw(runs, data_dir, quiet=quiet)
     if html is None:
@@ -66,9 +66,9 @@ def report(
 def _check_free(path: Path, *, force: bool) -> None:
     """Make sure that a page may be written to ``path``."""
     if path.is_dir():
-        raise UserError(f"--html {path} is a folder; give the name of a file, such as page.html")
+        raise UsageError(f"--html {path} is a folder; give the name of a file, such as page.html")
     if path.exists() and not force:
-        raise UserError(f"{path} is there already; choose another --html, or add --force")
+        raise UsageError(f"{path} is there already; choose another --html, or add --force")
 
 
 def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:

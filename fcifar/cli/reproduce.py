@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
     from fcifar.runs.reproduce import Original
@@ -67,7 +67,7 @@ def reproduce(
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     if run_dir.is_group(run):
         if until is not None or device is not None:
-            raise UserError(
+            raise UsageError(
                 "--until and --device are of a single run; leave them out, or reproduce "
                 f"{sweep.finished(run)[0]} with them"
             )

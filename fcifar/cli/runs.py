@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fcifar.cli import completion, options, output, render
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 
 app = typer.Typer(
     help="List, show and remove runs.",
@@ -82,7 +82,7 @@ def show(
     path = listing.locate(run, runs_root(runs_dir))
     entry = listing.describe(path)
     if entry.state == "damaged":
-        raise WorldError(f"{entry.path} is damaged: {entry.about}")
+        raise ExternalError(f"{entry.path} is damaged: {entry.about}")
     if entry.members:
         render.show_group(entry, json)
     else:
@@ -121,7 +121,7 @@ def rm(
     entries = [listing.describe(path) for path in paths]
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError("nobody is there to be asked; add --yes to remove without asking")
+            raise UsageError("nobody is there to be asked; add --yes to remove without asking")
         for entry in entries:
             members = f", {output.count(entry.members, 'run')}" if entry.members else ""
             output.note(f"{entry.path}: {entry.state}{members}, {output.size(entry.bytes)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from fcifar.cli import options, output, render
 from fcifar.cli import training_options as training
 from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 
 
 def train(
@@ -120,7 +120,7 @@ def train(
     )
     is_group = replicas is not None or bool(sweep)
     if replica_method is not None and not is_group and resume is None:
-        raise UserError("--replica-method is of --replicas and --sweep; give one of them too")
+        raise UsageError("--replica-method is of --replicas and --sweep; give one of them too")
     if tensorboard:
         event_files.check()
     more_epochs = overrides.pop("epochs", None) if resume is not None else None
@@ -140,7 +140,7 @@ def train(
         tensorboard = tensorboard or _goes_on_with_events(run)
         if run_dir.is_group(run):
             if more_epochs is not None:
-                raise UserError(
+                raise UsageError(
                     f"{run} is a group of runs, and --epochs goes on with a run by itself; begin a "
                     "new group with more epochs"
                 )
@@ -171,7 +171,7 @@ def train(
             step_flops=recipes.count_flops(the_recipe) / size,
         )
         if out is not None and runs_dir is not None:
-            raise UserError("--out and --runs-dir both say where the run goes; give one of them")
+            raise UsageError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
         which = f"seed{recipes.check_seed(seed or 0)}"
         run = out or run_dir.new_run(root, the_recipe.name, name, which)
@@ -229,14 +229,16 @@ def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
     """The run to resume after torchrun has restarted the processes.
 
     Raises:
-        UserError: nothing says where it would be.
+        UsageError: nothing says where it would be.
     """
     from fcifar.train import distributed, run_dir
 
     count, most = distributed.restarts()
     if out is None and (most or (is_sweep and distributed.world_size() > 1)):
         what = "torchrun --max-restarts" if most else "a sweep over several processes"
-        raise UserError(f"{what} needs a fixed run directory, which all processes share; add --out")
+        raise UsageError(
+            f"{what} needs a fixed run directory, which all processes share; add --out"
+        )
     begun = out is not None and ((out / run_dir.MANIFEST).exists() or run_dir.is_group(out))
     return out if count and begun else None
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcifar.cli import output, render
 from fcifar.cli.overrides import with_changes
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -20,18 +20,18 @@ _SHORT = {name: alias for alias, name in _ALIASES.items()}
 
 
 def plan(config: "RunConfig", *, replicas: int | None, grid: Sequence[str], method: str) -> "Sweep":
-    """The sweep of ``--replicas``, ``--sweep`` and ``--replica-method``. Raises a UserError."""
+    """The sweep of ``--replicas``, ``--sweep`` and ``--replica-method``. Raises a UsageError."""
     from fcifar.recipes import trials
     from fcifar.train import sweep
 
     if replicas is not None and not 1 <= replicas <= trials.LARGEST:
-        raise UserError(
+        raise UsageError(
             f"--replicas is {replicas}; it must be a whole number from 1 to {trials.LARGEST:,}"
         )
     seeds = range(config.seed, config.seed + (replicas or 1))
     axes = dict(_axis(config.recipe, text) for text in grid)
     if len(axes) < len(grid):
-        raise UserError("--sweep names the same value twice; give all of its values at once")
+        raise UsageError("--sweep names the same value twice; give all of its values at once")
     return sweep.Sweep(
         trials=trials.make_trials(config.recipe, axes, seeds),
         method=trials.choose_method(method, config.recipe, config.runtime.device),
@@ -44,9 +44,9 @@ def _axis(recipe: "Recipe", text: str) -> tuple[str, list[tuple[Any, "Recipe"]]]
     name, equals, values = text.partition("=")
     each = _split(values)
     if not equals or not name or not all(each):
-        raise UserError(f"--sweep is {shown(text)}; it must be NAME=VALUE,VALUE,...")
+        raise UsageError(f"--sweep is {shown(text)}; it must be NAME=VALUE,VALUE,...")
     if len(set(each)) < len(each):
-        raise UserError(f"--sweep {shown(text)} has a value twice; give each once")
+        raise UsageError(f"--sweep {shown(text)} has a value twice; give each once")
     field = _ALIASES.get(name, name)
     return _SHORT.get(field, field), [
         (_plain(value), with_changes(recipe, [f"{field}={value}"], "--sweep")) for value in each

@@ -15,15 +15,15 @@ from fcifar.data.paths import data_root
 if TYPE_CHECKING:
     from fcifar.data.dataset import Dataset, Split, content_digest, make_dataset
     from fcifar.data.download import fetch
-    from fcifar.data.readers import Wishes, import_source
+    from fcifar.data.readers import ImportOptions, import_source
     from fcifar.data.store import Info, Summary, info, list_prepared, load, save, verify
 
 __all__ = [
     "Dataset",
+    "ImportOptions",
     "Info",
     "Split",
     "Summary",
-    "Wishes",
     "content_digest",
     "data_root",
     "fetch",
@@ -39,7 +39,7 @@ __all__ = [
 _HOMES = {
     "dataset": ("Dataset", "Split", "content_digest", "make_dataset"),
     "download": ("fetch",),
-    "readers": ("Wishes", "import_source"),
+    "readers": ("ImportOptions", "import_source"),
     "store": ("Info", "Summary", "info", "list_prepared", "load", "save", "verify"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

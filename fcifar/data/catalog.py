@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fcifar.errors import UserError, did_you_mean, shown
+from fcifar.errors import UsageError, did_you_mean, shown
 
 DEFAULT = "cifar10"
 _BY_FLAG = ({"train": True}, {"train": False})
@@ -70,10 +70,10 @@ def get(name: str) -> Known:
     """The entry of ``KNOWN``.
 
     Raises:
-        UserError: there is none.
+        UsageError: there is none.
     """
     if name not in KNOWN:
-        raise UserError(
+        raise UsageError(
             f"no data set {shown(name)} can be fetched; there is {', '.join(KNOWN)}; another is "
             f"prepared from files with fcifar data import{did_you_mean(name, KNOWN)}"
         )

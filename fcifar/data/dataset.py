@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fcifar import tree
-from fcifar.errors import UserError, one_line
+from fcifar.errors import UsageError, one_line
 
 SIDE = 32  # pixels
 
@@ -69,7 +69,7 @@ def make_dataset(
         valid: the given validation split, ``EMPTY`` where there is none.
 
     Raises:
-        UserError: the test split is empty, a split is of another shape or dtype, a label has no
+        UsageError: the test split is empty, a split is of another shape or dtype, a label has no
             class, or class names are missing, repeated or unprintable.
     """
     check(train, test, classes, valid)
@@ -87,12 +87,12 @@ def make_dataset(
 
 
 def check(train: Split, test: Split, classes: Sequence[str], valid: Split = EMPTY) -> None:
-    """Raise the UserError that ``make_dataset`` promises, without reading the images."""
+    """Raise the UsageError that ``make_dataset`` promises, without reading the images."""
     _check_classes(classes)
     for name, split in (("train", train), ("validation", valid), ("test", test)):
         check_split(name, split, len(classes))
     if not len(test.images):
-        raise UserError("the test split is empty; it needs at least one image")
+        raise UsageError("the test split is empty; it needs at least one image")
 
 
 def content_digest(
@@ -126,17 +126,17 @@ def content_digest(
 def _check_classes(classes: Sequence[str]) -> None:
     bad = [name for name in classes if not name or not name.isprintable()]
     if bad:
-        raise UserError(
+        raise UsageError(
             f"a class is named {one_line(repr(bad[0]))}; class names are printable text"
         )
     if not classes or len(set(classes)) < len(classes):
-        raise UserError(
+        raise UsageError(
             f"the class names are {one_line(list(classes))}; each class needs a name of its own"
         )
 
 
 def check_split(split: str, data: Split, classes: int) -> None:
-    """Raise a UserError unless images and labels are of the right shapes and dtypes and as many as
+    """Raise a UsageError unless images and labels are of the right shapes and dtypes and as many as
     each other, and labels are below ``classes``.
 
     Args:
@@ -144,14 +144,14 @@ def check_split(split: str, data: Split, classes: int) -> None:
     """
     images, labels = data
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, SIDE, SIDE):
-        raise UserError(
+        raise UsageError(
             f"the {split} images are {_describe(images)}; "
             f"they must be uint8 [N, 3, {SIDE}, {SIDE}] or uint8 [N, {SIDE}, {SIDE}, 3]"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise UserError(f"the {split} labels are {_describe(labels)}; they must be integers [N]")
+        raise UsageError(f"the {split} labels are {_describe(labels)}; they must be integers [N]")
     if len(images) != len(labels):
-        raise UserError(
+        raise UsageError(
             f"the {split} split has {len(images)} images and {len(labels)} labels; "
             "every image needs one label"
         )
@@ -159,7 +159,7 @@ def check_split(split: str, data: Split, classes: int) -> None:
         return
     low, high = (int(extreme) for extreme in labels.aminmax())
     if low < 0 or high >= classes:
-        raise UserError(
+        raise UsageError(
             f"the {split} labels run from {low} to {high}, but {classes} classes "
             f"have labels 0 to {classes - 1}"
         )

@@ -17,9 +17,9 @@ import torch
 from fcifar.data import image_files
 from fcifar.data.catalog import DEFAULT, Known, get
 from fcifar.data.dataset import SIDE, Content, Dataset, Split
-from fcifar.data.readers import Wishes, check_free, import_source, keep
+from fcifar.data.readers import ImportOptions, check_free, import_source, keep
 from fcifar.data.throttle import Progress, paced
-from fcifar.errors import UserError, WorldError, one_line, reason, shown
+from fcifar.errors import ExternalError, UsageError, one_line, reason, shown
 
 _PATIENCE = 30.0  # seconds without an answer before the network counts as absent
 
@@ -45,9 +45,9 @@ def fetch(
         downloaded: the folder in which torchvision has the set already. Nothing is downloaded.
 
     Raises:
-        UserError: there is no such set, it is there already and is not to be replaced, it is not
+        UsageError: there is no such set, it is there already and is not to be replaced, it is not
             in ``downloaded``, a package that reads it is not installed, or ``url`` is no URL.
-        WorldError: there is no network or no such file, the md5 differs, or the disk is full.
+        ExternalError: there is no network or no such file, the md5 differs, or the disk is full.
             Nothing is left behind.
     """
     known = get(name)
@@ -64,17 +64,17 @@ def fetch(
             with _watched(Path(folder), known, report), _patient():
                 content = _download(known, Path(folder), url, md5, report)
             return _keep(known, content, Path(folder), root, report, overwrite)
-    except (UserError, WorldError):
+    except (UsageError, ExternalError):
         raise
     except ValueError as error:
-        raise UserError(
+        raise UsageError(
             f"cannot download {url!r}: {reason(error)}; give the URL of a mirror"
         ) from error
     # torchvision reports a wrong md5 as a RuntimeError.
     except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # it holds the connection
-        raise WorldError(
+        raise ExternalError(
             f"cannot download {url or name}: {reason(error)}; use --dataset shapes10, which needs "
             f"no network, or {_other_way(known)}"
         ) from error
@@ -86,16 +86,16 @@ def fetch(
 
 def _check_address(known: Known, url: str | None, md5: str | None, downloaded: Path | None) -> None:
     if url is not None and not url.lower().startswith(("http://", "https://")):
-        raise UserError(
+        raise UsageError(
             f"the URL is {shown(url)}; it must begin with http:// or https://, and what is on this "
             "machine is prepared with fcifar data import"
         )
     if md5 is not None and not _is_archive(known):
-        raise UserError(
+        raise UsageError(
             f"--md5 is of an archive of CIFAR; {known.name} is several files, each with its own"
         )
     if downloaded is not None and (url or md5):
-        raise UserError("--root says where the files are, and --url and --md5 are to get them")
+        raise UsageError("--root says where the files are, and --url and --md5 are to get them")
 
 
 def _is_archive(known: Known) -> bool:
@@ -132,7 +132,7 @@ def _read_downloaded(
             with contextlib.redirect_stdout(io.StringIO()):
                 content = _read(known, folder, url=None, download=False, progress=progress)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
+        raise UsageError(
             f"{one_line(folder)} has no {known.name} as torchvision puts it there: {reason(error)}"
         ) from error
     return _keep(known, content, folder, root, progress, overwrite)
@@ -156,12 +156,12 @@ def _keep(
     places = [folder / source.filename, folder / source.base_folder]
     found = next((path for path in places if path.exists()), None)
     if found is None:
-        raise UserError(
+        raise UsageError(
             f"{one_line(folder)} has neither {source.filename} nor {source.base_folder}/ in it"
         )
-    wishes = Wishes(labels=known.labels or None)
+    options = ImportOptions(labels=known.labels or None)
     return import_source(
-        found, known.name, root, wishes=wishes, progress=progress, overwrite=overwrite
+        found, known.name, root, options=options, progress=progress, overwrite=overwrite
     )
 
 
@@ -215,9 +215,9 @@ def _size(folder: Path) -> int:
 
 
 def _check_readable(known: Known) -> None:
-    """Raise a UserError if a package that reads the files of ``known`` is not installed."""
+    """Raise a UsageError if a package that reads the files of ``known`` is not installed."""
     if known.needs and importlib.util.find_spec(known.needs) is None:
-        raise UserError(
+        raise UsageError(
             f"{known.name} needs {known.needs} to read its files; "
             f"install it with: pip install 'fcifar[{known.name}]'"
         )

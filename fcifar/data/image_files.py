@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fcifar.data.dataset import SIDE
 from fcifar.data.throttle import Progress, paced
-from fcifar.errors import UserError, WorldError, names_of, one_line, reason
+from fcifar.errors import ExternalError, UsageError, names_of, one_line, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,7 +94,7 @@ class Picture(NamedTuple):
     cut_to_8_bits: bool = False  # a channel
 
 
-class UnreadableError(UserError):
+class UnreadableError(UsageError):
     """A file is not an image that can be used: ``<file> <what is wrong>; <what to do>``."""
 
 
@@ -186,8 +186,8 @@ def find(paths: Iterable[Path]) -> Found:
     them; hidden ones, and links to folders, are passed over.
 
     Raises:
-        UserError: a path leads nowhere, or there is no image in a folder.
-        WorldError: a folder cannot be read.
+        UsageError: a path leads nowhere, or there is no image in a folder.
+        ExternalError: a folder cannot be read.
     """
     found, others = [], []
     for path in paths:
@@ -199,7 +199,7 @@ def find(paths: Iterable[Path]) -> Found:
             if not inside:
                 named, _ = left_out(map(str, rest))
                 what = f"it has {in_words(named)}" if named else "no file in it is an image"
-                raise UserError(
+                raise UsageError(
                     f"there is no picture in {one_line(path)}: {what}; give one of "
                     f"{', '.join(readable_formats()[:9])}, ..."
                 )
@@ -208,13 +208,15 @@ def find(paths: Iterable[Path]) -> Found:
             found.append(path)
         else:
             what = "is neither a file nor a folder" if path.exists() else "does not exist"
-            raise UserError(f"{one_line(path)} {what}; give picture files, or folders of them")
+            raise UsageError(f"{one_line(path)} {what}; give picture files, or folders of them")
     return Found(found, *left_out(others))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     def give_up(error: OSError) -> None:
-        raise WorldError(f"cannot read {one_line(folder)}: {reason(error)}; check its permissions")
+        raise ExternalError(
+            f"cannot read {one_line(folder)}: {reason(error)}; check its permissions"
+        )
 
     for place, folders, files in os.walk(folder, onerror=give_up):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
@@ -238,7 +240,7 @@ def read_all(paths: Sequence[Path], progress: Progress | None = None) -> Tensor:
     """``read`` of each of one or more files: uint8 [N, 3, 32, 32].
 
     Raises:
-        UserError: files cannot be read; all of them are listed, see ``cannot_read``.
+        UsageError: files cannot be read; all of them are listed, see ``cannot_read``.
     """
     images, failures = read_those_that_can_be(paths, progress)
     if failures:
@@ -248,28 +250,32 @@ def read_all(paths: Sequence[Path], progress: Progress | None = None) -> Tensor:
 
 def read_those_that_can_be(
     paths: Sequence[Path], progress: Progress | None = None
-) -> tuple[list[Tensor], dict[Path, UserError | WorldError]]:
+) -> tuple[list[Tensor], dict[Path, UsageError | ExternalError]]:
     """``read`` of each file that can be read, and why the others cannot."""
     progress = paced(progress)
     images, failures = [], {}
     for done, path in enumerate(paths, 1):
         try:
             images.append(read(path))
-        except (UserError, WorldError) as error:
+        except (UsageError, ExternalError) as error:
             failures[path] = error
         else:
             progress("reading pictures", done, len(paths))
     return images, failures
 
 
-def cannot_read(failures: Sequence[UserError | WorldError], total: int) -> UserError | WorldError:
+def cannot_read(
+    failures: Sequence[UsageError | ExternalError], total: int
+) -> UsageError | ExternalError:
     """One error for all files that cannot be read, which are listed in its notes (PEP 678).
 
     Args:
         failures: at least one.
         total: how many files were read, those included.
     """
-    kind = WorldError if all(isinstance(error, WorldError) for error in failures) else UserError
+    kind = (
+        ExternalError if all(isinstance(error, ExternalError) for error in failures) else UsageError
+    )
     if total == 1:
         return kind(str(failures[0]))
     if len(failures) == 1:
@@ -283,14 +289,14 @@ def cannot_read(failures: Sequence[UserError | WorldError], total: int) -> UserE
     return error
 
 
-def listed(failures: Sequence[UserError | WorldError]) -> list[str]:
+def listed(failures: Sequence[UsageError | ExternalError]) -> list[str]:
     """A line for each file that cannot be read, up to a screenful."""
     lines = [short(error) for error in failures[:_SCREENFUL]]
     rest = len(failures) - len(lines)
     return [*lines, f"... and {rest:,} more"] if rest else lines
 
 
-def short(error: UserError | WorldError) -> str:
+def short(error: UsageError | ExternalError) -> str:
     """Which file cannot be read and why, without what to do about it."""
     return str(error).rpartition("; ")[0] or str(error)
 
@@ -302,14 +308,14 @@ def read(path: Path) -> Tensor:
         uint8 [3, 32, 32].
 
     Raises:
-        UserError: as ``decode``. ``path`` is named.
-        WorldError: the operating system cannot read it.
+        UsageError: as ``decode``. ``path`` is named.
+        ExternalError: the operating system cannot read it.
     """
     where = one_line(path)
     try:
         stream = path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: no file can have such a name
-        raise WorldError(
+        raise ExternalError(
             f"cannot read {where}: {reason(error)}; check the file and its permissions"
         ) from error
     with stream:
@@ -333,7 +339,7 @@ def decode(stream: IO[bytes], where: str, how: str | None = "crop", *, ending: s
     Raises:
         UnreadableError: it is not an image, is damaged, is larger than Pillow thinks safe, or has
             more than 8 bits a channel and no way to fewer. ``where`` is named.
-        UserError: it is not 32x32, and ``how`` is None.
+        UsageError: it is not 32x32, and ``how`` is None.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -344,12 +350,12 @@ def decode(stream: IO[bytes], where: str, how: str | None = "crop", *, ending: s
             with Image.open(stream, formats=_formats(ending)) as image:
                 if how is None and image.size != (SIDE, SIDE):
                     width, height = image.size
-                    raise UserError(
+                    raise UsageError(
                         f"{where} is {width}x{height}; every image must be {SIDE}x{SIDE}, so add "
                         "--resize crop or --resize stretch"
                     )
                 return _picture(image, where, how or "crop")
-    except UserError:
+    except UsageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UnreadableError(

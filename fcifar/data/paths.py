@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from fcifar.errors import UserError, one_line
+from fcifar.errors import UsageError, one_line
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 ENDING = ".safetensors"
@@ -39,10 +39,10 @@ def path_of(name: str, root: Path) -> Path:
     """The file of data set ``name``, whether it exists or not.
 
     Raises:
-        UserError: ``name`` is not made of lower-case letters, digits, "-" and "_".
+        UsageError: ``name`` is not made of lower-case letters, digits, "-" and "_".
     """
     if not NAME.fullmatch(name):
-        raise UserError(
+        raise UsageError(
             f"{one_line(repr(name))} cannot name a data set; use up to 64 lower-case letters, "
             "digits, '-' and '_', beginning with a letter or digit"
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.data.dataset import Split, check_split
-from fcifar.errors import UserError, one_line
+from fcifar.errors import UsageError, one_line
 from fcifar.random import Key
 
 
@@ -60,15 +60,15 @@ def hold_out_test(
         seed: of the key that chooses these.
 
     Raises:
-        UserError: there are none, they are not valid, or a class has a single image.
+        UsageError: there are none, they are not valid, or a class has a single image.
     """
     check_split("train", everything, len(classes))
     labels = everything.labels
     if not len(labels):
-        raise UserError("the train split is empty; it needs two or more images of each class")
+        raise UsageError("the train split is empty; it needs two or more images of each class")
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
     if few := [name for name, count in zip(classes, counts, strict=True) if count == 1]:
-        raise UserError(
+        raise UsageError(
             f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
             "testing, it needs two or more"
         )

@@ -19,7 +19,7 @@ from fcifar.data import shapes10
 from fcifar.data.catalog import KNOWN
 from fcifar.data.dataset import EMPTY, Dataset, Split, check, content_digest, make_dataset
 from fcifar.data.paths import NAME, path_of
-from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason
+from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, reason
 from fcifar.io import remove_partial, replacing
 
 FORMAT = "fcifar-dataset-1"
@@ -69,8 +69,8 @@ def save(dataset: Dataset, root: Path) -> Path:
     """Write a data set to the store, replacing one of that name. Returns the file.
 
     Raises:
-        UserError: the name is not allowed.
-        WorldError: the file cannot be written. The store is then as it was.
+        UsageError: the name is not allowed.
+        ExternalError: the file cannot be written. The store is then as it was.
     """
     path = path_of(dataset.name, root)
     # Cloned, for safetensors refuses tensors that share memory.
@@ -96,14 +96,14 @@ def load(name: str, root: Path) -> Dataset:
     """The data set ``name``, memory-mapped. ``shapes10`` is drawn on first use, then stored.
 
     Raises:
-        UserError: there is no such data set; the message says what there is.
-        WorldError: its file is damaged, or is not one of ours.
+        UsageError: there is no such data set; the message says what there is.
+        ExternalError: its file is damaged, or is not one of ours.
     """
     path = path_of(name, root)
     if name == shapes10.NAME and not path.exists():
         save(_draw_shapes10(), root)
     if not path.exists():
-        raise UserError(_missing(name, root))
+        raise UsageError(_missing(name, root))
     return _read(path)
 
 
@@ -111,14 +111,14 @@ def verify(name: str, root: Path) -> str:
     """Read every byte of a data set and return its digest.
 
     Raises:
-        UserError: there is no such data set.
-        WorldError: its content is not what was stored.
+        UsageError: there is no such data set.
+        ExternalError: its content is not what was stored.
     """
     dataset = load(name, root)
     given = dataset.valid_images, dataset.valid_labels
     found = content_digest(*dataset[1:5], dataset.classes, *given)
     if found != dataset.digest:
-        raise WorldError(
+        raise ExternalError(
             f"{one_line(path_of(name, root))} is damaged: its content has digest {found}, not "
             f"{one_line(dataset.digest)} as recorded; {_remedy(name)}"
         )
@@ -172,7 +172,7 @@ def _read(path: Path) -> Dataset:
         valid = Split(tensors["valid_images"], tensors["valid_labels"]) if given else EMPTY
         check(train, test, classes, valid)
     except (OSError, SafetensorError, ValueError, LookupError) as error:
-        raise WorldError(
+        raise ExternalError(
             f"{one_line(path)} is damaged or not a prepared data set ({reason(error)}); "
             f"{_remedy(path.stem)}"
         ) from error

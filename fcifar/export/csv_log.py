@@ -19,8 +19,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     ``seconds`` and ``digest``. A number that was not finite is None.
 
     Raises:
-        UserError: there is no run at ``path``.
-        WorldError: a log is damaged.
+        UsageError: there is no run at ``path``.
+        ExternalError: a log is damaged.
     """
     if not run_dir.is_group(path):
         return _records(path)
@@ -41,7 +41,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> list[str]:
     does not have is empty. Numbers have every digit.
 
     Raises:
-        WorldError: the disk refused.
+        ExternalError: the disk refused.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with (

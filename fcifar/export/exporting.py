@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fcifar
 from fcifar import recipes, tensor_files, tree
-from fcifar.errors import UserError, WorldError, one_line, reason
+from fcifar.errors import ExternalError, UsageError, one_line, reason
 from fcifar.export import graphs, state_dict
 from fcifar.export.graphs import Function
 from fcifar.io import replacing
@@ -111,18 +111,18 @@ def check(path: Path, *, force: bool) -> Format:
     """The format that the name of ``path`` ends in, which may be written there.
 
     Raises:
-        UserError: it is none of ``FORMATS``, something that it needs is not installed, or there is
+        UsageError: it is none of ``FORMATS``, something that it needs is not installed, or there is
             a file already and ``force`` is not set.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
-        raise UserError(
+        raise UsageError(
             f"a network cannot be written as {one_line(path)}; its name must end in "
             f"{', '.join(FORMATS)}"
         )
     missing = [name for name in form.modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(
+        raise UsageError(
             f"{one_line(path)} needs {' and '.join(missing)}; pip install "
             f"'fcifar[{form.extra}]', or choose .pth, .safetensors or .pt2"
         )
@@ -131,9 +131,9 @@ def check(path: Path, *, force: bool) -> Format:
 
 
 def check_free(path: Path, *, force: bool) -> None:
-    """Raise a UserError where there is a file that may not be written over."""
+    """Raise a UsageError where there is a file that may not be written over."""
     if not force and (path.exists() or path.is_symlink()):
-        raise UserError(f"{one_line(path)} is there already; choose another name, or give --force")
+        raise UsageError(f"{one_line(path)} is there already; choose another name, or give --force")
 
 
 def export(
@@ -148,8 +148,8 @@ def export(
         images: uint8 [N, 3, 32, 32], one or more.
 
     Raises:
-        UserError: as ``check``.
-        WorldError: the disk refused, the network cannot be written in that format, or what was
+        UsageError: as ``check``.
+        ExternalError: the disk refused, the network cannot be written in that format, or what was
             read back predicts another class.
     """
     form = check(path, force=force)
@@ -160,16 +160,16 @@ def export(
                 form.write(network, describe(network), temporary)
                 function = form.read(temporary, network)
                 found = torch.cat([function(part) for part in images.split(_BATCH)])
-            except (OSError, SafetensorError, WorldError):
+            except (OSError, SafetensorError, ExternalError):
                 raise
             except Exception as error:  # converters fail in many ways, and none is ours to mend
-                raise WorldError(
+                raise ExternalError(
                     f"{one_line(path)} is not written: as {form.name} this network cannot be "
                     f"exported ({reason(error)}); choose another format"
                 ) from error
         agreement = compare(predict(network, runtime, images), found)
         if agreement.different:
-            raise WorldError(
+            raise ExternalError(
                 f"{one_line(path)} is not written: read back, it predicts another class for "
                 f"{agreement.different:,} of {agreement.images:,} images (logits differ by up to "
                 f"{agreement.largest_difference:.2g}); choose another format"

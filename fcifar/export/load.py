@@ -6,7 +6,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fcifar import recipes, tensor_files
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.export import match_state_dict, state_dict
 from fcifar.export.state_dict import StateDict
 from fcifar.recipes import Recipe
@@ -47,8 +47,8 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
         recipe: what network a state_dict is of, and how it wants its images; None if nobody said.
 
     Raises:
-        UserError: there is nothing, it is no network, or nobody said of which network it is.
-        WorldError: it is damaged.
+        UsageError: there is nothing, it is no network, or nobody said of which network it is.
+        ExternalError: it is damaged.
     """
     if says_what_it_is(path):
         return inference.load(path)
@@ -56,7 +56,7 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
     if recipe is None:
         fitting_models = list(match_state_dict.fitting_models(found, len(CIFAR10)))
         hint = f"; its names and shapes are those of {fitting_models[0]}" if fitting_models else ""
-        raise UserError(
+        raise UsageError(
             f"{path} does not say which network it holds{hint}; give --model "
             f"{fitting_models[0] if fitting_models else 'NAME'} or --recipe NAME"
         )
@@ -71,7 +71,7 @@ def with_classes(
     What it was trained on stays unknown: ``dataset`` and ``dataset_digest`` are empty, ``seed`` 0.
 
     Raises:
-        UserError: the values are not those of the recipe's network with so many classes.
+        UsageError: the values are not those of the recipe's network with so many classes.
     """
     if isinstance(found, Trained):
         return found, ()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fcifar import random, recipes
-from fcifar.errors import UserError, names_of, shown
+from fcifar.errors import UsageError, names_of, shown
 from fcifar.export.state_dict import WRAPPERS, StateDict
 from fcifar.models import MODELS, Model, Variables
 from fcifar.recipes import Recipe
@@ -32,19 +32,19 @@ def fit(
         source: what messages call the file.
 
     Raises:
-        UserError: as ``match``; the message also says which networks of ``MODELS`` would fit.
+        UsageError: as ``match``; the message also says which networks of ``MODELS`` would fit.
     """
     like = _like(recipes.make_model(recipe, num_classes))
     try:
         return match(found, like, source)
     except MisfitError as error:
-        raise UserError(
+        raise UsageError(
             f"{source} does not fit {recipe.model} with {num_classes} classes: {error}; "
             + _advice(found, recipe.model, num_classes)
         ) from None
 
 
-class MisfitError(UserError):
+class MisfitError(UsageError):
     """Named tensors are not the values of a network."""
 
 
@@ -67,7 +67,7 @@ def match(
 
     Raises:
         MisfitError: none of them fits; the message says what is wrong with the closest.
-        UserError: several fit, and none of them stands where a network's values usually do.
+        UsageError: several fit, and none of them stands where a network's values usually do.
     """
     expected = {**like.params, **like.buffers}
     fitting = [(each, r) for each in found for r in _fitting(each.tensors, expected)]
@@ -79,7 +79,7 @@ def match(
     (chosen, reading), *others = sorted(fitting, key=_unusual)
     if others and _unusual(others[0]) == _unusual((chosen, reading)):
         places = names_of([repr(_place(*each)) for each in ((chosen, reading), *others)])
-        raise UserError(
+        raise UsageError(
             f"{source} holds several networks that fit, {places}; save the state_dict of one alone"
         )
     values = {

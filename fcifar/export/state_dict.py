@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fcifar.errors import UserError, WorldError, one_line, reason, shown
+from fcifar.errors import ExternalError, UsageError, one_line, reason, shown
 
 WRAPPERS = (
     "state_dict",
@@ -76,8 +76,8 @@ def read(path: Path) -> tuple[StateDict, ...]:
         One or more, the likeliest first: see ``find``.
 
     Raises:
-        UserError: there is no state_dict in it, or it is neither of the two.
-        WorldError: it cannot be read.
+        UsageError: there is no state_dict in it, or it is neither of the two.
+        ExternalError: it cannot be read.
     """
     is_safetensors = path.suffix.lower() == ".safetensors"
     return find(_read_safetensors(path) if is_safetensors else _read_pickled(path), str(path))
@@ -93,7 +93,7 @@ def find(values: Any, source: str) -> tuple[StateDict, ...]:
         source: what messages call it.
 
     Raises:
-        UserError: there is none in it.
+        UsageError: there is none in it.
     """
     found: list[tuple[int, int, StateDict]] = []
     level, seen = [((), values)], {id(values)}
@@ -116,7 +116,7 @@ def find(values: Any, source: str) -> tuple[StateDict, ...]:
                         deeper.append(((*keys, key), value))
         level = deeper
     if not found:
-        raise UserError(_what_is_there(values, source))
+        raise UsageError(_what_is_there(values, source))
     return tuple(each for *_, each in sorted(found, key=lambda entry: entry[:2]))
 
 
@@ -169,9 +169,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             # Cloned, for otherwise they would be views of a file that may be replaced.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise WorldError(f"{path} cannot be read: {reason(error)}") from error
+        raise ExternalError(f"{path} cannot be read: {reason(error)}") from error
     except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a safetensors file: {reason(error)}") from error
+        raise UsageError(f"{path} cannot be read as a safetensors file: {reason(error)}") from error
 
 
 def _read_pickled(path: Path) -> Any:
@@ -184,10 +184,10 @@ def _read_pickled(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno == errno.EINVAL:  # a seek to before the beginning of what was cut off
-            raise UserError(_refusal(path, error)) from error
-        raise WorldError(f"{path} cannot be read: {reason(error)}") from error
+            raise UsageError(_refusal(path, error)) from error
+        raise ExternalError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:  # bytes that are no such file lead torch to errors of many kinds
-        raise UserError(_refusal(path, error)) from error
+        raise UsageError(_refusal(path, error)) from error
 
 
 def _check_zip(path: Path) -> None:

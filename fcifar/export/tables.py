@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fcifar import io
-from fcifar.errors import UserError, one_line
+from fcifar.errors import UsageError, one_line
 
 Table = Mapping[str, np.ndarray]  # columns of one length: numbers, booleans or text
 FORMS = (".csv", ".npz", ".parquet")
@@ -19,16 +19,16 @@ def check(path: Path) -> None:
     """Make sure that a table can be written in the form that the name of ``path`` ends in.
 
     Raises:
-        UserError: it ends in something else, or in .parquet and pyarrow is not installed.
+        UsageError: it ends in something else, or in .parquet and pyarrow is not installed.
     """
     form = path.suffix.lower()
     if form not in FORMS:
-        raise UserError(
+        raise UsageError(
             f"a table cannot be written as {one_line(path)}; its name must end in .csv, .npz or "
             ".parquet"
         )
     if form == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
+        raise UsageError(
             f"{one_line(path)} needs pyarrow, which is not installed; pip install "
             "'fcifar[parquet]', or choose .csv or .npz"
         )
@@ -42,8 +42,8 @@ def write(path: Path, table: Table) -> None:
     which ``numpy.load`` reads without pickles. The same table gives the same bytes.
 
     Raises:
-        UserError: as ``check``.
-        WorldError: the disk refused.
+        UsageError: as ``check``.
+        ExternalError: the disk refused.
     """
     check(path)
     with io.replacing(path) as temporary:

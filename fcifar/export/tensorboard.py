@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fcifar.errors import UserError, reason
+from fcifar.errors import UsageError, reason
 from fcifar.train import metrics_log, run_dir, sweep
 from fcifar.train.events import Event, Logged, Noted, Observe
 
@@ -28,9 +28,9 @@ def is_installed() -> bool:
 
 
 def check() -> None:
-    """Raise a UserError where the extra is missing."""
+    """Raise a UsageError where the extra is missing."""
     if not is_installed():
-        raise UserError(
+        raise UsageError(
             "--tensorboard needs tensorboard, which is not installed; pip install "
             "'fcifar[tensorboard]', or leave it out: metrics.jsonl has the same figures"
         )

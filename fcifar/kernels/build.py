@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 
 # Sums are never reordered; a multiplication and an addition become one instruction.
 FLAGS = (
@@ -48,8 +48,8 @@ def load(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
     """The library that ``source`` makes under ``macros``, built unless it is there already.
 
     Raises:
-        UserError: the compiler is missing, or refuses.
-        WorldError: the library cannot be written, or not loaded.
+        UsageError: the compiler is missing, or refuses.
+        ExternalError: the library cannot be written, or not loaded.
     """
     return _load(source, tuple(sorted(macros.items())))
 
@@ -65,7 +65,7 @@ def _load(source: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise WorldError(
+        raise ExternalError(
             f"cannot load the kernel {path} ({error}); delete it, or let TORCHINDUCTOR_CACHE_DIR "
             "name a folder from which programs may run"
         ) from error
@@ -78,7 +78,7 @@ def _build(source: Path, arguments: list[str], path: Path) -> None:
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".so")
         os.close(handle)
     except OSError as error:
-        raise WorldError(f"cannot write a kernel to {path.parent}: {error.strerror}") from error
+        raise ExternalError(f"cannot write a kernel to {path.parent}: {error.strerror}") from error
     try:
         _call([*arguments, str(source), "-o", partial])
         os.chmod(partial, 0o644)
@@ -98,11 +98,11 @@ def _call(arguments: list[str]) -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, check=False)
     except OSError as error:
-        raise UserError(f"cannot run the compiler {command[0]!r}: {error.strerror}") from error
+        raise UsageError(f"cannot run the compiler {command[0]!r}: {error.strerror}") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
         reason = next((line for line in lines if "error" in line), lines[0])
-        raise UserError(f"the compiler {command[0]!r} refused {arguments[-3]!r}: {reason}")
+        raise UsageError(f"the compiler {command[0]!r} refused {arguments[-3]!r}: {reason}")
     return done.stdout
 
 
@@ -124,7 +124,7 @@ def prepare_cache() -> dict[str, Any]:
         settings of inductor that are needed as well.
 
     Raises:
-        WorldError: such a link cannot be made anywhere.
+        ExternalError: such a link cannot be made anywhere.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
@@ -159,7 +159,7 @@ def _link_to(folder: str) -> str:
                 return link
         except OSError:
             continue
-    raise WorldError(
+    raise ExternalError(
         f"torch.compile cannot keep its files in {folder!r}, whose path is not a single word of a "
         "command line; let TORCHINDUCTOR_CACHE_DIR name a folder without spaces and quotes"
     )

@@ -102,8 +102,8 @@ def library(shape: Shape) -> Library:
     """The kernel for a shape, built where it is not there yet.
 
     Raises:
-        UserError: the compiler is missing, or refuses.
-        WorldError: the library cannot be written.
+        UsageError: the compiler is missing, or refuses.
+        ExternalError: the library cannot be written.
     """
     made = build.load(SOURCE, macros(shape))
     pointer = ctypes.c_void_p

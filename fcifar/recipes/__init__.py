@@ -6,7 +6,7 @@ contract tests cover every entry.
 """
 
 from fcifar import registry
-from fcifar.errors import UserError, did_you_mean, shown
+from fcifar.errors import UsageError, did_you_mean, shown
 from fcifar.recipes.build import (
     Hyperparams,
     check_model,
@@ -42,7 +42,7 @@ def get(name: str) -> Recipe:
     """The recipe of that name, or the one that MODULE:NAME names.
 
     Raises:
-        UserError: there is none.
+        UsageError: there is none.
 
     >>> recipe = fcifar.recipes.get("blitz")
     >>> recipe.model, recipe.learning_rate, recipe.batch_size
@@ -51,10 +51,10 @@ def get(name: str) -> Recipe:
     if is_import(name):
         _, recipe = imported("the recipe", name)
         if not isinstance(recipe, Recipe):
-            raise UserError(f"the recipe {shown(name)} is {shown(recipe)}; it must be a Recipe")
+            raise UsageError(f"the recipe {shown(name)} is {shown(recipe)}; it must be a Recipe")
         return recipe
     if name not in RECIPES:
-        raise UserError(
+        raise UsageError(
             f"no recipe {shown(name)}; there is {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
         )
     return RECIPES[name]

@@ -11,7 +11,7 @@ from fcifar import augment, averaging, losses, optim, precision, privacy, random
 from fcifar.augment import functional, tta
 from fcifar.augment.tta import Views
 from fcifar.averaging import Average
-from fcifar.errors import UserError, located
+from fcifar.errors import UsageError, located
 from fcifar.grads import Gradient, of_batch
 from fcifar.losses import Loss
 from fcifar.models import Model
@@ -152,7 +152,7 @@ def make_schedule(
     Its ``peak`` is the recipe's learning rate, unless another is given.
 
     Raises:
-        UserError: the warm-up is as long as the run.
+        UsageError: the warm-up is as long as the run.
 
     >>> recipe = fcifar.recipes.get("blitz").replace(schedule="linear", learning_rate=1.0)
     >>> fcifar.recipes.make_schedule(recipe, total_steps=10)(torch.tensor(5))
@@ -163,7 +163,7 @@ def make_schedule(
     if recipe.schedule == "constant" and not warmup:
         return peak
     if warmup >= total_steps:
-        raise UserError(
+        raise UsageError(
             f"warmup_steps is {warmup}, but the run has only {total_steps} steps; "
             "warm up for fewer, or train for longer"
         )
@@ -290,33 +290,33 @@ def check_sizes(
         given: of validation images that the data set has of its own.
 
     Raises:
-        UserError: it does not.
+        UsageError: it does not.
     """
     batch_size = recipe.batch_size
     if not size + held_out:
-        raise UserError(
+        raise UsageError(
             f"{dataset} is a test set without training images; train on another data set with "
             f"the same classes, then measure with fcifar eval RUN --dataset {dataset}"
         )
     if recipe.valid == "given" and not given:
-        raise UserError(
+        raise UsageError(
             f"valid is given, and {dataset} has no validation images of its own; hold some "
             "out of the training images with --valid-fraction 0.1 in place of it"
         )
     if batch_size > size:
-        raise UserError(f"batch_size is {batch_size}, but {dataset} has {size} training images")
+        raise UsageError(f"batch_size is {batch_size}, but {dataset} has {size} training images")
     if recipe.valid_fraction and not held_out:
-        raise UserError(
+        raise UsageError(
             f"valid_fraction is {recipe.valid_fraction}, which holds out no images ({size} in "
             f"{dataset}); use a larger fraction"
         )
     if batch_size % processes:
-        raise UserError(
+        raise UsageError(
             f"batch_size is {batch_size}, which {processes} processes cannot divide equally; give "
             f"a --batch-size that is a multiple of {processes}"
         )
     if size % batch_size % processes and not recipe.drop_last:
-        raise UserError(
+        raise UsageError(
             f"the last batch of an epoch has {size % batch_size} images, which {processes} "
             "processes cannot divide equally; give --drop-last, or another --batch-size"
         )
@@ -328,7 +328,7 @@ def check_model(
     """Make sure that the model takes what it is given: on the meta device, where it is cheap.
 
     Raises:
-        UserError: it does not compute in a dtype; or does not train on a batch of one image, as
+        UsageError: it does not compute in a dtype; or does not train on a batch of one image, as
             under batch norm of features without width and height, and there is one.
     """
     model, key = make_model(recipe, num_classes), random.key(0, device="meta")
@@ -347,7 +347,7 @@ def check_model(
         try:
             forward(images)
         except Exception as error:
-            raise UserError(
+            raise UsageError(
                 f"the model {recipe.model} does not take images of {size}x{size} pixels in "
                 f"{str(policy.compute).removeprefix('torch.')} ({located(error)}); give "
                 "--precision fp32, or create its tensors in the dtype of the images"
@@ -357,7 +357,7 @@ def check_model(
                 forward(images[:1])
         except ValueError as error:
             other = "" if recipe.batch_size == axis.size else "--drop-last, or "
-            raise UserError(
+            raise UsageError(
                 f"batches of {recipe.batch_size} of {count} images leave one image alone, which "
                 f"the model does not train on ({located(error)}); give {other}another --batch-size"
             ) from error

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from fcifar.errors import UserError, did_you_mean, shown
+from fcifar.errors import UsageError, did_you_mean, shown
 
 # A billion epochs, of as many images as fit into any memory, are fewer than 2**63 steps.
 LARGEST_COUNT = 10**9
@@ -12,65 +12,65 @@ SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raise a UserError unless ``value`` is one of ``choices``."""
+    """Raise a UsageError unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise UserError(
+        raise UsageError(
             f"{name} is {shown(value)}; it must be one of {', '.join(choices)}"
             f"{did_you_mean(value, choices)}"
         )
 
 
 def check_text(name: str, value: Any) -> None:
-    """Raise a UserError unless ``value`` is text that fits on a line and steers no terminal."""
+    """Raise a UsageError unless ``value`` is text that fits on a line and steers no terminal."""
     if not isinstance(value, str) or not value.isprintable():
-        raise UserError(f"{name} is {shown(value)}; it must be one line of printable text")
+        raise UsageError(f"{name} is {shown(value)}; it must be one line of printable text")
 
 
 def check_switch(name: str, value: Any) -> None:
-    """Raise a UserError unless ``value`` is true or false."""
+    """Raise a UsageError unless ``value`` is true or false."""
     if not isinstance(value, bool):
-        raise UserError(f"{name} is {shown(value)}; it must be true or false")
+        raise UsageError(f"{name} is {shown(value)}; it must be true or false")
 
 
 def check_count(name: str, value: Any, least: int, most: int = LARGEST_COUNT) -> None:
-    """Raise a UserError unless ``value`` is a whole number from ``least`` to ``most``."""
+    """Raise a UsageError unless ``value`` is a whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UserError(
+        raise UsageError(
             f"{name} is {shown(value)}; it must be a whole number from {least} up to {most:,}"
         )
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise a UserError unless ``value`` is 0, or positive and of a size that float32 holds."""
+    """Raise a UsageError unless ``value`` is 0, or positive and of a size that float32 holds."""
     if not _is_number(value) or not (value == 0 or SMALLEST_NUMBER <= value <= LARGEST_NUMBER):
-        raise UserError(
+        raise UsageError(
             f"{name} is {shown(value)}; it must be 0, or a number from {SMALLEST_NUMBER} to "
             f"{LARGEST_NUMBER}"
         )
 
 
 def check_channels(name: str, value: Any, least: float) -> None:
-    """Raise a UserError unless ``value`` is a tuple of three numbers from ``least`` up."""
+    """Raise a UsageError unless ``value`` is a tuple of three numbers from ``least`` up."""
     if (
         not isinstance(value, tuple)
         or len(value) != 3
         or not all(_is_number(v) and least <= v <= LARGEST_NUMBER for v in value)
     ):
-        raise UserError(
+        raise UsageError(
             f"{name} is {shown(value)}; it must be three numbers from {least} to {LARGEST_NUMBER}"
         )
 
 
 def check_rates(name: str, value: Any, groups: Iterable[str]) -> None:
-    """Raise a UserError unless ``value`` gives positive numbers to some of ``groups``."""
+    """Raise a UsageError unless ``value`` gives positive numbers to some of ``groups``."""
     if not isinstance(value, Mapping) or not set(value) <= set(groups):
-        raise UserError(
+        raise UsageError(
             f"{name} is {shown(value)}; it must be numbers by group, of {', '.join(groups)}"
         )
     for group, rate in value.items():
         check_number(f"{name} of {group}", rate)
         if not rate:
-            raise UserError(f"{name} of {group} is 0; it must be above")
+            raise UsageError(f"{name} of {group} is 0; it must be above")
 
 
 def _is_number(value: Any) -> bool:
@@ -78,9 +78,9 @@ def _is_number(value: Any) -> bool:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UserError."""
+    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UsageError."""
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UserError(f"--seed is {shown(seed)}; it must be a whole number")
+        raise UsageError(f"--seed is {shown(seed)}; it must be a whole number")
     if not -(2**31) <= seed < 2**32:
-        raise UserError(f"--seed is {shown(seed)}; it must lie in [-2**31, 2**32)")
+        raise UsageError(f"--seed is {shown(seed)}; it must lie in [-2**31, 2**32)")
     return seed

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
-from fcifar.errors import UserError, located, shown
+from fcifar.errors import UsageError, located, shown
 from fcifar.models import Model, from_factory
 
 
-class NotImportableError(UserError):
+class NotImportableError(UsageError):
     """What a text names is not here, or not now."""
 
 
@@ -33,11 +33,11 @@ def imported(what: str, text: str) -> tuple[Any, Any]:
         what: what a message calls it.
 
     Raises:
-        UserError: the text has another form; as ``NotImportableError`` where it cannot be found.
+        UsageError: the text has another form; as ``NotImportableError`` where it cannot be found.
     """
     place, _, name = text.partition(":")
     if not all(part.isidentifier() for part in (*place.split("."), *name.split("."))):
-        raise UserError(f"{what} is {shown(text)}; it must be MODULE:NAME, such as my_nets:Net")
+        raise UsageError(f"{what} is {shown(text)}; it must be MODULE:NAME, such as my_nets:Net")
     cannot = f"{what} {shown(text)} cannot be imported"
     if place.partition(".")[0] in sys.stdlib_module_names:
         raise NotImportableError(f"{cannot}: {place} is a part of Python; name a module of yours")
@@ -64,20 +64,20 @@ def model_factory(text: str) -> Callable[..., Model]:
     come from a file of a stranger, and installed packages have functions that do anything.
 
     Raises:
-        UserError: it is something else; or as ``imported``.
+        UsageError: it is something else; or as ``imported``.
     """
     module, factory = imported("the model", text)
     own = getattr(factory, "func", factory)  # of a functools.partial
     if isinstance(own, type) and issubclass(own, nn.Module):
         return from_factory(factory)
     if not inspect.isfunction(own) or _package(own.__module__) != _package(module.__name__):
-        raise UserError(
+        raise UsageError(
             f"the model {shown(text)} is {shown(factory)}; it must be a class of nn.Module, or a "
             "function of that package which returns one or a fcifar.Model"
         )
     installed = "-packages" in (getattr(module, "__file__", None) or "-packages")
     if installed and not _returns_a_model(own):
-        raise UserError(
+        raise UsageError(
             f"the model {shown(text)} does not say that it returns one, as a function of an "
             "installed package must; annotate it with -> fcifar.Model or -> nn.Module"
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fcifar import augment, registry
-from fcifar.errors import UserError, did_you_mean, one_line, shown
+from fcifar.errors import UsageError, did_you_mean, one_line, shown
 from fcifar.models import MODELS, Model
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes import importing
@@ -58,12 +58,12 @@ def model_factory(name: str) -> Callable[..., Model]:
     """The entry of ``MODELS``, or what MODULE:FACTORY names.
 
     Raises:
-        UserError: there is no such model.
+        UsageError: there is no such model.
     """
     if importing.is_import(name):
         return importing.model_factory(name)
     if not isinstance(name, str) or name not in MODELS:
-        raise UserError(
+        raise UsageError(
             f"model is {shown(name)}; it must be one of {', '.join(MODELS)}, or MODULE:FACTORY "
             f"(a package that registers more is named in ${IMPORT}){did_you_mean(name, MODELS)}"
         )
@@ -74,7 +74,7 @@ def options_of(name: str) -> tuple[list[str], bool]:
     """The options that a model takes by name, and whether it takes any others.
 
     Raises:
-        UserError: there is no such model.
+        UsageError: there is no such model.
     """
     parameters = inspect.signature(model_factory(name)).parameters.values()
     several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -95,11 +95,11 @@ def named_model(
         axis: the ranks over which its batch norm takes its statistics, if it has any.
 
     Raises:
-        UserError: there is no such model, or the options do not fit it.
+        UsageError: there is no such model, or the options do not fit it.
     """
     make = model_factory(name)
     if not isinstance(options, Mapping):
-        raise UserError(
+        raise UsageError(
             f"model_options is {shown(options)}; it must be options by name, such as dropout"
         )
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
@@ -107,38 +107,38 @@ def named_model(
     unknown = [] if any_other else [option for option in options if option not in known]
     if "num_classes" in options or unknown:
         hint = did_you_mean(unknown[0], known) if unknown else ""
-        raise UserError(f"{does_not_fit}, which takes {' and '.join(known) or 'none'}{hint}")
+        raise UsageError(f"{does_not_fit}, which takes {' and '.join(known) or 'none'}{hint}")
     takes = inspect.signature(make, follow_wrapped=False).parameters
     normed = {"axis": axis} if "axis" in takes else {}
     try:
         return make(num_classes=num_classes, **normed, **options)
     except ValueError as error:
         what = does_not_fit if options else f"the model {name} cannot be used"
-        raise UserError(one_line(f"{what}: {error}")) from error
+        raise UsageError(one_line(f"{what}: {error}")) from error
 
 
 def named_augment(text: str) -> Augment:
     """The augmentation that NAME or NAME:STRENGTH asks for.
 
     Raises:
-        UserError: there is no such augmentation, or none of that strength.
+        UsageError: there is no such augmentation, or none of that strength.
     """
     name, colon, strength = text.partition(":")
     check_choice("augment", name, AUGMENTS)
     make = AUGMENTS[name]
     parameters = list(inspect.signature(make).parameters.values())[:1]
     if colon and not parameters:
-        raise UserError(
+        raise UsageError(
             f"augment {shown(text)} has a strength, and {name} takes none; leave it out"
         )
     if not colon and parameters and parameters[0].default is inspect.Parameter.empty:
-        raise UserError(
+        raise UsageError(
             f"augment {text!r} needs a strength; give {name}:{parameters[0].name.upper()}"
         )
     try:
         return make(_number(strength)) if colon else make()
     except ValueError as error:
-        raise UserError(f"augment {shown(text)} cannot be used: {error}") from error
+        raise UsageError(f"augment {shown(text)} cannot be used: {error}") from error
 
 
 class Stage(NamedTuple):
@@ -152,7 +152,7 @@ def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
     """What SIZE:PART, ..., SIZE ask for; one stage that leaves the images alone if nothing does.
 
     Raises:
-        UserError: a text of another form, a size below 16, or parts that do not rise to 1.
+        UsageError: a text of another form, a size below 16, or parts that do not rise to 1.
     """
     stages = []
     for text in texts:
@@ -160,18 +160,18 @@ def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
         try:
             stages.append(Stage(int(size), float(until) if colon else 1.0))
         except ValueError:
-            raise UserError(
+            raise UsageError(
                 f"resolutions has {shown(text)}; each must be SIZE:PART, such as 24:0.5, or SIZE"
             ) from None
     ends = [stage.until for stage in stages]
     rising = all(a < b for a, b in itertools.pairwise([0.0, *ends]))  # NaN is neither
     if stages and not (rising and ends[-1] == 1):
-        raise UserError(
+        raise UsageError(
             f"resolutions is {shown(tuple(texts))}; the parts must rise and end with 1, as in "
             "24:0.5, 32"
         )
     if any(not SMALLEST_IMAGE <= stage.size <= LARGEST_IMAGE for stage in stages):
-        raise UserError(
+        raise UsageError(
             f"resolutions is {shown(tuple(texts))}; a size must lie between {SMALLEST_IMAGE} and "
             f"{LARGEST_IMAGE}"
         )

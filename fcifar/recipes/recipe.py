@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcifar.augment.tta import VIEWS
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 from fcifar.models import mixes_examples, takes_images
 from fcifar.optim import REGISTERED
 from fcifar.precision import POLICIES
@@ -50,7 +50,7 @@ class Recipe:
     and a network has at most ``models.LARGEST_MODEL`` parameters.
 
     Raises:
-        UserError: a value is of another kind or outside its range, or two values contradict each
+        UsageError: a value is of another kind or outside its range, or two values contradict each
             other.
     """
 
@@ -118,7 +118,7 @@ class Recipe:
         for name in ("name", "summary", "source", "notes", "expected"):
             check_text(name, getattr(self, name))
         if not self.name:
-            raise UserError("a recipe needs a name, and an empty one was given")
+            raise UsageError("a recipe needs a name, and an empty one was given")
         model = named_model(self.model, self.model_options, num_classes=10)
         check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -142,64 +142,64 @@ class Recipe:
             check_number(name, getattr(self, name))
         for name in _PARTS:
             if getattr(self, name) >= 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+                raise UsageError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         check_rates("group_learning_rates", self.group_learning_rates, GROUPS)
         if not isinstance(self.resolutions, tuple):
-            raise UserError(
+            raise UsageError(
                 f"resolutions is {shown(self.resolutions)}; it must be texts such as 24:0.5"
             )
         for stage in named_stages(self.resolutions):
             if stage.size and not takes_images(model, stage.size):
-                raise UserError(
+                raise UsageError(
                     f"resolutions has {stage.size}, and {self.model} takes no images of that size; "
                     "leave resolutions out, or take speednet or resnet18"
                 )
         check_channels("mean", self.mean, -LARGEST_NUMBER)
         check_channels("std", self.std, SMALLEST_NUMBER)
         if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
-            raise UserError(
+            raise UsageError(
                 f"augment is {shown(self.augment)}; it must be names such as random_flip"
             )
         for text in self.augment:
             named_augment(text)
         if self.valid == "given" and (self.valid_fraction or self.stratify):
-            raise UserError(
+            raise UsageError(
                 "valid is given, which takes the validation images of the data set, and "
                 "valid_fraction and stratify hold out training images; give one or the other"
             )
         if not self.has_valid and (self.patience or self.restore_best or self.stratify):
-            raise UserError(
+            raise UsageError(
                 "patience, restore_best and stratify need validation images; "
                 "give valid_fraction, such as 0.2, or valid=given"
             )
         if self.optimizer not in ("sgd", "muon") and (self.momentum or self.group_learning_rates):
-            raise UserError(
+            raise UsageError(
                 "momentum and group_learning_rates belong to the optimizers sgd and muon, not to "
                 f"{self.optimizer}; leave them out"
             )
         if self.optimizer not in ("sgd", "muon") and self.whiten_epochs:
-            raise UserError(
+            raise UsageError(
                 f"whiten_epochs belongs to sgd and muon, not to {self.optimizer}; leave it out"
             )
         if self.optimizer != "sgd" and self.nesterov:
-            raise UserError(
+            raise UsageError(
                 f"nesterov belongs to the optimizer sgd, not to {self.optimizer}; leave it out"
             )
         if self.nesterov and not self.momentum:
-            raise UserError("nesterov needs momentum; give momentum, such as 0.9")
+            raise UsageError("nesterov needs momentum; give momentum, such as 0.9")
         if self.dp_noise and not self.dp_clip:
-            raise UserError(
+            raise UsageError(
                 "dp_noise needs dp_clip, which it is a part of; give dp_clip, such as 1"
             )
         if self.dp_clip and mixes_examples(model):
-            raise UserError(
+            raise UsageError(
                 f"dp_clip needs a network that looks at each image alone, and {self.model} has "
                 "batch norm; take lenet or conv3"
             )
         if self.warmup_steps and self.warmup_fraction:
-            raise UserError("warmup_steps and warmup_fraction say the same; give one of them")
+            raise UsageError("warmup_steps and warmup_fraction say the same; give one of them")
         if self.lookahead_every and self.ema_decay:
-            raise UserError("lookahead_every and ema_decay are two averages; give one of them")
+            raise UsageError("lookahead_every and ema_decay are two averages; give one of them")
 
     @property
     def has_valid(self) -> bool:
@@ -220,15 +220,15 @@ def from_dict(values: Mapping[str, Any]) -> Recipe:
     """The recipe that ``to_dict`` was given.
 
     Raises:
-        UserError: unknown or missing fields, or values out of range.
+        UsageError: unknown or missing fields, or values out of range.
     """
     names = {f.name for f in dataclasses.fields(Recipe)}
     if not isinstance(values, Mapping):
-        raise UserError(f"not a recipe: {shown(values)}; a recipe has {', '.join(sorted(names))}")
+        raise UsageError(f"not a recipe: {shown(values)}; a recipe has {', '.join(sorted(names))}")
     unknown = set(values) - names
     if unknown or "name" not in values:
         what = f"unknown {', '.join(sorted(map(shown, unknown)))}" if unknown else "no name"
-        raise UserError(f"not a recipe: {what}; a recipe has {', '.join(sorted(names))}")
+        raise UsageError(f"not a recipe: {what}; a recipe has {', '.join(sorted(names))}")
     fields = {name: _tuples(value) if name in _TUPLES else value for name, value in values.items()}
     if isinstance(options := fields.get("model_options"), Mapping):
         fields["model_options"] = {name: _tuples(value) for name, value in options.items()}

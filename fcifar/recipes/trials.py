@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fcifar import random
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 from fcifar.recipes.build import Hyperparams, make_model
 from fcifar.recipes.checks import check_seed
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
@@ -45,11 +45,11 @@ def make_trials(
         seeds: one or more.
 
     Raises:
-        UserError: there are too many, or a seed is not one.
+        UsageError: there are too many, or a seed is not one.
     """
     points = list(itertools.product(*grid.values()))
     if not 1 <= len(points) * len(seeds) <= LARGEST:
-        raise UserError(
+        raise UsageError(
             f"{len(points)} grid points with {len(seeds)} seeds are {len(points) * len(seeds):,} "
             f"runs; a group has at most {LARGEST:,}"
         )
@@ -110,12 +110,12 @@ def choose_method(asked: str, recipe: Recipe, device: str) -> str:
     convolutions with weights of their own for each replica are slow: docs/many-at-once.md.
 
     Raises:
-        UserError: there is no such method.
+        UsageError: there is no such method.
     """
     if asked == "auto":
         return "vmap" if device.startswith("cuda") and _is_small(recipe) else "loop"
     if asked not in METHODS:
-        raise UserError(f"--replica-method is {shown(asked)}; it must be auto, loop or vmap")
+        raise UsageError(f"--replica-method is {shown(asked)}; it must be auto, loop or vmap")
     return asked
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report.figures import DPI, INK, SOFT, ink_on, save_over, titled, with_fonts
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _check(image: Tensor) -> None:
         or len(image) != 3
         or not (0 < min(image.shape[1:]) <= max(image.shape[1:]) <= LARGEST)
     ):
-        raise UserError(
+        raise UsageError(
             f"the channels of a picture are uint8 or floating [3, H, W] of at most {LARGEST} x "
             f"{LARGEST}, not {image.dtype} {[*image.shape]}"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report.figures import INK, SOFT, cut, ink_on, save, titled, with_fonts
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def confusion_picture(matrix: Tensor, classes: Sequence[str], path: Path, *, tit
     """
     n = len(classes)
     if matrix.shape != (n, n) or n == 0 or matrix.is_floating_point() or (matrix < 0).any():
-        raise UserError(
+        raise UsageError(
             f"a confusion matrix of {n} classes is {n} x {n} counts, not {matrix.dtype} "
             f"{[*matrix.shape]}"
         )

@@ -11,13 +11,13 @@ from fcifar.report.channels import channels_picture
 from fcifar.report.confusion import confusion_picture
 from fcifar.report.predictions import predictions_grid
 from fcifar.report.reliability import reliability_picture
-from fcifar.step import Batch, Examples
+from fcifar.step import Batch, EvalOutput
 
 PICTURES = 20
 
 
 def draw(
-    folder: Path, data: Batch, examples: Examples, classes: Sequence[str], *, title: str
+    folder: Path, data: Batch, examples: EvalOutput, classes: Sequence[str], *, title: str
 ) -> None:
     """Write confusion.png, reliability.png, predictions.png, mistakes.png and channels.png.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.data.dataset import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.random import Key
 from fcifar.report.figures import save_over, with_fonts
 
@@ -72,7 +72,7 @@ def labelled_grid(
     colors = [INK] * n if colors is None else colors
     _check_images(images)
     if not n == len(titles) == len(colors) or columns < 1:
-        raise UserError(
+        raise UsageError(
             f"a grid needs as many titles and colours as images and at least one column, not "
             f"{n} images, {len(titles)} titles, {len(colors)} colours and {columns} columns"
         )
@@ -162,7 +162,7 @@ def _pick(labels: Tensor, label: int, count: int, key: Key) -> Tensor:
 
 def _check_images(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or len(images) == 0:
-        raise UserError(
+        raise UsageError(
             f"pictures are uint8 [N, 3, H, W] with N at least 1, not {images.dtype} "
             f"{list(images.shape)}"
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report.pictures import labelled_grid
 
 RIGHT, WRONG = "#1A7F37", "#C62828"  # green and red
@@ -38,7 +38,7 @@ def predictions_grid(
         ``path``.
     """
     if len(confidence) != len(images):
-        raise UserError(f"{len(images)} images cannot have {len(confidence)} confidences")
+        raise UsageError(f"{len(images)} images cannot have {len(confidence)} confidences")
     verdicts = [
         verdict(*row)
         for row in zip(
@@ -85,11 +85,11 @@ def verdict(predicted: str, true: str, confidence: float) -> tuple[str, str]:
 
 def _names(numbers: Tensor, classes: Sequence[str], count: int) -> list[str]:
     if numbers.is_floating_point() or numbers.shape != (count,):
-        raise UserError(
+        raise UsageError(
             f"{count} images need one class number each, not {numbers.dtype} {[*numbers.shape]}"
         )
     if ((numbers < 0) | (numbers >= len(classes))).any():
-        raise UserError(
+        raise UsageError(
             f"class numbers are 0 to {len(classes) - 1}, not {numbers.min()} to {numbers.max()}"
         )
     return [classes[number] for number in numbers.tolist()]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fcifar.analysis.calibration import Reliability
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled, with_fonts
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def reliability_picture(
     """
     sizes = {tuple(part.shape) for part in reliability}
     if len(sizes) != 1 or reliability.count.ndim != 1 or not len(reliability.count):
-        raise UserError(f"a reliability diagram needs one value for each bin, not {sizes}")
+        raise UsageError(f"a reliability diagram needs one value for each bin, not {sizes}")
     figure = titled(WIDTH, HEIGHT, title, _summary(reliability, float(ece)))
     left, side = 0.8, 5.3
     upper = figure.add_axes((left / WIDTH, 2.2 / HEIGHT, side / WIDTH, side / HEIGHT))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report.figures import BLUE, INK, SOFT, VERMILION, save, tidy, titled, with_fonts
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def score_histograms(
         ``path``.
     """
     if not scores or any(values.shape != correct.shape for values in scores.values()):
-        raise UserError(
+        raise UsageError(
             f"histograms need at least one score, and one value for each of {len(correct)} "
             f"examples, not {[[*values.shape] for values in scores.values()]}"
         )

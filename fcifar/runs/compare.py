@@ -8,7 +8,7 @@ from typing import Any
 from fcifar import io
 from fcifar.analysis.significance import against_first, letters
 from fcifar.data import Dataset
-from fcifar.errors import UserError, names_of
+from fcifar.errors import UsageError, names_of
 from fcifar.runs import inference
 from fcifar.runs.inference import Trained
 from fcifar.train import run_dir
@@ -21,16 +21,16 @@ def check(runs: Sequence[Path], networks: Sequence[Trained]) -> None:
     """Check that models can be compared.
 
     Raises:
-        UserError: there are fewer than two, or their classes are not the same.
+        UsageError: there are fewer than two, or their classes are not the same.
     """
     if len(runs) < 2:
-        raise UserError(
+        raise UsageError(
             f"{' '.join(map(str, runs))} alone cannot be compared; give two runs or more, "
             "or see one with fcifar eval"
         )
     for run, network in zip(runs, networks, strict=False):
         if network.classes != networks[0].classes:
-            raise UserError(
+            raise UsageError(
                 f"{run} knows the classes {names_of(network.classes)}, but {runs[0]} knows "
                 f"{names_of(networks[0].classes)}; compare runs with the same classes"
             )
@@ -54,7 +54,7 @@ def compare(
             and no network's training held others out of it.
 
     Raises:
-        UserError: there is no such split, ``check`` refuses the networks, or the data set has other
+        UsageError: there is no such split, ``check`` refuses the models, or the data set has other
             classes.
     """
     check(runs, networks)

@@ -15,10 +15,10 @@ from fcifar.analysis.score_tables import Examined
 from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
-from fcifar.errors import UserError, WorldError, names_of, shown
+from fcifar.errors import ExternalError, UsageError, names_of, shown
 from fcifar.models import Model, Variables
 from fcifar.recipes import Recipe
-from fcifar.step import Batch, Examples, make_eval_step
+from fcifar.step import Batch, EvalOutput, make_eval_step
 from fcifar.train import evaluate as evaluation
 from fcifar.train import run_dir
 from fcifar.train.runtime import Runtime, activate
@@ -46,23 +46,23 @@ def load(path: Path) -> Trained:
         path: a run directory, or a ``final.safetensors`` from one.
 
     Raises:
-        UserError: there is no such thing at ``path``.
-        WorldError: the file is damaged, or gone.
+        UsageError: there is no such thing at ``path``.
+        ExternalError: the file is damaged, or gone.
     """
     if path.is_dir():
         run_dir.read_manifest(path)
         file = path / run_dir.FINAL
         if not file.exists() and (path / run_dir.REPORT).exists():
-            raise WorldError(
+            raise ExternalError(
                 f"{file} is gone, though the run is finished; restore it, or train again "
                 f"with fcifar reproduce {path} --out DIR"
             )
         if not file.exists():
-            raise UserError(f"{path} is not finished; resume it with fcifar train --resume {path}")
+            raise UsageError(f"{path} is not finished; resume it with fcifar train --resume {path}")
     elif path.is_file():
         file = path
     else:
-        raise UserError(f"there is no {path}; give a run directory or a {run_dir.FINAL}")
+        raise UsageError(f"there is no {path}; give a run directory or a {run_dir.FINAL}")
     tensors, metadata = tensor_files.read(file)
     recipe, classes, dataset, digest, seed = _read_head(file, metadata)
     model = recipes.make_model(recipe, len(classes))
@@ -88,7 +88,7 @@ def _read_head(
     except recipes.NotImportableError:  # which says what to do
         raise
     except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(
+        raise UsageError(
             f"{file} does not record its model ({error!r}); pass a {run_dir.FINAL}"
         ) from error
 
@@ -118,27 +118,27 @@ def rows_of(network: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
     else those that the data set has of its own.
 
     Raises:
-        UserError: there is no such split, no validation images of the network in ``dataset``, or
+        UsageError: there is no such split, no validation images of the network in ``dataset``, or
             the data set has other classes than the network.
     """
     if dataset.classes != network.classes:
-        raise UserError(
+        raise UsageError(
             f"{dataset.name} has the classes {names_of(dataset.classes)}, but the network knows "
             f"{names_of(network.classes)}; choose a data set with the same classes"
         )
     if split not in ("test", "train", "valid"):
-        raise UserError(f"--split is {split!r}; it must be test, train or valid")
+        raise UsageError(f"--split is {split!r}; it must be test, train or valid")
     if split == "train" and not len(dataset.train_labels):
-        raise UserError(f"{dataset.name} is a test set without training images; use --split test")
+        raise UsageError(f"{dataset.name} is a test set without training images; use --split test")
     if split != "valid" or is_given(network, dataset):
         return split, slice(None)
     if not network.dataset:
-        raise UserError(
+        raise UsageError(
             "--split valid is what training held out, and this network does not say what that "
             "was; use --split test"
         )
     if dataset.digest != network.dataset_digest or not network.recipe.valid_fraction:
-        raise UserError(
+        raise UsageError(
             f"--split valid is the part of {network.dataset} that training held out, and of "
             f"{dataset.name} it held none out, nor has that validation images of its own; use "
             "--split test"
@@ -156,12 +156,12 @@ def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> N
     """Check that all models can be evaluated on the same images.
 
     Raises:
-        UserError: there is no such split, the data set has other classes than one of them, or
+        UsageError: there is no such split, the data set has other classes than one of them, or
             several are asked about images that training held out, which are others for each.
     """
     given = all(is_given(network, dataset) for network in networks)
     if split == "valid" and len(networks) > 1 and not given:
-        raise UserError(
+        raise UsageError(
             "--split valid is another part of the images for each seed; use test or train, or "
             "give one run"
         )
@@ -171,11 +171,11 @@ def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> N
 
 def evaluate(
     network: Trained, runtime: Runtime, dataset: Dataset, split: str
-) -> tuple[dict[str, Any], Examples]:
+) -> tuple[dict[str, Any], EvalOutput]:
     """Figures of a network on a split of a data set, as values that JSON holds, and each example.
 
     Raises:
-        UserError: as ``rows_of``.
+        UsageError: as ``rows_of``.
     """
     data = images_of(network, dataset, split)
     examples = examine(network, runtime, data)
@@ -190,10 +190,10 @@ def find_views(name: str) -> Views:
     """The test-time augmentation of that name.
 
     Raises:
-        UserError: there is none.
+        UsageError: there is none.
     """
     if name not in tta.VIEWS:
-        raise UserError(f"--tta is {shown(name)}; it must be {' or '.join(tta.VIEWS)}")
+        raise UsageError(f"--tta is {shown(name)}; it must be {' or '.join(tta.VIEWS)}")
     return tta.VIEWS[name]
 
 
@@ -205,7 +205,7 @@ def evaluate_views(
     Nothing for "none".
 
     Raises:
-        UserError: there is no such augmentation; or as ``rows_of``.
+        UsageError: there is no such augmentation; or as ``rows_of``.
     """
     views = find_views(name)
     if name == "none":
@@ -216,7 +216,7 @@ def evaluate_views(
     return {"tta": name, **predictions.of_views(figures)}
 
 
-def examine(network: Trained, runtime: Runtime, data: Batch, views: Views = tta.NONE) -> Examples:
+def examine(network: Trained, runtime: Runtime, data: Batch, views: Views = tta.NONE) -> EvalOutput:
     """What a network makes of each of any number of images, on the CPU."""
     with activate(runtime):
         step = make_eval_step(
@@ -230,7 +230,7 @@ def examine(network: Trained, runtime: Runtime, data: Batch, views: Views = tta.
 
 
 def stack_logits(
-    first: Examples, others: Sequence[Trained], runtime: Runtime, data: Batch
+    first: EvalOutput, others: Sequence[Trained], runtime: Runtime, data: Batch
 ) -> Tensor:
     """[R, N, C], on the CPU: the logits of a first network, and of others on the same images."""
     rest = [examine(network, runtime, data).logits for network in others]

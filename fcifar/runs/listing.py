@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcifar import io
-from fcifar.errors import UserError, WorldError, did_you_mean, one_line, reason, shown
+from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, reason, shown
 from fcifar.train import run_dir
 from fcifar.train.run_dir import SUMMARY, SWEEP
 
@@ -40,7 +40,7 @@ def find(root: Path) -> list[Entry]:
     try:
         paths = sorted(root.iterdir()) if root.is_dir() else []
     except OSError as error:
-        raise WorldError(f"cannot read {one_line(root)}: {error.strerror}") from error
+        raise ExternalError(f"cannot read {one_line(root)}: {error.strerror}") from error
     found = [describe(path) for path in paths if not path.is_symlink() and is_run(path)]
     return sorted(found, key=lambda entry: (entry.created, entry.name))
 
@@ -54,14 +54,14 @@ def named(path: Path, root: Path) -> Path:
     """``path``, or where nothing is there, the run or group of that name in ``root``.
 
     Raises:
-        UserError: there is neither, and ``path`` is nearly the name of one.
+        UsageError: there is neither, and ``path`` is nearly the name of one.
     """
     if path.exists() or path.name != str(path):
         return path
     if is_run(root / path):
         return root / path
     if hint := did_you_mean(path.name, _names(root)):
-        raise UserError(f"there is no {one_line(path)}, here or in {one_line(root)}{hint}")
+        raise UsageError(f"there is no {one_line(path)}, here or in {one_line(root)}{hint}")
     return path
 
 
@@ -69,17 +69,17 @@ def locate(text: str, root: Path) -> Path:
     """The run or group of that path, or of that name in ``root``.
 
     Raises:
-        UserError: there is none.
+        UsageError: there is none.
     """
     for path in (Path(text), root / text):
         if text and is_run(path):
             return path
     if text and any(path.exists() for path in (root / text, Path(text))):
-        raise UserError(
+        raise UsageError(
             f"{shown(text)} is not a run directory: there is neither {run_dir.MANIFEST} nor "
             f"{SWEEP} in it"
         )
-    raise UserError(
+    raise UsageError(
         f"there is no run {shown(text)} in {one_line(root)}; fcifar runs list shows them"
         f"{did_you_mean(text, _names(root))}"
     )
@@ -110,7 +110,7 @@ def describe(path: Path) -> Entry:
             test_accuracy=accuracy,
             created=str(manifest["created"]),
         )
-    except (WorldError, UserError, LookupError, TypeError, AttributeError) as error:
+    except (ExternalError, UsageError, LookupError, TypeError, AttributeError) as error:
         modified = (path / (SWEEP if is_group else run_dir.MANIFEST)).stat().st_mtime
         created = datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
         return entry._replace(about=str(error), created=created)
@@ -120,7 +120,7 @@ def members(path: Path) -> Iterator[Entry]:
     """The runs of the group at ``path``, in its order; those that have not begun are waiting.
 
     Raises:
-        WorldError: the group's file is damaged.
+        ExternalError: the group's file is damaged.
     """
     for name, values in _members(path):
         if is_run(path / name):
@@ -177,7 +177,7 @@ def _members(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Name and values of each; a name that leads elsewhere is damage."""
     found = [(str(m["name"]), m) for m in run_dir.read_manifest(path, SWEEP)["members"]]
     if not found or any(name in ("", ".", "..") or Path(name).name != name for name, _ in found):
-        raise WorldError(f"{path / SWEEP} names runs that cannot be in it")
+        raise ExternalError(f"{path / SWEEP} names runs that cannot be in it")
     return found
 
 
@@ -185,38 +185,38 @@ def _members(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def check_removable(path: Path) -> None:
-    """Raise a UserError unless ``path`` is a run, or a group of runs, that may be removed.
+    """Raise a UsageError unless ``path`` is a run, or a group of runs, that may be removed.
 
     It may not if it is a link, is one of a group, has a manifest of another kind, or if a process
     is training into it.
     """
     where = one_line(path)
     if path.is_symlink():
-        raise UserError(f"{where} is a link, and is not followed; give the run that it leads to")
+        raise UsageError(f"{where} is a link, and is not followed; give the run that it leads to")
     if not is_run(path):
-        raise UserError(f"{where} is not a run directory, and is not removed")
+        raise UsageError(f"{where} is not a run directory, and is not removed")
     first = path / (SWEEP if run_dir.is_group(path) else run_dir.MANIFEST)
     if not _is_ours(first):
-        raise UserError(
+        raise UsageError(
             f"{one_line(first)} was not written by fcifar, or is damaged; if {where} is a run, "
             "remove the folder yourself"
         )
     if run_dir.is_group(path.absolute().parent):
-        raise UserError(
+        raise UsageError(
             f"{where} is one run of the group {one_line(path.absolute().parent)}, which would not "
             "be whole without it; remove the group"
         )
     runs = [folder for folder in sorted(path.iterdir()) if is_run(folder)]
     if held := [run for run in (path, *runs) if io.is_locked(run)]:
-        raise UserError(f"a process is training into {one_line(held[0])}; stop it first")
+        raise UsageError(f"a process is training into {one_line(held[0])}; stop it first")
 
 
 def remove(path: Path) -> None:
     """Remove a run or a group, with all that is in its folder. Links in it are not followed.
 
     Raises:
-        UserError: as ``check_removable``.
-        WorldError: the disk refused; the message says what is left.
+        UsageError: as ``check_removable``.
+        ExternalError: the disk refused; the message says what is left.
     """
     check_removable(path)
     # Out of sight at once, so that no half of a run is ever taken for one.
@@ -227,13 +227,13 @@ def remove(path: Path) -> None:
         shutil.rmtree(hidden)
     except OSError as error:
         left = hidden if hidden.exists() else path
-        raise WorldError(
+        raise ExternalError(
             f"cannot remove {one_line(path)}: {reason(error)}; what is left is in {one_line(left)}"
         ) from error
 
 
 def _is_ours(file: Path) -> bool:
-    with contextlib.suppress(WorldError):
+    with contextlib.suppress(ExternalError):
         values = io.read_json(file)
         wanted = {"format", "environment", "members" if file.name == SWEEP else "recipe"}
         return isinstance(values, dict) and wanted <= set(values)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fcifar import io, tensor_files, tree
 from fcifar.data import Dataset
-from fcifar.errors import DamagedError, UserError
+from fcifar.errors import DamagedError, UsageError
 from fcifar.runs.verify import verify
 from fcifar.step_transforms import LoopState
 from fcifar.train import distributed, environment, loop, metrics_log, run_dir, sweep
@@ -67,8 +67,8 @@ def read(run: Path, *, device: str | None = None) -> Original:
     """Everything about a run that a reproduction is compared with.
 
     Raises:
-        UserError: it is not a run directory, or its device is not here and no other was given.
-        WorldError: its manifest or its log is damaged; the message names the place.
+        UsageError: it is not a run directory, or its device is not here and no other was given.
+        ExternalError: its manifest or its log is damaged; the message names the place.
     """
     config = read_config(run, device=device)
     manifest = run_dir.read_manifest(run)
@@ -96,7 +96,7 @@ def last_step(original: Original, until: int | None) -> int:
     """The step up to which there is something to compare.
 
     Raises:
-        UserError: there is nothing up to ``until``.
+        UsageError: there is nothing up to ``until``.
     """
     steps = {record["step"] for record in original.records} | set(original.checkpoints)
     reached = [step for step in steps if until is None or step <= until]
@@ -104,7 +104,7 @@ def last_step(original: Original, until: int | None) -> int:
         first = min((step for step in steps if step), default=None)
         there = f"the first is at step {first:,}" if first else "the run ended before the first"
         up_to = "" if until is None else f" up to step {until:,}"
-        raise UserError(
+        raise UsageError(
             f"{original.run} has no log point or checkpoint{up_to} to compare with; {there}"
         )
     return max(reached)
@@ -134,8 +134,8 @@ def reproduce(
         when a signal ended it, and on ranks other than 0.
 
     Raises:
-        UserError: there is nothing to compare, or ``dataset`` is another one.
-        WorldError: as ``loop.train``.
+        UsageError: there is nothing to compare, or ``dataset`` is another one.
+        ExternalError: as ``loop.train``.
     """
     run, config = original.run, original.config
     check_same_data(run, config, dataset)
@@ -295,12 +295,12 @@ def reproduce_group(
         What was found, as values that JSON holds; ``identical`` is the verdict. Or Interrupted.
 
     Raises:
-        UserError: ``path`` is no group, has not come to its end, or had another data set.
-        WorldError: a file of it is damaged.
+        UsageError: ``path`` is no group, has not come to its end, or had another data set.
+        ExternalError: a file of it is damaged.
     """
     spec = sweep.read(path)
     if not (path / run_dir.SUMMARY).exists():
-        raise UserError(f"{path} is not finished; resume it with fcifar train --resume {path}")
+        raise UsageError(f"{path} is not finished; resume it with fcifar train --resume {path}")
     check_same_data(path, spec.config, dataset)
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:

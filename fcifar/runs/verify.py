@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from fcifar import tensor_files
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.train import checkpoint, config, metrics_log, run_dir, sweep
 
 
@@ -12,8 +12,8 @@ def verify(path: Path) -> list[str]:
     """What is wrong with the files of a run or a group of runs, a line each, the file named first.
 
     Raises:
-        UserError: ``path`` is neither.
-        WorldError: its manifest is damaged, without which the rest means nothing.
+        UsageError: ``path`` is neither.
+        ExternalError: its manifest is damaged, without which the rest means nothing.
     """
     return _verify_group(path) if run_dir.is_group(path) else _verify_run(path)
 
@@ -26,7 +26,7 @@ def _verify_run(run: Path) -> list[str]:
         run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)
     )
     digest, positions = None, []
-    with contextlib.suppress(WorldError):  # a damaged report is among the problems already
+    with contextlib.suppress(ExternalError):  # a damaged report is among the problems already
         digest = run_dir.read_report(run)["params_digest"] if finished else None
     for path in (*checkpoints, best, final, predictions):
         try:
@@ -39,13 +39,13 @@ def _verify_run(run: Path) -> list[str]:
                 positions.append(checkpoint.read_metadata(metadata, path)[1])
             if path == final and digest not in (None, metadata["params_digest"]):
                 _add(problems, path, f"{path} holds other parameters than the report's")
-        except WorldError as error:
+        except ExternalError as error:
             _add(problems, path, str(error))
     try:
         metrics_log.read_digests(run)
         for position in positions:
             metrics_log.read_prefixes(run, position)
-    except WorldError as error:
+    except ExternalError as error:
         for path in (run / name for name in (run_dir.METRICS, run_dir.DIGESTS)):
             if str(path) in str(error):
                 _add(problems, path, str(error))
@@ -65,7 +65,7 @@ def _verify_group(path: Path) -> list[str]:
         if (run / run_dir.MANIFEST).exists():
             try:
                 problems += _verify_run(run)
-            except (UserError, WorldError) as error:
+            except (UsageError, ExternalError) as error:
                 problems.append(str(error))
         elif (path / run_dir.SUMMARY).exists():
             problems.append(f"{run} is missing, though the group is finished")

@@ -31,7 +31,7 @@ def save(run: Path, config: RunConfig, state: LoopState, timings: Timings, log: 
     """Write a checkpoint, and only then remove all but the latest few.
 
     Raises:
-        WorldError: it cannot be written; the earlier checkpoints are then all there.
+        ExternalError: it cannot be written; the earlier checkpoints are then all there.
     """
     log.sync()
     metadata = {
@@ -56,7 +56,7 @@ def restore(
         steps: use checkpoints of these steps alone, and remove the others.
 
     Raises:
-        WorldError: a file cannot be read or written.
+        ExternalError: a file cannot be read or written.
     """
     io.remove_partial(run)
     (run / run_dir.NONFINITE).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fcifar import io, recipes
 from fcifar.data import Dataset
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 from fcifar.recipes import Recipe
 from fcifar.recipes.checks import check_count, check_switch
 from fcifar.train import environment, run_dir
@@ -38,7 +38,7 @@ class CheckpointConfig:
     allow_nonfinite: go on when a loss is not finite, instead of stopping.
 
     Raises:
-        UserError: a value is outside its range.
+        UsageError: a value is outside its range.
     """
 
     checkpoint_every: str = "30s"
@@ -59,7 +59,7 @@ class CheckpointConfig:
 def _parse_every(text: str) -> Every:
     match = _EVERY.fullmatch(text) if isinstance(text, str) else None
     if match is None or not int(match[1]):
-        raise UserError(
+        raise UsageError(
             f"--checkpoint-every is {text!r}; it must be a number of steps such as 500, or a time "
             "such as 30s, 5min or 1h"
         )
@@ -99,11 +99,13 @@ class RunConfig:
             *(("compile", bool), ("dataset", str), ("dataset_digest", str), ("vmap_size", int)),
         ):
             if not isinstance(value := getattr(self, name), kind):
-                raise UserError(f"{name} is {shown(value)}, which is not of type {kind.__name__}")
+                raise UsageError(f"{name} is {shown(value)}, which is not of type {kind.__name__}")
         if not all(type(end) is int for end in self.earlier_ends):
-            raise UserError(f"earlier_ends is {shown(self.earlier_ends)}; it must be whole numbers")
+            raise UsageError(
+                f"earlier_ends is {shown(self.earlier_ends)}; it must be whole numbers"
+            )
         if unknown := set(self.traced_hparams) - set(recipes.Hyperparams._fields):
-            raise UserError(f"traced_hparams: there is no hyperparameter {shown(unknown.pop())}")
+            raise UsageError(f"traced_hparams: there is no hyperparameter {shown(unknown.pop())}")
 
     def replace(self, **changes: Any) -> "RunConfig":
         """The same with other values."""
@@ -155,7 +157,7 @@ def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = Non
     """What ``to_dict`` was given, read from ``file``; on another device, if one is given.
 
     Raises:
-        UserError: a value is missing or wrong.
+        UsageError: a value is missing or wrong.
     """
     try:
         return RunConfig(
@@ -171,7 +173,7 @@ def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = Non
             earlier_ends=tuple(values["earlier_ends"]),
         )
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not complete: {error!r}") from error
+        raise UsageError(f"{file} is not complete: {error!r}") from error
 
 
 def write_config(run: Path, config: RunConfig, dataset: Dataset) -> None:
@@ -196,8 +198,8 @@ def read_config(run: Path, *, device: str | None = None) -> RunConfig:
     """The configuration of the run in a directory; on another device than it ran, if one is given.
 
     Raises:
-        UserError: the directory is not a run, or its manifest is not complete.
-        WorldError: the manifest is damaged, or was changed.
+        UsageError: the directory is not a run, or its manifest is not complete.
+        ExternalError: the manifest is damaged, or was changed.
     """
     return from_dict(run_dir.read_manifest(run), run / run_dir.MANIFEST, device=device)
 
@@ -213,22 +215,22 @@ def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
         epochs: of the whole run.
 
     Raises:
-        UserError: there would not be more of them; the run stopped early or is one of a group; or
+        UsageError: there would not be more of them; the run stopped early or is one of a group; or
             something in its recipe is spread over its length. Nothing is changed then.
-        WorldError: a file cannot be written.
+        ExternalError: a file cannot be written.
     """
     recipe = config.recipe
     if epochs <= recipe.epochs:
-        raise UserError(
+        raise UsageError(
             f"--epochs is {epochs}, and {run} has {recipe.epochs} epochs; with --resume, give more "
             "epochs of the whole run than it has"
         )
     if run_dir.is_group(run.absolute().parent):
-        raise UserError(
+        raise UsageError(
             f"{run} is one of a group, which would not fit it any more; begin a new run"
         )
     if tied := recipes.tied_to_end(recipe):
-        raise UserError(
+        raise UsageError(
             f"{run} cannot have more epochs: its recipe spreads {' and '.join(tied)} over the "
             "whole run, so that a longer one differs from its first step on; begin a new run with "
             f"--epochs {epochs}"
@@ -237,7 +239,7 @@ def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
         manifest = run_dir.read_manifest(run)
         finished = run_dir.is_finished(run)
         if finished and run_dir.read_report(run)["stopped_early"]:
-            raise UserError(
+            raise UsageError(
                 f"{run} stopped early, after {recipe.patience} epochs without a lower validation "
                 "loss, and would stop again at once; begin a new run with a larger --patience"
             )
@@ -255,10 +257,10 @@ def check_same_data(run: Path, config: RunConfig, dataset: Dataset) -> None:
     """Check that a data set is the one that a run, or a group, was trained on.
 
     Raises:
-        UserError: it is another one, under the same name.
+        UsageError: it is another one, under the same name.
     """
     if dataset.digest != config.dataset_digest:
-        raise UserError(
+        raise UsageError(
             f"the data set {dataset.name} is not the one that {run} began with (digest "
             f"{dataset.digest[:12]}, then {config.dataset_digest[:12]}); prepare that one again"
         )
@@ -268,13 +270,13 @@ def check_same_config(run: Path, config: RunConfig) -> None:
     """Check that a run began with ``config``, but for the checkpoints and the device's number.
 
     Raises:
-        UserError: it began with another one.
+        UsageError: it began with another one.
     """
     began = read_config(run)
     # In a sweep over ranks the device has the number of the rank, which another may resume.
     runtime = dataclasses.replace(config.runtime, device=began.runtime.device)
     if began != config.replace(runtime=runtime, checkpoint=began.checkpoint):
-        raise UserError(
+        raise UsageError(
             f"{run} began with another recipe, seed, runtime or data set than is given now; "
             "continue it with those it began with, or begin a new run"
         )

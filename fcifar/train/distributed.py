@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from fcifar import parallel, tree
-from fcifar.errors import UserError, WorldError, one_line, shown
+from fcifar.errors import ExternalError, UsageError, one_line, shown
 from fcifar.parallel import Axis
 from fcifar.train.runtime import Runtime
 from fcifar.tree import Tree
@@ -27,7 +27,7 @@ _LONG = timedelta(days=365)  # what rank 0 does alone, such as a download, may t
 _FIRST_WORD = 1.0  # seconds in which the rank that failed says why, before the others say so
 
 
-class LostError(WorldError):
+class LostError(ExternalError):
     """Another rank ended, or did not answer in time."""
 
 
@@ -40,11 +40,11 @@ def world_size() -> int:
     """How many processes there are.
 
     Raises:
-        UserError: the variables that torchrun sets are there and make no sense.
+        UsageError: the variables that torchrun sets are there and make no sense.
     """
     size = _variable("WORLD_SIZE", 1)
     if rank() >= size:
-        raise UserError(
+        raise UsageError(
             f"$RANK is {rank()} and $WORLD_SIZE {size}; start several processes with torchrun, "
             "which sets both"
         )
@@ -69,7 +69,7 @@ def restarts() -> tuple[int, int]:
 def _variable(name: str, default: int) -> int:
     text = os.environ.get(name, str(default))
     if not text.isdecimal():
-        raise UserError(f"${name} is {shown(text)}; it must be a whole number")
+        raise UsageError(f"${name} is {shown(text)}; it must be a whole number")
     return int(text)
 
 
@@ -88,12 +88,12 @@ def group(runtime: Runtime) -> Iterator[Axis]:
     tensors on the CPU, and by NCCL for those on a CUDA device.
 
     Raises:
-        UserError: there are more or fewer ranks than ``runtime`` says.
+        UsageError: there are more or fewer ranks than ``runtime`` says.
         LostError: another rank ended, or did not answer in time.
     """
     wanted, found = runtime.processes, world_size()
     if wanted != found:
-        raise UserError(
+        raise UsageError(
             f"this is a run of {wanted} process{'es' if wanted > 1 else ''}, and {found} "
             f"{'are' if found > 1 else 'is'} here; start it with {command(wanted)} ..."
         )
@@ -165,13 +165,13 @@ def maximum(values: Sequence[float], axis: Axis) -> list[float]:
 
 
 def check_equal(state: Tree, axis: Axis) -> None:
-    """Raise a WorldError unless a tree has the same bits on every rank."""
+    """Raise a ExternalError unless a tree has the same bits on every rank."""
     if axis.size == 1:
         return
     digest = tree.digest(state)
     words = [float(int(digest[i : i + 8], 16)) for i in range(0, len(digest), 8)]
     if maximum([*words, *(-w for w in words)], axis) != [*words, *(-w for w in words)]:
-        raise WorldError(
+        raise ExternalError(
             f"the {axis.size} processes have computed different parameters, as processors of "
             "different kinds may; run them on hosts of one kind"
         )
@@ -185,18 +185,18 @@ def store() -> Any:
     """The key-value store that all ranks share; a new one each time torchrun restarts them.
 
     Raises:
-        UserError: the variables that torchrun sets are missing.
-        WorldError: it cannot be reached.
+        UsageError: the variables that torchrun sets are missing.
+        ExternalError: it cannot be reached.
     """
     try:
         found, _, _ = next(distributed.rendezvous("env://", timeout=_timeout()))
     except ValueError as error:
-        raise UserError(
+        raise UsageError(
             f"$WORLD_SIZE is {world_size()}, and the processes cannot find each other: "
             f"{one_line(error)}; start them with torchrun"
         ) from error
     except RuntimeError as error:
-        raise WorldError(f"the processes cannot find each other: {one_line(error)}") from error
+        raise ExternalError(f"the processes cannot find each other: {one_line(error)}") from error
     return distributed.PrefixStore(f"fcifar/{restarts()[0]}", found)
 
 
@@ -241,7 +241,7 @@ def should_print(error: BaseException) -> bool:
         if isinstance(error, LostError):
             time.sleep(_FIRST_WORD)
         return store().add("failed", 1) == 1
-    except (RuntimeError, WorldError):  # torchrun has ended already
+    except (RuntimeError, ExternalError):  # torchrun has ended already
         return is_main()
 
 

@@ -15,7 +15,7 @@ import torch
 
 import fcifar
 from fcifar import kernels, recipes
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.kernels.build import compiler
 from fcifar.train import distributed
 from fcifar.train.runtime import read_switches
@@ -116,11 +116,11 @@ def check_compiler(device: str) -> None:
     """Make sure that ``torch.compile`` has the compiler it will call.
 
     Raises:
-        UserError: there is none; the message says what to install.
+        UsageError: there is none; the message says what to install.
     """
     if device == "mps" or shutil.which(compiler()):
         return
-    raise UserError(
+    raise UsageError(
         f"torch.compile needs a C++ compiler, and {compiler()!r} is not on this machine; install "
         "one (Debian and Ubuntu: apt-get install g++; Fedora: dnf install gcc-c++; macOS: "
         "xcode-select --install) or train with --no-compile"

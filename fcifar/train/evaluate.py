@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fcifar import tensor_files, tree
-from fcifar.errors import WorldError
+from fcifar.errors import ExternalError
 from fcifar.models import Variables
 from fcifar.parallel import ALONE, Axis
-from fcifar.step import Batch, Examples
+from fcifar.step import Batch, EvalOutput
 from fcifar.step_transforms import on_indices
 
 T = TypeVar("T")
@@ -30,18 +30,18 @@ def padded_rows(
         yield torch.where(rows < size, rows, 0), rows < size
 
 
-def save_predictions(path: Path, examples: Examples, labels: Tensor) -> None:
+def save_predictions(path: Path, examples: EvalOutput, labels: Tensor) -> None:
     """Write what was made of each example: loss, correct, logits, labels, in the set's order."""
     tensor_files.save(path, {**examples._asdict(), "labels": labels}, {})
 
 
-def read_predictions(path: Path) -> tuple[Examples, Tensor]:
+def read_predictions(path: Path) -> tuple[EvalOutput, Tensor]:
     """What ``save_predictions`` wrote."""
     tensors, _ = tensor_files.read(path)
     try:
-        return Examples(*(tensors[name] for name in Examples._fields)), tensors["labels"]
+        return EvalOutput(*(tensors[name] for name in EvalOutput._fields)), tensors["labels"]
     except KeyError as error:
-        raise WorldError(f"{path} does not hold predictions: {error} is missing") from error
+        raise ExternalError(f"{path} does not hold predictions: {error} is missing") from error
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from fcifar import fingerprint, io, metrics, random, tree
 from fcifar.analysis.predictions import of_views, summarize
 from fcifar.data import Dataset
-from fcifar.errors import WorldError
+from fcifar.errors import ExternalError
 from fcifar.models import Variables
 from fcifar.parallel import Axis
 from fcifar.recipes import Recipe
@@ -40,7 +40,7 @@ class Interrupted(NamedTuple):
     step: int
 
 
-class NonFiniteError(WorldError):
+class NonFiniteError(ExternalError):
     """A loss or a parameter was not finite, and training stopped."""
 
 
@@ -93,9 +93,9 @@ def train(
         ``Interrupted``.
 
     Raises:
-        UserError: the request cannot be carried out; nothing was written.
+        UsageError: the request cannot be carried out; nothing was written.
         NonFiniteError: a loss or a parameter is not finite; of ``rows``, the others go on instead.
-        WorldError: a file cannot be written; what was written before is whole.
+        ExternalError: a file cannot be written; what was written before is whole.
         LostError: another rank ended, or did not answer in time.
     """
     check_same_data(run, config, dataset)

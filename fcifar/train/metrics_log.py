@@ -62,7 +62,7 @@ class MetricsLog:
         """Add a line to both files.
 
         Raises:
-            WorldError: it cannot be written. A line that was cut short is ignored by ``read``.
+            ExternalError: it cannot be written. A line that was cut short is ignored by ``read``.
         """
         if not self.enabled:
             return
@@ -92,7 +92,7 @@ class MetricsLog:
 
         Raises:
             DamagedError: it does not begin with what was written up to there; it is left as it is.
-            WorldError: it cannot be written.
+            ExternalError: it cannot be written.
         """
         contents = read_prefixes(self.run, position)
         for name, content in zip(_FILES, contents, strict=True):

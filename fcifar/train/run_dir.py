@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fcifar import io
-from fcifar.errors import DamagedError, UserError, WorldError, shown
+from fcifar.errors import DamagedError, ExternalError, UsageError, shown
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
@@ -56,7 +56,7 @@ def runs_root(runs_dir: Path | None = None) -> Path:
     current folder.
 
     Raises:
-        UserError: ``$FCIFAR_RUNS`` is not UTF-8, which safetensors cannot read from.
+        UsageError: ``$FCIFAR_RUNS`` is not UTF-8, which safetensors cannot read from.
     """
     if runs_dir is not None:
         return runs_dir
@@ -64,7 +64,7 @@ def runs_root(runs_dir: Path | None = None) -> Path:
     try:
         chosen.encode()
     except UnicodeEncodeError as error:
-        raise UserError(
+        raise UsageError(
             f"FCIFAR_RUNS is {shown(chosen)}, which is not UTF-8, as files of tensors need it; "
             "choose another"
         ) from error
@@ -84,14 +84,14 @@ def check_free(run: Path) -> None:
     """Check that a new run may be written to ``run``.
 
     Raises:
-        UserError: something is there already.
+        UsageError: something is there already.
     """
     if (run / MANIFEST).exists():
-        raise UserError(
+        raise UsageError(
             f"{run} already holds a run; choose another --out, or continue it with --resume {run}"
         )
     if run.exists() and (not run.is_dir() or any(path.name != io.LOCK for path in run.iterdir())):
-        raise UserError(f"{run} is not an empty folder; choose another --out")
+        raise UsageError(f"{run} is not an empty folder; choose another --out")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -133,15 +133,15 @@ def read_manifest(run: Path, name: str = MANIFEST) -> dict[str, Any]:
     """What ``write_manifest`` was given.
 
     Raises:
-        UserError: ``run`` is not a run directory, or was written by another version.
-        WorldError: the manifest is damaged or was changed.
+        UsageError: ``run`` is not a run directory, or was written by another version.
+        ExternalError: the manifest is damaged or was changed.
     """
     if not (run / name).is_file():
         kind = "a group of runs" if name == SWEEP else "a run directory"
-        raise UserError(f"{run} is not {kind}: there is no {name} in it")
+        raise UsageError(f"{run} is not {kind}: there is no {name} in it")
     manifest = _read_object(run, name)
     if (found := manifest.get("format")) != FORMAT:
-        raise UserError(
+        raise UsageError(
             f"{run / name} is of format {shown(found)}, and this fcifar reads format {FORMAT}; "
             "use the version that wrote it, or train again"
         )
@@ -161,7 +161,7 @@ def read_report(run: Path, name: str = REPORT) -> dict[str, Any]:
     """The report of a finished run, or (as ``SUMMARY``) the result of a group.
 
     Raises:
-        WorldError: it is missing or damaged, or was changed.
+        ExternalError: it is missing or damaged, or was changed.
     """
     return _read_object(run, name)
 
@@ -188,7 +188,7 @@ def read_checksums(run: Path) -> dict[str, str]:
 
     Raises:
         DamagedError: it is not in the form of ``sha256sum``.
-        WorldError: it cannot be read.
+        ExternalError: it cannot be read.
     """
     if not (run / CHECKSUMS).exists():
         return {}
@@ -210,7 +210,7 @@ def read_checked(run: Path, name: str) -> bytes:
 
     Raises:
         DamagedError: it is not what ``SHA256SUMS`` says.
-        WorldError: it is missing or cannot be read.
+        ExternalError: it is missing or cannot be read.
     """
     expected = read_checksums(run).get(name)
     limit = io.LARGEST_JSON if name.endswith(".json") else math.inf
@@ -228,7 +228,7 @@ def check_files(run: Path, result: str = REPORT) -> list[str]:
     """
     try:
         checksums = read_checksums(run)
-    except WorldError as error:
+    except ExternalError as error:
         return [str(error)]
     if not (run / result).exists():  # what it lists was written before the run was resumed
         checksums = {name: checksums[name] for name in (MANIFEST, SWEEP) if name in checksums}
@@ -238,9 +238,9 @@ def check_files(run: Path, result: str = REPORT) -> list[str]:
     for name in checksums:
         try:
             if not (run / name).exists():
-                raise WorldError(f"{run / name} is missing, and {run / CHECKSUMS} lists it")
+                raise ExternalError(f"{run / name} is missing, and {run / CHECKSUMS} lists it")
             read_checked(run, name)
-        except WorldError as error:
+        except ExternalError as error:
             problems.append(str(error))
     return problems
 

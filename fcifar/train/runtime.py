@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fcifar.errors import UserError, shown
+from fcifar.errors import UsageError, shown
 from fcifar.precision import POLICIES, Policy
 from fcifar.recipes.checks import check_choice, check_count, check_switch
 
@@ -73,7 +73,7 @@ def make_runtime(
     if device == "auto":
         device = next((d for d in ("cuda", "mps") if _available(d)), "cpu")
     if processes > 1 and device.startswith("cuda:"):
-        raise UserError(
+        raise UsageError(
             f"--device {device} was asked for, and each of {processes} processes takes a CUDA "
             "device of its own; give --device cuda"
         )
@@ -180,15 +180,15 @@ _DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
 
 def _check_device(name: str) -> None:
     if not _DEVICE.fullmatch(name):
-        raise UserError(f"--device is {shown(name)}; it must be auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"--device is {shown(name)}; it must be auto, cpu, cuda, cuda:N or mps")
     kind, _, index = name.partition(":")
     if not _available(kind):
-        raise UserError(
+        raise UsageError(
             f"--device {name} was asked for, but torch {torch.__version__} finds no "
             f"{kind.upper()} device here; use --device cpu or --device auto"
         )
     if index and int(index) >= torch.cuda.device_count():
-        raise UserError(
+        raise UsageError(
             f"--device {name} was asked for, but there are {torch.cuda.device_count()} "
             "CUDA devices, counted from 0; use one of them"
         )

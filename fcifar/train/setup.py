@@ -86,7 +86,7 @@ def make_training(config: RunConfig, dataset: Dataset, axis: Axis = ALONE) -> Tr
         axis: the ranks that divide each batch.
 
     Raises:
-        UserError: the recipe does not fit the data set.
+        UsageError: the recipe does not fit the data set.
     """
     return make_trainings(config, dataset, axis)(config.recipe, config.seed)
 
@@ -99,7 +99,7 @@ def make_trainings(
     The recipes that it is called with are ``config.recipe`` but for ``config.traced_hparams``.
 
     Raises:
-        UserError: as ``make_training``.
+        UsageError: as ``make_training``.
     """
     recipe, runtime, compiled = config.recipe, config.runtime, config.compile
     traced = config.traced_hparams

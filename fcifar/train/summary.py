@@ -9,7 +9,7 @@ import torch
 
 from fcifar import io
 from fcifar.analysis import confidence, ensembles
-from fcifar.errors import WorldError
+from fcifar.errors import ExternalError
 from fcifar.train import metrics_log, run_dir
 from fcifar.train.environment import since_process_start
 from fcifar.train.evaluate import read_predictions
@@ -36,12 +36,12 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
     highest accuracy on validation images, or None where none were held out.
 
     Raises:
-        WorldError: no member came to its end.
+        ExternalError: no member came to its end.
     """
     members = [_of_member(path, member) for member in sweep.trials]
     ended = [member for member in members if "failed" not in member]
     if not ended:
-        raise WorldError(
+        raise ExternalError(
             f"no run of {path} came to its end: {members[0]['failed']}; see "
             f"{path / members[0]['name'] / run_dir.NONFINITE}"
         )

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from fcifar import io, parallel, recipes
 from fcifar.data import Dataset
-from fcifar.errors import UserError, WorldError, shown
+from fcifar.errors import ExternalError, UsageError, shown
 from fcifar.recipes.trials import METHODS, NAME, Trial, compile_groups
 from fcifar.train import distributed, run_dir
 from fcifar.train.config import RunConfig, check_same_data, from_dict, provenance, to_dict
@@ -60,22 +60,22 @@ def read(path: Path) -> Sweep:
     """What ``write`` was given.
 
     Raises:
-        UserError: there is no group of runs at ``path``, or another version's.
-        WorldError: its file is damaged, or was changed.
+        UsageError: there is no group of runs at ``path``, or another version's.
+        ExternalError: its file is damaged, or was changed.
     """
     values, file = run_dir.read_manifest(path, run_dir.SWEEP), path / run_dir.SWEEP
     try:
         for member in values["members"]:
             if not NAME.fullmatch(member["name"]):
-                raise UserError(f"{file}: {shown(member['name'])} is not the name of a run")
+                raise UsageError(f"{file}: {shown(member['name'])} is not the name of a run")
         trials = tuple(
             Trial(m["name"], recipes.from_dict(m["recipe"]), m["seed"], m["changes"])
             for m in values["members"]
         )
         if not trials or (method := values["method"]) not in METHODS:
-            raise UserError(f"{file} is not complete: it has no runs, or no method")
+            raise UsageError(f"{file} is not complete: it has no runs, or no method")
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not complete: {error!r}") from error
+        raise UsageError(f"{file} is not complete: {error!r}") from error
     return Sweep(trials, method, from_dict(values, file))
 
 
@@ -83,7 +83,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     """The paths, with the finished runs of a group in place of the group.
 
     Raises:
-        UserError: no run of a group is finished.
+        UsageError: no run of a group is finished.
     """
     return [run for path in paths for run in (finished(path) if run_dir.is_group(path) else [path])]
 
@@ -92,7 +92,7 @@ def finished(path: Path) -> list[Path]:
     """The directories of the runs of a group that are finished. Raises as ``expand``."""
     runs = [path / trial.name for trial in read(path).trials]
     if not any(map(run_dir.is_finished, runs)):
-        raise UserError(
+        raise UsageError(
             f"no run of {path} is finished; resume it with fcifar train --resume {path}"
         )
     return [run for run in runs if run_dir.is_finished(run)]
@@ -126,8 +126,8 @@ def train(
         nothing or ``Interrupted``.
 
     Raises:
-        UserError: the request cannot be carried out; nothing was written.
-        WorldError: a file cannot be written; what was written before is whole.
+        UsageError: the request cannot be carried out; nothing was written.
+        ExternalError: a file cannot be written; what was written before is whole.
     """
     check_same_data(path, sweep.config, dataset)
     if not distributed.is_main():
@@ -218,7 +218,7 @@ def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
     """Wait until the other ranks have trained their shares.
 
     Raises:
-        WorldError: one of them trained where this rank does not see it.
+        ExternalError: one of them trained where this rank does not see it.
     """
     outcomes: list[str] = []
     while len(outcomes) < distributed.world_size() - 1:
@@ -230,7 +230,7 @@ def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
         return Interrupted(stop() or signal.SIGTERM, 0)
     missing = [t.name for t in sweep.trials if not has_ended(path / t.name, sweep.config)]
     if missing:
-        raise WorldError(
+        raise ExternalError(
             f"the run {missing[0]} was trained elsewhere, and is not in {path}; --out must be in a "
             "folder that all processes share"
         )

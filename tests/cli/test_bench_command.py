@@ -17,7 +17,7 @@ def fcifar(
     """The command line on a machine without a compiler, with one tiny step to measure."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr(bench, "WORKS", (bench.Work("lenet", 2),))
+    monkeypatch.setattr(bench, "CASES", (bench.Case("lenet", 2),))
     monkeypatch.setattr(bench, "REPETITIONS", 3)
     few = bench.made_up(8)
     monkeypatch.setattr(bench, "made_up", lambda: few)

@@ -1,4 +1,4 @@
-"""What the command line changes of a recipe: --set, --tta, and the recipe's own wishes."""
+"""What the command line changes of a recipe: --set, --tta, and the recipe's own options."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from fcifar import data, recipes
 from fcifar.cli.overrides import with_changes
 from fcifar.data import Split, make_dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
@@ -85,7 +85,7 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     assert changed.model == "speednet"
     assert changed.model_options == {"widths": (8, 8), "depth": 3}
     assert with_changes(blitz, ["model=lenet"]) == blitz
-    with pytest.raises(UserError, match="--set 'widths': no value of a recipe is called so"):
+    with pytest.raises(UsageError, match="--set 'widths': no value of a recipe is called so"):
         with_changes(SPEED, ["model=resnet18", "widths=8,8"])
 
 
@@ -122,7 +122,7 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     ],
 )
 def test_what_cannot_be_set_is_named(changes: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=message) as refused:
+    with pytest.raises(UsageError, match=message) as refused:
         with_changes(SPEED, changes)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 500

@@ -14,7 +14,7 @@ import torch
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.io import write_text
 from fcifar.recipes.trials import make_trials
 from fcifar.report import page
@@ -182,7 +182,7 @@ def test_a_group_of_more_runs_than_a_page_has_begins_with_the_best(
     best = json.loads((place / "s/summary.json").read_text())["best"]
     assert "curves, classes and images of 1 runs" in read.words
     assert f"the answers of the runs with {best} added up" in read.words
-    with pytest.raises(UserError, match="2 runs are too many for one page"):
+    with pytest.raises(UsageError, match="2 runs are too many for one page"):
         page.make([place / "run0", place / "run1"], place / "data")
 
 

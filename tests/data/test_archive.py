@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcifar.data.readers import archive
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from tests.helpers import forms
 
 FILES = {"train/ant/a.png": b"first", "train/bee/b.png": b"second", "test/ant/c.png": b"x" * 2000}
@@ -27,7 +27,7 @@ def read(source: Path) -> dict[str, bytes]:
 
 
 def refuse(source: Path, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         read(source)
     assert "\n" not in str(caught.value)
 
@@ -149,7 +149,7 @@ def test_an_archive_cut_short_anywhere_is_refused(tmp_path: Path, name: str) -> 
     end = whole.rstrip(b"\0") if name == "a.tar" else whole
     for length in range(1, len(end), 97):
         (tmp_path / name).write_bytes(whole[:length])
-        with pytest.raises(UserError):
+        with pytest.raises(UsageError):
             read(tmp_path / name)
 
 
@@ -186,7 +186,7 @@ def ends_well(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         source.write_bytes(data)
-        with contextlib.suppress(UserError, WorldError):
+        with contextlib.suppress(UsageError, ExternalError):
             files = read(source)
             assert all(isinstance(content, bytes) for content in files.values())
 

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch, PIL.Image
 from fcifar import data
 from fcifar.data import pictures
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import UsageError, ExternalError
 
 torch.set_num_threads(1)
 folder, room = Path(sys.argv[1]), int(sys.argv[2])
@@ -43,7 +43,7 @@ for source in sorted(folder.iterdir()):
             pictures.read(source)
         else:
             data.import_source(source, "set", folder / "root")
-    except (UserError, WorldError) as error:
+    except (UsageError, ExternalError) as error:
         message = str(error)
     except BaseException as error:
         message = f"a {type(error).__name__} of Python's own"

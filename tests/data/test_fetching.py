@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fcifar import data
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from tests.helpers import forms, sites
 
 
@@ -53,13 +53,13 @@ def test_what_is_there_is_not_fetched_again(site: tuple[str, Path], root: Path) 
     md5 = publish(folder)
     url = f"{address}/a.tar.gz"
     first = data.fetch(root, url=url, md5=md5)
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UsageError, match="--force"):
         data.fetch(root, url="http://127.0.0.1:1/never-asked")
     assert data.fetch(root, url=url, md5=md5, overwrite=True).digest == first.digest
 
 
 def expect_world_error(root: Path, url: str, message: str, md5: str | None = None) -> None:
-    with pytest.raises(WorldError, match=message) as caught:
+    with pytest.raises(ExternalError, match=message) as caught:
         data.fetch(root, url=url, md5=md5)
     for words in ("--dataset shapes10", "`fcifar data import`"):
         assert words in str(caught.value)
@@ -82,7 +82,7 @@ def test_no_network(root: Path) -> None:
 
 
 def test_no_url(root: Path) -> None:
-    with pytest.raises(UserError, match="must begin with http"):
+    with pytest.raises(UsageError, match="must begin with http"):
         data.fetch(root, url="nonsense")
     assert not root.exists()
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fcifar import data
-from fcifar.data import Wishes, image_files
+from fcifar.data import ImportOptions, image_files
 from fcifar.data.readers import folder
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from tests.helpers import forms
 
-HALF = Wishes(test_fraction=0.5)
+HALF = ImportOptions(test_fraction=0.5)
 
 
 def image(number: int, form: str = "PNG", size: tuple[int, int] = (32, 32)) -> bytes:
@@ -88,9 +88,9 @@ def test_other_names_and_depths_are_the_same_data_set(
 ) -> None:
     write = forms.write_folder if form == "folder" else forms.write_zip
     plain = data.import_source(forms.write_zip(tmp_path / "a.zip", BOTH), "plain", root)
-    for wishes in (Wishes(), Wishes(resize="crop")):
+    for options in (ImportOptions(), ImportOptions(resize="crop")):
         source = write(tmp_path / f"b.{form}", SAME[case])
-        found = data.import_source(source, "found", root, wishes=wishes, overwrite=True)
+        found = data.import_source(source, "found", root, options=options, overwrite=True)
         assert found.digest == plain.digest
     assert found.preparation["test_from"] == {"val": "val/", "validation,": "Validation/"}.get(
         case.split(" ")[0], ""
@@ -102,7 +102,7 @@ def test_pet_images(tmp_path: Path, root: Path) -> None:
     files = images(*classes("PetImages/PetImages/", ("Cat", "Dog")))
     for more in ({}, {"PetImages/readme[1].txt": b"x", "notes.pdf": b"%PDF"}):
         source = forms.write_zip(tmp_path / "pets.zip", files | more)
-        dataset = data.import_source(source, None, root, wishes=HALF, overwrite=True)
+        dataset = data.import_source(source, None, root, options=HALF, overwrite=True)
         assert dataset.classes == ("Cat", "Dog")
         assert dataset.preparation["other_files"] == len(more)
         assert dataset.preparation["left_out"] == {}
@@ -110,12 +110,12 @@ def test_pet_images(tmp_path: Path, root: Path) -> None:
 
 def test_a_class_that_is_called_train(tmp_path: Path, root: Path) -> None:
     source = forms.write_folder(tmp_path / "v", images(*classes("", ("bus", "car", "train"))))
-    assert data.import_source(source, None, root, wishes=HALF).classes == ("bus", "car", "train")
+    assert data.import_source(source, None, root, options=HALF).classes == ("bus", "car", "train")
 
 
 def test_a_single_class_folder_is_no_wrapper(tmp_path: Path, root: Path) -> None:
     source = forms.write_folder(tmp_path / "one", images(*classes("", ("cat",))))
-    assert data.import_source(source, None, root, wishes=HALF).classes == ("cat",)
+    assert data.import_source(source, None, root, options=HALF).classes == ("cat",)
 
 
 def test_three_splits_are_known(tmp_path: Path, root: Path) -> None:
@@ -134,7 +134,7 @@ def test_three_splits_are_known(tmp_path: Path, root: Path) -> None:
     assert dataset.valid_labels.tolist() == [0, 0, 1, 1]
     assert dataset.preparation["left_out"] == {"no folder": 1}
     twice = images(*paths, *classes("val/", count=2))
-    with pytest.raises(UserError, match="are both of the valid split; keep one"):
+    with pytest.raises(UsageError, match="are both of the valid split; keep one"):
         data.import_source(forms.write_zip(tmp_path / "four.zip", twice), "four", root)
 
 
@@ -151,7 +151,7 @@ def test_both_spellings_of_a_name_are_one_class(tmp_path: Path, root: Path) -> N
     assert len(digests) == 1
     files = images(f"{composed}/0.png", f"{apart}/1.png", *classes("", ("b",)))
     source = forms.write_folder(tmp_path / "two", files)
-    dataset = data.import_source(source, "set", root, wishes=HALF, overwrite=True)
+    dataset = data.import_source(source, "set", root, options=HALF, overwrite=True)
     assert dataset.classes == ("b", composed)
     assert len(dataset.train_labels) + len(dataset.test_labels) == 5
 
@@ -164,7 +164,7 @@ def test_every_image_has_one_place_in_any_order(rows: list[list[str]], order: Ra
     paths = [f"{'/'.join([*row, ''])}{i}.png" for i, row in enumerate(rows)]
     try:
         found = folder.layout(paths)
-    except UserError:  # two folders of one split
+    except UsageError:  # two folders of one split
         return
     assert sorted(place.path for place in found.places) == sorted(paths)
     assert {place.split for place in found.places} <= {"", "train", "test", "valid"}
@@ -189,9 +189,9 @@ def test_kaggles_cifar10(tmp_path: Path, root: Path, form: str) -> None:
     write = forms.write_folder if form == "folder" else forms.write_zip
     source = write(tmp_path / ("kaggle" if form == "folder" else "kaggle.zip"), files)
     message = r"the images in test/ have no labels; add --test-fraction 0\.1 to test with"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         data.import_source(source, None, root)
-    dataset = data.import_source(source, None, root, wishes=HALF)
+    dataset = data.import_source(source, None, root, options=HALF)
     assert dataset.classes == ("frog", "truck")
     rows = colours(dataset.train_images) + colours(dataset.test_images)
     labels = dataset.train_labels.tolist() + dataset.test_labels.tolist()
@@ -204,7 +204,7 @@ def test_kaggles_cifar10(tmp_path: Path, root: Path, form: str) -> None:
 
 def test_a_part_of_kaggles_images(tmp_path: Path, root: Path) -> None:
     few = {name: content for name, content in KAGGLE.items() if "1" not in name}
-    dataset = data.import_source(forms.write_zip(tmp_path / "a.zip", few), "a", root, wishes=HALF)
+    dataset = data.import_source(forms.write_zip(tmp_path / "a.zip", few), "a", root, options=HALF)
     assert dataset.preparation["images"] == 9
     assert dataset.preparation["rows_without_image"] == 11
 
@@ -221,8 +221,8 @@ def test_a_part_of_kaggles_images(tmp_path: Path, root: Path) -> None:
 )
 def test_tables_that_do_not_fit(tmp_path: Path, root: Path, table: bytes, message: str) -> None:
     source = forms.write_zip(tmp_path / "a.zip", KAGGLE | {"trainLabels.csv": table})
-    with pytest.raises(UserError, match=message) as caught:
-        data.import_source(source, "a", root, wishes=HALF)
+    with pytest.raises(UsageError, match=message) as caught:
+        data.import_source(source, "a", root, options=HALF)
     assert str(caught.value).isprintable()
     assert not root.exists()
 
@@ -233,7 +233,7 @@ def test_images_and_labels_without_a_split(tmp_path: Path, root: Path) -> None:
         b"images/%d.jpg,1,%s\n" % (i, b"ab"[i % 2 : i % 2 + 1]) for i in range(4)
     )
     source = forms.write_folder(tmp_path / "dogs", files)
-    assert data.import_source(source, None, root, wishes=HALF).classes == ("a", "b")
+    assert data.import_source(source, None, root, options=HALF).classes == ("a", "b")
 
 
 TINY = {
@@ -253,7 +253,7 @@ TINY = {
 def test_tiny_imagenet(tmp_path: Path, root: Path) -> None:
     files = {f"tiny-imagenet-200/{name}": content for name, content in TINY.items()}
     source = forms.write_zip(tmp_path / "tiny.zip", files)
-    dataset = data.import_source(source, None, root, wishes=Wishes(resize="crop"))
+    dataset = data.import_source(source, None, root, options=ImportOptions(resize="crop"))
     assert dataset.classes == ("n1", "n2")
     assert dataset.train_labels.tolist() == [0] * 3 + [1] * 3
     assert dataset.test_labels.tolist() == [0, 0, 1, 1]
@@ -261,7 +261,7 @@ def test_tiny_imagenet(tmp_path: Path, root: Path) -> None:
     assert dataset.preparation["left_out"] == {"test/ (no labels)": 5}
     assert dataset.preparation["test_from"] == "val/"
     assert dataset.preparation["resized"] == 10
-    held = data.import_source(source, "h", root, wishes=HALF._replace(resize="crop"))
+    held = data.import_source(source, "h", root, options=HALF._replace(resize="crop"))
     assert held.preparation["left_out"] == {"test/ (no labels)": 5}
     assert held.valid_labels.tolist() == [0, 0, 1, 1]
 
@@ -301,21 +301,23 @@ def test_a_class_of_nothing_but_heic_is_an_error(tmp_path: Path, root: Path) -> 
     message = (
         r"train/emu/ has no image that can be read in it: 1 \.heic \(`pip install pillow-heif`"
     )
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         data.import_source(forms.write_zip(tmp_path / "a.zip", files), "a", root)
     only = {"cat/1.heic": b"x", "dog/1.heif": b"x"}
-    with pytest.raises(UserError, match=r"no images that can be read, but 1 \.heic \(`pip install"):
+    with pytest.raises(
+        UsageError, match=r"no images that can be read, but 1 \.heic \(`pip install"
+    ):
         data.import_source(forms.write_zip(tmp_path / "b.zip", only), "b", root)
 
 
 def test_archives_that_have_to_be_unpacked(tmp_path: Path, root: Path) -> None:
     packed = b"7z\xbc\xaf\x27\x1c\0\4"
     (tmp_path / "train.7z").write_bytes(packed)
-    with pytest.raises(UserError, match=r"is a 7z archive; unpack it with `7z x train\.7z`"):
+    with pytest.raises(UsageError, match=r"is a 7z archive; unpack it with `7z x train\.7z`"):
         data.import_source(tmp_path / "train.7z", "a", root)
     files = {"train.7z": packed, "test.7z": packed, "trainLabels.csv": KAGGLE["trainLabels.csv"]}
     source = forms.write_folder(tmp_path / "cifar-10", files)
-    with pytest.raises(UserError, match=r"no images that can be read, but 2 \.7z \(unpack them"):
+    with pytest.raises(UsageError, match=r"no images that can be read, but 2 \.7z \(unpack them"):
         data.import_source(source, "a", root)
 
 
@@ -331,16 +333,16 @@ def test_all_that_cannot_be_read_are_listed_at_once(
     tmp_path: Path, root: Path, resize: str | None
 ) -> None:
     source = forms.write_zip(tmp_path / "a.zip", BOTH | broken(2) | {"test/dog/y.png": b"text"})
-    wishes = Wishes(resize=resize)
-    with pytest.raises(UserError, match=r"3 of 15 images cannot be .*--skip-unread") as caught:
-        data.import_source(source, "a", root, wishes=wishes)
+    options = ImportOptions(resize=resize)
+    with pytest.raises(UsageError, match=r"3 of 15 images cannot be .*--skip-unread") as caught:
+        data.import_source(source, "a", root, options=options)
     assert str(caught.value).isprintable()
     listed = caught.value.__notes__
     assert [line.split(" ")[0] for line in listed] == [
         *("train/cat/x0.png", "train/cat/x1.png", "test/dog/y.png")
     ]
     assert not root.exists()
-    dataset = data.import_source(source, "a", root, wishes=wishes._replace(skip_unreadable=True))
+    dataset = data.import_source(source, "a", root, options=options._replace(skip_unreadable=True))
     plain = data.import_source(forms.write_zip(tmp_path / "b.zip", BOTH), "b", root)
     assert dataset.digest == plain.digest
     assert dataset.preparation["unreadable"] == 3
@@ -352,7 +354,7 @@ def test_all_that_cannot_be_read_are_listed_at_once(
 
 def test_a_list_is_no_longer_than_a_screen(tmp_path: Path, root: Path) -> None:
     source = forms.write_zip(tmp_path / "a.zip", BOTH | broken(50))
-    with pytest.raises(UserError, match="50 of 62 images cannot be read") as caught:
+    with pytest.raises(UsageError, match="50 of 62 images cannot be read") as caught:
         data.import_source(source, "a", root)
     assert len(caught.value.__notes__) == 21
     assert caught.value.__notes__[-1] == "... and 30 more"
@@ -361,15 +363,15 @@ def test_a_list_is_no_longer_than_a_screen(tmp_path: Path, root: Path) -> None:
 def test_a_class_that_loses_all_its_images_is_an_error(tmp_path: Path, root: Path) -> None:
     files = BOTH | {f"test/cat/{i}.png": b"text" for i in range(3)}
     source = forms.write_zip(tmp_path / "a.zip", files)
-    with pytest.raises(UserError, match="no image of class 'cat' in test/ can be read"):
-        data.import_source(source, "a", root, wishes=Wishes(skip_unreadable=True))
+    with pytest.raises(UsageError, match="no image of class 'cat' in test/ can be read"):
+        data.import_source(source, "a", root, options=ImportOptions(skip_unreadable=True))
 
 
 def test_what_is_left_out_need_not_be_readable(tmp_path: Path, root: Path) -> None:
     files = BOTH | {"more/cat/0.png": b"text", "more/dog/0.png": b"text"}
     source = forms.write_zip(tmp_path / "a.zip", files)
     for resize in (None, "crop"):
-        data.import_source(source, "a", root, wishes=Wishes(resize=resize), overwrite=True)
+        data.import_source(source, "a", root, options=ImportOptions(resize=resize), overwrite=True)
 
 
 def test_files_that_may_not_be_read_are_listed(
@@ -384,10 +386,10 @@ def test_files_that_may_not_be_read_are_listed(
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    with pytest.raises(WorldError, match="4 of 12 images cannot be read") as caught:
+    with pytest.raises(ExternalError, match="4 of 12 images cannot be read") as caught:
         data.import_source(source, "a", root)
     assert all("Permission denied" in line for line in caught.value.__notes__)
-    dataset = data.import_source(source, "a", root, wishes=Wishes(skip_unreadable=True))
+    dataset = data.import_source(source, "a", root, options=ImportOptions(skip_unreadable=True))
     assert dataset.preparation["unreadable"] == 4
 
 
@@ -396,4 +398,4 @@ def test_links_to_class_folders(tmp_path: Path, root: Path) -> None:
     (tmp_path / "set").mkdir()
     for name in ("cat", "dog"):
         os.symlink(tmp_path / "else" / name, tmp_path / "set" / name)
-    assert data.import_source(tmp_path / "set", None, root, wishes=HALF).classes == ("cat", "dog")
+    assert data.import_source(tmp_path / "set", None, root, options=HALF).classes == ("cat", "dog")

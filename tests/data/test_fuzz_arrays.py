@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fcifar import data
 from fcifar.data.readers import npz
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, examples, mutated
 
@@ -85,7 +85,7 @@ def test_letters_that_no_text_has_are_refused(order: str) -> None:
     names = npy(np.array(["ant", "bee", "cow"], f"{order}U3"))
     files = {name: npy(array) for name, array in ARRAYS.items()}
     assert npz.read(files | {"classes.npy": names}).classes == forms.CLASSES
-    with pytest.raises(UserError, match="classes holds letters that are none"):
+    with pytest.raises(UsageError, match="classes holds letters that are none"):
         npz.read(files | {"classes.npy": names[:-4] + b"\xff" * 4})
 
 

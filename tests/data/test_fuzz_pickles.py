@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcifar.data.readers.safe_pickle import load_pickle
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, examples, mutated
 
@@ -182,7 +182,7 @@ def test_mutated_batches_of_python_2(data: bytes) -> None:
     ],
 )
 def test_no_step_reaches_the_canary(call: bytes) -> None:
-    with pytest.raises(UserError, match="batch"):
+    with pytest.raises(UsageError, match="batch"):
         load_pickle("batch", b"\x80\x04" + call + b".")
     assert not CALLS
     assert not Canary.touched
@@ -214,7 +214,7 @@ def test_what_multiplies_is_refused(name: str) -> None:
 
 
 def test_a_name_of_a_megabyte_is_cut() -> None:
-    with pytest.raises(UserError, match=r"tries to load 'aaa.*aaa'; it is no") as caught:
+    with pytest.raises(UsageError, match=r"tries to load 'aaa.*aaa'; it is no") as caught:
         load_pickle("batch", b"c" + b"a" * 2**20 + b"\nb" + b"a" * 2**20 + b"\n.")
     assert len(str(caught.value)) < 1000
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from fcifar import data, tree
 from fcifar.data import store
-from fcifar.errors import WorldError
+from fcifar.errors import ExternalError
 from tests.helpers import forms
 from tests.helpers.fuzzing import ends_well, examples, mutated
 
@@ -128,14 +128,14 @@ def test_class_names_that_are_no_list_of_text(root: Path, classes: str) -> None:
     root.mkdir()
     words = {"format": store.FORMAT, "classes": classes, "source": "", "digest": ""}
     save_file(tensors, root / "set.safetensors", words)
-    with pytest.raises(WorldError, match="damaged or not a prepared data set"):
+    with pytest.raises(ExternalError, match="damaged or not a prepared data set"):
         data.load("set", root)
     assert data.list_prepared(root)[0].problem
 
 
 def test_a_digest_of_several_lines_is_shown_on_one(root: Path) -> None:
     data.save(DATASET._replace(digest="a\nb" * 1000), root)
-    with pytest.raises(WorldError, match="is damaged: its content has digest") as caught:
+    with pytest.raises(ExternalError, match="is damaged: its content has digest") as caught:
         data.verify("set", root)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2000

@@ -18,7 +18,7 @@ from PIL import Image
 from fcifar import data
 from fcifar.data import image_files
 from fcifar.data.readers.cifar import CLASSES as CIFAR10
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from tests.helpers import forms
 
 
@@ -155,7 +155,7 @@ def test_validation_arrays_are_the_given_split(tmp_path: Path, root: Path, name:
     assert dataset.valid_labels.tolist() == forms.TEST_LABELS[::-1].tolist()
     assert dataset.source == "arrays a.npz"
     del valid[f"{name}_labels"]
-    with pytest.raises(UserError, match=r"valid_labels\.npy missing"):
+    with pytest.raises(UsageError, match=r"valid_labels\.npy missing"):
         data.import_source(forms.write_npz(tmp_path / "b.npz", **valid), None, root)
 
 
@@ -167,18 +167,18 @@ def test_arrays_that_are_left_out_are_named(tmp_path: Path, root: Path) -> None:
 
 
 def test_arrays_without_a_test_split(tmp_path: Path, root: Path) -> None:
-    wishes = data.Wishes(test_fraction=0.4)
+    options = data.ImportOptions(test_fraction=0.4)
     for i, names in enumerate((("data", "labels"), ("train_images", "train_labels"), ("x", "y"))):
         source = npz(tmp_path / f"{i}.npz", **dict(zip(names, TRAIN, strict=True)))
-        with pytest.raises(UserError, match=r"add --test-fraction 0\.1"):
+        with pytest.raises(UsageError, match=r"add --test-fraction 0\.1"):
             data.import_source(source, None, root)
-        dataset = data.import_source(source, f"set{i}", root, wishes=wishes)
+        dataset = data.import_source(source, f"set{i}", root, options=options)
         assert torch.bincount(dataset.train_labels).tolist() == [3, 3, 3]
         assert torch.bincount(dataset.test_labels).tolist() == [2, 2, 2]
         assert "0.4 of each class to test with (seed 0)" in dataset.source
     assert data.load("set0", root).digest == data.load("set2", root).digest
-    with pytest.raises(UserError, match="test images already"):
-        data.import_source(forms.write_npz(tmp_path / "a.npz"), "a", root, wishes=wishes)
+    with pytest.raises(UsageError, match="test images already"):
+        data.import_source(forms.write_npz(tmp_path / "a.npz"), "a", root, options=options)
     valid = {"train_images": TRAIN[0], "train_labels": TRAIN[1]} | dict(
         zip(("val_images", "val_labels"), TEST, strict=True)
     )
@@ -186,7 +186,7 @@ def test_arrays_without_a_test_split(tmp_path: Path, root: Path) -> None:
     assert np.array_equal(tested.test_images.numpy(), forms.TEST_IMAGES)
     assert tested.preparation["test_from"] == "val_images"
     assert len(tested.valid_labels) == 0
-    dataset = data.import_source(tmp_path / "v.npz", "w", root, wishes=wishes)
+    dataset = data.import_source(tmp_path / "v.npz", "w", root, options=options)
     assert (len(dataset.train_labels), len(dataset.valid_labels), len(dataset.test_labels)) == (
         9,
         6,
@@ -229,13 +229,13 @@ def test_arrays_of_other_sizes_are_told_what_helps(
 ) -> None:
     images = np.full(shape, 7, np.uint8)
     source = forms.write_npz(tmp_path / "a.npz", test_images=images)
-    with pytest.raises(UserError, match="so add --resize crop or --resize stretch") as caught:
+    with pytest.raises(UsageError, match="so add --resize crop or --resize stretch") as caught:
         data.import_source(source, None, root)
     assert f"the test images are uint8 {list(shape)}" in str(caught.value)
     assert "\n" not in str(caught.value)
     for resize in ("crop", "stretch"):  # the advice works
         dataset = data.import_source(
-            source, None, root, wishes=data.Wishes(resize=resize), overwrite=True
+            source, None, root, options=data.ImportOptions(resize=resize), overwrite=True
         )
         assert dataset.test_images.unique().tolist() == [7]
         assert (dataset.preparation["resized"], dataset.preparation["resize"]) == (6, resize)
@@ -286,7 +286,7 @@ def test_importing_the_package_imports_nothing_slow() -> None:
 def test_mutated_images_are_decoded_or_refused(change: bytes, place: int) -> None:
     content = bytearray(forms.png(forms.TEST_IMAGES[0]))
     content[place : place + len(change)] = change
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UsageError):
         assert len(image_files.decode(io.BytesIO(content), "a.png", None).pixels) == 3072
 
 
@@ -297,7 +297,7 @@ def test_a_name_that_is_taken_needs_overwrite(tmp_path: Path, root: Path) -> Non
     source = forms.write_npz(tmp_path / "a.npz")
     first = data.import_source(source, "set", root)
     other = forms.write_npz(tmp_path / "b.npz", train_images=255 - forms.TRAIN_IMAGES)
-    with pytest.raises(UserError, match="--force"):
+    with pytest.raises(UsageError, match="--force"):
         data.import_source(other, "set", root)
     assert data.load("set", root).digest == first.digest
     assert data.import_source(other, "set", root, overwrite=True).digest != first.digest
@@ -305,7 +305,7 @@ def test_a_name_that_is_taken_needs_overwrite(tmp_path: Path, root: Path) -> Non
 
 @pytest.mark.parametrize("name", ["shapes10", "../up", "", "A", "a/b", ".a", "a\n", "x" * 65])
 def test_names_that_cannot_be(tmp_path: Path, root: Path, name: str) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UsageError):
         data.import_source(forms.write_npz(tmp_path / "a.npz"), name, root, overwrite=True)
     assert not root.exists()
 
@@ -410,7 +410,7 @@ BAD_FILES = {
 
 def expect_user_error(source: Path, root: Path, message: str) -> None:
     """The import fails with one line, and not even the folder of the store is made."""
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         data.import_source(source, "set", root)
     assert "\n" not in str(caught.value)
     assert not root.exists()
@@ -487,5 +487,5 @@ def test_sources_that_are_none(tmp_path: Path, root: Path) -> None:
 def test_a_file_that_may_not_be_read(tmp_path: Path, root: Path) -> None:
     source = forms.write_npz(tmp_path / "a.npz")
     source.chmod(0)
-    with pytest.raises(WorldError, match="permissions"):
+    with pytest.raises(ExternalError, match="permissions"):
         data.import_source(source, "set", root)

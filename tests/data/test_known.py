@@ -15,9 +15,9 @@ import torch
 from torchvision import datasets
 
 from fcifar import data
-from fcifar.data import Wishes
+from fcifar.data import ImportOptions
 from fcifar.data.catalog import KNOWN
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from tests.helpers import forms, sites
 
 FINE, COARSE = ("ant", "bee", "cow", "dog"), ("insect", "mammal")
@@ -58,7 +58,7 @@ def test_fine_and_coarse_labels(tmp_path: Path, root: Path, protocol: int) -> No
     assert (fine.name, fine.classes) == ("cifar100", FINE)
     assert np.array_equal(fine.train_images.numpy(), forms.TRAIN_IMAGES)
     assert np.array_equal(fine.test_labels.numpy(), forms.TEST_LABELS)
-    coarse = data.import_source(folder, None, root, wishes=Wishes(labels="coarse"))
+    coarse = data.import_source(folder, None, root, options=ImportOptions(labels="coarse"))
     assert (coarse.name, coarse.classes) == ("cifar100-coarse", COARSE)
     assert np.array_equal(coarse.train_labels.numpy(), forms.TRAIN_LABELS // 2)
     assert torch.equal(coarse.train_images, fine.train_images)
@@ -92,7 +92,7 @@ def test_other_files_are_refused(
     tmp_path: Path, root: Path, changes: dict[str, bytes | None], message: str, capfd
 ) -> None:
     files = {k: v for k, v in (cifar100() | changes).items() if v is not None}
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         data.import_source(forms.write_tar(tmp_path / "a.tar", files), None, root)
     assert "\n" not in str(caught.value)
     assert not root.exists()
@@ -101,8 +101,8 @@ def test_other_files_are_refused(
 
 def test_labels_are_fine_or_coarse(tmp_path: Path, root: Path) -> None:
     source = write_cifar100(tmp_path / "a.tar.gz")
-    with pytest.raises(UserError, match=r"--labels is 'corse'.*did you mean 'coarse'"):
-        data.import_source(source, None, root, wishes=Wishes(labels="corse"))
+    with pytest.raises(UsageError, match=r"--labels is 'corse'.*did you mean 'coarse'"):
+        data.import_source(source, None, root, options=ImportOptions(labels="corse"))
 
 
 def test_a_batch_of_the_official_size_may_be_read(tmp_path: Path, root: Path) -> None:
@@ -135,7 +135,7 @@ def test_cifar100_is_fetched_and_its_md5_checked(tmp_path: Path, root: Path, nam
     site.mkdir()
     archive = write_cifar100(site / "a.tar.gz")
     with sites.serving(site) as address:
-        with pytest.raises(WorldError, match="corrupted") as caught:
+        with pytest.raises(ExternalError, match="corrupted") as caught:
             data.fetch(root, name, url=f"{address}/a.tar.gz")
         assert "`fcifar data import` with a copy" in str(caught.value)
         assert not root.exists()
@@ -152,7 +152,9 @@ def test_the_official_md5_is_torchvisions() -> None:
 
 def test_an_archive_that_torchvision_has_downloaded(tmp_path: Path, root: Path) -> None:
     folder = tmp_path / "torchvision"
-    with pytest.raises(UserError, match=r"neither cifar-100-python\.tar\.gz nor cifar-100-python/"):
+    with pytest.raises(
+        UsageError, match=r"neither cifar-100-python\.tar\.gz nor cifar-100-python/"
+    ):
         data.fetch(root, "cifar100", downloaded=folder)
     forms.write_folder(folder / "cifar-100-python", cifar100())
     unpacked = data.fetch(root, "cifar100", downloaded=folder)
@@ -229,13 +231,13 @@ def test_the_same_images_in_an_npz_are_the_same_set(
     images = GREY.reshape(30, *shape)
     values = {"x_train": images, "y_train": TEN, "x_test": images[:10], "y_test": TEN[:10]}
     np.savez(tmp_path / "a.npz", **values, classes=np.array(fetched.classes))
-    found = data.import_source(tmp_path / "a.npz", None, root, wishes=Wishes(resize="crop"))
+    found = data.import_source(tmp_path / "a.npz", None, root, options=ImportOptions(resize="crop"))
     assert found.digest == fetched.digest
 
 
 def test_files_of_another_md5_are_refused(mnist: Path, root: Path) -> None:
     (mnist / "t10k-labels-idx1-ubyte.gz").write_bytes(idx(TEN[::-1][:10]))
-    with sites.serving(mnist) as address, pytest.raises(WorldError, match="corrupted") as caught:
+    with sites.serving(mnist) as address, pytest.raises(ExternalError, match="corrupted") as caught:
         data.fetch(root, "fashion-mnist", url=address)
     assert "\n" not in str(caught.value)
     assert "fcifar data fetch fashion-mnist --root DIR" in str(caught.value)
@@ -244,7 +246,7 @@ def test_files_of_another_md5_are_refused(mnist: Path, root: Path) -> None:
 
 def test_what_torchvision_has_downloaded_is_read(mnist: Path, root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "torchvision"
-    with pytest.raises(UserError, match="has no fashion-mnist as torchvision puts it there"):
+    with pytest.raises(UsageError, match="has no fashion-mnist as torchvision puts it there"):
         data.fetch(root, "fashion-mnist", downloaded=folder)
     raw = folder / "FashionMNIST" / "raw"
     forms.write_folder(raw, {p.stem: gzip.decompress(p.read_bytes()) for p in mnist.iterdir()})
@@ -255,7 +257,7 @@ def test_what_torchvision_has_downloaded_is_read(mnist: Path, root: Path, tmp_pa
 
 def test_svhn_says_what_reads_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"svhn needs scipy .* pip install 'fcifar\[svhn\]'"):
+    with pytest.raises(UsageError, match=r"svhn needs scipy .* pip install 'fcifar\[svhn\]'"):
         data.fetch(root, "svhn", url="http://127.0.0.1:1/")
 
 
@@ -311,6 +313,6 @@ def test_torchvision_has_every_set_that_can_be_fetched(name: str) -> None:
 def test_what_cannot_be_fetched(
     root: Path, name: str, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         data.fetch(root, name, **options)
     assert not root.exists()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fcifar import data
-from fcifar.data import Wishes
+from fcifar.data import ImportOptions
 from fcifar.data.readers.cifar import CLASSES
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from tests.helpers import forms
 
 pa = pytest.importorskip("pyarrow")
@@ -116,8 +116,8 @@ def test_fine_and_coarse_labels(tmp_path: Path, root: Path) -> None:
             coarse_label=(labels // 2).tolist(),
         )
     same(data.import_source(tmp_path / "set", "fine", root), "test", TEST)
-    wishes = Wishes(labels="coarse")
-    coarse = data.import_source(tmp_path / "set", "coarse", root, wishes=wishes)
+    options = ImportOptions(labels="coarse")
+    coarse = data.import_source(tmp_path / "set", "coarse", root, options=options)
     same(coarse, "test", (TEST[0], TEST[1] // 2))
     assert coarse.classes == ("0", "1")
 
@@ -135,9 +135,9 @@ def test_cifar10_is_known_by_its_classes_and_its_test_split_is_a_test_set(
 
 def test_without_test_images_a_part_is_held_out(tmp_path: Path, root: Path) -> None:
     source = shard(tmp_path / "images.parquet", *TRAIN)
-    with pytest.raises(UserError, match=r"test images are needed; add --test-fraction 0\.1"):
+    with pytest.raises(UsageError, match=r"test images are needed; add --test-fraction 0\.1"):
         data.import_source(source, None, root)
-    dataset = data.import_source(source, None, root, wishes=Wishes(test_fraction=0.4))
+    dataset = data.import_source(source, None, root, options=ImportOptions(test_fraction=0.4))
     assert (len(dataset.train_labels), len(dataset.test_labels)) == (9, 6)
 
 
@@ -156,8 +156,8 @@ def test_validation_images_are_tested_with_where_there_are_no_others(
     assert dataset.preparation["test_from"] == "validation"
     assert dataset.preparation["others"] == (["test-0.parquet"] if unlabelled else [])
     if not unlabelled:
-        wishes = Wishes(test_fraction=0.4)
-        dataset = data.import_source(tmp_path / "set", "b", root, wishes=wishes)
+        options = ImportOptions(test_fraction=0.4)
+        dataset = data.import_source(tmp_path / "set", "b", root, options=options)
         assert (len(dataset.train_labels), len(dataset.test_labels)) == (9, 6)
         same(dataset, "valid", VALID)
 
@@ -166,10 +166,10 @@ def test_what_was_done_to_images_is_recorded(tmp_path: Path, root: Path) -> None
     encoded = [forms.png(image, mode) for image, mode in zip(TEST[0][:2], "LP", strict=True)]
     table = pa.table({"img": [*encoded, b"hello"], "label": [0, 1, 2]})
     pq.write_table(table, tmp_path / "test.parquet")
-    with pytest.raises(UserError, match=r"test\.parquet, image 2 is no picture"):
+    with pytest.raises(UsageError, match=r"test\.parquet, image 2 is no picture"):
         data.import_source(tmp_path / "test.parquet", None, root)
-    wishes = Wishes(skip_unreadable=True)
-    dataset = data.import_source(tmp_path / "test.parquet", None, root, wishes=wishes)
+    options = ImportOptions(skip_unreadable=True)
+    dataset = data.import_source(tmp_path / "test.parquet", None, root, options=options)
     assert dataset.test_labels.tolist() == [0, 1]
     assert dataset.preparation["converted"] == {"L": 1, "P": 1}
     assert (dataset.preparation["images"], dataset.preparation["unreadable"]) == (2, 1)
@@ -180,9 +180,9 @@ def test_other_sizes_are_resized_when_asked(tmp_path: Path, root: Path) -> None:
     small = np.full((6, 3, 28, 28), 9, np.uint8)
     shard(tmp_path / "set/train-0.parquet", *TRAIN)
     shard(tmp_path / "set/test-0.parquet", small, TEST[1])
-    with pytest.raises(UserError, match=r"test-0\.parquet, image 0.* is 28x28; .*--resize crop"):
+    with pytest.raises(UsageError, match=r"test-0\.parquet, image 0.* is 28x28; .*--resize crop"):
         data.import_source(tmp_path / "set", None, root)
-    dataset = data.import_source(tmp_path / "set", None, root, wishes=Wishes(resize="crop"))
+    dataset = data.import_source(tmp_path / "set", None, root, options=ImportOptions(resize="crop"))
     same(dataset, "train", TRAIN)
     assert dataset.test_images.unique().tolist() == [9]
 
@@ -208,7 +208,7 @@ def test_pyarrow_is_an_extra(tmp_path: Path, root: Path, monkeypatch: pytest.Mon
     source = shard(tmp_path / "train.parquet", *TRAIN)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match=r"needs pyarrow, .* pip install 'fcifar\[parquet\]'"
+        UsageError, match=r"needs pyarrow, .* pip install 'fcifar\[parquet\]'"
     ) as caught:
         data.import_source(source, None, root)
     assert "\n" not in str(caught.value)
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, root: Path, case: str) -> No
     path = shard(tmp_path / "set/test-0.parquet", TEST[0], **options)
     if damage is not None:
         damage(path)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         data.import_source(tmp_path / "set", None, root)
     assert "\n" not in str(caught.value)
     assert not root.exists()
@@ -248,7 +248,7 @@ def test_images_that_are_elsewhere(tmp_path: Path, root: Path) -> None:
     rows = [{"bytes": None, "path": "images/0.png"}]
     for value, message in ((rows, "is a path, images/0.png"), ([3], "holds int, and bytes of PNG")):
         pq.write_table(pa.table({"img": value, "label": [0]}), tmp_path / "test.parquet")
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UsageError, match=message):
             data.import_source(tmp_path / "test.parquet", None, root)
 
 
@@ -257,7 +257,7 @@ def test_several_data_sets_in_a_folder(tmp_path: Path, root: Path) -> None:
         shard(tmp_path / f"svhn/{name}/train-0.parquet", *TRAIN)
         shard(tmp_path / f"svhn/{name}/test-0.parquet", *TEST)
     with pytest.raises(
-        UserError, match="in cropped_digits/, full_numbers/; give the folder of one"
+        UsageError, match="in cropped_digits/, full_numbers/; give the folder of one"
     ):
         data.import_source(tmp_path / "svhn", None, root)
     same(data.import_source(tmp_path / "svhn/cropped_digits", None, root), "test", TEST)
@@ -266,5 +266,5 @@ def test_several_data_sets_in_a_folder(tmp_path: Path, root: Path) -> None:
 def test_a_damaged_image_is_named(tmp_path: Path, root: Path) -> None:
     rows = [{"bytes": b"hello", "path": "0.png"}]
     pq.write_table(pa.table({"img": rows, "label": [0]}), tmp_path / "test.parquet")
-    with pytest.raises(UserError, match=r"test\.parquet, image 0"):
+    with pytest.raises(UsageError, match=r"test\.parquet, image 0"):
         data.import_source(tmp_path / "test.parquet", None, root)

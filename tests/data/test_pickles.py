@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcifar.data.readers.safe_pickle import load_pickle
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from tests.helpers import forms
 
 PYTHON2 = forms.python2_batch(forms.TEST_IMAGES, forms.TEST_LABELS)
@@ -44,14 +44,14 @@ def test_code_is_refused_by_name_and_not_run(
 ) -> None:
     target = tmp_path / "made"
     data = pickle.dumps({"data": Runs(function, str(target))}, protocol)
-    with pytest.raises(UserError, match=r"batch tries to load '[\w.]+'; it is not an official"):
+    with pytest.raises(UsageError, match=r"batch tries to load '[\w.]+'; it is not an official"):
         load_pickle("batch", data)
     assert not target.exists()
 
 
 def test_dotted_names_do_not_reach_further() -> None:
     data = b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93."
-    with pytest.raises(UserError, match=r"tries to load 'numpy\.ndarray\.tofile'"):
+    with pytest.raises(UsageError, match=r"tries to load 'numpy\.ndarray\.tofile'"):
         load_pickle("batch", data)
 
 
@@ -67,12 +67,12 @@ def test_dotted_names_do_not_reach_further() -> None:
     ],
 )
 def test_doors_that_are_shut(data: bytes) -> None:
-    with pytest.raises(UserError):
+    with pytest.raises(UsageError):
         load_pickle("batch", data)
 
 
 def test_arrays_of_objects_are_refused() -> None:
-    with pytest.raises(UserError, match="batch"):
+    with pytest.raises(UsageError, match="batch"):
         load_pickle("batch", pickle.dumps({"data": np.array([None, "a"], dtype=object)}))
 
 
@@ -96,13 +96,13 @@ def bomb_of_tuples(levels: int) -> bytes:
 )
 def test_exhaustion_is_refused_quickly(data: bytes) -> None:
     started = time.monotonic()
-    with pytest.raises(UserError):
+    with pytest.raises(UsageError):
         load_pickle("batch", data)
     assert time.monotonic() - started < 5
 
 
 def ends_well(data: bytes) -> None:
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UsageError):
         assert isinstance(load_pickle("batch", data), dict)
 
 
@@ -129,5 +129,5 @@ def test_mutated_batches_end_well(seed: int, changes: list[tuple[int, bytes]]) -
 
 
 def test_damage_that_python_only_warns_of_is_an_error() -> None:
-    with pytest.raises(UserError, match="no readable pickle"):
+    with pytest.raises(UsageError, match="no readable pickle"):
         load_pickle("x", b"S'\\u00'\n.")

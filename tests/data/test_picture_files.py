@@ -15,7 +15,7 @@ from PIL import Image, features
 
 from fcifar import data
 from fcifar.data import image_files
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 
 RNG = np.random.default_rng(3)
 NOISE = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -162,11 +162,11 @@ def test_every_mode_format_and_orientation_is_the_same_by_every_way_in(
             with path.open("rb") as stream:
                 try:
                     image_files.decode(stream, str(path), how, ending=path.suffix)
-                except UserError as error:
+                except UsageError as error:
                     messages.add(str(error))
         if messages:
             refused.append(path)
-            with pytest.raises(UserError) as caught:
+            with pytest.raises(UsageError) as caught:
                 image_files.read(path)
             assert messages == {str(caught.value)}
             path.unlink()
@@ -180,7 +180,9 @@ def test_every_mode_format_and_orientation_is_the_same_by_every_way_in(
     (tmp_path / "set/test/a").mkdir(parents=True)
     Image.fromarray(NOISE).save(tmp_path / "set/test/a/plain.png")
     plain = data.import_source(tmp_path / "set", "plain", root)
-    cropped = data.import_source(tmp_path / "set", "c", root, wishes=data.Wishes(resize="crop"))
+    cropped = data.import_source(
+        tmp_path / "set", "c", root, options=data.ImportOptions(resize="crop")
+    )
     assert cropped.digest == plain.digest
     rows = torch.stack([seen[path] for path in sorted(seen)])
     assert torch.equal(plain.train_images[:-1], rows)
@@ -275,7 +277,7 @@ def png_head(width: int, height: int) -> bytes:
 def test_absurd_sizes_are_refused_before_decoding(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(png_head(*size) + struct.pack(">I", 9) + b"IDAT")
-    with pytest.raises(UserError, match=r"bomb\.png has more than 89,478,485 pixels; make it"):
+    with pytest.raises(UsageError, match=r"bomb\.png has more than 89,478,485 pixels; make it"):
         image_files.read(path)
 
 
@@ -294,11 +296,11 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             image_files.read(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(WorldError, match=r"cannot read .*gone\.png: No such file"):
+    with pytest.raises(ExternalError, match=r"cannot read .*gone\.png: No such file"):
         image_files.read(tmp_path / "gone.png")
 
 
@@ -329,11 +331,11 @@ def test_folders_are_searched_in_sorted_order(
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match="there is no picture in"):
+    with pytest.raises(UsageError, match="there is no picture in"):
         image_files.find([tmp_path])
-    with pytest.raises(UserError, match=r"nope\.png does not exist; give picture files"):
+    with pytest.raises(UsageError, match=r"nope\.png does not exist; give picture files"):
         image_files.find([tmp_path / "nope.png"])
-    with pytest.raises(UserError, match="neither a file nor a folder"):
+    with pytest.raises(UsageError, match="neither a file nor a folder"):
         image_files.find([Path("/dev/null")])
 
 

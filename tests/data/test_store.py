@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from fcifar import data, tree
 from fcifar.data import shapes10, store
 from fcifar.data.dataset import EMPTY
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from tests.helpers import forms
 
 
@@ -100,7 +100,7 @@ def test_half_of_a_validation_split_is_damage(root: Path, part: str) -> None:
     with safe_open(path, framework="pt") as file:
         head, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys() if k != part}  # noqa: SIM118
     save_file(tensors, path, head)
-    with pytest.raises(WorldError, match=f"damaged or not a prepared data set .*{part}"):
+    with pytest.raises(ExternalError, match=f"damaged or not a prepared data set .*{part}"):
         data.load("given", root)
 
 
@@ -120,7 +120,7 @@ def test_a_test_set_alone_is_a_data_set(root: Path) -> None:
 
 def test_a_test_split_is_needed() -> None:
     train = data.Split(*small()[1:3])
-    with pytest.raises(UserError, match="test split is empty"):
+    with pytest.raises(UsageError, match="test split is empty"):
         data.make_dataset("none", train, EMPTY, forms.CLASSES, "made up")
 
 
@@ -161,7 +161,7 @@ def test_a_failed_save_leaves_the_store_as_it_was(
         monkeypatch.setattr(store, "save_file", half_written)
     else:
         monkeypatch.setattr(moment, failure)
-    expected = WorldError if failure is no_space else KeyboardInterrupt
+    expected = ExternalError if failure is no_space else KeyboardInterrupt
     with pytest.raises(expected) as caught:
         data.import_source(source, "small", root, overwrite=True)
     if failure is no_space:
@@ -179,7 +179,7 @@ def test_the_disk_refuses_in_earnest(root: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(WorldError, match="cannot write"):
+        with pytest.raises(ExternalError, match="cannot write"):
             data.save(small(shift=1), root)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -188,7 +188,7 @@ def test_the_disk_refuses_in_earnest(root: Path) -> None:
 
 def test_a_root_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WorldError, match="choose another place"):
+    with pytest.raises(ExternalError, match="choose another place"):
         data.save(small(), tmp_path / "file")
 
 
@@ -196,7 +196,7 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_not_replaced(root: Path) -> None:
     root.mkdir()
     os.mkfifo(root / "small.safetensors")
-    with pytest.raises(WorldError, match="it is no plain file; choose another place"):
+    with pytest.raises(ExternalError, match="it is no plain file; choose another place"):
         data.save(small(), root)
     assert (root / "small.safetensors").is_fifo()
     assert len(list(root.iterdir())) == 1
@@ -204,14 +204,14 @@ def test_what_is_no_plain_file_is_not_replaced(root: Path) -> None:
 
 def test_a_missing_data_set_says_what_there_is(root: Path) -> None:
     data.save(small("mine"), root)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UsageError) as caught:
         data.load("cifar10", root)
     for words in ("mine, shapes10", "fcifar data import", "data fetch", "--dataset shapes10"):
         assert words in str(caught.value)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UsageError) as caught:
         data.load("cifar11", root)
     assert "data fetch" not in str(caught.value)
-    with pytest.raises(UserError):
+    with pytest.raises(UsageError):
         data.load("../small", root)
 
 
@@ -220,7 +220,7 @@ def test_a_flipped_bit_is_found_by_verify(root: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(WorldError, match="is damaged"):
+    with pytest.raises(ExternalError, match="is damaged"):
         data.verify("small", root)
 
 
@@ -267,7 +267,7 @@ def test_a_damaged_file_is_one_line_and_hides_no_other(
 ) -> None:
     data.save(small("good"), root)
     damage(data.save(small("bad"), root))
-    with pytest.raises(WorldError, match=r"bad.safetensors is damaged or not a") as caught:
+    with pytest.raises(ExternalError, match=r"bad.safetensors is damaged or not a") as caught:
         data.load("bad", root)
     assert "\n" not in str(caught.value)
     assert [entry.name for entry in data.list_prepared(root)] == ["bad", "good", "shapes10"]

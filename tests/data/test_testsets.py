@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fcifar import data
-from fcifar.data import Wishes
+from fcifar.data import ImportOptions
 from fcifar.data.readers import archive
 from fcifar.data.readers.cifar import CLASSES, CLASSES_100
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from tests.helpers import forms
 
 TEN = np.arange(20) % 10
@@ -64,7 +64,7 @@ def test_cifar101(cifar101: Path, tmp_path: Path, root: Path, form: str) -> None
 def test_of_two_versions_one_is_given(cifar101: Path, root: Path) -> None:
     save(cifar101, **{"cifar10.1_v4_data": IMAGES[:20], "cifar10.1_v4_labels": TEN})
     with pytest.raises(
-        UserError, match=r"several test sets: cifar10\.1_v4_data\.npy, cifar10\.1_v6"
+        UsageError, match=r"several test sets: cifar10\.1_v4_data\.npy, cifar10\.1_v6"
     ):
         data.import_source(cifar101, None, root)
     dataset = data.import_source(cifar101 / "cifar10.1_v4_data.npy", None, root)
@@ -76,7 +76,9 @@ def test_of_two_versions_one_is_given(cifar101: Path, root: Path) -> None:
 
 @pytest.mark.parametrize("severity", [1, 3, 5])
 def test_a_severity_of_a_corruption(cifar10c: Path, root: Path, severity: int) -> None:
-    dataset = data.import_source(cifar10c / "fog.npy", None, root, wishes=Wishes(severity=severity))
+    dataset = data.import_source(
+        cifar10c / "fog.npy", None, root, options=ImportOptions(severity=severity)
+    )
     assert dataset.name == f"cifar10-c-fog-{severity}"
     assert dataset.classes == CLASSES
     rows = slice(20 * (severity - 1), 20 * severity)
@@ -96,14 +98,14 @@ def test_a_corruption_of_the_whole(
         "tar": forms.write_tar(tmp_path / "CIFAR-10-C.tar", files),
         "zip": forms.write_zip(tmp_path / "a.zip", files),
     }[form]
-    with pytest.raises(UserError, match=r"corruptions: fog, gaussian_noise; .* --corruption fog"):
+    with pytest.raises(UsageError, match=r"corruptions: fog, gaussian_noise; .* --corruption fog"):
         data.import_source(source, None, root)
     monkeypatch.setattr(archive, "TOTAL_LIMIT", 400_000)
-    with pytest.raises(UserError, match=r"corruptions: brightness, .* zoom_blur; .* --corruption"):
+    with pytest.raises(UsageError, match=r"corruptions: brightness, .* zoom_blur; .* --corruption"):
         data.import_source(source, None, root)
     assert not root.exists()
-    wishes = Wishes(corruption="gaussian_noise", severity=1)
-    dataset = data.import_source(source, None, root, wishes=wishes)
+    options = ImportOptions(corruption="gaussian_noise", severity=1)
+    dataset = data.import_source(source, None, root, options=options)
     assert dataset.name == "cifar10-c-gaussian_noise-1"
     assert np.array_equal(dataset.test_images.numpy(), pixels(IMAGES[::-1][:20]))
     assert dataset.source == f"test set alone {source.name}, gaussian_noise, severity 1"
@@ -116,12 +118,12 @@ def test_all_severities(cifar10c: Path, root: Path) -> None:
 
 def test_a_corruption_of_ones_own(tmp_path: Path, root: Path) -> None:
     folder = save(tmp_path / "mine", smoke=IMAGES, labels=np.tile(TEN % 3, 5))
-    dataset = data.import_source(folder, None, root, wishes=Wishes(severity=2))
+    dataset = data.import_source(folder, None, root, options=ImportOptions(severity=2))
     assert (dataset.name, dataset.classes) == ("corrupted-c-smoke-2", ("0", "1", "2"))
     save(folder, haze=IMAGES, classes=np.array(forms.CLASSES))
-    with pytest.raises(UserError, match="several corruptions: haze, smoke"):
+    with pytest.raises(UsageError, match="several corruptions: haze, smoke"):
         data.import_source(folder, None, root)
-    dataset = data.import_source(folder, None, root, wishes=Wishes(corruption="haze"))
+    dataset = data.import_source(folder, None, root, options=ImportOptions(corruption="haze"))
     assert dataset.classes == forms.CLASSES
 
 
@@ -136,39 +138,47 @@ def test_cifar100c_has_the_classes_of_cifar100(tmp_path: Path, root: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("file", "wishes", "message"),
+    ("file", "options", "message"),
     [
-        ("fog.npy", Wishes(severity=6), "--severity is 6; it must be a whole number from 1 to 5"),
-        ("fog.npy", Wishes(corruption="frost"), "--corruption is 'frost'; there is fog"),
-        ("", Wishes(corruption="gausian_noise"), "did you mean 'gaussian_noise'"),
-        ("", Wishes(corruption="frost"), "there is fog, gaussian_noise"),
-        ("fog.npy", Wishes(resize="crop"), "--resize does not go with a test set alone"),
-        ("labels.npy", Wishes(), "labels.npy has no labels beside it"),
-        ("short.npy", Wishes(severity=1), "--severity does not go with short.npy"),
-        ("short.npy", Wishes(), "7 images and 100 labels"),
-        ("../alone.npy", Wishes(), "alone.npy has no labels beside it: labels.npy is missing"),
-        ("../a_data.npy", Wishes(), "beside it: a_labels.npy is missing"),
-        ("floats.npy", Wishes(), "they must be uint8"),
-        ("objects.npy", Wishes(), "could run code"),
-        ("cut.npy", Wishes(), "its size is not what its header says"),
+        (
+            "fog.npy",
+            ImportOptions(severity=6),
+            "--severity is 6; it must be a whole number from 1 to 5",
+        ),
+        ("fog.npy", ImportOptions(corruption="frost"), "--corruption is 'frost'; there is fog"),
+        ("", ImportOptions(corruption="gausian_noise"), "did you mean 'gaussian_noise'"),
+        ("", ImportOptions(corruption="frost"), "there is fog, gaussian_noise"),
+        ("fog.npy", ImportOptions(resize="crop"), "--resize does not go with a test set alone"),
+        ("labels.npy", ImportOptions(), "labels.npy has no labels beside it"),
+        ("short.npy", ImportOptions(severity=1), "--severity does not go with short.npy"),
+        ("short.npy", ImportOptions(), "7 images and 100 labels"),
+        (
+            "../alone.npy",
+            ImportOptions(),
+            "alone.npy has no labels beside it: labels.npy is missing",
+        ),
+        ("../a_data.npy", ImportOptions(), "beside it: a_labels.npy is missing"),
+        ("floats.npy", ImportOptions(), "they must be uint8"),
+        ("objects.npy", ImportOptions(), "could run code"),
+        ("cut.npy", ImportOptions(), "its size is not what its header says"),
     ],
 )
 def test_what_cannot_be_is_one_line(
-    cifar10c: Path, root: Path, file: str, wishes: Wishes, message: str
+    cifar10c: Path, root: Path, file: str, options: ImportOptions, message: str
 ) -> None:
     if file:
         save(cifar10c, short=IMAGES[:7], floats=IMAGES / 255)
         save(cifar10c.parent, alone=IMAGES, a_data=IMAGES)
         np.save(cifar10c / "objects.npy", np.array([{}], dtype=object))
         (cifar10c / "cut.npy").write_bytes((cifar10c / "fog.npy").read_bytes()[:-1])
-    with pytest.raises(UserError, match=message) as caught:
-        data.import_source(cifar10c / file, None, root, wishes=wishes)
+    with pytest.raises(UsageError, match=message) as caught:
+        data.import_source(cifar10c / file, None, root, options=options)
     assert "\n" not in str(caught.value)
     assert not root.exists()
 
 
 def test_other_forms_have_neither_corruption_nor_severity(tmp_path: Path, root: Path) -> None:
     source = forms.write_npz(tmp_path / "a.npz")
-    for wishes in (Wishes(corruption="fog"), Wishes(severity=1)):
-        with pytest.raises(UserError, match=r"does not go with an \.npz"):
-            data.import_source(source, None, root, wishes=wishes)
+    for options in (ImportOptions(corruption="fog"), ImportOptions(severity=1)):
+        with pytest.raises(UsageError, match=r"does not go with an \.npz"):
+            data.import_source(source, None, root, options=options)

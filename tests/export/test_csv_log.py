@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.export import csv_log
 from fcifar.recipes.trials import make_trials
 from fcifar.train import loop, metrics_log, sweep
@@ -58,5 +58,5 @@ def test_what_is_not_finite_or_not_there_is_empty(tmp_path: Path) -> None:
 
 
 def test_there_must_be_a_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a run directory"):
+    with pytest.raises(UsageError, match="is not a run directory"):
         csv_log.read_rows(tmp_path)

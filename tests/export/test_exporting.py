@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fcifar import models, random, recipes, tree
 from fcifar.data import Split, make_dataset
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.export import exporting, graphs, load, match_state_dict, state_dict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
@@ -162,7 +162,9 @@ def test_what_predicts_otherwise_does_not_stay(
 
     monkeypatch.setitem(exporting.FORMATS, suffix, form._replace(read=read))
     for force in (False, True):
-        with pytest.raises(WorldError, match=r"predicts another class for \d of 8 images") as error:
+        with pytest.raises(
+            ExternalError, match=r"predicts another class for \d of 8 images"
+        ) as error:
             exporting.export(make_network("lenet"), path, draw(8), force=force)
         assert str(error.value).isprintable()
         if not force:
@@ -180,7 +182,7 @@ def test_a_network_that_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
         raise RuntimeError("what\nis this")
 
     broken = network._replace(model=network.model._replace(apply=apply))
-    with pytest.raises(WorldError, match=r"as torch\.export this network cannot be") as error:
+    with pytest.raises(ExternalError, match=r"as torch\.export this network cannot be") as error:
         exporting.export(broken, tmp_path / "net.pt2", draw(2))
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +191,7 @@ def test_a_network_that_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from fcifar.errors import WorldError
+from fcifar.errors import ExternalError
 from fcifar.export import exporting
 from tests.export.test_exporting import draw, make_network
 
@@ -198,7 +200,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 for name in sys.argv[1:]:
     try:
         exporting.export(make_network("lenet"), Path(name), draw(2))
-    except WorldError as error:
+    except ExternalError as error:
         print(error)
 """
 
@@ -218,16 +220,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_file_is_kept_and_a_name_refused(tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(b"mine")
-    with pytest.raises(UserError, match="is there already; choose another name, or give --force"):
+    with pytest.raises(UsageError, match="is there already; choose another name, or give --force"):
         exporting.check(tmp_path / "net.pth", force=False)
     assert exporting.check(tmp_path / "net.PTH", force=False).name == "state_dict"
-    with pytest.raises(UserError, match=r"must end in \.pth, \.safetensors, \.onnx, \.pt2$"):
+    with pytest.raises(UsageError, match=r"must end in \.pth, \.safetensors, \.onnx, \.pt2$"):
         exporting.check(tmp_path / "net.h5", force=True)
 
 
 def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'fcifar\[onnx\]', or choose"):
+    with pytest.raises(UsageError, match=r"pip install 'fcifar\[onnx\]', or choose"):
         exporting.check(tmp_path / "net.onnx", force=False)
 
 

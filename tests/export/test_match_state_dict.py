@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from fcifar import models, random, recipes
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.export import match_state_dict, state_dict
 from fcifar.export.state_dict import StateDict
 from fcifar.models import Variables
@@ -37,7 +37,7 @@ def found(values: object) -> tuple[StateDict, ...]:
 
 
 def refused(tensors: dict[str, Tensor], recipe: Recipe, classes: int = 10) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UsageError) as error:
         match_state_dict.fit(found(tensors), recipe, classes, "net.pth")
     assert str(error.value).isprintable()
     return str(error.value)
@@ -230,7 +230,7 @@ def test_each_value_has_the_dtype_of_the_network() -> None:
         ("0.weight", torch.zeros(2, 3, 1, 1).long(), "holds int64, not floating numbers"),
         ("0.weight", torch.zeros(2, 3, 1, 1) * 1j, "holds complex64, not floating numbers"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UsageError, match=message):
             match_state_dict.match(found({**halves, name: wrong}), like_of(module), "net.pth")
 
 
@@ -238,7 +238,7 @@ def test_what_is_meant_must_be_clear() -> None:
     module, state = small(), small().state_dict()
     both = {f"{who}.{name}": v for name, v in state.items() for who in ("student", "teacher")}
     for values in (both, {"state_dict": both}, {"student": state, "teacher": {**state}}):
-        with pytest.raises(UserError, match=r"student.*teacher.*save the state_dict of one alone"):
+        with pytest.raises(UsageError, match=r"student.*teacher.*save the state_dict of one alone"):
             match_state_dict.match(found(values), like_of(module), "net.pth")
 
 

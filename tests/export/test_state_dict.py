@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fcifar import tree
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.export import state_dict
 
 
@@ -32,7 +32,7 @@ def written(values: object, path: Path) -> Path:
 
 
 def refused(path: Path) -> str:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UsageError) as error:
         state_dict.read(path)
     message = str(error.value)
     assert message.startswith(str(path))
@@ -189,6 +189,6 @@ def test_any_damage_is_refused_or_gives_tensors(
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))])
-    with contextlib.suppress(UserError, WorldError):
+    with contextlib.suppress(UsageError, ExternalError):
         for found in state_dict.read(path):
             assert all(isinstance(value, torch.Tensor) for value in found.tensors.values())

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 
 SECONDS = 5.0  # of the processor; what is bounded takes milliseconds
 
@@ -27,7 +27,7 @@ def ends_well(function: Callable[..., Any], *arguments: Any, **named: Any) -> An
         warnings.simplefilter("always")
         try:
             result = function(*arguments, **named)
-        except (UserError, WorldError) as error:
+        except (UsageError, ExternalError) as error:
             message = str(error)
     assert message.isprintable(), message
     assert len(message) < 10_000, message

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.kernels import build
 
 pytestmark = pytest.mark.skipif(
@@ -109,7 +109,7 @@ def test_a_changed_source_is_built_anew(source: Path) -> None:
 
 def test_what_the_compiler_refuses_is_said_and_nothing_is_left(source: Path) -> None:
     source.write_text("int answer(void) { return }\n")
-    with pytest.raises(UserError, match=r"refused .*answer\.c.*error"):
+    with pytest.raises(UsageError, match=r"refused .*answer\.c.*error"):
         build.load(source, {})
     assert built(source) == []
 
@@ -118,14 +118,14 @@ def test_a_missing_compiler_is_named(source: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("CXX", "no-such-compiler")
     build._target.cache_clear()
     assert "no-such-compiler" in (build.why_not() or "")
-    with pytest.raises(UserError, match="cannot run the compiler 'no-such-compiler'"):
+    with pytest.raises(UsageError, match="cannot run the compiler 'no-such-compiler'"):
         build.load(source, {})
     build._target.cache_clear()
 
 
 def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:
     (source.parent / "built").write_text("a file, where the folder should be")
-    with pytest.raises(WorldError, match=r"cannot write a kernel to .*built"):
+    with pytest.raises(ExternalError, match=r"cannot write a kernel to .*built"):
         build.load(source, {"ANSWER": 7})
 
 
@@ -139,7 +139,7 @@ def test_a_library_that_cannot_be_loaded_is_named(
     (other / library.name).write_bytes(library.read_bytes()[:100])
     monkeypatch.setattr(build, "_folder", lambda: other)
     build._load.cache_clear()
-    with pytest.raises(WorldError, match=r"cannot load the kernel .*other.*delete it"):
+    with pytest.raises(ExternalError, match=r"cannot load the kernel .*other.*delete it"):
         build.load(source, {"ANSWER": 8})
 
 

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from torch import Tensor
 
 from fcifar import random
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.report import channels_picture
 from fcifar.report.channels import BOTTOM, CELL, GAP, LEFT, TOP, as_grey, value_range, value_text
 
@@ -87,7 +87,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
         torch.zeros(3, 65, 32, dtype=torch.uint8),
         torch.zeros(3, 0, 32, dtype=torch.uint8),
     ):
-        with pytest.raises(UserError, match="at most 64 x 64"):
+        with pytest.raises(UsageError, match="at most 64 x 64"):
             channels_picture(image, tmp_path / "c.png", title="")
     assert not list(tmp_path.iterdir())
 
@@ -97,6 +97,6 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("PIL.Image.Image.save", refuse)
-    with pytest.raises(WorldError, match="No space left"):
+    with pytest.raises(ExternalError, match="No space left"):
         channels_picture(torch.zeros(3, 2, 2), tmp_path / "c.png", title="")
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.report import confusion_picture
 from fcifar.report.confusion import cell_colors, row_shares
 from fcifar.report.figures import ink_on
@@ -65,7 +65,7 @@ def test_a_matrix_of_whatever_came_out(tmp_path, matrix, names):
 def test_what_is_no_confusion_matrix_is_refused(tmp_path):
     path = tmp_path / "m.png"
     for matrix in (GOOD[:9], GOOD.float(), -GOOD, GOOD[0]):
-        with pytest.raises(UserError, match="10 x 10 counts"):
+        with pytest.raises(UsageError, match="10 x 10 counts"):
             confusion_picture(matrix, NAMES, path, title="")
     assert not path.exists()
 
@@ -79,7 +79,7 @@ def test_a_disk_that_refuses_leaves_the_old_picture(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half_written)
-    with pytest.raises(WorldError, match="No space left"):
+    with pytest.raises(ExternalError, match="No space left"):
         confusion_picture(GOOD, NAMES, path, title="new")
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]

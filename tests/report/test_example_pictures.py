@@ -13,7 +13,7 @@ from fcifar import random
 from fcifar.analysis import ensembles
 from fcifar.analysis.example_scores import Scores
 from fcifar.analysis.score_tables import Examined
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report import examples, scores
 from fcifar.report.figures import BLUE, VERMILION
 from fcifar.report.scores import BINS, histogram, score_histograms
@@ -156,8 +156,8 @@ def test_whatever_came_out_is_drawn(tmp_path: Path, values: list[float]) -> None
 
 def test_scores_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     correct = torch.ones(3).bool()
-    with pytest.raises(UserError, match="at least one score"):
+    with pytest.raises(UsageError, match="at least one score"):
         score_histograms({}, correct, tmp_path / "s.png", title="")
-    with pytest.raises(UserError, match=r"each of 3 examples, not \[\[2\]\]"):
+    with pytest.raises(UsageError, match=r"each of 3 examples, not \[\[2\]\]"):
         score_histograms({"loss": torch.ones(2)}, correct, tmp_path / "s.png", title="")
     assert not list(tmp_path.iterdir())

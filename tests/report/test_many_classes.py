@@ -16,7 +16,7 @@ from fcifar.data import Split, make_dataset
 from fcifar.report import evaluation, pictures
 from fcifar.report.confusion import confusion_picture, most_confused
 from fcifar.report.plots import MOST_BARS, per_class_bars
-from fcifar.step import Batch, Examples
+from fcifar.step import Batch, EvalOutput
 
 MANY = [2, 100, 1000, 3000]
 
@@ -25,14 +25,14 @@ def names(count: int) -> tuple[str, ...]:
     return tuple(f"class number {i}" for i in range(count))
 
 
-def examples(count: int) -> tuple[Examples, torch.Tensor]:
+def examples(count: int) -> tuple[EvalOutput, torch.Tensor]:
     """Two images of each class; the second of an even class is taken for the class behind it."""
     labels = torch.arange(count).repeat(2)
     predictions = labels.clone()
     predictions[count::2] += 1
     predictions %= count
     logits = 5.0 * torch.nn.functional.one_hot(predictions, count)
-    return Examples(torch.ones(2 * count), predictions == labels, logits), labels
+    return EvalOutput(torch.ones(2 * count), predictions == labels, logits), labels
 
 
 def size(path: Path) -> tuple[int, int]:

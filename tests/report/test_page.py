@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fcifar import recipes
 from fcifar.cli.overrides import with_changes
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report.page import charts, commands, curves, html, matrix, settings
 from fcifar.train.config import RunConfig
 from fcifar.train.runtime import Runtime
@@ -152,7 +152,7 @@ def test_the_command_of_a_run_says_all_of_its_recipe(name: str, changes: tuple) 
     base = recipes.get(name)
     try:
         recipe = with_changes(base, changes)
-    except UserError:
+    except UsageError:
         pytest.skip("the recipe cannot be changed so")
     command = commands.train_command(made(recipe))
     assert command is not None

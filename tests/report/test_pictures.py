@@ -16,7 +16,7 @@ from torch import Tensor
 from fcifar import random
 from fcifar.analysis import calibration
 from fcifar.data.dataset import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report import (
     channels_picture,
     confusion_picture,
@@ -116,11 +116,11 @@ def test_pictures_of_any_size(tmp_path, side):
 
 def test_what_cannot_be_a_grid_is_refused(tmp_path):
     path = tmp_path / "grid.png"
-    with pytest.raises(UserError, match="2 images, 1 titles"):
+    with pytest.raises(UsageError, match="2 images, 1 titles"):
         labelled_grid(_images(2), ["a"], path)
-    with pytest.raises(UserError, match="uint8"):
+    with pytest.raises(UsageError, match="uint8"):
         labelled_grid(_images(2).float(), ["a", "b"], path)
-    with pytest.raises(UserError, match="N at least 1"):
+    with pytest.raises(UsageError, match="N at least 1"):
         labelled_grid(_images(2)[:0], [], path)
     assert not path.exists()
 

@@ -7,7 +7,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.report import predictions_grid, training_grid
 from fcifar.report.predictions import RIGHT, WRONG, verdict
 
@@ -65,14 +65,14 @@ def test_a_training_batch_of_twenty_is_four_rows_of_five(tmp_path):
 def test_labels_that_name_no_class_are_refused(tmp_path, labels, message):
     good, bad, sure = torch.tensor([0, 1, 2]), torch.tensor(labels), torch.ones(3)
     path = tmp_path / "p.png"
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         training_grid(WHITE, bad, CLASSES, path, heading="")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         predictions_grid(WHITE, good, bad, sure, CLASSES, path, heading="")
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         predictions_grid(WHITE, bad, good, sure, CLASSES, path, heading="")
-    with pytest.raises(UserError, match="2 confidences"):
+    with pytest.raises(UsageError, match="2 confidences"):
         predictions_grid(WHITE, good, good, sure[:2], CLASSES, path, heading="")
-    with pytest.raises(UserError, match="N at least 1"):
+    with pytest.raises(UsageError, match="N at least 1"):
         training_grid(WHITE[:0], good[:0], CLASSES, path, heading="")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from fcifar.analysis.calibration import Reliability, expected_calibration_error, reliability
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.report import reliability_picture
 from fcifar.report.figures import BLUE
 from fcifar.report.reliability import GAP
@@ -54,7 +54,7 @@ def test_a_diagram_of_whatever_came_out(tmp_path, confidence, correct, bins):
 
 def test_parts_of_unequal_length_are_refused(tmp_path):
     parts = Reliability(torch.zeros(3), torch.zeros(2), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(UserError, match="each bin"):
+    with pytest.raises(UsageError, match="each bin"):
         reliability_picture(parts, 0.0, tmp_path / "r.png", title="")
 
 
@@ -63,6 +63,6 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
-    with pytest.raises(WorldError, match="No space left"):
+    with pytest.raises(ExternalError, match="No space left"):
         _draw([0.5], [True], tmp_path / "r.png")
     assert not list(tmp_path.iterdir())

@@ -7,8 +7,8 @@ import torch
 
 from fcifar import models, optim, random, recipes
 from fcifar.bench import bench, reference_models, timing
-from fcifar.bench.bench import Work
-from fcifar.bench.timing import Contender
+from fcifar.bench.bench import Case
+from fcifar.bench.timing import Candidate
 from fcifar.recipes import Recipe
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.train.runtime import Runtime
@@ -23,14 +23,14 @@ def still(recipe: Recipe) -> Recipe:
 
 @pytest.mark.parametrize("network", reference_models.MODULES)
 def test_contenders_compute_the_same(network: str) -> None:
-    recipe, data = still(bench.recipe_for(Work(network, 4))), bench.made_up(20)
+    recipe, data = still(bench.recipe_for(Case(network, 4))), bench.made_up(20)
     made = {
-        name: bench.CONTENDERS[name](recipe, RUNTIME, data) for name in ("module", "fcifar_eager")
+        name: bench.CANDIDATES[name](recipe, RUNTIME, data) for name in ("module", "fcifar_eager")
     }
     for _ in range(8):  # more than an epoch, so that rows begin again
-        for contender in made.values():
-            contender.once()
-    expected, found = (contender.params() for contender in made.values())
+        for candidate in made.values():
+            candidate.once()
+    expected, found = (candidate.params() for candidate in made.values())
     assert list(expected) == list(found)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
@@ -75,12 +75,12 @@ def test_each_is_called_as_often_as_it_says() -> None:
     calls = {"a": 0, "b": 0, "c": 0}
     order = []
 
-    def make(name: str) -> Contender:
+    def make(name: str) -> Candidate:
         def once() -> None:
             calls[name] += 1
             order.append(name)
 
-        return Contender(once)
+        return Candidate(once)
 
     figures = timing.measure({name: make(name) for name in calls}, seconds=0.0, repetitions=3)
     assert set(calls.values()) == {1 + 2 + 2 + 3 * (1 + 1)}
@@ -94,22 +94,22 @@ def test_each_is_called_as_often_as_it_says() -> None:
 def test_a_call_of_several_steps_counts_as_that_many(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
     monkeypatch.setattr(timing.time, "perf_counter", lambda: float(next(clock)))
-    figures = timing.measure({"a": Contender(lambda: None, steps=4)}, seconds=0.0, repetitions=2)
+    figures = timing.measure({"a": Candidate(lambda: None, steps=4)}, seconds=0.0, repetitions=2)
     assert figures["a"]["seconds"] == [0.25, 0.25]
     assert figures["a"]["first_call_seconds"] == 1.0
 
 
 def test_ratios_are_to_the_module() -> None:
-    makes = {name: bench.CONTENDERS[name] for name in ("fcifar_eager", "module")}
+    makes = {name: bench.CANDIDATES[name] for name in ("fcifar_eager", "module")}
     figures = bench.measure_step(
-        Work("lenet", 2), makes, RUNTIME, bench.made_up(4), seconds=0.0, repetitions=2
+        Case("lenet", 2), makes, RUNTIME, bench.made_up(4), seconds=0.0, repetitions=2
     )
     ours, theirs = figures["fcifar_eager"], figures["module"]
     assert theirs["times_module"] == 1
     assert ours["times_module"] == theirs["median_seconds"] / ours["median_seconds"]
     assert ours["images_per_second"] == 2 / ours["median_seconds"]
     alone = bench.measure_step(
-        Work("lenet", 2),
+        Case("lenet", 2),
         {"fcifar_eager": bench.fcifar_eager},
         RUNTIME,
         bench.made_up(4),

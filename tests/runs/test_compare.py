@@ -8,7 +8,7 @@ import pytest
 from fcifar.analysis import significance
 from fcifar.analysis.significance import PairedDifference, mcnemar
 from fcifar.data import Dataset, Split, make_dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 from fcifar.runs import compare, inference
 from fcifar.train.runtime import Runtime
@@ -108,14 +108,14 @@ def test_what_cannot_be_compared_is_refused(
     train(tmp_path / "other", recipe, runtime, other)
     mixed = [runs[0], tmp_path / "other"]
     networks = [inference.load(run) for run in mixed]
-    with pytest.raises(UserError, match=r"other knows the classes x, y, z, but .*run1 knows a, b"):
+    with pytest.raises(UsageError, match=r"other knows the classes x, y, z, but .*run1 knows a, b"):
         compare.compare(mixed, networks, runtime, dataset, "test")
     networks = [inference.load(run) for run in runs]
-    with pytest.raises(UserError, match="few has the classes x, y, z, but the network knows a"):
+    with pytest.raises(UsageError, match="few has the classes x, y, z, but the network knows a"):
         compare.compare(runs, networks, runtime, other, "test")
-    with pytest.raises(UserError, match="--split is 'all'"):
+    with pytest.raises(UsageError, match="--split is 'all'"):
         compare.compare(runs, networks, runtime, dataset, "all")
-    with pytest.raises(UserError, match="run1 alone cannot be compared"):
+    with pytest.raises(UsageError, match="run1 alone cannot be compared"):
         compare.compare(runs[:1], networks[:1], runtime, dataset, "test")
 
 

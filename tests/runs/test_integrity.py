@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from fcifar import io, recipes, tensor_files
 from fcifar.data import Dataset
-from fcifar.errors import DamagedError, UserError, WorldError
+from fcifar.errors import DamagedError, ExternalError, UsageError
 from fcifar.recipes import Recipe
 from fcifar.runs import inference, listing, reproduce
 from fcifar.runs.verify import verify
@@ -62,7 +62,7 @@ def problems_of(run: Path) -> list[str]:
     """What ``verify`` says, a line each, whether it could go on or not."""
     try:
         problems = verify(run)
-    except WorldError as error:
+    except ExternalError as error:
         problems = [str(error)]
     assert all("\n" not in problem for problem in problems)
     return problems
@@ -214,7 +214,7 @@ def test_a_manifest_of_another_format_is_refused_in_one_line(found: Any, run: Pa
     io.write_json(run / "manifest.json", {**manifest, "format": found, "seal": "0" * 64})
     message = r"manifest\.json is of format .*, and this fcifar reads format 3; use the version"
     for read in (read_config, run_dir.read_manifest, verify, inference.load, reproduce.read):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             read(run)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < len(str(run)) + 300
@@ -228,7 +228,7 @@ def ours(read: Callable[[], Any]) -> Any:
     """What a reader gives, or None where it raised an error of ours, in one line."""
     try:
         return read()
-    except (UserError, WorldError) as error:
+    except (UsageError, ExternalError) as error:
         assert str(error)  # noqa: PT017
         assert "\n" not in str(error)  # noqa: PT017
         return None
@@ -259,7 +259,7 @@ def test_any_bytes_for_a_json_file(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 200_000, "1" * 10_000, "\ufeff{}"])
 def test_json_that_exhausts_a_parser(content: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises((DamagedError, UserError), match=r"manifest\.json"):
+    with pytest.raises((DamagedError, UsageError), match=r"manifest\.json"):
         read_config(tmp_path)
 
 

@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from fcifar import io
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.runs import listing
 from fcifar.train import run_dir
 
@@ -134,11 +134,11 @@ def test_names_and_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert listing.locate("one", root).resolve() == run
     assert listing.locate("runs/one", root).resolve() == run
     assert listing.locate("elsewhere", root).resolve() == other
-    with pytest.raises(UserError, match="did you mean 'one'"):
+    with pytest.raises(UsageError, match="did you mean 'one'"):
         listing.locate("onn", root)
-    with pytest.raises(UserError, match="'runs' is not a run directory"):
+    with pytest.raises(UsageError, match="'runs' is not a run directory"):
         listing.locate("runs", root)
-    with pytest.raises(UserError, match="there is no run ''"):
+    with pytest.raises(UsageError, match="there is no run ''"):
         listing.locate("", root)
 
 
@@ -154,7 +154,7 @@ def test_the_folder_of_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCIFAR_RUNS", "")
     assert run_dir.runs_root() == Path("runs")
     monkeypatch.setenv("FCIFAR_RUNS", "runs\udcff")
-    with pytest.raises(UserError, match=r"FCIFAR_RUNS is .*not UTF-8"):
+    with pytest.raises(UsageError, match=r"FCIFAR_RUNS is .*not UTF-8"):
         run_dir.runs_root()
 
 
@@ -174,7 +174,7 @@ def test_a_run_is_removed_and_nothing_that_it_links_to(tmp_path: Path) -> None:
 
 def test_a_group_goes_as_one(tmp_path: Path) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
-    with pytest.raises(UserError, match=r"is one run of the group .*; remove the group"):
+    with pytest.raises(UsageError, match=r"is one run of the group .*; remove the group"):
         listing.remove(there / "seed0")
     assert (there / "seed0").is_dir()
     listing.remove(there)
@@ -198,7 +198,7 @@ def test_what_is_no_run_stays(tmp_path: Path) -> None:
         ("list", "was not written by fcifar, or is damaged"),
         ("half", "was not written by fcifar, or is damaged"),
     ):
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UsageError, match=message) as caught:
             listing.remove(tmp_path / name)
         assert "\n" not in str(caught.value)
     assert contents(tmp_path) == before
@@ -207,7 +207,7 @@ def test_what_is_no_run_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("held", ["", "seed1"])
 def test_what_is_being_trained_stays(tmp_path: Path, held: str) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
-    with FileLock(there / held / io.LOCK), pytest.raises(UserError, match="is training into"):
+    with FileLock(there / held / io.LOCK), pytest.raises(UsageError, match="is training into"):
         listing.remove(there)
     assert (there / "seed1" / run_dir.REPORT).exists()
     listing.remove(there)
@@ -219,7 +219,7 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs/run")
     run.parent.chmod(0o500)
     try:
-        with pytest.raises(WorldError, match=r"cannot remove .*; what is left is in"):
+        with pytest.raises(ExternalError, match=r"cannot remove .*; what is left is in"):
             listing.remove(run)
     finally:
         run.parent.chmod(0o700)

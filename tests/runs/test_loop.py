@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fcifar import tree
 from fcifar.data import Dataset, Split, make_dataset
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.metrics import wilson_interval
 from fcifar.models.lenet import _LeNet
 from fcifar.recipes import Recipe
@@ -157,7 +157,7 @@ def test_more_epochs_are_refused_where_the_run_would_be_another(
     run = tmp_path / "run"
     train(run, recipe.replace(**changes), runtime, dataset)
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         extend_config(run, read_config(run), epochs)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
@@ -279,11 +279,11 @@ def test_a_taken_directory_is_refused(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="not an empty folder"):
         train(tmp_path, recipe, runtime, dataset)
     assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
     train(tmp_path / "run", recipe, runtime, dataset, stop=after(2))
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UsageError, match="--resume"):
         train(tmp_path / "run", recipe, runtime, dataset)
 
 
@@ -295,7 +295,7 @@ def test_bad_requests_leave_nothing_behind(
         ({"warmup_steps": 27}, "only 27 steps"),
         ({"model_options": {"depth": 3}}, "do not fit the model lenet"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UsageError, match=message):
             train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
     assert not (tmp_path / "run").exists()
 
@@ -305,17 +305,17 @@ def test_damage_is_named(
 ) -> None:
     run = tmp_path / "run"
     train(run, recipe, runtime, dataset, stop=after(5))
-    with pytest.raises(UserError, match="fcifar train --resume"):
+    with pytest.raises(UsageError, match="fcifar train --resume"):
         inference.load(run)
-    with pytest.raises(UserError, match="began with another recipe"):
+    with pytest.raises(UsageError, match="began with another recipe"):
         train(run, recipe.replace(epochs=4), runtime, dataset, resume=True)
     (run / "manifest.json").write_text("{")
-    with pytest.raises(WorldError, match=r"manifest\.json is damaged: its SHA-256 is"):
+    with pytest.raises(ExternalError, match=r"manifest\.json is damaged: its SHA-256 is"):
         read_config(run)
     (run / "SHA256SUMS").unlink()
-    with pytest.raises(WorldError, match="cannot be read as JSON"):
+    with pytest.raises(ExternalError, match="cannot be read as JSON"):
         read_config(run)
-    with pytest.raises(UserError, match="not a run directory"):
+    with pytest.raises(UsageError, match="not a run directory"):
         read_config(tmp_path)
 
 
@@ -331,9 +331,9 @@ def test_other_classes_are_refused(
         tuple("jihgfedcba"),
         "",
     )
-    with pytest.raises(UserError, match="with the same classes"):
+    with pytest.raises(UsageError, match="with the same classes"):
         inference.evaluate(network, runtime, other, "test")
-    with pytest.raises(UserError, match="must be test, train or valid"):
+    with pytest.raises(UsageError, match="must be test, train or valid"):
         inference.evaluate(network, runtime, dataset, "holdout")
 
 
@@ -371,7 +371,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WorldError, match="No space left on device; free some space"):
+    with pytest.raises(ExternalError, match="No space left on device; free some space"):
         train(run, recipe, runtime, dataset, resume=True)
     assert saved.read_bytes() == before
     assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".lock"]

@@ -11,7 +11,7 @@ import torch
 from fcifar import io, tensor_files
 from fcifar.analysis import ensembles
 from fcifar.data import Dataset
-from fcifar.errors import DamagedError, UserError, WorldError
+from fcifar.errors import DamagedError, ExternalError, UsageError
 from fcifar.recipes import Recipe
 from fcifar.recipes.trials import compile_groups, make_trials
 from fcifar.runs import reproduce
@@ -211,7 +211,9 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(
 def test_a_group_of_which_nothing_ends_says_so(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
-    with pytest.raises(WorldError, match=r"no run of .* came to its end: the loss was not finite"):
+    with pytest.raises(
+        ExternalError, match=r"no run of .* came to its end: the loss was not finite"
+    ):
         sweep.train(tmp_path, ask(changes={"learning_rate": 1e20}), dataset)
 
 
@@ -307,7 +309,7 @@ def test_a_hostile_group_is_refused_in_one_line(
     change(values)
     io.write_json(tmp_path / run_dir.SWEEP, values)
     run_dir.write_checksums(tmp_path, [run_dir.SWEEP])
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         sweep.read(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -325,7 +327,7 @@ def test_names_are_names_of_folders(recipe: Recipe) -> None:
     assert [m.name for m in make_trials(recipe, {}, [3])] == ["seed3"]
     lr = {"lr": [(0.1, recipe)]}
     assert [m.name for m in make_trials(recipe, lr, [0, 1])] == ["lr=0.1-seed0", "lr=0.1-seed1"]
-    with pytest.raises(UserError, match="10,001 runs; a group has at most 10,000"):
+    with pytest.raises(UsageError, match="10,001 runs; a group has at most 10,000"):
         make_trials(recipe, {}, range(10_001))
 
 
@@ -344,9 +346,9 @@ def test_another_data_set_is_refused_and_nothing_written(
 ) -> None:
     asked = ask()
     asked = asked._replace(config=asked.config.replace(dataset_digest="0" * 64))
-    with pytest.raises(UserError, match="is not the one that"):
+    with pytest.raises(UsageError, match="is not the one that"):
         sweep.train(tmp_path / "group", asked, dataset)
-    with pytest.raises(UserError, match="batch_size is 100"):
+    with pytest.raises(UsageError, match="batch_size is 100"):
         sweep.train(tmp_path / "group", ask(changes={"batch_size": 100}), dataset)
     assert not (tmp_path / "group").exists()
 
@@ -359,5 +361,5 @@ def test_paths_expand_to_the_runs_that_have_ended(
     ended = tmp_path / "group" / "seed5"
     assert sweep.expand([tmp_path / "x", tmp_path / "group"]) == [tmp_path / "x", ended]
     sweep.write(tmp_path, asked)
-    with pytest.raises(UserError, match=r"no run of .* is finished"):
+    with pytest.raises(UsageError, match=r"no run of .* is finished"):
         sweep.expand([tmp_path])

@@ -14,7 +14,7 @@ from fcifar.analysis import ensembles, score_tables
 from fcifar.analysis.example_scores import Scores
 from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.data import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.export import tables
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
@@ -149,10 +149,10 @@ def test_a_diverged_network_has_no_quantiles_and_is_written(
 def test_runs_that_cannot_be_put_together(recipe: Recipe, dataset: Dataset) -> None:
     network = network_of(recipe.replace(valid_fraction=0.25), dataset)
     inference.check_images([network], dataset, "valid")
-    with pytest.raises(UserError, match="another part of the images for each seed"):
+    with pytest.raises(UsageError, match="another part of the images for each seed"):
         inference.check_images([network, network], dataset, "valid")
     other = network._replace(classes=tuple("klmnopqrst"))
-    with pytest.raises(UserError, match="choose a data set with the same classes"):
+    with pytest.raises(UsageError, match="choose a data set with the same classes"):
         inference.check_images([network, other], dataset, "test")
-    with pytest.raises(UserError, match="must be test, train or valid"):
+    with pytest.raises(UsageError, match="must be test, train or valid"):
         inference.check_images([network], dataset, "all")

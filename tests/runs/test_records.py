@@ -14,7 +14,7 @@ import torch
 from fcifar import recipes, tensor_files, tree
 from fcifar.augment import tta
 from fcifar.data import Dataset
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.models.speednet import whitening
 from fcifar.recipes import Recipe
 from fcifar.runs import inference, reproduce
@@ -182,7 +182,7 @@ def test_views_that_are_not_known_are_refused(
 ) -> None:
     train(tmp_path / "run", recipe.replace(epochs=1), runtime, dataset)
     network = inference.load(tmp_path / "run")
-    with pytest.raises(UserError, match="--tta is 'flip'; it must be none or mirror or translate"):
+    with pytest.raises(UsageError, match="--tta is 'flip'; it must be none or mirror or translate"):
         inference.evaluate_views(network, runtime, dataset, "test", "flip")
 
 

@@ -14,7 +14,7 @@ import torch
 
 from fcifar import io, tree
 from fcifar.data import Dataset, Split, make_dataset, save
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.recipes import RECIPES, Recipe
 from fcifar.runs import reproduce
 from fcifar.runs.reproduce import compare_environments, compare_records
@@ -127,7 +127,7 @@ def test_until_before_there_is_anything(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     train(tmp_path, recipe, runtime, dataset)
-    with pytest.raises(UserError, match=r"up to step 3 to compare with; the first is at step 4"):
+    with pytest.raises(UsageError, match=r"up to step 3 to compare with; the first is at step 4"):
         again(tmp_path, dataset, until=3)
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_manifest_or_log_ends_it_before_it_begins(
     train(tmp_path, recipe, runtime, dataset)
     content = (tmp_path / name).read_text()
     (tmp_path / name).write_text(content.replace('"count": 20', '"count": 21').replace("5", "6", 1))
-    with pytest.raises(WorldError, match=name):
+    with pytest.raises(ExternalError, match=name):
         reproduce.read(tmp_path)
 
 
@@ -227,7 +227,7 @@ def test_other_data_are_refused(
         dataset.classes,
         "",
     )
-    with pytest.raises(UserError, match="is not the one that"):
+    with pytest.raises(UsageError, match="is not the one that"):
         again(tmp_path, other)
 
 

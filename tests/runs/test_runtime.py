@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fcifar import recipes
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.precision import BF16, FP32
 from fcifar.recipes import check_seed
 from fcifar.train.config import RunConfig
@@ -83,7 +83,7 @@ def test_threads_follow_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_wrong_values_are_named(values: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         make_runtime(**values)
 
 
@@ -92,7 +92,7 @@ def test_wrong_values_are_named(values: dict, message: str) -> None:
 )
 def test_a_wrong_seed_is_named(seed: Any, config: RunConfig) -> None:
     for make in (check_seed, lambda seed: config.replace(seed=seed)):
-        with pytest.raises(UserError, match=r"--seed is .*; it must (lie in|be a whole number)"):
+        with pytest.raises(UsageError, match=r"--seed is .*; it must (lie in|be a whole number)"):
             make(seed)
 
 
@@ -103,7 +103,7 @@ def test_the_largest_seeds_are_seeds(seed: int, config: RunConfig) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_missing_gpu_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"--device cuda:0 was asked for.*use --device cpu"):
+    with pytest.raises(UsageError, match=r"--device cuda:0 was asked for.*use --device cpu"):
         make_runtime(device="cuda")
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from fcifar.data import Dataset, save
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.io import locked
 from fcifar.recipes import Recipe
 from fcifar.train import events, loop, run_dir
@@ -47,13 +47,13 @@ def test_every_is_steps_or_time(text: str, every: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-3", "1.5", "5 min", "s", "1e3", "٣", 30, None])
 def test_anything_else_is_refused(text: Any) -> None:
-    with pytest.raises(UserError, match="a number of steps such as 500"):
+    with pytest.raises(UsageError, match="a number of steps such as 500"):
         CheckpointConfig(checkpoint_every=text)
 
 
 @pytest.mark.parametrize("kept", [0, -1, 1.5, True, 10**9])
 def test_keeping_none_is_refused(kept: Any) -> None:
-    with pytest.raises(UserError, match="--keep-checkpoints"):
+    with pytest.raises(UsageError, match="--keep-checkpoints"):
         CheckpointConfig(keep_checkpoints=kept)
 
 
@@ -216,7 +216,7 @@ def test_a_second_process_is_refused_and_a_crash_of_the_first_unlocks(
     other = spawn.Process(target=_hold, args=(run, ready, done))
     other.start()
     assert ready.wait(30)
-    with pytest.raises(UserError, match="another process is training into"):
+    with pytest.raises(UsageError, match="another process is training into"):
         train(run, recipe, runtime, dataset)
     other.kill()
     other.join()

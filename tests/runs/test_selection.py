@@ -9,7 +9,7 @@ import torch
 from fcifar import random, tensor_files, tree
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.data.dataset import EMPTY
-from fcifar.errors import UserError
+from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 from fcifar.recipes.trials import make_trials
 from fcifar.runs import inference, reproduce
@@ -289,7 +289,7 @@ def test_replicas_share_given_images(
 def test_contradictions_are_named(
     changes: dict, message: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UsageError, match=message):
         train(tmp_path / "run", recipe.replace(**changes), runtime, dataset)
     assert not (tmp_path / "run").exists()
 
@@ -304,7 +304,7 @@ def test_the_held_out_images_can_be_evaluated_again(
     figures, _ = inference.evaluate(network, runtime, unlearnable, "valid")
     assert figures["n"] == 20
     assert figures["loss"] == report["selected"]["valid_loss"]
-    with pytest.raises(UserError, match="it held none out"):
+    with pytest.raises(UsageError, match="it held none out"):
         inference.evaluate(network, runtime, dataset, "valid")
 
 
@@ -313,13 +313,13 @@ def test_a_test_set_alone_is_evaluated_and_not_trained_on(
 ) -> None:
     test = Split(*make_batch(20, seed=9))
     alone = make_dataset("alone", EMPTY, test, unlearnable.classes, "drawn by the tests")
-    with pytest.raises(UserError, match="alone is a test set without training images; train on"):
+    with pytest.raises(UsageError, match="alone is a test set without training images; train on"):
         train(tmp_path / "none", recipe, runtime, alone)
     assert not (tmp_path / "none").exists()
     train(tmp_path / "run", recipe, runtime, unlearnable)
     network = inference.load(tmp_path / "run")
     assert inference.evaluate(network, runtime, alone, "test")[0]["n"] == 20
-    with pytest.raises(UserError, match="without training images; use --split test"):
+    with pytest.raises(UsageError, match="without training images; use --split test"):
         inference.evaluate(network, runtime, alone, "train")
-    with pytest.raises(UserError, match="nor has that validation images"):
+    with pytest.raises(UsageError, match="nor has that validation images"):
         inference.evaluate(network, runtime, alone, "valid")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.export import tables
 
 TABLE = {
@@ -63,7 +63,7 @@ def test_parquet_without_pyarrow_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs pyarrow.*pip install 'fcifar\[parquet\]'"):
+    with pytest.raises(UsageError, match=r"needs pyarrow.*pip install 'fcifar\[parquet\]'"):
         tables.write(tmp_path / "t.parquet", TABLE)
     tables.check(tmp_path / "t.csv")
     assert not list(tmp_path.iterdir())
@@ -71,7 +71,7 @@ def test_parquet_without_pyarrow_is_one_line(
 
 @pytest.mark.parametrize("name", ["t.json", "t", ".csv", "csv", "t.csv.gz", "a\nb.txt"])
 def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"must end in \.csv, \.npz or \.parquet") as error:
+    with pytest.raises(UsageError, match=r"must end in \.csv, \.npz or \.parquet") as error:
         tables.check(Path(name))
     assert "\n" not in str(error.value)
 
@@ -88,7 +88,7 @@ def test_a_disk_that_refuses_leaves_what_was_there(
 
     monkeypatch.setattr(tables, "_texts", refuse)
     monkeypatch.setattr(np, "savez_compressed", refuse)
-    with pytest.raises(WorldError, match="No space left"):
+    with pytest.raises(ExternalError, match="No space left"):
         tables.write(path, TABLE)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]

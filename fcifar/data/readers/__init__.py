@@ -13,10 +13,10 @@ from fcifar.data.image_files import Picture
 from fcifar.data.readers import archive, cifar, folder, npz, parquet, testsets
 from fcifar.data.readers.parquet import Shard
 from fcifar.data.throttle import Progress, paced
-from fcifar.errors import UserError, WorldError, did_you_mean, one_line, shown
+from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, shown
 
 
-class Wishes(NamedTuple):
+class ImportOptions(NamedTuple):
     """How to read a source where there is more than one way."""
 
     resize: str | None = (
@@ -35,7 +35,7 @@ def import_source(
     name: str | None,
     root: Path,
     *,
-    wishes: Wishes = Wishes(),  # noqa: B008
+    options: ImportOptions = ImportOptions(),  # noqa: B008
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Dataset:
@@ -49,27 +49,27 @@ def import_source(
         name: None for "cifar10" where the classes are those of CIFAR-10, "cifar100" or
             "cifar100-coarse" for CIFAR-100, such as "cifar10-c-fog-3" for a corruption, and what
             the source is called for all else.
-        wishes: how to read it.
+        options: how to read it.
 
     Raises:
-        UserError: the source is not acceptable, a wish does not fit it, or the name is taken or
+        UsageError: the source is not acceptable, a wish does not fit it, or the name is taken or
             not allowed.
-        WorldError: the source cannot be read, or the store not written.
+        ExternalError: the source cannot be read, or the store not written.
 
     Whatever is raised, the store is as it was.
     """
-    _check(wishes)
+    _check(options)
     if name is not None:
         check_free(name, root, overwrite)
     report = paced(progress)
-    shards: dict[str, Shard | UserError] = {}
-    files, others = _gather(source, wishes, shards, report)
-    form, content, suggested = _read(files, shards, others, source, wishes, report)
+    shards: dict[str, Shard | UsageError] = {}
+    files, others = _gather(source, options, shards, report)
+    form, content, suggested = _read(files, shards, others, source, options, report)
     rest = _rest(content.preparation)
     if name is None:
         name = _name(source, suggested)
         check_free(name, root, overwrite)
-    origin = f"{form} {one_line(source.resolve().name)}{rest}{_in_words(wishes)}"
+    origin = f"{form} {one_line(source.resolve().name)}{rest}{_in_words(options)}"
     return keep(content, name, root, origin, source=one_line(source), progress=report)
 
 
@@ -85,8 +85,8 @@ def keep(
     try:
         train, test, classes, valid, _ = content
         dataset = make_dataset(name, train, test, classes, origin, valid)
-    except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
     dataset = dataset._replace(preparation=content.preparation)
     progress(f"storing {name}", 0, 0)
     store.save(dataset, root)
@@ -94,38 +94,38 @@ def keep(
 
 
 def check_free(name: str, root: Path, overwrite: bool) -> None:
-    """Raise a UserError unless ``name`` may be stored."""
+    """Raise a UsageError unless ``name`` may be stored."""
     path = store.path_of(name, root)
     if name == shapes10.NAME:
-        raise UserError(f"{name!r} is the built-in data set; choose another name")
+        raise UsageError(f"{name!r} is the built-in data set; choose another name")
     if path.exists() and not overwrite:
-        raise UserError(
+        raise UsageError(
             f"there is a data set {name!r} in {one_line(root)} already; "
             "add --force to replace it, or choose another name"
         )
 
 
-def _check(wishes: Wishes) -> None:
+def _check(options: ImportOptions) -> None:
     for option, value, choices in (
-        ("--resize", wishes.resize, image_files.FITS),
-        ("--labels", wishes.labels, cifar.LABELS),
+        ("--resize", options.resize, image_files.FITS),
+        ("--labels", options.labels, cifar.LABELS),
     ):
         if value is not None and value not in choices:
-            raise UserError(
+            raise UsageError(
                 f"{option} is {shown(value)}; it must be {' or '.join(choices)}"
                 f"{did_you_mean(value, choices)}"
             )
-    if wishes.test_fraction and not 0 < wishes.test_fraction < 1:
-        raise UserError(f"--test-fraction is {wishes.test_fraction}; it must lie between 0 and 1")
-    if wishes.severity is not None and not 1 <= wishes.severity <= testsets.SEVERITIES:
-        raise UserError(
-            f"--severity is {wishes.severity}; it must be a whole number from 1 to "
+    if options.test_fraction and not 0 < options.test_fraction < 1:
+        raise UsageError(f"--test-fraction is {options.test_fraction}; it must lie between 0 and 1")
+    if options.severity is not None and not 1 <= options.severity <= testsets.SEVERITIES:
+        raise UsageError(
+            f"--severity is {options.severity}; it must be a whole number from 1 to "
             f"{testsets.SEVERITIES}"
         )
 
 
 def _gather(
-    source: Path, wishes: Wishes, shards: dict[str, Shard | UserError], progress: Progress
+    source: Path, options: ImportOptions, shards: dict[str, Shard | UsageError], progress: Progress
 ) -> archive.Found:
     """The files of a source that may be part of a data set.
 
@@ -140,7 +140,7 @@ def _gather(
         stem = PurePosixPath(path).stem
         if path.endswith(".npy") and stem in testsets.CORRUPTIONS and not is_array:
             corruptions.add(stem)  # each has 154 MB; all of them together 2.9 GB
-            return stem == wishes.corruption
+            return stem == options.corruption
         known = cifar.is_part(path) or folder.is_table(path)
         return known or path.endswith((".npy", parquet.ENDING)) or image_files.is_image(path)
 
@@ -148,32 +148,32 @@ def _gather(
         """An image that is to be resized as its pixels, or why it cannot be; all else as it is."""
         if path.endswith(parquet.ENDING):
             try:
-                shards[path] = parquet.read_shard(path, data, decode, wishes.labels, progress)
-            except UserError as error:
+                shards[path] = parquet.read_shard(path, data, decode, options.labels, progress)
+            except UsageError as error:
                 shards[path] = error
             return b""
-        if wishes.resize is None or not folder.is_picture(path, data):
+        if options.resize is None or not folder.is_picture(path, data):
             return data
         try:
             return decode(path, data)
-        except UserError as error:
+        except UsageError as error:
             return error
 
-    decode = partial(_decode, how=wishes.resize)
-    selects = wishes.resize is not None or wishes.corruption is not None
+    decode = partial(_decode, how=options.resize)
+    selects = options.resize is not None or options.corruption is not None
     limit = archive.CONVERTED_LIMIT if selects else archive.TOTAL_LIMIT
     try:
         found = archive.read(source, wanted, progress, convert, limit=limit)
-    except UserError as error:
-        if corruptions and wishes.corruption is None:  # all of them are too many, and not listed
+    except UsageError as error:
+        if corruptions and options.corruption is None:  # all of them are too many, and not listed
             every = testsets.refusal(testsets.CORRUPTIONS)
-            raise UserError(f"{one_line(source)}: {every}") from error
+            raise UsageError(f"{one_line(source)}: {every}") from error
         raise
-    if not corruptions or wishes.corruption in corruptions or _has_images(found.files):
+    if not corruptions or options.corruption in corruptions or _has_images(found.files):
         return found
-    if wishes.corruption is None:
-        raise UserError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
-    raise UserError(f"{one_line(source)}: {testsets.unknown(wishes.corruption, corruptions)}")
+    if options.corruption is None:
+        raise UsageError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
+    raise UsageError(f"{one_line(source)}: {testsets.unknown(options.corruption, corruptions)}")
 
 
 def _has_images(files: Mapping[str, Any]) -> bool:
@@ -192,101 +192,101 @@ def _decode(path: str, data: Any, how: str | None) -> Picture:
 
 def _read(
     files: dict[str, Any],
-    shards: dict[str, Shard | UserError],
+    shards: dict[str, Shard | UsageError],
     others: list[str],
     source: Path,
-    wishes: Wishes,
+    options: ImportOptions,
     progress: Progress,
 ) -> tuple[str, Content, str]:
     """The form of the source, in words, what is in it, and a name for it, which may be empty."""
     try:
         if cifar.is_layout(files):
-            _refuse(wishes, "CIFAR-10", ())
-            return _called("official Python version", cifar.read(files), wishes)
+            _refuse(options, "CIFAR-10", ())
+            return _called("official Python version", cifar.read(files), options)
         if cifar.is_layout_100(files):
-            _refuse(wishes, "CIFAR-100", ("labels",))
-            labels = wishes.labels or cifar.LABELS[0]
+            _refuse(options, "CIFAR-100", ("labels",))
+            labels = options.labels or cifar.LABELS[0]
             name = "cifar100-coarse" if labels == "coarse" else "cifar100"
             return f"official CIFAR-100, {labels} labels,", cifar.read_100(files, labels), name
         if cifar.is_binary_layout(files):
-            _refuse(wishes, "CIFAR-10", ())
-            return _called("official binary version", cifar.read_binary(files), wishes)
+            _refuse(options, "CIFAR-10", ())
+            return _called("official binary version", cifar.read_binary(files), options)
         has_images = _has_images(files)
         if shards and not has_images:
             fitting = ("resize", "test_fraction", "labels", "skip_unreadable")
-            _refuse(wishes, "parquet files", fitting)
+            _refuse(options, "parquet files", fitting)
             content = parquet.read(
                 _sound(shards),
-                test_fraction=wishes.test_fraction,
-                seed=wishes.seed,
-                skip_unreadable=wishes.skip_unreadable,
+                test_fraction=options.test_fraction,
+                seed=options.seed,
+                skip_unreadable=options.skip_unreadable,
             )
-            return _called("parquet", content, wishes)
+            return _called("parquet", content, options)
         if (testsets.is_layout(files) or source.suffix == ".npy") and not has_images:
-            _refuse(wishes, "a test set alone", ("corruption", "severity"))
+            _refuse(options, "a test set alone", ("corruption", "severity"))
             called = "/".join(source.resolve().parts[-2:])
-            read = testsets.read(files, called, wishes.corruption, wishes.severity)
+            read = testsets.read(files, called, options.corruption, options.severity)
             return "test set alone", *read
         if npz.is_layout(files) and not has_images:
-            _refuse(wishes, "an .npz", ("resize", "test_fraction"))
+            _refuse(options, "an .npz", ("resize", "test_fraction"))
             content = npz.read(
                 files,
-                wishes.resize,
-                test_fraction=wishes.test_fraction,
-                seed=wishes.seed,
+                options.resize,
+                test_fraction=options.test_fraction,
+                seed=options.seed,
                 progress=progress,
             )
-            return _called("arrays", content, wishes)
+            return _called("arrays", content, options)
         if folder.is_layout(files):
             fitting = ("resize", "test_fraction", "skip_unreadable")
-            _refuse(wishes, "a folder of class folders", fitting)
+            _refuse(options, "a folder of class folders", fitting)
             content = folder.read(
                 files,
                 progress,
-                decode=partial(_decode, how=wishes.resize),
+                decode=partial(_decode, how=options.resize),
                 others=others,
-                test_fraction=wishes.test_fraction,
-                seed=wishes.seed,
-                skip_unreadable=wishes.skip_unreadable,
+                test_fraction=options.test_fraction,
+                seed=options.seed,
+                skip_unreadable=options.skip_unreadable,
             )
-            return _called("class folders", content, wishes)
-    except (UserError, WorldError) as error:
+            return _called("class folders", content, options)
+    except (UsageError, ExternalError) as error:
         named = type(error)(f"{one_line(source)}: {error}")
         for note in getattr(error, "__notes__", ()):
             named.add_note(note)
         raise named from error
     left, _ = image_files.left_out(others)
     if left:
-        raise UserError(
+        raise UsageError(
             f"{one_line(source)} holds no images that can be read, but {image_files.in_words(left)}"
         )
     raise archive.unknown(source)
 
 
-def _sound(shards: dict[str, Shard | UserError]) -> dict[str, Shard]:
+def _sound(shards: dict[str, Shard | UsageError]) -> dict[str, Shard]:
     """Those that could be read. Raises what is wrong with the first that could not."""
     found = {}
     for path, shard in shards.items():
-        if isinstance(shard, UserError):
+        if isinstance(shard, UsageError):
             raise shard
         found[path] = shard
     return found
 
 
-def _called(form: str, content: Content, wishes: Wishes) -> tuple[str, Content, str]:
+def _called(form: str, content: Content, options: ImportOptions) -> tuple[str, Content, str]:
     """With the name cifar10, if there is all of it, and with how images were resized."""
     is_cifar10 = content.classes == cifar.CLASSES and len(content.train.images) > 0
-    if wishes.resize:
-        preparation = {"resize": wishes.resize, **content.preparation}
+    if options.resize:
+        preparation = {"resize": options.resize, **content.preparation}
         content = content._replace(preparation=preparation)
     return form, content, "cifar10" if is_cifar10 else ""
 
 
-def _refuse(wishes: Wishes, what: str, fitting: tuple[str, ...]) -> None:
-    """Raise a UserError if there is a wish that a form of source does not fulfil."""
+def _refuse(options: ImportOptions, what: str, fitting: tuple[str, ...]) -> None:
+    """Raise a UsageError if there is a wish that a form of source does not fulfil."""
     for name in ("resize", "labels", "test_fraction", "skip_unreadable", "corruption", "severity"):
-        if getattr(wishes, name) and name not in fitting:
-            raise UserError(
+        if getattr(options, name) and name not in fitting:
+            raise UsageError(
                 f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
             )
 
@@ -308,12 +308,12 @@ def _rest(preparation: Mapping[str, Any]) -> str:
     return f", without {' and '.join(parts)}" if parts else ""
 
 
-def _in_words(wishes: Wishes) -> str:
-    parts = [f"resized ({wishes.resize})"] if wishes.resize else []
-    if wishes.test_fraction:
-        parts.append(f"{wishes.test_fraction:g} of each class to test with (seed {wishes.seed})")
-    parts += [wishes.corruption] if wishes.corruption else []
-    parts += [f"severity {wishes.severity}"] if wishes.severity else []
+def _in_words(options: ImportOptions) -> str:
+    parts = [f"resized ({options.resize})"] if options.resize else []
+    if options.test_fraction:
+        parts.append(f"{options.test_fraction:g} of each class to test with (seed {options.seed})")
+    parts += [options.corruption] if options.corruption else []
+    parts += [f"severity {options.severity}"] if options.severity else []
     return "".join(f", {part}" for part in parts)
 
 
@@ -323,7 +323,7 @@ def _name(source: Path, suggested: str) -> str:
     stem = suggested.lower() or re.sub(endings, "", source.resolve().name.lower())
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]
     if not name:
-        raise UserError(
+        raise UsageError(
             f"{one_line(repr(source.name))} makes no name for a data set; give one with --name"
         )
     return name

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from fcifar.data import image_files
 from fcifar.data.readers import folder, tars, testsets
 from fcifar.data.throttle import Progress
-from fcifar.errors import UserError, WorldError, one_line, reason
+from fcifar.errors import ExternalError, UsageError, one_line, reason
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch has 31 million
 BATCH_LIMIT = 160 * 2**20  # bytes of a member without an ending; CIFAR-100's has 155 million
@@ -91,7 +91,7 @@ def read(
     Paths are relative and use "/". Folders that the source mentions are there as well: their path
     ends in "/" and their content is empty. Folders that hold everything else are left out of
     the paths, unless they are of a split or a class. Hidden files are passed over. Of a file in a
-    folder that may not be read, and would be an image, the content is the WorldError of it.
+    folder that may not be read, and would be an image, the content is the ExternalError of it.
 
     Args:
         wanted: by path. Where the ending of a file says nothing, it is an image inside that is
@@ -101,31 +101,31 @@ def read(
         limit: bytes of all members; without it, more of them with ``convert`` than without.
 
     Raises:
-        UserError: the source does not exist, is nothing we can read, is damaged, or has a member
+        UsageError: the source does not exist, is nothing we can read, is damaged, or has a member
             that is refused.
-        WorldError: the operating system cannot read it.
+        ExternalError: the operating system cannot read it.
     """
     where = one_line(source)
     try:
         limit = limit or (CONVERTED_LIMIT if convert else TOTAL_LIMIT)
         members = _members(source, limit, progress)
         return _without_tops(_gather(members, wanted, convert, limit, where))
-    except (UserError, WorldError):
+    except (UsageError, ExternalError):
         raise
     except (*_DAMAGED, OSError) as error:
         # zipfile looks where a header sends it, were that beyond the end of all files.
         if isinstance(error, _DAMAGED) or error.errno == errno.EINVAL:
-            raise UserError(
+            raise UsageError(
                 f"{where} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
             ) from error
-        raise WorldError(
+        raise ExternalError(
             f"cannot read {where}: {reason(error)}; check the file and its permissions"
         ) from error
 
 
-def unknown(source: Path) -> UserError:
+def unknown(source: Path) -> UsageError:
     """The error for a source that is not in any form we read."""
-    return UserError(
+    return UsageError(
         f"{one_line(source)} holds no images that fcifar can import; it accepts {ACCEPTED}"
     )
 
@@ -143,7 +143,7 @@ def _gather(
     for count, member in enumerate(members, 1):
         name = _inside(member.name, source)
         if member.kind not in ("file", "folder"):
-            raise UserError(
+            raise UsageError(
                 f"{source} has {member.kind} at {member.name!r}; only plain files and folders "
                 "are accepted"
             )
@@ -151,7 +151,7 @@ def _gather(
             raise ValueError("a member has a negative size")
         total += member.size + len(member.name)
         if total > most or count > COUNT_LIMIT:
-            raise UserError(
+            raise UsageError(
                 f"{source} has more than {most} bytes or {COUNT_LIMIT} files in it; "
                 "that is no set of 32x32 images, and larger ones are read with --resize"
             )
@@ -165,14 +165,14 @@ def _gather(
             others.append(name)
             continue
         if name in files:
-            raise UserError(f"{source} holds {name!r} twice; it is not clear which one counts")
+            raise UsageError(f"{source} holds {name!r} twice; it is not clear which one counts")
         if member.size > limit:
-            raise UserError(
+            raise UsageError(
                 f"{name!r} in {source} has {member.size} bytes; at most {limit} are accepted"
             )
         try:
             content = member.read()
-        except WorldError as error:
+        except ExternalError as error:
             if not image_files.is_image(name):
                 raise
             files[name] = error
@@ -196,7 +196,7 @@ def _inside(name: str, source: str) -> str:
         raise ValueError(f"a member has a name of {len(name)} letters")
     path = PureWindowsPath(name)  # this flavour knows both kinds of slash, and drives
     if path.anchor or ".." in path.parts or "\0" in name:
-        raise UserError(f"{source} has a member {name!r} that points outside; it is not read")
+        raise UsageError(f"{source} has a member {name!r} that points outside; it is not read")
     return "/".join(path.parts)
 
 
@@ -230,18 +230,18 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if source.is_dir():
         return _folder_members(source, progress)
     if not source.exists():
-        raise UserError(f"{one_line(source)} does not exist; give the path of {ACCEPTED}")
+        raise UsageError(f"{one_line(source)} does not exist; give the path of {ACCEPTED}")
     if not source.is_file():
-        raise UserError(
+        raise UsageError(
             f"{one_line(source)} is neither a file nor a folder; give the path of {ACCEPTED}"
         )
     if not source.stat().st_size:
-        raise UserError(f"{one_line(source)} is empty; give the path of {ACCEPTED}")
+        raise UsageError(f"{one_line(source)} is empty; give the path of {ACCEPTED}")
     with source.open("rb") as file:
         magic = file.read(6)
     for start, (what, command) in _PACKED.items():
         if magic.startswith(start):
-            raise UserError(
+            raise UsageError(
                 f"{one_line(source)} is {what}; unpack it with `{command} "
                 f"{one_line(source.name)}` and give the folder"
             )
@@ -279,7 +279,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise WorldError(
+        raise ExternalError(
             f"cannot read {one_line(path)}: {reason(error)}; check the file and its permissions"
         ) from error
 
@@ -287,7 +287,7 @@ def _read_bytes(path: Path) -> bytes:
 def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
     """Everything below a folder. Links are followed here: the folder is the user's own."""
     if depth > DEPTH_LIMIT:
-        raise UserError(
+        raise UsageError(
             f"{one_line(folder)} lies more than {DEPTH_LIMIT} folders deep; is it a circle?"
         )
     for path in sorted(folder.iterdir()):

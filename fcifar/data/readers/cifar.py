@@ -8,7 +8,7 @@ import torch
 
 from fcifar.data.dataset import SIDE, Content, Split
 from fcifar.data.readers.safe_pickle import STEPS, load_pickle
-from fcifar.errors import UserError, one_line
+from fcifar.errors import UsageError, one_line
 
 PIXELS = 3 * SIDE * SIDE
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -68,7 +68,7 @@ def read(files: Mapping[str, bytes]) -> Content:
     """The official Python version: batches with the keys ``data`` and ``labels``, and a meta file.
 
     Raises:
-        UserError: a file is missing, holds something else, or is no harmless pickle.
+        UsageError: a file is missing, holds something else, or is no harmless pickle.
     """
     _require(files, (META, *TRAIN, TEST))
     names = _names(META, files[META], "label_names")
@@ -80,7 +80,7 @@ def read_100(files: Mapping[str, bytes], labels: str) -> Content:
     """CIFAR-100 with its 100 "fine" ``labels``, or with the 20 "coarse" ones.
 
     Raises:
-        UserError: as ``read``.
+        UsageError: as ``read``.
     """
     _require(files, PARTS_100)
     names = _names("meta", files["meta"], f"{labels}_label_names")
@@ -94,7 +94,7 @@ def read_binary(files: Mapping[str, bytes]) -> Content:
     """The official binary version: records of a label byte and 3072 pixel bytes.
 
     Raises:
-        UserError: a file is missing or does not consist of whole records.
+        UsageError: a file is missing or does not consist of whole records.
     """
     meta, test = f"{META}.txt", f"{TEST}.bin"
     train = [f"{name}.bin" for name in TRAIN]
@@ -106,7 +106,7 @@ def read_binary(files: Mapping[str, bytes]) -> Content:
 
 def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
     if missing := [name for name in names if name not in files]:
-        raise UserError(
+        raise UsageError(
             f"{', '.join(missing)} missing beside {one_line(next(iter(files)))}; "
             f"the official form needs {', '.join(names)}"
         )
@@ -115,7 +115,7 @@ def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
 def _names(name: str, data: bytes, key: str) -> tuple[str, ...]:
     names = load_pickle(name, data).get(key)
     if not isinstance(names, list) or not all(isinstance(text, str) for text in names):
-        raise UserError(f"{name} has no list of {key}; it needs the class names in order")
+        raise UsageError(f"{name} has no list of {key}; it needs the class names in order")
     return tuple(names)
 
 
@@ -126,7 +126,7 @@ def _join(splits: list[Split]) -> Split:
 
 def _records(name: str, data: bytes) -> Split:
     if not data or len(data) % (1 + PIXELS):
-        raise UserError(
+        raise UsageError(
             f"{name} has {len(data)} bytes; it needs records of {1 + PIXELS}, a label and 3x32x32"
         )
     rows = torch.from_numpy(np.frombuffer(data, np.uint8).reshape(-1, 1 + PIXELS).copy())
@@ -137,9 +137,9 @@ def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> S
     batch = load_pickle(name, data, steps)
     pixels, labels = batch.get("data"), batch.get(key)
     if not isinstance(pixels, np.ndarray):
-        raise UserError(f"{name} has no array as its data; it needs uint8 [N, {PIXELS}]")
+        raise UsageError(f"{name} has no array as its data; it needs uint8 [N, {PIXELS}]")
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
-        raise UserError(
+        raise UsageError(
             f"{name} has {pixels.dtype} {list(pixels.shape)} as its data; "
             f"it needs uint8 [N, {PIXELS}]"
         )
@@ -149,9 +149,11 @@ def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> S
     if not isinstance(labels, list) or any(
         type(label) is not int or abs(label) >= 2**31 for label in labels
     ):
-        raise UserError(f"{name} has no list of whole numbers as its {key}; it needs one for a row")
+        raise UsageError(
+            f"{name} has no list of whole numbers as its {key}; it needs one for a row"
+        )
     if len(labels) != len(pixels):
-        raise UserError(
+        raise UsageError(
             f"{name} has {len(pixels)} rows of data and {len(labels)} labels; they must agree"
         )
     return Split(

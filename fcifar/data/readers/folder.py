@@ -21,9 +21,9 @@ from fcifar.data.dataset import EMPTY, SIDE, Content, Split
 from fcifar.data.image_files import Picture, UnreadableError
 from fcifar.data.split import hold_out_of_each
 from fcifar.data.throttle import Progress
-from fcifar.errors import UserError, WorldError, one_line
+from fcifar.errors import ExternalError, UsageError, one_line
 
-Decode = Callable[[str, Any], Picture]  # raises UserError or WorldError
+Decode = Callable[[str, Any], Picture]  # raises UsageError or ExternalError
 
 SPLITS = MappingProxyType(
     {
@@ -105,7 +105,7 @@ def layout(
         tables: content of tables by path, see ``is_table``.
 
     Raises:
-        UserError: two folders are of one split, or a table cannot be read.
+        UsageError: two folders are of one split, or a table cannot be read.
     """
     images, beside, tables = sorted(paths, key=_order), sorted(beside, key=_order), tables or {}
     tops = _tops(images, tables)
@@ -163,7 +163,7 @@ def _tops(paths: Sequence[str], tables: Mapping[str, bytes]) -> dict[str, str]:
     tops = dict(named)
     for split, top in named:
         if tops[split] != top:
-            raise UserError(
+            raise UsageError(
                 f"{one_line(top)}/ and {one_line(tops[split])}/ are both of the {split} split; "
                 "keep one, or put all of it into one"
             )
@@ -220,7 +220,7 @@ def _labels(path: str, content: bytes) -> dict[str, str]:
     try:
         rows = list(csv.reader(io.StringIO(text), delimiter="\t" if tabs else ","))
     except csv.Error as error:
-        raise UserError(f"{one_line(path)} is not a table of labels: {error}") from error
+        raise UsageError(f"{one_line(path)} is not a table of labels: {error}") from error
     head = [] if tabs else [name.strip().lower() for name in rows[0]] if rows else []
     column = next((head.index(name) for name in ("label", "class") if name in head[1:]), 1)
     labels: dict[str, str] = {}
@@ -228,13 +228,13 @@ def _labels(path: str, content: bytes) -> dict[str, str]:
         if not row or (number == 1 and not tabs):
             continue
         if len(row) <= column or not row[column].strip():
-            raise UserError(
+            raise UsageError(
                 f"{one_line(path)} has no label in line {number}; it needs the name of a file and "
                 "its class in each"
             )
         name, label = PurePosixPath(row[0].strip()).name, row[column].strip()
         if labels.setdefault(name, label) != label:
-            raise UserError(f"{one_line(path)} has two labels for {one_line(name)}; keep one")
+            raise UsageError(f"{one_line(path)} has two labels for {one_line(name)}; keep one")
     return labels
 
 
@@ -271,9 +271,9 @@ def read(
         the splits, with ``preparation``: what was left out, and what was done to pixels.
 
     Raises:
-        UserError: a split or class is missing or empty, or files are no 32x32 images. These are
+        UsageError: a split or class is missing or empty, or files are no 32x32 images. These are
             named.
-        WorldError: files may not be read. These are named.
+        ExternalError: files may not be read. These are named.
     """
     others = list(others)
     found = layout(
@@ -322,7 +322,7 @@ def _members(found: Layout, test_fraction: float) -> tuple[Members, dict[str, in
     if not found.tops:
         members = {"train": _by_class(found, "")}
         if not test_fraction:
-            raise UserError(
+            raise UsageError(
                 "there are class folders, and neither train/ nor test/ above them; add "
                 "--test-fraction 0.1 to hold a tenth of each class out for testing"
             )
@@ -341,21 +341,21 @@ def _members(found: Layout, test_fraction: float) -> tuple[Members, dict[str, in
     }
     if test_fraction:
         if "test" in labelled:
-            raise UserError("there is a test folder already; leave --test-fraction out")
+            raise UsageError("there is a test folder already; leave --test-fraction out")
         test = ""
     elif not test:
         if bare:
             where = one_line(found.tops.get("test", found.tops.get("valid")))
-            raise UserError(
+            raise UsageError(
                 f"the images in {where}/ have no labels; add --test-fraction 0.1 to test with a "
                 "part of train/"
             )
-        raise UserError(
+        raise UsageError(
             "there is no test/<class>/ folder; both train and test are needed, or add "
             "--test-fraction 0.1 for a part of train/"
         )
     if "train" not in found.tops:
-        raise UserError("there is no train/<class>/ folder; both train and test are needed")
+        raise UsageError("there is no train/<class>/ folder; both train and test are needed")
     used = {"train": "train", **({"test": test} if test else {})}
     if "valid" in labelled and test != "valid":
         used["valid"] = "valid"
@@ -375,11 +375,11 @@ def _by_class(found: Layout, split: str) -> dict[str, list[str]]:
     here = [place for place in found.places if place.split == split]
     if lost := [place.path for place in here if not place.label]:
         if split in found.tables:
-            raise UserError(
+            raise UsageError(
                 f"{one_line(found.tables[split])} has no class for {len(lost):,} of {len(here):,} "
                 f"images, {one_line(lost[0])} among them; add them, or move these files away"
             )
-        raise UserError(
+        raise UsageError(
             f"{one_line(lost[0])} does not lie in a folder {one_line(start)}<class>/; move it there"
         )
     classes: dict[str, list[str]] = {}
@@ -397,7 +397,7 @@ def _without(members: Members, lost: Iterable[str]) -> Members:
 
 
 def _check(found: Layout, members: Members, *, held_out: bool) -> None:
-    """Raise a UserError unless every class has images wherever it needs some."""
+    """Raise a UsageError unless every class has images wherever it needs some."""
     tops = {
         name: found.tops.get(_test_split(found) if name == "test" else name, "") for name in members
     }
@@ -414,30 +414,30 @@ def _check(found: Layout, members: Members, *, held_out: bool) -> None:
                 there = (
                     f" that can be read in it: {image_files.in_words(lost)}" if lost else " in it"
                 )
-                raise UserError(
+                raise UsageError(
                     f"{one_line(start + place.label)}/ has no image{there}; put image files "
                     "(.png, .jpg, ...) there or remove the folder"
                 )
         if gone := [label for label, paths in classes.items() if not paths]:
-            raise UserError(
+            raise UsageError(
                 f"no image of class {one_line(repr(gone[0]))} in {one_line(start) or 'it'} can be "
                 "read; replace them, or remove the class"
             )
     if lost := sorted(set(members.get("valid", ())) - set(members["train"])):
-        raise UserError(
+        raise UsageError(
             f"class {one_line(repr(lost[0]))} is in {one_line(tops['valid'])}/ but not in "
             f"{one_line(tops['train'])}/; put images of it there, or remove it"
         )
     if held_out:
         if few := [name for name, paths in members["train"].items() if len(paths) < 2]:
-            raise UserError(
+            raise UsageError(
                 f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
                 "testing, it needs two or more"
             )
         return
     for split, other in (("train", "test"), ("test", "train")):
         if lost := sorted(set(members[other]) - set(members[split])):
-            raise UserError(
+            raise UsageError(
                 f"class {one_line(repr(lost[0]))} is in {one_line(tops[other])}/ but not in "
                 f"{one_line(tops[split])}/; every class needs both"
             )
@@ -445,12 +445,12 @@ def _check(found: Layout, members: Members, *, held_out: bool) -> None:
 
 def _decode_all(
     members: Members, files: Mapping[str, Any], decode: Decode, progress: Progress
-) -> tuple[dict[str, Split], list[Picture], dict[str, UserError | WorldError]]:
+) -> tuple[dict[str, Split], list[Picture], dict[str, UsageError | ExternalError]]:
     """The splits, what was done to their images, and which of them cannot be read."""
     total = sum(len(paths) for classes in members.values() for paths in classes.values())
     splits: dict[str, Split] = {}
     decoded: list[Picture] = []
-    failures: dict[str, UserError | WorldError] = {}
+    failures: dict[str, UsageError | ExternalError] = {}
     numbers = {name: number for number, name in enumerate(members["train"])}
     for split, classes in members.items():
         pixels, labels = bytearray(), []
@@ -458,7 +458,7 @@ def _decode_all(
             for path in paths:
                 try:
                     picture = decode(path, files[path])
-                except (UnreadableError, WorldError) as error:
+                except (UnreadableError, ExternalError) as error:
                     failures[path] = error
                 else:
                     pixels += picture.pixels

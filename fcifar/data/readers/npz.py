@@ -21,7 +21,7 @@ from fcifar.data import image_files
 from fcifar.data.dataset import EMPTY, SIDE, Content, Split
 from fcifar.data.split import hold_out_test
 from fcifar.data.throttle import Progress
-from fcifar.errors import UserError, one_line, reason
+from fcifar.errors import UsageError, one_line, reason
 
 _MOST_CLASSES = 100_000  # a larger label is a mistake, and would make that many names
 _SPLITS = {
@@ -101,13 +101,13 @@ def read(
         the splits, with ``preparation``: what was left out, and what was done to pixels.
 
     Raises:
-        UserError: an array is missing, damaged, or of another type or shape, or two arrays are the
+        UsageError: an array is missing, damaged, or of another type or shape, or two arrays are the
             same one by their names.
     """
     found = _by_meaning(files)
     splits = {split for split, kind in found if kind != "classes"}
     if "test" in splits and test_fraction:
-        raise UserError("there are test images already; leave --test-fraction out")
+        raise UsageError("there are test images already; leave --test-fraction out")
     needed = {split: split for split in ("train", "valid", "test") if split in splits}
     if "train" not in splits and (test_fraction or {"", "test"} <= splits):
         needed = {"train": "" if "" in splits else "train"} | needed
@@ -145,14 +145,14 @@ def read(
 
 
 def _by_meaning(files: Mapping[str, bytes]) -> dict[tuple[str, str], str]:
-    """The name of each array that has a meaning. Raises a UserError where two have the same."""
+    """The name of each array that has a meaning. Raises a UsageError where two have the same."""
     found: dict[tuple[str, str], str] = {}
     for path in files:
         meaning = parse(path)
         if meaning is None:
             continue
         if meaning in found:
-            raise UserError(
+            raise UsageError(
                 f"{one_line(found[meaning])} and {one_line(path)} are the same by their names; "
                 "keep the one that counts"
             )
@@ -163,7 +163,7 @@ def _by_meaning(files: Mapping[str, bytes]) -> dict[tuple[str, str], str]:
 def _check_complete(
     found: Mapping[tuple[str, str], str], needed: Mapping[str, str], test_fraction: float
 ) -> None:
-    """Raise a UserError unless all arrays are there that ``read`` needs."""
+    """Raise a UsageError unless all arrays are there that ``read`` needs."""
     wanted = dict(needed)
     if not test_fraction:
         wanted.setdefault("test", "test")
@@ -182,7 +182,7 @@ def _check_complete(
         ways = "; nothing says which images are to test with: add --test-fraction 0.1"
     elif not test_fraction and "train" in needed and "test" not in needed:
         ways = "; or add --test-fraction 0.1 for a part of the training images"
-    raise UserError(
+    raise UsageError(
         f"{', '.join(missing)} missing; an .npz needs the arrays train_images, train_labels, "
         f"test_images, test_labels{ways}"
     )
@@ -192,7 +192,7 @@ def load_array(name: str, data: bytes) -> np.ndarray:
     """A read-only array over the bytes of an ``.npy`` file. Arrays of objects are refused.
 
     Raises:
-        UserError: it is damaged, or needs pickle.
+        UsageError: it is damaged, or needs pickle.
     """
     stream = io.BytesIO(data)
     try:
@@ -210,7 +210,7 @@ def load_array(name: str, data: bytes) -> np.ndarray:
         flat = np.frombuffer(data, dtype, offset=stream.tell())
         return flat.reshape(shape, order="F" if fortran else "C")
     except _MALFORMED as error:
-        raise UserError(
+        raise UsageError(
             f"{name} cannot be read ({reason(error)}); save plain arrays with numpy.savez"
         ) from error
 
@@ -223,7 +223,7 @@ def make_split(
     *,
     progress: Progress = lambda *_: None,
 ) -> Split:
-    """Images and labels as ``read`` takes them, as tensors. Raises a UserError as it does.
+    """Images and labels as ``read`` takes them, as tensors. Raises a UsageError as it does.
 
     Args:
         split: "train", "valid" or "test", for messages.
@@ -235,19 +235,19 @@ def _images(split: str, array: np.ndarray, resize: str | None, progress: Progres
     """uint8 [N, 3, 32, 32]."""
     what = f"the {_IN_WORDS[split]} images are {one_line(array.dtype)} {list(array.shape)}"
     if array.dtype != np.uint8:
-        raise UserError(
+        raise UsageError(
             f"{what}; they must be uint8, 0 to 255; convert them, such as by "
             "numpy.rint(255 * images).astype('uint8') where they lie between 0 and 1"
         )
     array = _channels_last(array)
     if array.ndim != 4 or array.shape[3] not in _CHANNELS or 0 in array.shape[1:]:
-        raise UserError(
+        raise UsageError(
             f"{what}; they must be uint8 [N, 3, {SIDE}, {SIDE}] or uint8 [N, {SIDE}, {SIDE}, 3], "
             "or [N, H, W] with 1, 3 or 4 channels in the second or last place; reshape them"
         )
     height, width, channels = array.shape[1:]
     if (height, width) != (SIDE, SIDE) and resize is None:
-        raise UserError(
+        raise UsageError(
             f"{what}, and every image must be {SIDE}x{SIDE}, so add --resize crop or "
             "--resize stretch"
         )
@@ -299,7 +299,7 @@ def _fitted(array: np.ndarray, how: str, progress: Progress) -> np.ndarray:
 
 def _labels(split: str, array: np.ndarray) -> torch.Tensor:
     if array.dtype.kind not in "iu":
-        raise UserError(
+        raise UsageError(
             f"the {split} labels are {one_line(array.dtype)}; they must be whole numbers"
         )
     if array.ndim == 2 and array.shape[1] == 1:
@@ -311,11 +311,11 @@ def class_names(names: np.ndarray | None, labels: Sequence[torch.Tensor]) -> tup
     """Class names out of an array of text; without one, "0", "1", ... up to the largest label.
 
     Raises:
-        UserError: it is not a list of texts, or there are too many classes.
+        UsageError: it is not a list of texts, or there are too many classes.
     """
     if names is not None:
         if names.dtype.kind not in "US" or names.ndim != 1:
-            raise UserError(
+            raise UsageError(
                 f"classes is {one_line(names.dtype)} {list(names.shape)}; it must be a list of text"
             )
         if names.dtype.kind == "U":
@@ -327,7 +327,7 @@ def class_names(names: np.ndarray | None, labels: Sequence[torch.Tensor]) -> tup
     highest = [int(part.max()) for part in labels if part.numel()]
     count = 1 + max(0, *highest, 0)
     if count > _MOST_CLASSES:
-        raise UserError(f"there is a label {count - 1}; labels number the classes from 0")
+        raise UsageError(f"there is a label {count - 1}; labels number the classes from 0")
     return tuple(str(i) for i in range(count))
 
 
@@ -336,4 +336,4 @@ def _check_letters(names: np.ndarray) -> None:
     try:
         names.tobytes().decode("utf-32-be" if names.dtype.str[0] == ">" else "utf-32-le")
     except ValueError as error:
-        raise UserError("classes holds letters that are none; save it anew as text") from error
+        raise UsageError("classes holds letters that are none; save it anew as text") from error

@@ -19,7 +19,7 @@ from fcifar.data.image_files import Picture, UnreadableError
 from fcifar.data.readers.npz import class_names
 from fcifar.data.split import hold_out_test
 from fcifar.data.throttle import Progress
-from fcifar.errors import UserError, names_of, one_line, reason
+from fcifar.errors import UsageError, names_of, one_line, reason
 
 ENDING = ".parquet"
 ROWS_LIMIT = 2_000_000  # of one file
@@ -46,7 +46,7 @@ class Shard(NamedTuple):
     labels: tuple[int | str, ...]  # of these
     classes: tuple[str, ...]  # the names of labels that are numbers; empty where they have none
     decoded: tuple[Picture, ...] = ()  # what was done to each image, without its pixels
-    failures: tuple[UserError, ...] = ()  # why the others could not be read
+    failures: tuple[UsageError, ...] = ()  # why the others could not be read
 
 
 def is_layout(paths: Sequence[str]) -> bool:
@@ -70,10 +70,10 @@ def read_shard(
         labels: "fine" or "coarse", of CIFAR-100; None for fine, and for all else.
 
     Raises:
-        UserError: pyarrow is not installed, or the file is damaged or has no images and labels.
+        UsageError: pyarrow is not installed, or the file is damaged or has no images and labels.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
+        raise UsageError(
             f"{one_line(path)} needs pyarrow, which is not installed; pip install 'fcifar[parquet]'"
         )
     import pyarrow as pa
@@ -106,10 +106,10 @@ def read_shard(
                 found.append(number)
             if progress is not None:
                 progress("decoding images", len(found) + len(failures), rows)
-    except UserError:
+    except UsageError:
         raise
     except Exception as error:  # damaged bytes lead pyarrow to errors of many kinds
-        raise UserError(
+        raise UsageError(
             f"{one_line(path)} cannot be read as a parquet file ({reason(error)}); get a fresh "
             "copy of it"
         ) from error
@@ -140,7 +140,7 @@ def read(
         the splits, with ``preparation``: what was left out, and what was done to pixels.
 
     Raises:
-        UserError: there are no test images, several data sets, labels that do not agree, or images
+        UsageError: there are no test images, several data sets, labels that do not agree, or images
             that cannot be read.
     """
     _check_one(shards)
@@ -155,7 +155,7 @@ def read(
     if not test_fraction:
         splits, test_from = _with_test(splits, shards)
     elif "test" in splits.values():  # unlabelled ones too: nothing says to leave them out
-        raise UserError("there are test images already; leave --test-fraction out")
+        raise UsageError("there are test images already; leave --test-fraction out")
     used = {path: shards[path] for path, own in splits.items() if own}
     classes, numbers = _numbered(used)
 
@@ -205,7 +205,7 @@ def _with_test(
     why = f"no file is called test-*{ENDING}, and test images are needed"
     if bare:
         why = f"the labels in {one_line(bare[0])} are all -1, and test images need theirs"
-    raise UserError(f"{why}; add --test-fraction 0.1 for a part of the training images")
+    raise UsageError(f"{why}; add --test-fraction 0.1 for a part of the training images")
 
 
 def split_of(path: str) -> str:
@@ -223,14 +223,14 @@ def split_of(path: str) -> str:
 
 
 def _check_one(paths: Mapping[str, Any]) -> None:
-    """Raise a UserError where files lie as those of several data sets do."""
+    """Raise a UsageError where files lie as those of several data sets do."""
     folders = {
         "/".join(part for part in PurePosixPath(path).parent.parts if part.lower() not in _SPLITS)
         for path in paths
     }
     if len(folders) > 1:
         names = [f"{folder or '.'}/" for folder in sorted(folders)]
-        raise UserError(
+        raise UsageError(
             f"there are several data sets, in {one_line(names_of(names))}; give the folder of one"
         )
 
@@ -246,7 +246,7 @@ def _numbered(
         for path, shard in shards.items()
     }
     if texts and any(numbers.values()):
-        raise UserError("labels are text here and numbers there; give files of one data set")
+        raise UsageError("labels are text here and numbers there; give files of one data set")
     if texts:
         classes = tuple(sorted(texts))
         number_of: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
@@ -254,7 +254,7 @@ def _numbered(
             path: [number_of[label] for label in shard.labels] for path, shard in shards.items()
         }
     if len(named) > 1:
-        raise UserError("the files have different class names; give files of one data set")
+        raise UsageError("the files have different class names; give files of one data set")
     if named:
         return named.pop(), numbers
     each = [torch.tensor(labels, dtype=torch.int64) for labels in numbers.values()]
@@ -289,20 +289,20 @@ def _column(
     of_kind = [name for name in columns if features.get(name, {}).get("_type") == kind]
     if len(of_kind) == 1:
         return of_kind[0]
-    raise UserError(
+    raise UsageError(
         f"{one_line(path)} has no column {' or '.join(names)}; it has "
         f"{one_line(names_of([one_line(name) for name in columns])) or 'none'}"
     )
 
 
 def _check_size(path: str, about: Any) -> None:
-    """Raise a UserError for more than fits into memory, by what the file says of itself."""
+    """Raise a UsageError for more than fits into memory, by what the file says of itself."""
     sizes = [0] * about.num_columns
     for group in map(about.row_group, range(about.num_row_groups)):
         for i in range(group.num_columns):
             sizes[i] += group.column(i).total_uncompressed_size
     if about.num_rows > ROWS_LIMIT or max(sizes, default=0) > BYTES_LIMIT:
-        raise UserError(
+        raise UsageError(
             f"{one_line(path)} has {about.num_rows:,} rows of {max(sizes, default=0):,} bytes; at "
             f"most {ROWS_LIMIT:,} rows of {BYTES_LIMIT:,} bytes are accepted"
         )
@@ -314,11 +314,11 @@ def _content(where: str, column: str, value: Any) -> bytes:
     if isinstance(content, bytes):
         return content
     if isinstance(value, dict) and value.get("path"):
-        raise UserError(
+        raise UsageError(
             f"{one_line(where)} is a path, {one_line(value['path'])}, and its bytes are not in the "
             "file; import the folder of images itself"
         )
-    raise UserError(
+    raise UsageError(
         f"{one_line(where)} is not an image file: column {one_line(column)} holds "
         f"{type(value).__name__}, and bytes of PNG or JPEG files are needed"
     )
@@ -327,7 +327,7 @@ def _content(where: str, column: str, value: Any) -> bytes:
 def _label(where: str, column: str, value: Any) -> int | str:
     if type(value) is str or (type(value) is int and abs(value) < 2**31):
         return value
-    raise UserError(
+    raise UsageError(
         f"{one_line(where)} has {one_line(repr(value))} in column {one_line(column)}; a label is a "
         "whole number or text"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fcifar.errors import UserError, one_line, reason
+from fcifar.errors import UsageError, one_line, reason
 
 STEPS = 2**18  # a batch of 10,000 images has about 40,000; an empty set takes 216 bytes
 
@@ -40,7 +40,7 @@ def load_pickle(name: str, data: bytes, steps: int = STEPS) -> dict[str, Any]:
     text. ``name`` is for messages, and ``steps`` is the most that the pickle may have.
 
     Raises:
-        UserError: it asks for a function, is damaged, or holds no dict.
+        UsageError: it asks for a function, is damaged, or holds no dict.
     """
     try:
         with warnings.catch_warnings():
@@ -53,9 +53,9 @@ def load_pickle(name: str, data: bytes, steps: int = STEPS) -> dict[str, Any]:
             raise _RefusedError(f"has {len(value)} keys, more than {_KEYS}")
         return {_text(key): _plain(item) for key, item in value.items()}
     except _RefusedError as error:
-        raise UserError(f"{name} {error}; it is not an official CIFAR file") from error
+        raise UsageError(f"{name} {error}; it is not an official CIFAR file") from error
     except _MALFORMED as error:
-        raise UserError(
+        raise UsageError(
             f"{name} is no readable pickle ({reason(error)}); get a fresh copy of it"
         ) from error
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fcifar.data.dataset import EMPTY, Content, Split
 from fcifar.data.readers import cifar, npz
-from fcifar.errors import UserError, did_you_mean, names_of, one_line, shown
+from fcifar.errors import UsageError, did_you_mean, names_of, one_line, shown
 
 CORRUPTIONS = (
     *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
@@ -69,13 +69,13 @@ def read(
         severity: 1 to 5; None for all of them.
 
     Raises:
-        UserError: labels are missing, it is not said which of several sets, there is no such
+        UsageError: labels are missing, it is not said which of several sets, there is no such
             corruption or severity, or an array is damaged, or of another type or shape.
     """
     there = _find(files)
     if not there:
         path = next(path for path in files if path.endswith(".npy"))
-        raise UserError(
+        raise UsageError(
             f"{one_line(path)} has no labels beside it: {labels_of(PurePosixPath(path).name)} is "
             "missing; give the .npy file of the images, with its labels in the same folder"
         )
@@ -83,7 +83,7 @@ def read(
     images, labels = (npz.load_array(name, files[name]) for name in found[:2])
     if severity is not None:
         if not found.corruption or len(images) % SEVERITIES or len(images) != len(labels):
-            raise UserError(
+            raise UsageError(
                 f"--severity does not go with {one_line(found.images)}, whose images are not "
                 f"{SEVERITIES} severities one after the other; leave it out"
             )
@@ -102,17 +102,17 @@ def read(
     return content, re.sub(r"[._]", "-", match[1] if match else "")
 
 
-def refusal(corruptions: Collection[str]) -> UserError:
+def refusal(corruptions: Collection[str]) -> UsageError:
     """The error for a source of several corruptions, of which none was chosen."""
-    return UserError(
+    return UsageError(
         f"there are several corruptions: {names_of(sorted(corruptions))}; give one of them with "
         f"--corruption, such as --corruption {min(corruptions)}"
     )
 
 
-def unknown(corruption: str | None, there: Collection[str]) -> UserError:
+def unknown(corruption: str | None, there: Collection[str]) -> UsageError:
     """The error for a corruption that is not ``there``."""
-    return UserError(
+    return UsageError(
         f"--corruption is {shown(corruption)}; there is {names_of(sorted(there)) or 'none'}"
         f"{did_you_mean(corruption, there)}"
     )
@@ -140,7 +140,7 @@ def _choose(found: list[Found], corruption: str | None) -> Found:
         return found[0]
     if len(corruptions) > 1:
         raise refusal(corruptions)
-    raise UserError(
+    raise UsageError(
         f"there are several test sets: {names_of([each.images for each in found])}; give the path "
         "of one of these files"
     )

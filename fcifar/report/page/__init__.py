@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fcifar.errors import UserError, WorldError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.report.page import (
     curves,
     gathering,
@@ -40,14 +40,14 @@ def make(paths: Sequence[Path], root: Path) -> str:
         An HTML document.
 
     Raises:
-        UserError: one is no run, or has not come to its end; or there are too many.
-        WorldError: a file of one is damaged.
+        UsageError: one is no run, or has not come to its end; or there are too many.
+        ExternalError: a file of one is damaged.
     """
     try:
         return _make(paths, root)
     except (LookupError, TypeError, AttributeError) as error:
         where = ", ".join(map(str, paths))
-        raise WorldError(f"{where} holds values that fcifar did not write: {error!r}") from error
+        raise ExternalError(f"{where} holds values that fcifar did not write: {error!r}") from error
 
 
 def _make(paths: Sequence[Path], root: Path) -> str:
@@ -55,7 +55,7 @@ def _make(paths: Sequence[Path], root: Path) -> str:
         return _of_group(paths[0], root)
     found = sweep.expand(paths)
     if len(found) > LARGEST:
-        raise UserError(
+        raise UsageError(
             f"{len(found)} runs are too many for one page; give at most {LARGEST}, or one group"
         )
     runs = gathering.read_runs(found)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fcifar import data
 from fcifar.analysis.significance import letters
-from fcifar.errors import UserError, WorldError
-from fcifar.step import Examples
+from fcifar.errors import ExternalError, UsageError
+from fcifar.step import EvalOutput
 from fcifar.train import metrics_log, run_dir
 from fcifar.train.config import RunConfig, read_config
 from fcifar.train.evaluate import read_predictions
@@ -33,7 +33,7 @@ class Run(NamedTuple):
     manifest: dict[str, Any]
     report: dict[str, Any]
     records: list[dict[str, Any]]
-    predictions: tuple[Examples, Tensor] | None  # and the labels; None where they are gone
+    predictions: tuple[EvalOutput, Tensor] | None  # and the labels; None where they are gone
 
     @property
     def title(self) -> str:
@@ -53,8 +53,8 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Everything about runs.
 
     Raises:
-        UserError: one is not a run directory, or has not come to its end.
-        WorldError: a file is damaged.
+        UsageError: one is not a run directory, or has not come to its end.
+        ExternalError: a file is damaged.
     """
     names = itertools.islice(letters(), len(paths))
     return [_read(path, name) for path, name in zip(paths, names, strict=True)]
@@ -63,13 +63,13 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 def _read(path: Path, name: str) -> Run:
     config = read_config(path)
     if not (path / run_dir.REPORT).exists():
-        raise UserError(
+        raise UsageError(
             f"{path} has not come to its end; continue it with "
             f"fcifar train --resume {shlex.quote(str(path))}"
         )
     report = run_dir.read_report(path)
     if missing := [name for name in _NEEDED if name not in report]:
-        raise WorldError(f"{path / run_dir.REPORT} is not complete: {missing[0]} is missing")
+        raise ExternalError(f"{path / run_dir.REPORT} is not complete: {missing[0]} is missing")
     predictions = path / run_dir.PREDICTIONS
     return Run(
         name=name,
@@ -106,7 +106,7 @@ def pictures_of(run: Run, root: Path) -> Pictures:
     try:
         dataset = data.load(name, root)
         data.verify(name, root)
-    except (UserError, WorldError) as error:
+    except (UsageError, ExternalError) as error:
         return Pictures(None, f"the data set cannot be read: {error}")
     if dataset.digest != digest:
         return Pictures(
