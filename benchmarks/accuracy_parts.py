@@ -45,13 +45,13 @@ def recipes(found: Sequence[Record]) -> Part | None:
     svg = plot([panel], title, sources([record for _, record, _ in runs]), 420)
     table = markdown(
         ("recipe", "runs", "accuracy", "with TTA", "95 % interval of the mean", "training",
-         "field's clock", "process"),
+         "train + eval time", "process"),
         (_recipe_row(name, each) for name, _, each in runs),
     )  # fmt: skip
     text = (
         f"## {title}\n\n![{title}]({PLOTS}/recipes.svg)\n\nAccuracies are means, and the interval "
-        "is that of the last accuracy before it; times are medians. The field's clock has training "
-        f"and evaluation, warm.\n\n{table}"
+        "is that of the last accuracy before it; times are medians. Train + eval time excludes "
+        f"compilation.\n\n{table}"
     )
     return Part(text, {"recipes.svg": svg})
 

@@ -12,8 +12,8 @@ from fcifar.train.runtime import Runtime, activate, make_runtime
 
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
-    """Images that are made up; their number is that of ``bench.IMAGES``."""
-    return bench.made_up()
+    """Synthetic images; their number is that of ``bench.IMAGES``."""
+    return bench.synthetic()
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def count_operations(network: str) -> Count:
     """By torch's own counter, on a step of the module with one image."""
     recipe = bench.recipe_for(Case(network, 1))
     runtime = make_runtime(device="cpu", threads=1)
-    dataset = bench.made_up(64)
+    dataset = bench.synthetic(64)
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     params = training.init().state.variables.params
     module = make_module(recipe, params)

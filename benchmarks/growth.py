@@ -60,7 +60,7 @@ def main() -> None:
 def steps(recipe: Recipe, runtime: Runtime, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds an image."""
     torch._dynamo.reset()
-    dataset = bench.made_up()
+    dataset = bench.synthetic()
     made = {name: CANDIDATES[name](recipe, runtime, dataset) for name in MEASURED}
     figures = timing.measure(made, seconds=options.seconds, repetitions=options.repetitions)
     result = {name: [s / recipe.batch_size for s in f["seconds"]] for name, f in figures.items()}
@@ -72,7 +72,7 @@ def epochs(size: int, runtime: Runtime, options: argparse.Namespace) -> dict[str
     """Seconds an epoch of fcifar's compiled steps, the drawing of its order among them."""
     torch._dynamo.reset()
     recipe = bench.recipe_for(Case("lenet", 4)).replace(epochs=options.repetitions + 1)
-    dataset = bench.made_up(size)
+    dataset = bench.synthetic(size)
     training = make_training(make_config(recipe, dataset, runtime=runtime, compile=True), dataset)
     state, seconds, started = training.init(), [], time.perf_counter()
     for step, inputs in enumerate(training.inputs(0), start=1):

@@ -8,7 +8,7 @@ Parts, in order, each in processes of its own:
 * tests: `pytest -m cuda`, keys and draws against the CPU among them.
 * bits: a recipe trained twice with --deterministic ends with the same digest; so does one resumed.
 * recipes: every recipe once, as `fcifar train RECIPE --compile --device DEVICE`.
-* ninety_four: speed94 with --seeds seeds in one program; mean, interval, and both clocks.
+* ninety_four: speed94 with --seeds seeds in one program; mean, interval, and both timings.
 * steps: times of steps against plain PyTorch, eager and compiled.
 * replicas: 16 of blitz mapped by vmap, against one alone.
 * grads: gradients of each example against those of the batch.

@@ -43,7 +43,7 @@ def environment(caches: Path | None) -> dict[str, str]:
 
 def save_tiny(folder: Path) -> None:
     """A prepared data set named tiny, which takes no time to read."""
-    data.save(bench.made_up(256)._replace(name="tiny"), folder)
+    data.save(bench.synthetic(256)._replace(name="tiny"), folder)
 
 
 def until_first_step(folder: Path, out: Path, caches: Path, *options: str) -> subprocess.Popen:

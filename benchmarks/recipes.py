@@ -69,14 +69,14 @@ def speed_row(recipe: str, runs: list[dict[str, Any]]) -> str:
         confidence.summarize([100 * r[name] for r in runs])
         for name in ("test_accuracy", "tta_accuracy")
     )
-    clocks = (
+    timings = (
         statistics.median(r[name] for r in runs)
         for name in ("compile_seconds", "convention_seconds", "process_seconds")
     )
     return (
         f"| `fcifar train {recipe}` | {plain.mean:.2f} % | **{views.mean:.2f} %** "
         f"| {views.std:.2f} | {views.low:.2f} to {views.high:.2f} | {views.n} | "
-        + " | ".join(f"{seconds:.0f} s" for seconds in clocks)
+        + " | ".join(f"{seconds:.0f} s" for seconds in timings)
         + " |"
     )
 

@@ -124,7 +124,7 @@ def measure_steps(recipe: Recipe, axis: Axis, rounds: int, seconds: float) -> di
 
 def taker(recipe: Recipe, axis: Axis, threads: int) -> Callable[[], None]:
     """A function that makes one compiled step, with this process's rows."""
-    dataset = bench.made_up(4 * recipe.batch_size)
+    dataset = bench.synthetic(4 * recipe.batch_size)
     runtime = make_runtime(
         device="cpu", threads=threads, preferred=recipe.precision, processes=axis.size
     )
@@ -188,7 +188,7 @@ def count(recipe: Recipe, size: int) -> tuple[int, list[int]]:
 
     axis = Axis(size, functools.partial(parallel.sum_flat, sum_vector=Counting.apply))
     runtime = make_runtime(device="cpu", threads=1, precision="fp32", processes=size)
-    small, dataset = recipe.replace(batch_size=2 * size), bench.made_up(64)
+    small, dataset = recipe.replace(batch_size=2 * size), bench.synthetic(64)
     with activate(runtime):
         training = make_training(make_config(small, dataset, runtime=runtime), dataset, axis)
         inputs = step_transforms.shard(next(training.inputs(0)), axis.rank, size)

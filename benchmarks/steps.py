@@ -59,7 +59,7 @@ def main() -> None:
             for network in dict.fromkeys(case.network for case in works)
         },
     }
-    dataset = bench.made_up()
+    dataset = bench.synthetic()
     results: dict[str, dict[str, dict[str, Any]]] = {}
     path = None
     with activate(runtime):  # what the record says of threads and switches is then what was

@@ -38,8 +38,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize("name", ["eager", "compiled"])
 def test_memory(benchmark, tmp_path: Path, network: str, name: str) -> None:
     benchmark.group, benchmark.name = f"memory {network}", name
-    made_up = bench.made_up(2048)._replace(name="tiny")
-    path = data.save(made_up, tmp_path / "data")
+    synthetic = bench.synthetic(2048)._replace(name="tiny")
+    path = data.save(synthetic, tmp_path / "data")
     words = [
         *("train", bench.recipe_for(Case(network, 1)).name, "--dataset", "tiny", "--quiet"),
         *("--data-dir", str(tmp_path / "data"), "--epochs", "1", "--device", "cpu"),

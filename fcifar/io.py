@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
     try:
         if path.exists() and not path.is_file():  # renaming would do away with a pipe or a device
-            raise ExternalError(f"cannot write {path}: it is no plain file; choose another place")
+            raise ExternalError(f"cannot write {path}: it is not a plain file; choose another path")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode

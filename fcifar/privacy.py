@@ -8,8 +8,8 @@ and noise of standard deviation sigma C is added to the sum.
 
 What privacy many such steps give, an accountant says: Opacus's (``opacus.accountants``) or Google's
 ``dp-accounting``. They assume batches drawn at random for each step, where an epoch of ours is a
-shuffle; the batch's metrics have no noise; and the noise is a function of the key, so that whoever
-knows the seed can take it away again. So this is for research into what such training costs, not
+shuffle; the batch's metrics have no noise; and the noise is a function of the key, so that
+the seed suffices to remove it. So this is for research into what such training costs, not
 for the release of a network that was trained on secrets.
 """
 

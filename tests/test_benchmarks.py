@@ -69,7 +69,7 @@ def test_the_compiled_module_computes_the_same(
 def compare_with_the_module(network: str, name: str) -> None:
     recipe = bench.recipe_for(Case(network, 4))
     recipe = recipe.replace(model_options={**recipe.model_options, "dropout": 0.0})
-    data = bench.made_up(20)
+    data = bench.synthetic(20)
     expected, found = (CANDIDATES[n](recipe, Runtime(threads=1), data) for n in ("module", name))
     for candidate in (expected, found):
         for _ in range(8 // candidate.steps):
@@ -80,7 +80,7 @@ def compare_with_the_module(network: str, name: str) -> None:
 
 
 def test_the_tutorials_pictures_are_the_data_sets() -> None:
-    data = bench.made_up(5)
+    data = bench.synthetic(5)
     pictures = tutorial.PictureDataset(data.train_images, data.train_labels)
     recipe = bench.recipe_for(Case("lenet", 1))
     expected = reference_models.make_normalise(recipe, "cpu")(data.train_images)
@@ -94,7 +94,7 @@ def test_the_tutorials_loop_trains_every_tutorial(name: str, monkeypatch) -> Non
     monkeypatch.setattr(
         tutorial, "DataLoader", lambda *words, num_workers, **kw: without_workers(*words, **kw)
     )
-    recipe, data = recipes.get(name).replace(batch_size=4), bench.made_up(20)
+    recipe, data = recipes.get(name).replace(batch_size=4), bench.synthetic(20)
     assert tutorial.train(recipe, data, epochs=1) > 0
     net = reference_models.MODULES[recipe.model](**recipe.model_options)
     assert 0 <= tutorial.accuracy(net, data.test_images, data.test_labels) <= 1
@@ -118,7 +118,7 @@ def test_gradients_of_each_image_are_measured_beside_the_batchs(
 ) -> None:
     monkeypatch.setattr(grads, "compile_pure", lambda function: function)
     monkeypatch.setattr(grads, "peaks", lambda options: {"batch by 500": 2**20})
-    data.save(bench.made_up(16)._replace(name="tiny"), tmp_path)
+    data.save(bench.synthetic(16)._replace(name="tiny"), tmp_path)
     monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
     words = "--dataset tiny --images 8 --chunk 4 --compiled-chunk 2 --repetitions 2 --name few"
     monkeypatch.setattr(sys, "argv", ["grads", *words.split()])
@@ -150,8 +150,8 @@ def made(results: dict[str, Any], **others: Any) -> dict[str, Any]:
 
 
 def test_the_script_measures_and_writes_a_record(folder: Path, monkeypatch, capsys) -> None:
-    few = bench.made_up(8)
-    monkeypatch.setattr(bench, "made_up", lambda: few)
+    few = bench.synthetic(8)
+    monkeypatch.setattr(bench, "synthetic", lambda: few)
     words = "--network lenet --batch 2 --batch 4 --repetitions 2 --seconds 0 --threads 1 --name few"
     chosen = "--implementation module --implementation fcifar_eager"
     monkeypatch.setattr(sys, "argv", ["steps", *words.split(), *chosen.split()])

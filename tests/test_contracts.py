@@ -107,6 +107,18 @@ CASES = {
 }
 
 
+# What takes seconds to compile or to train, and is in its parts another case.
+DEAR = {
+    *("recipe-speed90", "recipe-speed93", "recipe-speed95", "resnet18-nesterov", "private-conv3"),
+    *("conv3-adamw", "conv3-nesterov", "conv3-momentum"),
+}
+without_dear = pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in DEAR else []) for name in CASES],
+    indirect=True,
+)
+
+
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     make, *arguments = CASES[request.param]
@@ -221,6 +233,7 @@ def test_augmentation_reaches_the_images(make_batch) -> None:
 # 4. Composable ----------------------------------------------------------------------------------
 
 
+@without_dear
 def test_compiles_to_one_graph_and_never_again(case: Case, make_batch) -> None:
     graphs = []
 
@@ -411,6 +424,7 @@ def test_padding_may_hold_anything() -> None:
 # 7. Learns --------------------------------------------------------------------------------------
 
 
+@without_dear
 def test_learns_a_tiny_batch(case: Case, make_batch) -> None:
     step, batch, state = case.make_step(), make_batch(16), case.make_state()
     _, first = step(state, batch)

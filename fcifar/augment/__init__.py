@@ -106,8 +106,8 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
     (mirrored about the border pixel, which is not repeated).
 
     Raises:
-        ValueError: ``padding`` is no integer from 0 to 10,000, or an unknown mode; when called, a
-            reflecting ``padding`` that is not less than the image's height and width.
+        ValueError: ``padding`` is not an integer from 0 to 10,000, or the mode is unknown; when
+            called, a reflecting ``padding`` that is not less than the image's height and width.
 
     >>> crop = fcifar.augment.random_crop(1)
     >>> crop(fcifar.random.key(3), torch.arange(1.0, 5.0).reshape(1, 1, 2, 2))
@@ -139,7 +139,7 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
     as ``fill`` to do as they did.
 
     Raises:
-        ValueError: ``size`` is no integer from 0 to 10,000, or an unknown fill.
+        ValueError: ``size`` is not an integer from 0 to 10,000, or an unknown fill.
 
     >>> cut = fcifar.augment.cutout(2, fill=0.5)(fcifar.random.key(0), torch.ones(1, 1, 4, 4))
     >>> (cut == 0.5).sum()

@@ -47,7 +47,7 @@ def rotate(
         fill: in [0, 1], for all channels or for each.
 
     Raises:
-        ValueError: an unknown interpolation, or a fill that is no colour.
+        ValueError: an unknown interpolation, or a fill that is not a colour.
     """
     check_interpolation(interpolation)
     height, width = images.shape[-2:]
@@ -197,7 +197,7 @@ def check_fill(fill: Fill) -> None:
 
 
 def _look_up(images: Tensor, rows: Tensor, columns: Tensor, outside: Tensor) -> Tensor:
-    """``images[b, :, rows[b], columns[b]]``, and ``outside`` where that is no pixel.
+    """``images[b, :, rows[b], columns[b]]``, and ``outside`` beyond the border.
 
     ``rows`` and ``columns`` are integers that broadcast to [B, H, W].
     """

@@ -57,7 +57,7 @@ def recipe_for(case: Case) -> Recipe:
     )
 
 
-def made_up(size: int = IMAGES) -> Dataset:
+def synthetic(size: int = IMAGES) -> Dataset:
     """Noise with labels, for steps take the same time on anything."""
     image_key, label_key = random.split(random.key(0))
     few = min(size, 1024)  # distinct ones; drawing more would take longer than measuring
@@ -66,7 +66,7 @@ def made_up(size: int = IMAGES) -> Dataset:
         images.repeat(-(-size // few), 1, 1, 1)[:size], random.randint(label_key, (size,), 0, 10)
     )
     test = Split(*(part[:few] for part in train))
-    return make_dataset("made up", train, test, tuple("abcdefghij"), "noise")
+    return make_dataset("synthetic", train, test, tuple("abcdefghij"), "noise")
 
 
 def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
@@ -195,7 +195,7 @@ def run(
     turns = len(CASES) * len(makes)
     told = itertools.count(1)
     results = {}
-    dataset = made_up()
+    dataset = synthetic()
     for case in CASES:
 
         def say(name: str, where: str = f"{case.network}, batch {case.batch_size}") -> None:

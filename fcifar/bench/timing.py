@@ -1,7 +1,7 @@
-"""How long calls take that are measured in turns.
+"""Interleaved timing of several functions.
 
-A mood of the machine falls on all candidates so. Each is warm, and is called many times for one
-measurement; what counts is medians.
+Interleaving spreads machine noise evenly over the candidates. Each candidate is warmed up, and
+called many times per measurement; results are medians over measurements.
 """
 
 import math
@@ -62,7 +62,7 @@ def measure(
     names = list(candidates)
     measured: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions):
-        turn = repetition % len(names)  # nobody always comes after the same one
+        turn = repetition % len(names)  # the order rotates between repetitions
         for name in (*names[turn:], *names[:turn]):
             observe(name)
             candidate = candidates[name]

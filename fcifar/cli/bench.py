@@ -30,7 +30,7 @@ def bench(
 ) -> None:
     """Measure training steps on this machine, beside the tutorial's step in PyTorch.
 
-    The images are made up and lie on the device; loading them is not in it. Steps
+    The images are synthetic and lie on the device; loading them is not in it. Steps
     are measured in turns; what is shown are medians.
     """
     import logging

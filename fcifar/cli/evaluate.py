@@ -128,7 +128,7 @@ def evaluate(
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"
-        with progress.doing("drawing the pictures", quiet=quiet):
+        with progress.doing("drawing the figures", quiet=quiet):
             evaluation.draw(out, pictured, examples, data.classes, title=title)
             if examined is not None:
                 drawing.draw(out, pictured.images, examined, data.classes, title=title)

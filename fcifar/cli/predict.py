@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fcifar.analysis.predictions import Guess
 
-GRID_LIMIT = 400  # pictures; the sheet is then 2000 by 16000 pixels
+GRID_LIMIT = 400  # images; the sheet is then 2000 by 16000 pixels
 RANKS = ("first", "second", "third", "fourth", "fifth")
 
 
@@ -32,13 +32,13 @@ def predict(
     ],
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE", help="Picture files, or folders of them."),
+        typer.Argument(metavar="IMAGE", help="Image files, or folders of them."),
     ],
     grid: Annotated[
         Path | None,
         typer.Option(
             "--grid",
-            help="Draw the pictures with their classes into this PNG file.",
+            help="Draw the images with their classes into this PNG file.",
             dir_okay=False,
         ),
     ] = None,
@@ -55,10 +55,10 @@ def predict(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
-    """Classify pictures of any size with a trained network.
+    """Classify image files of any size with a trained model.
 
     The shorter side is resized to 32 pixels and the middle of the longer one cut
-    out; a picture of 32x32 pixels is taken as it is. It is turned as its EXIF
+    out; an image of 32x32 pixels is taken as it is. It is turned as its EXIF
     orientation says, and what is transparent is seen on white: as in data import.
     Folders are searched, with those in them.
 
@@ -86,7 +86,7 @@ def predict(
         output.note(f"not read: {image_files.in_words(left_out)}")
     if grid is not None and len(paths) > GRID_LIMIT:
         raise UsageError(
-            f"--grid holds up to {GRID_LIMIT} pictures, not {len(paths):,}; give fewer, "
+            f"--grid holds up to {GRID_LIMIT} images, not {len(paths):,}; give fewer, "
             "or leave it out"
         )
     with counting(quiet=quiet) as progress:
@@ -132,7 +132,7 @@ def _draw(pixels: "Tensor", guesses: Sequence[Sequence["Guess"]], path: Path) ->
 def _show(paths: Sequence[Path], guesses: Sequence[Sequence["Guess"]]) -> None:
     ranks = RANKS[: len(guesses[0])]
     output.table(
-        ("picture", *ranks),
+        ("image", *ranks),
         [
             (_one_line(path), *(f"{g.name}\n{_percent(g)}" for g in row))
             for path, row in zip(paths, guesses, strict=True)

@@ -52,7 +52,7 @@ def show_report(report: dict[str, Any]) -> None:
             ),
             ("compiling", f"{report['compile_seconds']:.1f} s"),
             (
-                "clocks",
+                "timings",
                 f"{report['convention_seconds']:.1f} s by the field's convention, "
                 f"{report['process_seconds']:.1f} s from the start of the process",
             ),

@@ -25,7 +25,7 @@ def report(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
     plots: Annotated[
-        bool, typer.Option("--plots", help="Draw the pictures in plots/ again.")
+        bool, typer.Option("--plots", help="Draw the figures in plots/ again.")
     ] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
@@ -86,7 +86,7 @@ def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
             config = read_config(each)
             data = open_dataset(config.dataset, data_dir, quiet=quiet)
             check_same_data(each, config, data)
-            with progress.doing(f"drawing the pictures of {each}", quiet=quiet):
+            with progress.doing(f"drawing the figures of {each}", quiet=quiet):
                 run.draw(each, data)
 
 

@@ -106,8 +106,8 @@ def rm(
 ) -> None:
     """Remove runs and groups of runs, with all that is in their folders.
 
-    What is no run, a link, one run of a group, and a run that a process is
-    training into are refused; nothing is removed then.
+    Refuses other folders, links, single runs of a group, and runs that a
+    process is training into; nothing is removed then.
 
     [dim]fcifar runs rm blitz-cifar10-seed0-20260102-030405[/]
     """
@@ -121,7 +121,7 @@ def rm(
     entries = [listing.describe(path) for path in paths]
     if not yes:
         if not sys.stdin.isatty():
-            raise UsageError("nobody is there to be asked; add --yes to remove without asking")
+            raise UsageError("stdin is not a terminal; pass --yes to skip confirmation")
         for entry in entries:
             members = f", {output.count(entry.members, 'run')}" if entry.members else ""
             output.note(f"{entry.path}: {entry.state}{members}, {output.size(entry.bytes)}")

@@ -216,7 +216,7 @@ def train(
         return 128 + (result.signum or 0)
     if not distributed.is_main():
         return 0
-    with progress.doing("drawing the pictures", quiet=quiet):
+    with progress.doing("drawing the figures", quiet=quiet):
         drawing.draw(run, data)
     if json:
         output.document(result)

@@ -12,7 +12,7 @@ _BY_NAME = ({"split": "train"}, {"split": "test"})
 
 
 class Known(NamedTuple):
-    """A data set that somebody publishes, and torchvision's class for it."""
+    """A published data set, and torchvision's class for it."""
 
     name: str
     torchvision: str  # the class in torchvision.datasets

@@ -200,7 +200,7 @@ def find(paths: Iterable[Path]) -> Found:
                 named, _ = left_out(map(str, rest))
                 what = f"it has {in_words(named)}" if named else "no file in it is an image"
                 raise UsageError(
-                    f"there is no picture in {one_line(path)}: {what}; give one of "
+                    f"there is no image in {one_line(path)}: {what}; give one of "
                     f"{', '.join(readable_formats()[:9])}, ..."
                 )
             found += inside
@@ -208,7 +208,7 @@ def find(paths: Iterable[Path]) -> Found:
             found.append(path)
         else:
             what = "is neither a file nor a folder" if path.exists() else "does not exist"
-            raise UsageError(f"{one_line(path)} {what}; give picture files, or folders of them")
+            raise UsageError(f"{one_line(path)} {what}; give image files, or folders of them")
     return Found(found, *left_out(others))
 
 
@@ -260,7 +260,7 @@ def read_those_that_can_be(
         except (UsageError, ExternalError) as error:
             failures[path] = error
         else:
-            progress("reading pictures", done, len(paths))
+            progress("reading images", done, len(paths))
     return images, failures
 
 
@@ -363,12 +363,12 @@ def decode(stream: IO[bytes], where: str, how: str | None = "crop", *, ending: s
         ) from error
     except UnidentifiedImageError as error:
         raise UnreadableError(
-            f"{where} is no picture; give one of {', '.join(readable_formats()[:9])}, ..."
+            f"{where} is not an image file; give one of {', '.join(readable_formats()[:9])}, ..."
         ) from error
     # Pillow raises whatever its decoder tripped over: OSError, SyntaxError, struct.error, ...
     except Exception as error:
         raise UnreadableError(
-            f"{where} cannot be read as a picture ({reason(error)}); replace it, or leave it out"
+            f"{where} cannot be read as an image ({reason(error)}); replace it, or leave it out"
         ) from error
 
 

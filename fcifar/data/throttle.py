@@ -1,4 +1,4 @@
-"""Progress as a function to call, so that whoever reads data knows nothing about terminals."""
+"""Progress callbacks, throttled. Readers call a function and do not know about terminals."""
 
 import time
 from collections.abc import Callable

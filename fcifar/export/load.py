@@ -17,7 +17,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class Saved(NamedTuple):
-    """The values of a network whose classes nobody has named yet."""
+    """The values of a model whose class names are not known yet."""
 
     path: Path
     recipe: Recipe  # its network and normalisation
@@ -44,10 +44,10 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
     """What is at ``path``.
 
     Args:
-        recipe: what network a state_dict is of, and how it wants its images; None if nobody said.
+        recipe: the model of a state_dict, and its preprocessing; None if not given.
 
     Raises:
-        UsageError: there is nothing, it is no network, or nobody said of which network it is.
+        UsageError: there is no such file, it does not hold a model, or its model was not given.
         ExternalError: it is damaged.
     """
     if says_what_it_is(path):

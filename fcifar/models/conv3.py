@@ -34,7 +34,7 @@ def conv3(*, num_classes: int = 10, dropout: float = 0.25) -> Model:
     before each linear layer.
 
     Raises:
-        ValueError: ``num_classes`` is no whole number from 1 up, ``dropout`` is outside [0, 1), or
+        ValueError: ``num_classes`` is not a positive integer, ``dropout`` is outside [0, 1), or
             there would be more than ``LARGEST_MODEL`` parameters.
 
     >>> variables = fcifar.models.conv3().init(fcifar.random.key(0, device="meta"))

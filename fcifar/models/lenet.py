@@ -39,7 +39,7 @@ def lenet(*, hidden: int = 84, num_classes: int = 10, dropout: float = 0.0) -> M
     parameters have the names of the tutorial's ``state_dict``.
 
     Raises:
-        ValueError: ``hidden`` or ``num_classes`` is no whole number from 1 up, ``dropout`` is
+        ValueError: ``hidden`` or ``num_classes`` is not a positive integer, ``dropout`` is
             outside [0, 1), or there would be more than ``LARGEST_MODEL`` parameters.
 
     >>> model = fcifar.models.lenet(num_classes=4)

@@ -34,7 +34,7 @@ def register(name: str, factory: Callable[..., Model | nn.Module]) -> None:
         factory: what ``from_factory`` takes.
 
     Raises:
-        ValueError: the name is taken or no word, or ``factory`` is no function.
+        ValueError: the name is taken or invalid, or ``factory`` is not callable.
     """
     if callable(factory):
         factory = from_factory(factory)

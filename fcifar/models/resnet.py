@@ -79,7 +79,7 @@ def resnet18(*, width: int = 64, num_classes: int = 10, axis: Axis = ALONE) -> M
         axis: the ranks over which batch norm takes its statistics.
 
     Raises:
-        ValueError: an argument is no whole number from 1 up, or there would be more than
+        ValueError: an argument is not a positive integer, or there would be more than
             ``LARGEST_MODEL`` parameters.
     """
     layers.check_width("width", width)

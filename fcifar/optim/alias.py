@@ -136,7 +136,7 @@ def register(name: str, factory: Callable[..., Optimizer]) -> None:
             tensor, or a schedule. In a recipe its weight decay is an L2 penalty.
 
     Raises:
-        ValueError: the name is taken or no word, or ``factory`` is no function.
+        ValueError: the name is taken or invalid, or ``factory`` is not callable.
     """
     registry.add_function(OPTIMIZERS, "an optimizer", name, factory)
     REGISTERED[name] = factory

@@ -96,7 +96,7 @@ def scale_by_adam(
     """Kingma and Ba, "Adam", https://arxiv.org/abs/1412.6980, with bias correction.
 
     Args:
-        b1, b2: in [0, 1), of the moments; numbers, or 0-d tensors whose values nobody checks.
+        b1, b2: in [0, 1), of the moments; numbers, or 0-d tensors, whose values are not checked.
         eps: above 0, beside the root of the second moment.
     """
 
@@ -142,7 +142,7 @@ def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
     Pascanu, Mikolov and Bengio, https://arxiv.org/abs/1211.5063.
 
     Raises:
-        ValueError: a number that is not above 0; of a tensor nobody looks at the value.
+        ValueError: a number that is not above 0; the values of tensors are not checked.
 
     >>> clip = fcifar.optim.clip_by_global_norm(1.0)
     >>> w = {"a": torch.zeros(1), "b": torch.zeros(1)}

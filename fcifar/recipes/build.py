@@ -140,7 +140,7 @@ def _momentum(numbers: Hyperparams) -> float | Tensor | None:
 
 
 def _is_used(number: float | Tensor) -> bool:
-    """Whether a number does something; of a tensor, nobody can say before the step is made."""
+    """Whether a number has an effect; a tensor counts as one that may have."""
     return isinstance(number, Tensor) or number != 0
 
 

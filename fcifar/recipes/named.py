@@ -49,7 +49,7 @@ def register_augment(name: str, make: Callable[..., Augment]) -> None:
         make: ``(strength) -> augmentation``, or without an argument.
 
     Raises:
-        ValueError: the name is taken or no word, or ``make`` is no function.
+        ValueError: the name is taken or invalid, or ``make`` is not callable.
     """
     registry.add_function(AUGMENTS, "an augmentation", name, make)
 

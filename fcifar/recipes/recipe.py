@@ -72,8 +72,8 @@ class Recipe:
     group_momentum: float = 0.85  # of Nesterov's form, for what muon leaves to sgd
     weight_decay: float = 0.0  # L2 penalty, decoupled for adamw; learning rate x weight decay is
     # the same in every group, and muon's kernels, whose norms are fixed, have none
-    clip_norm: float = 0.0  # largest global gradient norm; 0 is no clipping
-    dp_clip: float = 0.0  # largest gradient norm of a single image; 0 is no private training
+    clip_norm: float = 0.0  # largest global gradient norm; 0 disables clipping
+    dp_clip: float = 0.0  # largest gradient norm of an image; 0 disables private training
     dp_noise: float = 0.0  # its noise on a sum of images, in parts of dp_clip
     schedule: str = "constant"  # constant, linear or cosine, over the whole run
     warmup_steps: int = 0  # linear up to the learning rate
@@ -109,8 +109,8 @@ class Recipe:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     tta: str = "none"  # mirror or translate: measured in the end beside the plain figure
-    precision: str = "fp32"  # or bf16, where nobody asks for another and the processor has it
-    compile: bool = False  # train through torch.compile, where nobody asks otherwise
+    precision: str = "fp32"  # or bf16: the default where the processor has instructions for it
+    compile: bool = False  # the default of --compile
 
     log_every: int = 2000  # steps over which loss and accuracy are averaged; 0 for an epoch
 

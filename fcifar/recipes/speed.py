@@ -23,7 +23,7 @@ _PUBLISHED = "https://arxiv.org/abs/2404.00498"
 
 
 def _muon(batch_size: int, learning_rate: float, momentum: float) -> dict[str, Any]:
-    """Muon with the published rates for what is no kernel.
+    """Muon with the published rates for all other parameters.
 
     They are for the sum of the losses over a batch, so that a step is as long as its batch is
     large; and so is the decay of weights, 2e-6 an image.

@@ -1,4 +1,4 @@
-"""Pictures and plots out of a run. matplotlib is imported when the first one is drawn."""
+"""Figures of a run. matplotlib is imported when the first one is drawn."""
 
 from fcifar.report.channels import channels_picture
 from fcifar.report.confusion import confusion_picture

@@ -1,4 +1,4 @@
-"""A picture as the network gets it: numbers, in three channels."""
+"""An image as the model gets it: numbers, in three channels."""
 
 import math
 from collections.abc import Sequence

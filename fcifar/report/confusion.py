@@ -1,4 +1,4 @@
-"""The confusion matrix as a picture: what is taken for what."""
+"""The confusion matrix as a figure: what is taken for what."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation."""
+"""The figures of an evaluation."""
 
 from collections.abc import Sequence
 from pathlib import Path

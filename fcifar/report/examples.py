@@ -1,4 +1,4 @@
-"""Pictures of single examples: the hardest, the most disputed, and how scores are spread."""
+"""Figures of single examples: the hardest, the most disputed, and how scores are spread."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

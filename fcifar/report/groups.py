@@ -1,4 +1,4 @@
-"""Pictures of a group of runs: their curves, their spread, and the grid of a sweep."""
+"""Figures of a group of runs: their curves, their spread, and the grid of a sweep."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -195,7 +195,7 @@ def _write(sheet: Tensor, labels: Sequence[_Label], path: Path) -> Path:
 
 
 def _set_type(figure: "Figure", label: _Label) -> None:
-    """Put ``label`` on the sheet: smaller where it is too wide, cut short where that is no help."""
+    """Put ``label`` on the sheet, smaller if it is too wide, and shortened if need be."""
     several = "\n" in label.text  # lines hang from where a single one would begin
     text = figure.text(
         label.x / figure.bbox.width,

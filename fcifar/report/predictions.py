@@ -1,4 +1,4 @@
-"""Sheets of pictures with what a network took them for, or with their labels."""
+"""Grids of images with what a model predicted for them, or with their labels."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def predictions_grid(
     *,
     heading: str,
 ) -> Path:
-    """Write a grid of pictures, each with its predicted class below it: see ``verdict``.
+    """Write a grid of images, each with its predicted class below it: see ``verdict``.
 
     Args:
         images: uint8 [N, 3, H, W], N at least 1.
@@ -55,7 +55,7 @@ def predictions_grid(
 def training_grid(
     images: Tensor, labels: Tensor, classes: Sequence[str], path: Path, *, heading: str
 ) -> Path:
-    """Write a grid of a training batch, each picture with its label below it.
+    """Write a grid of a training batch, each image with its label below it.
 
     Args:
         images: uint8 [N, 3, H, W], N at least 1.

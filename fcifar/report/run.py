@@ -1,4 +1,4 @@
-"""The pictures of a training run, out of its directory."""
+"""The figures of a training run, from its directory."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def draw(run: Path, dataset: Dataset) -> None:
     """Fill ``plots/`` of a finished run.
 
     The curves, the accuracy by class, a batch of training images as the network sees them
-    (augmented, before normalisation), and the pictures of ``evaluation.draw`` for the test images.
+    (augmented, before normalisation), and the figures of ``evaluation.draw`` for the test images.
 
     Args:
         run: the run directory.

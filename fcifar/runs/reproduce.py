@@ -295,7 +295,7 @@ def reproduce_group(
         What was found, as values that JSON holds; ``identical`` is the verdict. Or Interrupted.
 
     Raises:
-        UsageError: ``path`` is no group, has not come to its end, or had another data set.
+        UsageError: ``path`` is not a finished group, or was trained on another data set.
         ExternalError: a file of it is damaged.
     """
     spec = sweep.read(path)

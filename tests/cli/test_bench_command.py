@@ -19,8 +19,8 @@ def fcifar(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(bench, "CASES", (bench.Case("lenet", 2),))
     monkeypatch.setattr(bench, "REPETITIONS", 3)
-    few = bench.made_up(8)
-    monkeypatch.setattr(bench, "made_up", lambda: few)
+    few = bench.synthetic(8)
+    monkeypatch.setattr(bench, "synthetic", lambda: few)
 
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["fcifar", *words])

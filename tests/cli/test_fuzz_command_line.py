@@ -122,7 +122,7 @@ USUAL_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("recipes", "show"): ("blitz",),
     ("data", "fetch"): ("cifar10",),
 }
-# There is no network, two groups of commands are none, and nobody is there to be asked.
+# There is no network, two groups of commands are none, and stdin is not a terminal.
 UNUSUAL = {("data", "fetch"): 1, ("data",): 2, ("runs",): 2, ("runs", "rm"): 2}
 
 
@@ -393,7 +393,7 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(drawing, "draw", draw_nothing)
         patch.setattr(pictures, "_write", draw_something)
         patch.setattr(bench, "measure_step", measure_nothing)
-        patch.setattr(bench, "made_up", draw_nothing)
+        patch.setattr(bench, "synthetic", draw_nothing)
         patch.setattr(signals, "catching_signals", lambda: stopping_after(3))
 
         def run(words: Sequence[str]) -> Outcome:

@@ -64,7 +64,7 @@ def test_predict(fcifar, tmp_path: Path) -> None:
     shown = fcifar("predict", "run0/final.safetensors", *names, *ONE)
     assert shown.status == 0
     assert fits(shown.out)
-    assert shown.err == "reading pictures\n"
+    assert shown.err == "reading images\n"
     head, first, *_ = shown.out.splitlines()
     assert head.split() == ["picture", "first", "second", "third", "fourth", "fifth"]
     assert first.split() == [names[0], *(g["class"] for g in found[0]["predictions"])]
@@ -175,8 +175,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     for words, message in (
         (("predict", "run0", "nope.png"), "nope.png does not exist"),
-        (("predict", "run0", "notes.txt"), "notes.txt is no picture"),
-        (("predict", "run0", "empty"), "there is no picture in empty"),
+        (("predict", "run0", "notes.txt"), "notes.txt is not an image file"),
+        (("predict", "run0", "empty"), "there is not an image file in empty"),
         (("predict", "nowhere", "pictures"), "there is no nowhere"),
         (("predict", "run0"), "Missing argument"),
         (("predict", "run0", "pictures", "--grid", "empty"), "is a directory"),

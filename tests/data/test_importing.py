@@ -324,12 +324,12 @@ BAD_FILES = {
     "class not in train": (without(FOLDERS, "train/cow"), "'cow' is in test/ but not in train/"),
     "image outside a class": (FOLDERS | {"train/a.png": b""}, "train/a.png does not lie"),
     "image too deep": (FOLDERS | {"train/ant/b/a.png": b""}, "train/ant/b/a.png does not lie"),
-    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is no picture"),
-    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is no picture"),
-    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is no picture"),
+    "unsupported image": (FOLDERS | {"train/ant/a.webp": b""}, "train/ant/a.webp is not an image"),
+    "no image": (FOLDERS | {"train/ant/0002.png": b"hello"}, "train/ant/0002.png is not an image"),
+    "empty image": (FOLDERS | {"train/ant/0002.png": b""}, "train/ant/0002.png is not an image"),
     "half an image": (
         FOLDERS | {"train/ant/0002.png": FOLDERS["train/ant/0002.png"][:1500]},
-        "train/ant/0002.png cannot be read as a picture",
+        "train/ant/0002.png cannot be read as an image",
     ),
     "large image": (
         FOLDERS | {"test/cow/1.png": forms.png(np.zeros((3, 16, 48), np.uint8))},
@@ -351,10 +351,10 @@ BAD_FILES = {
     ),
     "batch missing": (without(OFFICIAL, "data_batch_3"), "data_batch_3 missing"),
     "meta missing": (without(OFFICIAL, "batches.meta"), "batches.meta missing"),
-    "no pickle": (OFFICIAL | {"data_batch_2": b"hello"}, "data_batch_2 is no readable pickle"),
+    "no pickle": (OFFICIAL | {"data_batch_2": b"hello"}, "data_batch_2 is not a readable pickle"),
     "pickle cut short": (
         OFFICIAL | {"data_batch_2": OFFICIAL["data_batch_2"][:-100]},
-        "data_batch_2 is no readable pickle",
+        "data_batch_2 is not a readable pickle",
     ),
     "pickle of a list": (OFFICIAL | {"test_batch": pickle.dumps([1])}, "test_batch holds no dict"),
     "label too high": (
@@ -387,7 +387,7 @@ BAD_FILES = {
     ),
     "floats": (
         OFFICIAL | {"test_batch": pickle.dumps(BATCH | {"data": np.zeros((6, 3072))})},
-        "test_batch is no readable pickle",
+        "test_batch is not a readable pickle",
     ),
     "no data": (OFFICIAL | {"test_batch": pickle.dumps({})}, "test_batch has no array"),
     "no class names": (OFFICIAL | {"batches.meta": pickle.dumps({})}, "no list of label_names"),

@@ -166,7 +166,7 @@ def test_what_was_done_to_images_is_recorded(tmp_path: Path, root: Path) -> None
     encoded = [forms.png(image, mode) for image, mode in zip(TEST[0][:2], "LP", strict=True)]
     table = pa.table({"img": [*encoded, b"hello"], "label": [0, 1, 2]})
     pq.write_table(table, tmp_path / "test.parquet")
-    with pytest.raises(UsageError, match=r"test\.parquet, image 2 is no picture"):
+    with pytest.raises(UsageError, match=r"test\.parquet, image 2 is not an image file"):
         data.import_source(tmp_path / "test.parquet", None, root)
     options = ImportOptions(skip_unreadable=True)
     dataset = data.import_source(tmp_path / "test.parquet", None, root, options=options)

@@ -287,10 +287,10 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     deep = Image.fromarray(np.zeros((32, 32), dtype=np.uint16))
     deep.save(tmp_path / "deep.png")
     for name, content, message in (
-        ("text.png", b"hello", "is no picture; give one of PNG, JPEG"),
-        ("empty.png", b"", "is no picture"),
-        ("short.png", whole.getvalue()[:1000], "cannot be read as a picture"),
-        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no picture"),
+        ("text.png", b"hello", "is not an image; give one of PNG, JPEG"),
+        ("empty.png", b"", "is not an image"),
+        ("short.png", whole.getvalue()[:1000], "cannot be read as an image"),
+        ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         ("deep.png", None, "more than 8 bits"),
     ):
         path = tmp_path / name
@@ -331,9 +331,9 @@ def test_folders_are_searched_in_sorted_order(
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UsageError, match="there is no picture in"):
+    with pytest.raises(UsageError, match="there is not an image in"):
         image_files.find([tmp_path])
-    with pytest.raises(UsageError, match=r"nope\.png does not exist; give picture files"):
+    with pytest.raises(UsageError, match=r"nope\.png does not exist; give image files"):
         image_files.find([tmp_path / "nope.png"])
     with pytest.raises(UsageError, match="neither a file nor a folder"):
         image_files.find([Path("/dev/null")])
@@ -345,4 +345,4 @@ def test_many_are_read_in_order_and_counted(tmp_path: Path) -> None:
     found = image_files.read_all(paths, lambda *call: calls.append(call))
     assert found.shape == (3, 3, 32, 32)
     assert found[:, 0, 0, 0].tolist() == [3, 1, 2]
-    assert calls[-1] == ("reading pictures", 3, 3)
+    assert calls[-1] == ("reading images", 3, 3)

@@ -196,7 +196,7 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_not_replaced(root: Path) -> None:
     root.mkdir()
     os.mkfifo(root / "small.safetensors")
-    with pytest.raises(ExternalError, match="it is no plain file; choose another place"):
+    with pytest.raises(ExternalError, match="it is not a plain file; choose another path"):
         data.save(small(), root)
     assert (root / "small.safetensors").is_fifo()
     assert len(list(root.iterdir())) == 1

@@ -1,4 +1,4 @@
-"""Pictures of single examples: who is on them, bars as high as they should be, odd scores."""
+"""Figures of single examples: who is on them, bars as high as they should be, odd scores."""
 
 import math
 from pathlib import Path

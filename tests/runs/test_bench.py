@@ -23,7 +23,7 @@ def still(recipe: Recipe) -> Recipe:
 
 @pytest.mark.parametrize("network", reference_models.MODULES)
 def test_contenders_compute_the_same(network: str) -> None:
-    recipe, data = still(bench.recipe_for(Case(network, 4))), bench.made_up(20)
+    recipe, data = still(bench.recipe_for(Case(network, 4))), bench.synthetic(20)
     made = {
         name: bench.CANDIDATES[name](recipe, RUNTIME, data) for name in ("module", "fcifar_eager")
     }
@@ -40,7 +40,7 @@ def test_the_module_is_the_model(name: str) -> None:
     """The same logits, in float64, with dropout switched off in both."""
     recipe = recipes.get(name)
     model = recipes.make_model(recipe, 10)
-    data = bench.made_up(6)
+    data = bench.synthetic(6)
     params = model.init(random.key(7)).params
     params = {n: p.double() for n, p in params.items()}
     images = recipes.make_preprocess(recipe)(data.train_images).double()
@@ -102,7 +102,7 @@ def test_a_call_of_several_steps_counts_as_that_many(monkeypatch: pytest.MonkeyP
 def test_ratios_are_to_the_module() -> None:
     makes = {name: bench.CANDIDATES[name] for name in ("fcifar_eager", "module")}
     figures = bench.measure_step(
-        Case("lenet", 2), makes, RUNTIME, bench.made_up(4), seconds=0.0, repetitions=2
+        Case("lenet", 2), makes, RUNTIME, bench.synthetic(4), seconds=0.0, repetitions=2
     )
     ours, theirs = figures["fcifar_eager"], figures["module"]
     assert theirs["times_module"] == 1
@@ -112,7 +112,7 @@ def test_ratios_are_to_the_module() -> None:
         Case("lenet", 2),
         {"fcifar_eager": bench.fcifar_eager},
         RUNTIME,
-        bench.made_up(4),
+        bench.synthetic(4),
         seconds=0.0,
         repetitions=1,
     )

@@ -19,9 +19,7 @@ from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, sho
 class ImportOptions(NamedTuple):
     """How to read a source where there is more than one way."""
 
-    resize: str | None = (
-        None  # how pictures become 32x32, a key of image_files.FITS; None: they are
-    )
+    resize: str | None = None  # how images become 32x32, a key of image_files.FITS; None: they are
     labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
     test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
     seed: int = 0  # of the key that chooses these
@@ -318,7 +316,7 @@ def _in_words(options: ImportOptions) -> str:
 
 
 def _name(source: Path, suggested: str) -> str:
-    """What to call a data set of which nobody says."""
+    """The default name of an imported data set."""
     endings = r"\.(zip|npz|npy|parquet|tar|tgz|tar\.gz)$"
     stem = suggested.lower() or re.sub(endings, "", source.resolve().name.lower())
     name = re.sub(r"[^a-z0-9_-]+", "-", stem).strip("-_")[:64]

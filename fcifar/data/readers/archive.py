@@ -1,6 +1,6 @@
 """Folders, zips and tars, read alike and without writing anything to the disk.
 
-Archives come from strangers. A member that points outside, that is no plain file, or that is
+Archives are not trusted. A member that points outside, that is not a plain file, or that is
 larger than any image or batch of images, is refused before it is read.
 """
 
@@ -97,7 +97,7 @@ def read(
         wanted: by path. Where the ending of a file says nothing, it is an image inside that is
             wanted.
         convert: ``(path, content) -> content``: what to keep of a file that is wanted, as soon as
-            it is read. Of a folder of large pictures, no more than one is in memory then.
+            it is read. Of a folder of large images, no more than one is in memory then.
         limit: bytes of all members; without it, more of them with ``convert`` than without.
 
     Raises:
@@ -153,7 +153,7 @@ def _gather(
         if total > most or count > COUNT_LIMIT:
             raise UsageError(
                 f"{source} has more than {most} bytes or {COUNT_LIMIT} files in it; "
-                "that is no set of 32x32 images, and larger ones are read with --resize"
+                "these are not 32x32 images, and larger ones need --resize"
             )
         if not name or any(part[0] == "." or part == "__MACOSX" for part in name.split("/")):
             continue

@@ -68,7 +68,7 @@ def read(files: Mapping[str, bytes]) -> Content:
     """The official Python version: batches with the keys ``data`` and ``labels``, and a meta file.
 
     Raises:
-        UsageError: a file is missing, holds something else, or is no harmless pickle.
+        UsageError: a file is missing, holds something else, or is not a pickle of plain data.
     """
     _require(files, (META, *TRAIN, TEST))
     names = _names(META, files[META], "label_names")

@@ -332,7 +332,7 @@ def class_names(names: np.ndarray | None, labels: Sequence[torch.Tensor]) -> tup
 
 
 def _check_letters(names: np.ndarray) -> None:
-    """Refuse what is no text: numpy would make some of any numbers, and Python cannot bear it."""
+    """Refuse invalid text: numpy accepts any code points, which Python cannot encode."""
     try:
         names.tobytes().decode("utf-32-be" if names.dtype.str[0] == ">" else "utf-32-le")
     except ValueError as error:

@@ -56,7 +56,7 @@ def load_pickle(name: str, data: bytes, steps: int = STEPS) -> dict[str, Any]:
         raise UsageError(f"{name} {error}; it is not an official CIFAR file") from error
     except _MALFORMED as error:
         raise UsageError(
-            f"{name} is no readable pickle ({reason(error)}); get a fresh copy of it"
+            f"{name} is not a readable pickle ({reason(error)}); get a fresh copy of it"
         ) from error
 
 
@@ -187,7 +187,7 @@ def _check_opcodes(data: bytes, steps: int) -> None:
     Storing at a high memo index makes a table of that length. A tuple that holds a tuple twice,
     which holds a tuple twice, and so on, takes for ever to hash as the key of a dict; one that is
     deep exhausts the stack. A long text that is used again can be copied each time. So tuples are
-    few, as is all else, and only short texts and what is no tuple can be used again.
+    few, as is all else, and only short texts and objects other than tuples can be memoised.
     """
     stored: dict[int, bool] = {}  # memo index: may be used again
     tuples, reusable = 0, False  # reusable: the value on top of the stack

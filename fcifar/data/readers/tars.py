@@ -20,7 +20,7 @@ _OCTAL = re.compile(rb" *([0-7]*)(?:[ \0].*)?", re.DOTALL)
 
 
 class NoTarError(ValueError):
-    """The first block is no header."""
+    """The first block is not a header."""
 
 
 class Entry(NamedTuple):
@@ -38,7 +38,7 @@ def entries(stream: io.BufferedIOBase, limit: int) -> Iterator[Entry]:
     At the end, ``stream`` is read out: a compressed one has its checksum there.
 
     Raises:
-        NoTarError: this is no tar at all.
+        NoTarError: this is not a tar file.
         ValueError or EOFError: it is damaged, or goes on for more than ``limit`` bytes.
     """
     reader = _Reader(stream, limit)

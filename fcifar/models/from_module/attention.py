@@ -39,7 +39,7 @@ def attend(
 
 
 def as_added(mask: Tensor | None, like: Tensor, *, hidden: bool) -> Tensor | None:
-    """A mask as what is added to scores. Where one of booleans is ``hidden``, nobody looks."""
+    """A mask as values to add to the scores. A boolean mask hides where it equals ``hidden``."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     zeros = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
@@ -104,7 +104,7 @@ def multi_head(
 
     Args:
         query: [L, B, E]; ``key`` and ``value`` are [S, B, ...].
-        attn_mask: True where nobody looks, or what is added to the scores; [L, S] or
+        attn_mask: True where attention is masked, or values to add to the scores; [L, S] or
             [B * heads, L, S]. With ``is_causal`` it says which, and must be there as in torch.
 
     Raises:

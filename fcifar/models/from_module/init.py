@@ -159,7 +159,7 @@ class Made(TorchDispatchMode):
             self._take(args[0] if args else kwargs["size"])
         if torch.Tag.nondeterministic_seeded not in func.tags:
             result = func(*args, **kwargs)
-            # What nobody writes to after this is not a number, and found to be none.
+            # Memory that is not written afterwards stays NaN, and is detected.
             return result.fill_(math.nan) if name in _EMPTY and _is_here(result) else result
         if name not in _DRAWS:
             raise ValueError(f"it draws by {name}, which has no keyed form here")

@@ -40,7 +40,7 @@ def make(paths: Sequence[Path], root: Path) -> str:
         An HTML document.
 
     Raises:
-        UsageError: one is no run, or has not come to its end; or there are too many.
+        UsageError: one is not a finished run, or there are too many.
         ExternalError: a file of one is damaged.
     """
     try:
@@ -83,7 +83,7 @@ def _of_run(run: Run, root: Path) -> str:
             ),
             Part("calibration", "Calibration", [results.reliability(run)]),
             Part("hardest", "Hardest images", [_hardest([run], root)]),
-            Part("clocks", "Clocks", [results.clocks([run])]),
+            Part("timings", "Timings", [results.timings([run])]),
             Part("reproduce", "How to reproduce it", [reproduction.of_run(run)]),
             Part("environment", "Environment", [reproduction.environment([("", run.manifest)])]),
         ],
@@ -119,7 +119,7 @@ def _of_runs(runs: Sequence[Run], root: Path) -> str:
                 ],
             ),
             Part("hardest", "Hardest images", [_hardest(runs, root)]),
-            Part("clocks", "Clocks", [results.clocks(runs)]),
+            Part("timings", "Timings", [results.timings(runs)]),
             Part("reproduce", "How to reproduce it", [reproduction.of_runs(runs)]),
             Part(
                 "environment",
@@ -157,7 +157,7 @@ def _of_group(path: Path, root: Path) -> str:
             Part("classes", "Classes", _classes(together, which)),
             Part("hardest", "Hardest images", [_hardest(runs, root)]),
             Part("settings", "Settings", [settings.of_group(runs, summary["swept"])]),
-            Part("clocks", "Clocks", [groups.clocks(summary)]),
+            Part("timings", "Timings", [groups.timings(summary)]),
             Part("reproduce", "How to reproduce it", [reproduction.of_group(path, asked, runs)]),
             Part("environment", "Environment", [reproduction.environment([("", asked)])]),
         ],

@@ -46,7 +46,7 @@ def typed_command(argv: Any) -> str | None:
 
 
 def check_commands(path: Path) -> list[str]:
-    """Commands for whoever has the run or the group at ``path``."""
+    """Commands that check the run or the group at ``path``."""
     return [shlex.join(["fcifar", command, str(path)]) for command in ("verify", "reproduce")]
 
 

@@ -224,7 +224,7 @@ def members(summary: Mapping[str, Any]) -> Html:
     return table("Every run", head, rows, wide=True)
 
 
-def clocks(summary: Mapping[str, Any]) -> Html:
+def timings(summary: Mapping[str, Any]) -> Html:
     """How long the group took."""
     how = "one after another" if summary["method"] == "loop" else "all at once, by vmap"
     rows = [
@@ -233,7 +233,7 @@ def clocks(summary: Mapping[str, Any]) -> Html:
         ("compiling", seconds(summary["compile_seconds"])),
         ("from the start of the process", seconds(summary["process_seconds"])),
     ]
-    return table("Clocks", ("", ""), rows)
+    return table("Timings", ("", ""), rows)
 
 
 def _mean(figures: Mapping[str, Any] | None) -> str:

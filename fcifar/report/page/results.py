@@ -1,4 +1,4 @@
-"""What came out, on a page: figures, classes, confusions, calibration, clocks."""
+"""What came out, on a page: figures, classes, confusions, calibration, timings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ _CLOCKS = (
     ("valid_seconds", "validation"),
     ("eval_seconds", "evaluation"),
     ("safeguard_seconds", "digests and checkpoints"),
-    ("convention_seconds", "the field's clock: training and evaluation, warm"),
+    ("convention_seconds", "train + eval time, warm"),
     ("process_seconds", "from the start of the process"),
 )
 
@@ -213,7 +213,7 @@ def _mean(run: Run) -> str:
     return percent(run.report.get("mean_confidence"), 1)
 
 
-def clocks(runs: Sequence[Run]) -> Html:
+def timings(runs: Sequence[Run]) -> Html:
     """How long everything took, a column for each run."""
     rows = [
         (name, *(seconds(run.report.get(key)) for run in runs))
@@ -222,7 +222,7 @@ def clocks(runs: Sequence[Run]) -> Html:
     ]
     rows.append(("images/s in training", *(f"{r.report['images_per_second']:,.0f}" for r in runs)))
     head = ("", *(run.name if len(runs) > 1 else "time" for run in runs))
-    return table("Clocks", head, rows)
+    return table("Timings", head, rows)
 
 
 def loss(value: float | None) -> str:

@@ -18,7 +18,7 @@ def of_run(run: Run) -> Html:
     now, base = recipe_values(run.config), base_values(run.config)
     parts = []
     if base is None:
-        parts.append(tag("p", f"{name} is no recipe of this version of fcifar."))
+        parts.append(tag("p", f"This version of fcifar has no recipe {name}."))
     elif changes := [key for key in now if now[key] != base.get(key)]:
         rows = [(key, shown(now[key]), shown(base.get(key, "-"))) for key in changes]
         parts.append(table(f"Changed from the recipe {name}", ("setting", "here", "recipe"), rows))
