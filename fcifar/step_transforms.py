@@ -238,7 +238,7 @@ def _compile(function: Any) -> Callable[[Any, Any], Any]:
 
     return torch.compile(
         function,
-        backend=kernels.backend,
+        backend=kernels.step_backend,
         fullgraph=True,
         dynamic=False,
         options={"guard_filter_fn": keep_those_on_arguments},

@@ -104,6 +104,7 @@ def test_what_the_wheel_says_of_itself(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         entries = archive.read(f"{TAG}.dist-info/entry_points.txt").decode()
     assert "fcifar = fcifar.cli:main" in entries
+    assert "[torch_dynamo_backends]\nfcifar = fcifar.kernels:backend" in entries
 
 
 def test_the_classifiers_are_those_that_exist(wheel: Path) -> None:
@@ -151,6 +152,15 @@ def test_it_trains_outside_the_checkout(installed: Path, tmp_path: Path) -> None
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["environment"]["git_commit"] is None  # it was not the checkout's
     assert Path(manifest["argv"][0]).is_relative_to(installed)
+
+
+def test_torch_finds_the_backend_by_its_name(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "look.py").write_text(
+        "import torch._dynamo as d; print(d.list_backends(), d.lookup_backend('fcifar').__module__)"
+    )
+    found = run("look", cwd=tmp_path, path=installed)
+    assert "'fcifar'" in found
+    assert found.split()[-1] == "fcifar.kernels.lowering"
 
 
 def run(*words: object, cwd: Path, path: Path) -> str:

@@ -9,12 +9,14 @@ Our kernels do not. There are two kinds, for the CPU alone:
 * ``wide_conv``: wide ones, of up to 512 channels, in bfloat16, backward; forward the library does
   them well, and ``max_pool`` the pool.
 
-``pairs`` finds such convolutions in the graph of a compiled step, and ``lowering`` puts the kernels
-there. Models stay as they are written, and everything that is not compiled, or not on an x86
-processor with AVX-512, runs as PyTorch runs it.
+``pattern`` finds such convolutions in a compiled graph, and ``lowering`` puts the kernels there.
+Models stay as they are written, and everything that is not compiled, or not on an x86 processor
+with AVX-512, runs as PyTorch runs it.
+
+``torch.compile(module, backend="fcifar")`` gives the kernels to any ``nn.Module``.
 """
 
 from fcifar.kernels.build import why_not
-from fcifar.kernels.lowering import backend
+from fcifar.kernels.lowering import backend, step_backend
 
-__all__ = ["backend", "why_not"]
+__all__ = ["backend", "step_backend", "why_not"]

@@ -1,7 +1,7 @@
 """Puts our kernels into a compiled graph, where a convolution has a max-pool behind it.
 
-``torch.compile`` hands over a step as one graph of elementary operations. In it, every pair that
-``pairs`` finds becomes
+``torch.compile`` hands over a step as one graph of elementary operations, or of a module the joint
+graph of its forward and backward pass. In it, every pair that ``pattern`` finds becomes
 
     conv_pool and conv_pool_backward                  in float32, if it is small
     conv_pool and conv_pool_backward_each             there, where each image has its own gradient
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -25,7 +26,25 @@ aten = torch.ops.aten
 
 
 def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """A backend for ``torch.compile``: its own, inductor, and our kernels where they fit."""
+    """A backend for ``torch.compile``: inductor, with the kernels of this package.
+
+    ``torch.compile(module, backend="fcifar")`` finds it by its entry point. The kernels are put
+    into the joint graph of the forward and backward pass, before autograd divides it. A ReLU
+    between a convolution and its max-pool is moved behind the pool first, which changes no value:
+    the maximum commutes with ``relu``, and so do their gradients.
+    """
+    pool_before_relu(graph.graph)
+    graph.recompile()
+    return _compile(graph, inputs, ["joint_custom_pre_pass", "post_grad_custom_pre_pass"])
+
+
+def step_backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+    """The backend of ``compile_step``, whose graph has the gradients in it already."""
+    return _compile(graph, inputs, ["post_grad_custom_pre_pass"])
+
+
+def _compile(graph: fx.GraphModule, inputs: Sequence[Any], places: Sequence[str]) -> Any:
+    """Compile by inductor, with ``fuse`` as a custom pass at the given places in its pipeline."""
     from torch._inductor.compile_fx import compile_fx
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
@@ -33,8 +52,42 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
     patches |= build.prepare_cache()
     if not on_cpu or build.why_not() is not None:
         return compile_fx(graph, inputs, config_patches=patches)
-    patches["post_grad_custom_pre_pass"] = _make_pass()
+    patches |= {place: _make_pass() for place in places}
     return compile_fx(graph, inputs, decompositions=_Table(), config_patches=patches)
+
+
+def pool_before_relu(graph: fx.Graph) -> int:
+    """Move each ReLU between a convolution and a max-pool behind the pool; how many there were.
+
+    Args:
+        graph: of functions of torch, as a backend is given it.
+    """
+    moved = 0
+    for pool in [node for node in graph.nodes if node.target in _MAX_POOLS]:
+        relu: Any = pool.args[0] if pool.args else pool.kwargs["input"]
+        if pool.kwargs.get("return_indices") or len(pool.args) > _RETURN_INDICES:
+            continue
+        if not _is_relu(relu) or len(relu.users) > 1:
+            continue
+        source: Any = relu.args[0] if relu.args else relu.kwargs["input"]
+        if source.target not in _CONVOLUTIONS or len(source.users) > 1:
+            continue
+        pool.replace_input_with(relu, source)
+        with graph.inserting_after(pool):
+            behind = graph.call_function(F.relu, (pool,))
+        pool.replace_all_uses_with(behind, delete_user_cb=lambda user, own=behind: user is not own)
+        graph.erase_node(relu)
+        moved += 1
+    return moved
+
+
+def _is_relu(node: fx.Node) -> bool:
+    return node.target in ((F.relu, torch.relu) if node.op == "call_function" else ("relu",))
+
+
+_MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
+_CONVOLUTIONS = (F.conv2d, torch.conv2d)
+_RETURN_INDICES = 6  # its place among the arguments of max_pool2d
 
 
 def _make_pass() -> Any:

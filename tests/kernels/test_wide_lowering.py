@@ -145,7 +145,7 @@ def test_a_compiled_step_agrees_with_the_step() -> None:
     original = lowering.fuse
     with pytest.MonkeyPatch.context() as patch, config.patch(fx_graph_cache=False):
         patch.setattr(lowering, "fuse", lambda graph: seen.append(graph) or original(graph))
-        compiled = torch.compile(step, backend=lowering.backend)(params, x)
+        compiled = torch.compile(step, backend=lowering.step_backend)(params, x)
     found = [n.target for graph in seen for n in graph.nodes]
     assert wide_conv_backward in found
     expected = step(params, x)
