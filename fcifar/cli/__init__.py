@@ -70,7 +70,7 @@ def main() -> None:
     # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
-        with plugins.importable():
+        with plugins.importable(sys.argv[1:]):
             words = list(map(_at_home, sys.argv[1:]))
             status = app(words, standalone_mode=False)
     except UsageError as error:

@@ -306,6 +306,35 @@ def test_a_module_that_fails_is_one_line(
     assert done.err.count("\n") == 1
 
 
+@pytest.fixture
+def plugin(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A distribution that declares the module ``own`` as a plugin."""
+    about = tmp_path / f"dist_{own}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dist-{own}\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[fcifar.plugins]\nmine = {own}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield own
+    sys.modules.pop(own, None)
+
+
+def test_an_installed_plugin_adds_its_entries(fcifar, plugin: str, tmp_path: Path) -> None:
+    register = "from fcifar import optim\noptim.register('plugin-sgd', optim.sgd)\n"
+    (tmp_path / f"{plugin}.py").write_text(register)
+    done = fcifar("recipes", "parts")
+    assert done.status == 0, done.err
+    assert "plugin-sgd" in done.out
+
+
+def test_a_plugin_that_fails_is_one_line(fcifar, plugin: str, tmp_path: Path) -> None:
+    (tmp_path / f"{plugin}.py").write_text("1 / 0")
+    done = fcifar("recipes")
+    assert (done.status, done.err.count("\n")) == (2, 1)
+    assert f"the package dist-{plugin} has the plugin '{plugin}', which cannot be" in done.err
+    assert "division by zero" in done.err
+    assert fcifar("recipes", "--help").status == 0
+
+
 LATE = """
 import torch
 from torch import nn
