@@ -8,9 +8,9 @@ with a 99 % bootstrap interval (both lists drawn again, 4,000 times). It moved i
 on one side of 1 and the ratio is more than --least percent away from it. Below five figures on
 either side the interval is little more than their range, and the verdict "too few" says so.
 
-The interval knows the noise within a record, and not the mood that the machine was in. Between
+The interval covers the noise within a record, not drift between records. Between
 records of different days give --relative-to NAME: then each implementation's figures are first
-divided by those of NAME, of the same repetition in the same group, and moods cancel.
+divided by those of NAME, of the same repetition in the same group, so that drift cancels.
 """
 
 import argparse

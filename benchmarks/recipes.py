@@ -91,7 +91,7 @@ def main() -> None:
     options = parser.parse_args()
     names = options.recipe or [recipe.name for recipe in TUTORIALS]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    # Seed by seed, so that a mood of the machine does not fall on one recipe alone.
+    # Seed by seed, which spreads drift of the machine over the recipes.
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for name in names:
             results[name].append(run(name, seed, options.dataset))

@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent.parent / "bench_results"
 
 
 def median(values: list[float]) -> float:
-    """The median, for the machine has moods."""
+    """The median, because timings are noisy."""
     return statistics.median(values)
 
 

@@ -1,4 +1,4 @@
-"""The two ways a command can fail, and how a message shows what came from outside.
+"""The two kinds of errors, and how messages show values from outside.
 
 Each message is one line that says what was given, what is accepted and what to do.
 """
@@ -13,11 +13,11 @@ _NAMES, _FIRST = 20, 8  # how many names are shown, and how many of more than th
 
 
 class UsageError(ValueError):
-    """The request cannot be carried out as it was made. The command line exits with 2."""
+    """Invalid request. The command line exits with 2."""
 
 
 class ExternalError(RuntimeError):
-    """Disk, network or a damaged file stood in the way. The command line exits with 1."""
+    """I/O, network or corrupt-file error. The command line exits with 1."""
 
 
 class DamagedError(ExternalError):

@@ -99,10 +99,10 @@ def sum_flat(tensors: Sequence[Tensor], *, sum_vector: Callable[[Tensor], Tensor
 class _AllReduce(torch.autograd.Function):
     """The sum of a vector over all ranks.
 
-    If a value z on each rank depends on the sum of what the ranks put in, what a rank put in is
-    answerable for a part of every z: the gradient of the sum of all z is the sum of the gradients.
+    The transpose of an all-reduce sum is an all-reduce sum: a term of the sum enters the results of
+    all ranks, so that its gradient is the sum of their gradients.
 
-    A class of its own, for torch's gradient of this operation does not work under ``torch.func``.
+    A separate class because torch's gradient of this operation does not work under ``torch.func``.
     """
 
     @staticmethod

@@ -60,7 +60,7 @@ class TrainState(NamedTuple):
 
 
 class EvalOutput(NamedTuple):
-    """What a model makes of each example."""
+    """Per-example loss, correctness and logits."""
 
     loss: Tensor  # [B]
     correct: Tensor  # bool [B]

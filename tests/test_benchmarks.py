@@ -231,7 +231,7 @@ def test_the_interval_holds_the_ratio_and_is_the_same_each_time() -> None:
     assert low == high == 1.5
 
 
-def test_a_mood_of_the_machine_cancels_beside_a_yardstick() -> None:
+def test_noise_of_the_machine_cancels_beside_a_reference() -> None:
     mood = [1.0, 1.3, 0.8, 1.1, 1.5, 0.9, 1.2]
 
     def at(pace: float, ours: float) -> dict[str, Any]:

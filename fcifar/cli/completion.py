@@ -1,4 +1,4 @@
-"""What a shell offers after a tab. None of it needs torch, for a person waits."""
+"""Shell completion. Must not import torch, so that it stays fast."""
 
 import typer
 

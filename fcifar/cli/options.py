@@ -115,5 +115,5 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
 Debug = Annotated[
     bool,
-    typer.Option("--debug", help="With an error, show where it arose.", rich_help_panel=OUTPUT),
+    typer.Option("--debug", help="Show the traceback on errors.", rich_help_panel=OUTPUT),
 ]

@@ -7,7 +7,7 @@ import typer
 
 from fcifar.cli import completion, options
 
-_RECIPE = "Instead of what the recipe says"
+_RECIPE = "Recipe overrides"
 _LENGTH, _DESCENT, _IMAGES = (f"{_RECIPE}: {what}" for what in ("length", "optimizer", "images"))
 _PANELS = {
     **dict.fromkeys(("--batch-size", "--drop-last/--keep-last", "--log-every"), _LENGTH),
@@ -32,7 +32,7 @@ _PANELS = {
         _IMAGES,
     ),
 }
-_SAFETY = "How to keep the run safe"
+_SAFETY = "Checkpoints"
 _MANY = "Many at once"
 
 
@@ -62,13 +62,13 @@ Dataset = Annotated[
 ]
 Model = Annotated[
     str | None,
-    _override("--model", "See fcifar recipes parts; or MODULE:FACTORY, a network of yours."),
+    _override("--model", "See fcifar recipes parts; or MODULE:FACTORY, a model of yours."),
 ]
 Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Train through torch.compile: seconds to start, then fast.",
+        help="Compile the training step with torch.compile.",
         show_default="the recipe's",
     ),
 ]
@@ -101,7 +101,7 @@ Epochs = Annotated[
         rich_help_panel=_LENGTH,
     ),
 ]
-BatchSize = Annotated[int | None, _override("--batch-size", "Images a step.")]
+BatchSize = Annotated[int | None, _override("--batch-size", "Images per step.")]
 LearningRate = Annotated[
     float | None,
     typer.Option(
@@ -113,14 +113,16 @@ LearningRate = Annotated[
     ),
 ]
 Optimizer = Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")]
-Momentum = Annotated[float | None, _override("--momentum", "Of sgd, in [0, 1).")]
+Momentum = Annotated[float | None, _override("--momentum", "Momentum of sgd, in [0, 1).")]
 Nesterov = Annotated[
     bool | None, _override("--nesterov/--no-nesterov", "Nesterov's form of momentum.")
 ]
 WeightDecay = Annotated[
     float | None, _override("--weight-decay", "L2 penalty; decoupled for adamw.")
 ]
-ClipNorm = Annotated[float | None, _override("--clip-norm", "Largest gradient norm; 0 for any.")]
+ClipNorm = Annotated[
+    float | None, _override("--clip-norm", "Largest gradient norm; 0 disables clipping.")
+]
 DpClip = Annotated[
     float | None,
     _override("--dp-clip", "Private training: largest gradient norm of an image."),
@@ -129,9 +131,7 @@ DpNoise = Annotated[float | None, _override("--dp-noise", "Its noise, in parts o
 Schedule = Annotated[
     str | None, _override("--schedule", "Learning rate: constant, linear or cosine.")
 ]
-WarmupSteps = Annotated[
-    int | None, _override("--warmup-steps", "Steps from 0 to the learning rate.")
-]
+WarmupSteps = Annotated[int | None, _override("--warmup-steps", "Linear warm-up, in steps.")]
 Augment = Annotated[
     str | None,
     _override("--augment", "Such as random_flip,random_crop:4; none for none."),
@@ -141,33 +141,37 @@ ClassWeights = Annotated[
     _override("--class-weights", "none, or balanced: rare classes weigh more in the loss."),
 ]
 ValidFraction = Annotated[
-    float | None, _override("--valid-fraction", "Of the training images, to choose by.")
+    float | None, _override("--valid-fraction", "Fraction of the training images held out.")
 ]
 Stratify = Annotated[
     bool | None, _override("--stratify/--no-stratify", "Hold out the same part of each class.")
 ]
 Patience = Annotated[
-    int | None, _override("--patience", "Epochs without a lower validation loss; 0: no end.")
+    int | None, _override("--patience", "Early stopping: epochs without improvement; 0: off.")
 ]
 RestoreBest = Annotated[
     bool | None,
-    _override("--restore-best/--keep-last-epoch", "End with the lowest validation loss."),
+    _override(
+        "--restore-best/--keep-last-epoch", "Keep the model with the lowest validation loss."
+    ),
 ]
-Dropout = Annotated[float | None, _override("--dropout", "Of a network that has it.")]
-Hidden = Annotated[int | None, _override("--hidden", "Hidden units of a network.")]
+Dropout = Annotated[
+    float | None, _override("--dropout", "Dropout probability, if the model has any.")
+]
+Hidden = Annotated[int | None, _override("--hidden", "Hidden units of the model.")]
 DropLast = Annotated[
-    bool | None, _override("--drop-last/--keep-last", "Leave out a last short batch.")
+    bool | None, _override("--drop-last/--keep-last", "Drop the last incomplete batch of an epoch.")
 ]
 LogEvery = Annotated[int | None, _override("--log-every", "Steps between log points.")]
 Tta = Annotated[
-    str | None, _override("--tta", "none, mirror or translate: several views of a test image.")
+    str | None, _override("--tta", "Test-time augmentation: none, mirror or translate.")
 ]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Any other value of a recipe or option of its network.",
+        help="Any other field of a recipe, or option of its model.",
         show_default=False,
         rich_help_panel=_RECIPE,
     ),
@@ -177,7 +181,7 @@ Replicas = Annotated[
     typer.Option(
         "--replicas",
         metavar="N",
-        help="Train N seeds, from --seed on, and sum up.",
+        help="Train N seeds, from --seed on, and summarize.",
         show_default=False,
         rich_help_panel=_MANY,
     ),
@@ -197,7 +201,7 @@ ReplicaMethod = Annotated[
     typer.Option(
         "--replica-method",
         metavar="auto|loop|vmap",
-        help="One run after another, or all as one more axis of each tensor.",
+        help="Train one run after another, or all at once by vmap.",
         show_default="auto",
         rich_help_panel=_MANY,
     ),

@@ -57,7 +57,7 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
         fitting_models = list(match_state_dict.fitting_models(found, len(CIFAR10)))
         hint = f"; its names and shapes are those of {fitting_models[0]}" if fitting_models else ""
         raise UsageError(
-            f"{path} does not say which network it holds{hint}; give --model "
+            f"{path} does not record its model{hint}; pass --model "
             f"{fitting_models[0] if fitting_models else 'NAME'} or --recipe NAME"
         )
     return Saved(path, recipe, found)

@@ -103,7 +103,7 @@ def writing(path: Path, observe: Observe) -> Iterator[Observe]:
             for run in _runs(path):
                 name = "" if run == path else run.name
                 if not failed and name not in begun and (run / run_dir.METRICS).exists():
-                    begin(name)  # it had come to its end before
+                    begin(name)  # it was finished before
     finally:
         with guarded():
             close()

@@ -1,4 +1,4 @@
-"""Different transformations for different leaves, and leaves that stand still."""
+"""Per-group transformations, and freezing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

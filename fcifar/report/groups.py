@@ -27,7 +27,7 @@ _LARGEST_GRID = 20  # values on a side of a picture; the table has all
 
 
 def draw(path: Path) -> list[Path]:
-    """Fill ``plots/`` of a group that has come to its end.
+    """Fill ``plots/`` of a finished group.
 
     ``curves.png`` always; ``spread.png`` where a cell has two networks or more; ``sweep.png`` where
     one or two values are swept.

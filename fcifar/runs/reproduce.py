@@ -49,7 +49,7 @@ class Original(NamedTuple):
     config: RunConfig
     records: list[dict[str, Any]]
     checkpoints: dict[int, Path]  # those that are whole, by step
-    report: dict[str, Any] | None  # None for a run that has not come to its end
+    report: dict[str, Any] | None  # None for an unfinished run
     damaged: list[str]  # files that are not as they were written
     changes: list[Change]  # of the environment since then
 

@@ -116,7 +116,7 @@ def train(
         ended = has_ended if rows else lambda run, _: run_dir.is_finished(run)
         active = [one for one in runs if not (resume and ended(one.run, one.config))]
         if not active:
-            observe(Noted(f"{run} had come to its end already"))
+            observe(Noted(f"{run} is finished already"))
             return {} if rows else run_dir.read_report(run)
         if axis.rank == 0:
             for one in active:

@@ -36,13 +36,13 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
     highest accuracy on validation images, or None where none were held out.
 
     Raises:
-        ExternalError: no member came to its end.
+        ExternalError: no run finished.
     """
     members = [_of_member(path, member) for member in sweep.trials]
     ended = [member for member in members if "failed" not in member]
     if not ended:
         raise ExternalError(
-            f"no run of {path} came to its end: {members[0]['failed']}; see "
+            f"no run of {path} finished: {members[0]['failed']}; see "
             f"{path / members[0]['name'] / run_dir.NONFINITE}"
         )
     points = itertools.groupby(members, lambda member: str(member["changes"]))

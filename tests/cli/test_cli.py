@@ -236,7 +236,7 @@ def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
     plots = tmp_path / "run" / "plots"
     (plots / "confusion.png").unlink()
     again = fcifar("train", "--resume", "run", "--json")
-    assert "run had come to its end already" in again.err
+    assert "run is finished already" in again.err
     assert json.loads(again.out) == json.loads(trained.out)
     assert (plots / "confusion.png").exists(), "as after a crash while they were drawn"
     (tmp_path / "run/report.json").unlink()

@@ -1,4 +1,4 @@
-"""Groups of leaves with optimizers of their own, and leaves that stand still."""
+"""Per-group transformations, and freezing."""
 
 from typing import Any, NamedTuple
 

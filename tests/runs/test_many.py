@@ -137,7 +137,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(
     run = tmp_path / "run"
     stopped = sweep.train(run, asked, dataset, stop=after(steps))
     if method == "vmap" and steps == 30:
-        assert digests(stopped) == digests(whole)  # it had come to its end
+        assert digests(stopped) == digests(whole)  # it was finished
         return
     assert isinstance(stopped, loop.Interrupted)
     assert stopped.signum == 15
@@ -211,9 +211,7 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(
 def test_a_group_of_which_nothing_ends_says_so(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
-    with pytest.raises(
-        ExternalError, match=r"no run of .* came to its end: the loss was not finite"
-    ):
+    with pytest.raises(ExternalError, match=r"no run of .* finished: the loss was not finite"):
         sweep.train(tmp_path, ask(changes={"learning_rate": 1e20}), dataset)
 
 

@@ -171,7 +171,7 @@ def strip_chart(strips: Sequence[Strip], *, title: str, x_name: str) -> Html:
     ends = [end for strip in strips if strip.interval for end in strip.interval]
     values = [*ends, *(value for strip in strips for value in strip.values)]
     if not values:
-        return tag("p", "no run came to its end", class_="note")
+        return tag("p", "no run finished", class_="note")
     x = _scale(min(values), max(values), 12.0, WIDTH - 12.0, room=0.04)
     bottom = ROW_TOP + ROW * len(strips)
     parts = []

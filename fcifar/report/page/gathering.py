@@ -25,7 +25,7 @@ _NEEDED = (
 
 
 class Run(NamedTuple):
-    """A run that has come to its end."""
+    """A finished run."""
 
     name: str  # A, B and so on
     path: Path
@@ -53,7 +53,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Everything about runs.
 
     Raises:
-        UsageError: one is not a run directory, or has not come to its end.
+        UsageError: one is not a run directory, or is not finished.
         ExternalError: a file is damaged.
     """
     names = itertools.islice(letters(), len(paths))
@@ -64,8 +64,7 @@ def _read(path: Path, name: str) -> Run:
     config = read_config(path)
     if not (path / run_dir.REPORT).exists():
         raise UsageError(
-            f"{path} has not come to its end; continue it with "
-            f"fcifar train --resume {shlex.quote(str(path))}"
+            f"{path} is not finished; resume it with fcifar train --resume {shlex.quote(str(path))}"
         )
     report = run_dir.read_report(path)
     if missing := [name for name in _NEEDED if name not in report]:

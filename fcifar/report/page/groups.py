@@ -20,7 +20,7 @@ def headline(summary: Mapping[str, Any]) -> Html:
         return tiles(_of_replicas(cells[0]))
     best = next((cell for cell in cells if cell["name"] == summary["best"]), None)
     ended = sum(len(cell["runs"]) for cell in cells)
-    runs = ("runs", ended, f"of {len(summary['members'])} came to their end")
+    runs = ("runs", ended, f"of {len(summary['members'])} finished")
     figures: list[tuple[object, object, object]] = [runs]
     if best is not None:
         tested = best["test_accuracy"]
@@ -38,8 +38,8 @@ def headline(summary: Mapping[str, Any]) -> Html:
             runs,
         ]
     note = (
-        "No images were held out, so none of the settings is chosen as the best: the test images "
-        "choose nothing."
+        "No images were held out, so no setting is selected as the best: no decision uses the "
+        "test set."
     )
     chosen = [] if best is not None or len(cells) == 1 else [tag("p", note, class_="note")]
     return join([tiles(figures), *chosen])
