@@ -108,7 +108,7 @@ def dp_gradient(
             _, (losses, logits, buffers) = objective(params, batch, key)
             if tree.leaves(buffers):
                 raise ValueError(
-                    "dp_gradient needs a network without buffers, for batch norm mixes the "
+                    "dp_gradient needs a model without buffers, for batch norm mixes the "
                     "examples of a batch; take lenet or conv3"
                 )
             return losses[0], logits[0]

@@ -206,7 +206,7 @@ def test_examples_are_taken_in_the_fewest_parts_of_one_size(monkeypatch) -> None
 def test_a_network_that_mixes_examples_is_refused(name: str, make_batch) -> None:
     model = make_model(name)
     assert models.mixes_examples(model)
-    with pytest.raises(ValueError, match="dp_gradient needs a network without buffers"):
+    with pytest.raises(ValueError, match="dp_gradient needs a model without buffers"):
         step_of(model, 1.0, 1.0)(start(model), make_batch())
 
 

@@ -32,7 +32,7 @@ def export(
             "--to",
             metavar="FILE",
             help="Its name says what it becomes: .pth, .safetensors, .onnx or .pt2 of the "
-            "network, .csv of the metrics.",
+            "model, .csv of the metrics.",
             dir_okay=False,
             callback=options.in_utf8,
             show_default=False,
@@ -67,7 +67,7 @@ def export(
     if any(given is not None for given in (asked, dataset, threads, data_dir)):
         raise UsageError(
             f"{to} takes a run's metrics, and --model, --recipe, --set, --dataset, --threads and "
-            "--data-dir are of networks; leave them out"
+            "--data-dir are of models; leave them out"
         )
     return _export_metrics(run, to, force, json)
 
@@ -90,7 +90,7 @@ def _export_network(
 
     if to.suffix.lower() not in exporting.FORMATS:
         raise UsageError(
-            f"--to is {to}; its name must end in {', '.join(exporting.FORMATS)} for the network, "
+            f"--to is {to}; its name must end in {', '.join(exporting.FORMATS)} for the model, "
             "or in .csv for the metrics"
         )
     exporting.check(to, force=force)

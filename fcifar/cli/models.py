@@ -23,7 +23,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="The network it is of, with mean and standard deviation 0.5.",
+        help="The model it is of, with mean and standard deviation 0.5.",
         show_default=False,
         rich_help_panel=_SAVED,
     ),
@@ -33,7 +33,7 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="Or the recipe with its network and normalisation.",
+        help="Or the recipe with its model and normalisation.",
         show_default=False,
         rich_help_panel=_SAVED,
     ),
@@ -43,7 +43,7 @@ Changes = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="An option of the network, or mean or std.",
+        help="An option of the model, or mean or std.",
         show_default=False,
         rich_help_panel=_SAVED,
     ),
@@ -71,7 +71,7 @@ def asked_recipe(
     from fcifar import recipes
 
     if model is not None and recipe is not None:
-        raise UsageError("--model and --recipe both name the network; give one of them")
+        raise UsageError("--model and --recipe both name the model; give one of them")
     if model is not None:
         name, start = model, {"name": model or "none", "model": model, "model_options": {}}
         base = recipes.Recipe(name="none")
@@ -79,7 +79,7 @@ def asked_recipe(
         base, start = recipes.get(recipe), {}
         name = base.model
     elif changes:
-        raise UsageError("--set is of the network in a state_dict; give --model or --recipe too")
+        raise UsageError("--set is of the model in a state_dict; give --model or --recipe too")
     else:
         return None
     options, any_other = recipes.options_of(name)
@@ -90,7 +90,7 @@ def asked_recipe(
         if equals and not takes_it:
             known = f"an option of {name} ({', '.join(options)}), " if options else ""
             raise UsageError(
-                f"--set {shown(key)} changes nothing of a trained network; give {known}mean or std"
+                f"--set {shown(key)} changes nothing of a trained model; give {known}mean or std"
             )
     return with_changes(base, changes or [], overrides=start)
 
@@ -109,7 +109,7 @@ def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | S
             load.load(path, None)  # is it there at all?
         raise UsageError(
             f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
-            "itself which network it holds; leave them out"
+            "itself which model it holds; leave them out"
         )
     return [load.load(path, asked) for path in paths]
 

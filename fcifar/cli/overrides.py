@@ -53,7 +53,7 @@ def with_changes(
             own = recipes.options_of(network)[0] if network in models.MODELS else []
             raise UsageError(
                 f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
-                f"network {shown(network)}; fcifar recipes show "
+                f"model {shown(network)}; fcifar recipes show "
                 f"{recipe.name if recipe.name in RECIPES else 'blitz'} lists the values"
                 f"{did_you_mean(name, [*values, *own])}"
             )

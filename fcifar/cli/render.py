@@ -44,7 +44,7 @@ def show_report(report: dict[str, Any]) -> None:
             ("test loss", f"{report['test_loss']:.4f}"),
             ("calibration", output.calibration(report)),
             ("mistakes", output.confusions(report) or "none"),
-            ("network", _chosen(report)),
+            ("model", _chosen(report)),
             (
                 "training",
                 f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, "
@@ -87,7 +87,7 @@ def ensemble_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     low, high = networks["interval95"]
     return [
         (
-            f"{networks['replicas']} networks",
+            f"{networks['replicas']} models",
             f"{output.percent(networks['mean_accuracy'], 2)} on average "
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
         ),
@@ -106,7 +106,7 @@ def _spread(figures: dict[str, Any]) -> str:
         f"{100 * figures['min_accuracy']:.2f} to {100 * figures['max_accuracy']:.2f} %, std "
         f"{100 * figures['std_accuracy']:.2f} points; independent errors alone give "
         f"{100 * figures['std_independent']:.2f}, and "
-        + (f"the networks' own is {100 * own:.2f}" if own > 0 else "no more than that is seen")
+        + (f"the models' own is {100 * own:.2f}" if own > 0 else "no more than that is seen")
     )
 
 
@@ -177,9 +177,9 @@ def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
     low, high = (output.percent(value, 2) for value in together["interval95"])
     real = together["std_distribution"]
     rest = (
-        f", and {100 * real:.2f} is real difference between the networks"
+        f", and {100 * real:.2f} is real difference between the models"
         if real > 0
-        else "; more than was seen, so no real difference between the networks shows"
+        else "; more than was seen, so no real difference between the models shows"
     )
     facts = [
         (
@@ -201,7 +201,7 @@ def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
         ("ensemble", f"{output.percent(together['ensemble_accuracy'], 2)}, of mean probabilities"),
         (
             "disagreement",
-            f"two networks differ on {output.percent(together['mean_disagreement'])} of the images",
+            f"two models differ on {output.percent(together['mean_disagreement'])} of the images",
         ),
     ]
     if cell["tta_accuracy"]:

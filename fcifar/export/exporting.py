@@ -117,7 +117,7 @@ def check(path: Path, *, force: bool) -> Format:
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise UsageError(
-            f"a network cannot be written as {one_line(path)}; its name must end in "
+            f"a model cannot be written as {one_line(path)}; its name must end in "
             f"{', '.join(FORMATS)}"
         )
     missing = [name for name in form.modules if importlib.util.find_spec(name) is None]
@@ -164,7 +164,7 @@ def export(
                 raise
             except Exception as error:  # converters fail in many ways, and none is ours to mend
                 raise ExternalError(
-                    f"{one_line(path)} is not written: as {form.name} this network cannot be "
+                    f"{one_line(path)} is not written: as {form.name} this model cannot be "
                     f"exported ({reason(error)}); choose another format"
                 ) from error
         agreement = compare(predict(network, runtime, images), found)

@@ -80,7 +80,7 @@ def match(
     if others and _unusual(others[0]) == _unusual((chosen, reading)):
         places = names_of([repr(_place(*each)) for each in ((chosen, reading), *others)])
         raise UsageError(
-            f"{source} holds several networks that fit, {places}; save the state_dict of one alone"
+            f"{source} holds several models that fit, {places}; save the state_dict of one alone"
         )
     values = {
         name: _converted(reading.tensors[name], leaf) if name in reading.tensors else leaf.clone()
@@ -165,7 +165,7 @@ def _misfit(reading: _Reading, expected: Mapping[str, Tensor]) -> str:
             return f"there is no {shown(name)} in it"
     return next(
         (
-            f"the network has no {shown(name)}"
+            f"the model has no {shown(name)}"
             for name in reading.tensors
             if name not in expected and not _is_counter(name)
         ),
@@ -257,7 +257,7 @@ def _advice(found: Sequence[StateDict], model: str, num_classes: int) -> str:
     options, any_other = recipes.options_of(model)
     how = f"by --set ({', '.join(options)})" if options else "by --set"
     how = f"the options that it was saved with, {how}, or " if options or any_other else ""
-    return f"no other network fits either; give {how}a data set with as many classes"
+    return f"no other model fits either; give {how}a data set with as many classes"
 
 
 def _like(model: Model) -> Variables:

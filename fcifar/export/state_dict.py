@@ -158,7 +158,7 @@ def _what_is_there(values: Any, source: str) -> str:
         if not _is_plain(value):
             return (
                 f"{source} holds {shown(name)} as a tensor of another kind than a plain one "
-                f"({shown(value.layout)}, {value.dtype}); save the float network's state_dict()"
+                f"({shown(value.layout)}, {value.dtype}); save the float model's state_dict()"
             )
     return f"{source} holds an empty dict and no state_dict; save net.state_dict()"
 

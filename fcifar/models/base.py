@@ -156,7 +156,7 @@ def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:
             skeleton = make_skeleton()
     except RuntimeError as error:  # a tensor of more bytes than 64 bits count
         raise ValueError(
-            f"the network would have more than 10**18 parameters; at most {LARGEST_MODEL:,} are "
+            f"the model would have more than 10**18 parameters; at most {LARGEST_MODEL:,} are "
             "accepted, so make it smaller"
         ) from error
     check_size(sum(parameter.numel() for parameter in skeleton.parameters()))
@@ -167,6 +167,6 @@ def check_size(count: int) -> None:
     """Raise a ValueError if a network has more than ``LARGEST_MODEL`` parameters."""
     if count > LARGEST_MODEL:
         raise ValueError(
-            f"the network would have {count:,} parameters; at most {LARGEST_MODEL:,} are accepted, "
+            f"the model would have {count:,} parameters; at most {LARGEST_MODEL:,} are accepted, "
             "so make it smaller"
         )

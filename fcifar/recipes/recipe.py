@@ -193,7 +193,7 @@ class Recipe:
             )
         if self.dp_clip and mixes_examples(model):
             raise UsageError(
-                f"dp_clip needs a network that looks at each image alone, and {self.model} has "
+                f"dp_clip needs a model that looks at each image alone, and {self.model} has "
                 "batch norm; take lenet or conv3"
             )
         if self.warmup_steps and self.warmup_fraction:

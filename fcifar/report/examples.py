@@ -21,10 +21,10 @@ IN_WORDS = {
     "margin": "margin of the true class's logit",
     "gradient_norm": "norm of the gradient",
     "error_norm": "norm of the error of the probabilities",
-    "error_rate": "share of networks that are wrong",
+    "error_rate": "share of models that are wrong",
     "disagreement": "share of pairs that disagree",
     "entropy": "entropy of the mean probabilities, nats",
-    "mean_entropy": "mean of the networks' entropies, nats",
+    "mean_entropy": "mean of the models' entropies, nats",
     "mutual_information": "mutual information, nats",
     "mean_loss": "mean loss, nats",
 }
@@ -77,18 +77,18 @@ def draw(
         wrong = networks - int(together.votes[row, examined.labels[row]])
         return f"{wrong} of {networks} wrong\n{_loss(together.mean_loss[row])}"
 
-    grid("hardest.png", hardest, errors, f"hardest for {networks} networks")
+    grid("hardest.png", hardest, errors, f"hardest for {networks} models")
     grid(
         "disputed.png",
         score_tables.most_disputed(together),
         lambda row: _votes(together.votes[row], classes),
-        f"most disputed among {networks} networks, with their votes",
+        f"most disputed among {networks} models, with their votes",
     )
     score_histograms(
         {IN_WORDS[name]: getattr(together, name) for name in OF_SEVERAL},
         together.correct,
         folder / "networks.png",
-        title=f"{title}: {networks} networks, and what they say together",
+        title=f"{title}: {networks} models, and what they say together",
     )
 
 

@@ -122,7 +122,7 @@ def spread(cells: Sequence[Mapping[str, Any]], file: Path, *, title: str) -> Pat
         11.0,
         tall,
         f"{title}: test accuracy over seeds",
-        "dots are networks, the bar is the 95 % interval of their mean",
+        "dots are models, the bar is the 95 % interval of their mean",
     )
     low, high = 0.62 / tall, (tall - 1.0) / tall
     left = 0.03 + 0.0085 * max(len(cut(_label(cell), 30)) for cell in cells)

@@ -37,7 +37,7 @@ def draw(run: Path, dataset: Dataset) -> None:
         dataset.train_labels[rows],
         dataset.classes,
         folder / "training_batch.png",
-        heading=f"{title}: training images as the network sees them",
+        heading=f"{title}: training images as the model sees them",
     )
     examples, labels = read_predictions(run / run_dir.PREDICTIONS)
     test = Batch(dataset.test_images, labels)

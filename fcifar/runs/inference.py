@@ -123,7 +123,7 @@ def rows_of(network: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
     """
     if dataset.classes != network.classes:
         raise UsageError(
-            f"{dataset.name} has the classes {names_of(dataset.classes)}, but the network knows "
+            f"{dataset.name} has the classes {names_of(dataset.classes)}, but the model knows "
             f"{names_of(network.classes)}; choose a data set with the same classes"
         )
     if split not in ("test", "train", "valid"):
@@ -134,7 +134,7 @@ def rows_of(network: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
         return split, slice(None)
     if not network.dataset:
         raise UsageError(
-            "--split valid is what training held out, and this network does not say what that "
+            "--split valid is what training held out, and this model does not say what that "
             "was; use --split test"
         )
     if dataset.digest != network.dataset_digest or not network.recipe.valid_fraction:

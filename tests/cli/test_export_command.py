@@ -85,14 +85,14 @@ def test_mistakes_are_one_line_and_leave_nothing(fcifar, tmp_path: Path) -> None
     (tmp_path / "there.pth").write_bytes(b"mine")
     (tmp_path / "there.csv").write_bytes(b"mine")
     for words, message in (
-        (("run", "--to", "x.h5"), ".pth, .safetensors, .onnx, .pt2 for the network, or in .csv"),
+        (("run", "--to", "x.h5"), ".pth, .safetensors, .onnx, .pt2 for the model, or in .csv"),
         (("run", "--to", "there.pth"), "there.pth is there already; choose another name, or give"),
         (("run", "--to", "there.csv"), "there.csv is there already; choose another name, or give"),
         (("nowhere", "--to", "x.pth"), "there is no nowhere"),
         (("nowhere", "--to", "x.csv"), "nowhere is not a run directory"),
         (("run",), "Missing option '--to'"),
         (("run", "--to", "x.csv", "--model", "lenet"), "leave them out"),
-        (("run", "--to", "x.pth", "--model", "lenet"), "run says itself which network it holds"),
+        (("run", "--to", "x.pth", "--model", "lenet"), "run says itself which model it holds"),
         (("run", "--to", "data"), "is a directory"),
     ):
         done = fcifar("export", *words)

@@ -94,8 +94,8 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     [
         (["epochs"], "--set is 'epochs'; it must be NAME=VALUE"),
         ([""], "--set is ''; it must be NAME=VALUE"),
-        (["=3"], "--set '': no value of a recipe is called so, and no option of the network"),
-        (["epoch=3"], "--set 'epoch': no value .* network 'speednet'; fcifar recipes show speed94"),
+        (["=3"], "--set '': no value of a recipe is called so, and no option of the model"),
+        (["epoch=3"], "--set 'epoch': no value .* model 'speednet'; fcifar recipes show speed94"),
         (["width=3"], "--set 'width': no value of a recipe is called so"),
         (["name=x"], "--set 'name': no value"),
         (["model_options={}"], "--set 'model_options': no value"),
@@ -173,7 +173,7 @@ def test_train_takes_them_and_eval_measures_with_views(fcifar, tmp_path: Path) -
     ("words", "message"),
     [
         ((*TRAIN, "--set", "epochs"), "--set is 'epochs'; it must be NAME=VALUE"),
-        ((*TRAIN, "--set", "widths=8"), "no option of the network 'lenet'"),
+        ((*TRAIN, "--set", "widths=8"), "no option of the model 'lenet'"),
         ((*TRAIN, "--set", "hidden=-1"), "do not fit the model lenet: hidden is -1"),
         ((*TRAIN, "--tta", "flip"), "tta is 'flip'; it must be one of none, mirror, translate"),
         (("train", "--resume", "run", "--set", "epochs=9"), "and set would change them"),

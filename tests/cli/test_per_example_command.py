@@ -100,7 +100,7 @@ def test_several_runs(fcifar, tmp_path: Path) -> None:
     shown = fcifar("eval", *RUNS, "--per-example", "f.csv", *ONE)
     assert shown.status == 0
     assert all(len(line) <= 80 for line in shown.out.splitlines())
-    for words in ("first accuracy", "3 networks", "together", "independent errors alone give"):
+    for words in ("first accuracy", "3 models", "together", "independent errors alone give"):
         assert words in shown.out
     assert "of pairs disagree" in fcifar("eval", "run0", "run1/final.safetensors", *ONE).out
 

@@ -182,7 +182,7 @@ def test_a_network_that_cannot_be_converted_is_one_line(tmp_path: Path) -> None:
         raise RuntimeError("what\nis this")
 
     broken = network._replace(model=network.model._replace(apply=apply))
-    with pytest.raises(ExternalError, match=r"as torch\.export this network cannot be") as error:
+    with pytest.raises(ExternalError, match=r"as torch\.export this model cannot be") as error:
         exporting.export(broken, tmp_path / "net.pt2", draw(2))
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []

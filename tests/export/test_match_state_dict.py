@@ -71,7 +71,7 @@ def test_the_first_that_does_not_fit_is_named() -> None:
     tensors = values_of("lenet")
     missing = {name: value for name, value in tensors.items() if name != "conv2.bias"}
     assert "there is no 'conv2.bias' in it" in refused(missing, lenet)
-    assert "the network has no 'fc4.weight'" in refused(
+    assert "the model has no 'fc4.weight'" in refused(
         {**tensors, "fc4.weight": torch.ones(1)}, lenet
     )
     message = refused(values_of("lenet", hidden=100), lenet)
@@ -248,4 +248,4 @@ def test_the_closest_of_several_is_spoken_of() -> None:
     message = refused({"metrics": {"loss": torch.ones(())}, "weights": other}, lenet)
     assert "net.pth does not fit lenet with 10 classes: there is no 'fc3.bias' in it" in message
     more = {**other, "module.fc3.bias": torch.ones(10), "module.fc4.bias": torch.ones(2)}
-    assert "the network has no 'fc4.bias'" in refused(more, lenet)
+    assert "the model has no 'fc4.bias'" in refused(more, lenet)

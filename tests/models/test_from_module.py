@@ -771,7 +771,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "size": (lambda: nn.Linear(30_000, 30_000), "at most 200,000,000 parameters are accepted"),
     "many layers": (
         lambda: nn.ParameterList(_of_bytes(5000, 5000) for _ in range(9)),
-        "the network would have 225,000,000 parameters; at most 200,000,000 are accepted",
+        "the model would have 225,000,000 parameters; at most 200,000,000 are accepted",
     ),
 }
 

@@ -111,7 +111,7 @@ def test_what_cannot_be_compared_is_refused(
     with pytest.raises(UsageError, match=r"other knows the classes x, y, z, but .*run1 knows a, b"):
         compare.compare(mixed, networks, runtime, dataset, "test")
     networks = [inference.load(run) for run in runs]
-    with pytest.raises(UsageError, match="few has the classes x, y, z, but the network knows a"):
+    with pytest.raises(UsageError, match="few has the classes x, y, z, but the model knows a"):
         compare.compare(runs, networks, runtime, other, "test")
     with pytest.raises(UsageError, match="--split is 'all'"):
         compare.compare(runs, networks, runtime, dataset, "all")

@@ -48,7 +48,7 @@ def headline(summary: Mapping[str, Any]) -> Html:
 def _of_replicas(cell: Mapping[str, Any]) -> list[tuple[object, object, object]]:
     together = cell["together"]
     tta = cell["tta_accuracy"]
-    views = [("with TTA", percent(tta["mean"]), "mean over the same networks")] if tta else []
+    views = [("with TTA", percent(tta["mean"]), "mean over the same models")] if tta else []
     return [
         (
             "mean test accuracy",
@@ -71,7 +71,7 @@ def _of_replicas(cell: Mapping[str, Any]) -> list[tuple[object, object, object]]
         (
             "disagreement",
             percent(together["mean_disagreement"], 1),
-            "of the images, for two of the networks",
+            "of the images, for two of the models",
         ),
     ]
 
@@ -88,11 +88,11 @@ def spread(summary: Mapping[str, Any]) -> Html:
         )
         for cell in cells[:STRIPS]
     ]
-    chart = strip_chart(strips, title="test accuracy of each network", x_name="test accuracy, %")
-    named = [("a network", 0, "dots", "")]
+    chart = strip_chart(strips, title="test accuracy of each model", x_name="test accuracy, %")
+    named = [("a model", 0, "dots", "")]
     if any(strip.interval for strip in strips):
         named.append(("95 % interval of the mean", 1, "interval", ""))
-    caption = tag("figcaption", "Test accuracy of each network, %")
+    caption = tag("figcaption", "Test accuracy of each model, %")
     origin = _origins(cells) if len(cells) > 1 else join(map(_origin, cells))
     return join([tag("figure", caption, chart, legend(named)), origin])
 
@@ -119,7 +119,7 @@ def _origins(cells: Sequence[Mapping[str, Any]]) -> Html:
     title = "Standard deviation of the test accuracy, in points"
     note = (
         "Independent errors from image to image give some of it. The rest is real difference "
-        "between the networks; where it is negative, none shows."
+        "between the models; where it is negative, none shows."
     )
     head = ("", "runs", "seen", "independent errors", "real difference")
     return join([table(title, head, rows), tag("p", note, class_="note")]) if rows else Html("")
@@ -132,9 +132,9 @@ def _origin(cell: Mapping[str, Any]) -> Html:
         return Html("")
     real = together["std_distribution"]
     rest = (
-        f"{100 * real:.2f} is real difference between the networks"
+        f"{100 * real:.2f} is real difference between the models"
         if real > 0
-        else "which is more than was seen: no real difference between the networks shows"
+        else "which is more than was seen: no real difference between the models shows"
     )
     name = f"{cell['name']}: of" if cell["name"] else "Of"
     words = (

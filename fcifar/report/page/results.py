@@ -72,10 +72,10 @@ def _chosen(report: Mapping[str, Any]) -> str:
     selected = report["selected"]
     stopped = " Training stopped early." if report["stopped_early"] else ""
     if "valid_loss" not in selected:
-        return f"The network is that of the last step.{stopped}"
+        return f"The model is that of the last step.{stopped}"
     count = f" on {report['valid_n']:,} images" if report.get("valid_n") else ""
     return (
-        f"The network is that of step {selected['step']:,}, which had the lowest validation loss, "
+        f"The model is that of step {selected['step']:,}, which had the lowest validation loss, "
         f"{loss(selected['valid_loss'])}{count}.{stopped}"
     )
 
@@ -202,7 +202,7 @@ def reliability(run: Run) -> Html:
     caption = tag(
         "figcaption",
         "Accuracy over confidence, %. Dots are the mean confidence in each bar: above it the "
-        "network is too sure.",
+        "model is too sure.",
     )
     chart = bar_chart(bars, title="accuracy over confidence", x_name="confidence, %")
     note = f"Expected calibration error {percent(ece)}; mean confidence {_mean(run)}."
