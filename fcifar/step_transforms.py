@@ -23,8 +23,6 @@ from fcifar.metrics import Metrics
 from fcifar.step import Batch, Shard, TrainState, TrainStep
 from fcifar.tree import Tree
 
-Step = Callable[[Any, Any], tuple[Any, Any]]
-
 # What goes in ------------------------------------------------------------------------------------
 
 
@@ -263,11 +261,6 @@ def stack(trees: Sequence[Tree]) -> Tree:
     if not trees:
         raise ValueError("stack needs at least one tree")
     return tree.map(lambda *leaves: torch.stack(leaves), *trees)
-
-
-def unstack(stacked: Tree, count: int) -> list[Tree]:
-    """The ``count`` trees that ``stack`` was given, as views."""
-    return [take(stacked, i) for i in range(count)]
 
 
 def take(stacked: Tree, i: int) -> Tree:

@@ -20,7 +20,6 @@ SOURCE = Path(__file__).with_name("conv_pool.c")
 LANES = 16  # float32 values in a vector
 WIDEST = 64  # channels; beyond, libraries are at home
 LARGEST = 2**17  # values of an image that must stay in the second cache
-REGISTERS = 32
 
 
 class Shape(NamedTuple):
