@@ -265,7 +265,7 @@ def test_few_functions_are_between_the_command_and_a_compiled_network(
         stacks.append(on_stack() + inside[:-1])
         return graph  # is carried out as it is
 
-    monkeypatch.setattr(kernels, "backend", spy)
+    monkeypatch.setattr(kernels, "step_backend", spy)
     train_three_steps("--compile")
     (stack,) = stacks  # all three batches are of one size
     assert stack[0][0].startswith("cli/")

@@ -66,7 +66,7 @@ def test_predict(fcifar, tmp_path: Path) -> None:
     assert fits(shown.out)
     assert shown.err == "reading images\n"
     head, first, *_ = shown.out.splitlines()
-    assert head.split() == ["picture", "first", "second", "third", "fourth", "fifth"]
+    assert head.split() == ["image", "first", "second", "third", "fourth", "fifth"]
     assert first.split() == [names[0], *(g["class"] for g in found[0]["predictions"])]
     assert "[red].png" in shown.out, "a name is no markup"
 
@@ -176,13 +176,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path: Path) -> None:
     for words, message in (
         (("predict", "run0", "nope.png"), "nope.png does not exist"),
         (("predict", "run0", "notes.txt"), "notes.txt is not an image file"),
-        (("predict", "run0", "empty"), "there is not an image file in empty"),
+        (("predict", "run0", "empty"), "there is no image in empty"),
         (("predict", "nowhere", "pictures"), "there is no nowhere"),
         (("predict", "run0"), "Missing argument"),
         (("predict", "run0", "pictures", "--grid", "empty"), "is a directory"),
         (("predict", "run0", "pictures", "--grid", ""), "is a directory"),
         (("predict", "run0", "pictures", "--device", "tpu"), "must be auto, cpu"),
-        (("predict", "run0", *["pictures"] * 134, "--grid", "g.png"), "up to 400 pictures, not"),
+        (("predict", "run0", *["pictures"] * 134, "--grid", "g.png"), "up to 400 images, not"),
         (("compare", "run0"), "run0 alone cannot be compared"),
         (("compare", "run0", "nowhere"), "there is no nowhere"),
         (("compare", "run0", "run1", "--split", "all"), "--split is 'all'"),

@@ -74,7 +74,7 @@ def test_a_run_is_listed_shown_and_removed(fcifar, tmp_path: Path, monkeypatch) 
 
     refused = fcifar("runs", "rm", run.name)
     assert refused.status == 2
-    assert "add --yes" in refused.err
+    assert "pass --yes" in refused.err
     monkeypatch.setattr("sys.stdin", Person("n\n"))
     refused = fcifar("runs", "rm", run.name)
     assert refused.status == 2

@@ -150,7 +150,7 @@ def refused(done: Outcome, *parts: str) -> None:
 
 def test_mistakes_are_one_line(fcifar, tmp_path: Path) -> None:
     shapes = ("--dataset", "shapes")
-    refused(fcifar("eval", "cifar_net.pth"), "names and shapes are those of lenet; give --model")
+    refused(fcifar("eval", "cifar_net.pth"), "names and shapes are those of lenet; pass --model")
     wrong = fcifar("eval", "cifar_net.pth", "--model", "conv3", *shapes)
     refused(wrong, "conv1.weight is [6, 3, 5, 5], not [16, 3, 3, 3]; it fits --model lenet")
     hidden = fcifar("eval", "cifar_net.pth", "--model=lenet", "--set=hidden=9", *shapes)

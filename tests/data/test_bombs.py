@@ -27,7 +27,7 @@ import json, os, resource, sys, time
 from pathlib import Path
 import torch, PIL.Image
 from fcifar import data
-from fcifar.data import pictures
+from fcifar.data import image_files
 from fcifar.errors import UsageError, ExternalError
 
 torch.set_num_threads(1)
@@ -40,7 +40,7 @@ for source in sorted(folder.iterdir()):
         if source.suffix == ".safetensors":
             data.load(source.stem, folder)
         elif source.suffix == ".png":
-            pictures.read(source)
+            image_files.read(source)
         else:
             data.import_source(source, "set", folder / "root")
     except (UsageError, ExternalError) as error:

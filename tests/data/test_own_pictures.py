@@ -107,7 +107,7 @@ def test_of_large_pictures_only_pixels_stay_in_memory(
     """So the limit for whole sources, which is about memory, is not theirs."""
     source = forms.write_zip(tmp_path / "a.zip", LARGE)
     monkeypatch.setattr(archive, "TOTAL_LIMIT", 100)
-    with pytest.raises(UsageError, match="larger ones are read with --resize"):
+    with pytest.raises(UsageError, match="larger ones need --resize"):
         data.import_source(source, "mine", root)
     data.import_source(source, "mine", root, options=ImportOptions(resize="crop"))
 

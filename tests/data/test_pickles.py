@@ -129,5 +129,5 @@ def test_mutated_batches_end_well(seed: int, changes: list[tuple[int, bytes]]) -
 
 
 def test_damage_that_python_only_warns_of_is_an_error() -> None:
-    with pytest.raises(UsageError, match="no readable pickle"):
+    with pytest.raises(UsageError, match="not a readable pickle"):
         load_pickle("x", b"S'\\u00'\n.")

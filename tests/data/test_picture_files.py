@@ -287,7 +287,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     deep = Image.fromarray(np.zeros((32, 32), dtype=np.uint16))
     deep.save(tmp_path / "deep.png")
     for name, content, message in (
-        ("text.png", b"hello", "is not an image; give one of PNG, JPEG"),
+        ("text.png", b"hello", "is not an image file; give one of PNG, JPEG"),
         ("empty.png", b"", "is not an image"),
         ("short.png", whole.getvalue()[:1000], "cannot be read as an image"),
         ("program.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
@@ -331,7 +331,7 @@ def test_folders_are_searched_in_sorted_order(
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UsageError, match="there is not an image in"):
+    with pytest.raises(UsageError, match="there is no image in"):
         image_files.find([tmp_path])
     with pytest.raises(UsageError, match=r"nope\.png does not exist; give image files"):
         image_files.find([tmp_path / "nope.png"])

@@ -145,8 +145,8 @@ def test_a_library_that_cannot_be_loaded_is_named(
 
 def test_processes_that_build_at_once_do_not_meet(source: Path) -> None:
     program = (
-        "import sys, pathlib; from fcifar.kernels import building; "
-        "building._folder = lambda: pathlib.Path(sys.argv[2]); "
+        "import sys, pathlib; from fcifar.kernels import build; "
+        "build._folder = lambda: pathlib.Path(sys.argv[2]); "
         "print(build.load(pathlib.Path(sys.argv[1]), {'ANSWER': 5}).answer())"
     )
     command = [sys.executable, "-c", program, str(source), str(source.parent / "built")]

@@ -698,7 +698,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "an exit": (lambda: Net(called=lambda net, x: sys.exit(3)), "it exits with 3"),
     "a key": (
         lambda: Net(called=lambda net, x: {}["width"]),
-        r"KeyError: 'width' \(.*test_modules.py, line \d+\)$",
+        r"KeyError: 'width' \(.*test_from_module.py, line \d+\)$",
     ),
     "a count": (lambda: Net(called=_counts), "forward changes calls in training, which a function"),
     "a list": (
