@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LEVELS = [
     {"errors"},
-    {"random", "tree", "registry"},
+    {"random", "tree", "entries"},
     {"parallel"},
     {"layers", "schedules", "precision", "fingerprint", "grads"},
     {"models", "optim", "averaging", "augment", "losses", "metrics", "privacy"},

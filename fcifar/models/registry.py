@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fcifar import registry
+from fcifar import entries
 from fcifar.errors import located, shown
 from fcifar.models.base import Model
 from fcifar.models.conv3 import conv3
@@ -38,7 +38,7 @@ def register(name: str, factory: Callable[..., Model | nn.Module]) -> None:
     """
     if callable(factory):
         factory = from_factory(factory)
-    registry.add_function(MODELS, "a model", name, factory)
+    entries.add_function(MODELS, "a model", name, factory)
 
 
 @functools.lru_cache(maxsize=64)

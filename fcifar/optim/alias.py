@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fcifar import registry
+from fcifar import entries
 from fcifar.optim.base import Optimizer, chain
 from fcifar.optim.combine import multi_transform
 from fcifar.optim.muon import muon
@@ -138,5 +138,5 @@ def register(name: str, factory: Callable[..., Optimizer]) -> None:
     Raises:
         ValueError: the name is taken or invalid, or ``factory`` is not callable.
     """
-    registry.add_function(OPTIMIZERS, "an optimizer", name, factory)
+    entries.add_function(OPTIMIZERS, "an optimizer", name, factory)
     REGISTERED[name] = factory

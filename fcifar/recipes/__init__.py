@@ -5,7 +5,7 @@ A recipe is plain values, so that it can be printed, stored in a manifest and re
 contract tests cover every entry.
 """
 
-from fcifar import registry
+from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
 from fcifar.recipes.build import (
     Hyperparams,
@@ -68,7 +68,7 @@ def register(recipe: Recipe) -> None:
     """
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{shown(recipe)} is to be a recipe; it must be a Recipe")
-    registry.add(RECIPES, "a recipe", recipe.name, recipe)
+    entries.add(RECIPES, "a recipe", recipe.name, recipe)
 
 
 __all__ = [

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fcifar import augment, registry
+from fcifar import augment, entries
 from fcifar.errors import UsageError, did_you_mean, one_line, shown
 from fcifar.models import MODELS, Model
 from fcifar.parallel import ALONE, Axis
@@ -51,7 +51,7 @@ def register_augment(name: str, make: Callable[..., Augment]) -> None:
     Raises:
         ValueError: the name is taken or invalid, or ``make`` is not callable.
     """
-    registry.add_function(AUGMENTS, "an augmentation", name, make)
+    entries.add_function(AUGMENTS, "an augmentation", name, make)
 
 
 def model_factory(name: str) -> Callable[..., Model]:
