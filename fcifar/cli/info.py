@@ -1,5 +1,6 @@
 """fcifar recipes, fcifar env, fcifar --version."""
 
+import dataclasses
 from typing import Annotated, Any
 
 import typer
@@ -76,7 +77,11 @@ def show(
     if json:
         output.document(values)
     else:
-        output.facts(values.items())
+        about = {f.name: f.metadata.get("about") for f in dataclasses.fields(recipes.Recipe)}
+        output.facts((name, value) for name, value in values.items() if not about[name])
+        output.stdout.print()
+        settings = [(name, str(values[name]), text) for name, text in about.items() if text]
+        output.table(("setting", "value", ""), settings)
 
 
 @recipes_app.command()

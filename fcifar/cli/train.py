@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from fcifar.cli import options, output, render
 from fcifar.cli import training_options as training
@@ -9,36 +10,15 @@ from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
 from fcifar.errors import UsageError
 
 
+@training.with_recipe_options
 def train(
     recipe: training.Recipe = None,
     dataset: training.Dataset = None,
-    model: training.Model = None,
     compile: training.Compile = None,
     out: training.Out = None,
     resume: training.Resume = None,
-    epochs: training.Epochs = None,
-    batch_size: training.BatchSize = None,
-    learning_rate: training.LearningRate = None,
-    optimizer: training.Optimizer = None,
-    momentum: training.Momentum = None,
-    nesterov: training.Nesterov = None,
-    weight_decay: training.WeightDecay = None,
-    clip_norm: training.ClipNorm = None,
-    dp_clip: training.DpClip = None,
-    dp_noise: training.DpNoise = None,
-    schedule: training.Schedule = None,
-    warmup_steps: training.WarmupSteps = None,
-    augment: training.Augment = None,
-    class_weights: training.ClassWeights = None,
-    valid_fraction: training.ValidFraction = None,
-    stratify: training.Stratify = None,
-    patience: training.Patience = None,
-    restore_best: training.RestoreBest = None,
     dropout: training.Dropout = None,
     hidden: training.Hidden = None,
-    drop_last: training.DropLast = None,
-    log_every: training.LogEvery = None,
-    tta: training.Tta = None,
     changes: training.Changes = None,
     replicas: training.Replicas = None,
     sweep: training.Sweep = None,
@@ -57,6 +37,7 @@ def train(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
+    **overrides: Any,
 ) -> int:
     """Train a recipe on a data set, evaluate it, and leave a run directory behind.
 
@@ -82,29 +63,10 @@ def train(
     from fcifar.train.runtime import make_runtime
     from fcifar.train.signals import catching_signals
 
-    overrides = given(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        optimizer=optimizer,
-        momentum=momentum,
-        nesterov=nesterov,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        dp_clip=dp_clip,
-        dp_noise=dp_noise,
-        schedule=schedule,
-        warmup_steps=warmup_steps,
-        class_weights=class_weights,
-        drop_last=drop_last,
-        valid_fraction=valid_fraction,
-        stratify=stratify,
-        patience=patience,
-        restore_best=restore_best,
-        log_every=log_every,
-        tta=tta,
-    )
-    if augment is not None:
+    overrides = given(**overrides)
+    model = overrides.pop("model", None)
+    if "augment" in overrides:
+        augment = overrides["augment"]
         overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
     options_of_model = given(dropout=dropout, hidden=hidden)
     where = given(

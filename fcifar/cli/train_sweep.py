@@ -1,5 +1,6 @@
 """Training a group from the command line, and what a person sees of it."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 from fcifar.cli import output, render
 from fcifar.cli.overrides import with_changes
 from fcifar.errors import UsageError, shown
+from fcifar.recipes.recipe import Recipe, option_name
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
-    from fcifar.recipes import Recipe
     from fcifar.train.config import RunConfig
     from fcifar.train.sweep import Sweep
 
-_ALIASES = {"lr": "learning_rate"}
-_SHORT = {name: alias for alias, name in _ALIASES.items()}
+_FIELDS = {option_name(field.name): field.name for field in dataclasses.fields(Recipe)}
 
 
 def plan(config: "RunConfig", *, replicas: int | None, grid: Sequence[str], method: str) -> "Sweep":
@@ -47,8 +47,8 @@ def _axis(recipe: "Recipe", text: str) -> tuple[str, list[tuple[Any, "Recipe"]]]
         raise UsageError(f"--sweep is {shown(text)}; it must be NAME=VALUE,VALUE,...")
     if len(set(each)) < len(each):
         raise UsageError(f"--sweep {shown(text)} has a value twice; give each once")
-    field = _ALIASES.get(name, name)
-    return _SHORT.get(field, field), [
+    field = _FIELDS.get(name, name)
+    return option_name(field), [
         (_plain(value), with_changes(recipe, [f"{field}={value}"], "--sweep")) for value in each
     ]
 

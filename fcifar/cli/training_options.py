@@ -1,45 +1,62 @@
-"""The options of fcifar train, by the names of its parameters."""
+"""The options of fcifar train. Those that override a recipe are made from the fields of Recipe."""
 
+import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from fcifar.cli import completion, options
+from fcifar.recipes import recipe as recipes
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 _RECIPE = "Recipe overrides"
-_LENGTH, _DESCENT, _IMAGES = (f"{_RECIPE}: {what}" for what in ("length", "optimizer", "images"))
-_PANELS = {
-    **dict.fromkeys(("--batch-size", "--drop-last/--keep-last", "--log-every"), _LENGTH),
-    **dict.fromkeys(
-        (
-            *("--optimizer", "--momentum", "--nesterov/--no-nesterov", "--weight-decay"),
-            *("--clip-norm", "--dp-clip", "--dp-noise", "--schedule", "--warmup-steps"),
-        ),
-        _DESCENT,
-    ),
-    **dict.fromkeys(
-        (
-            *(
-                "--augment",
-                "--class-weights",
-                "--tta",
-                "--valid-fraction",
-                "--stratify/--no-stratify",
-            ),
-            *("--patience", "--restore-best/--keep-last-epoch"),
-        ),
-        _IMAGES,
-    ),
-}
-_SAFETY = "Checkpoints"
+_PANELS = ("", recipes.LENGTH, recipes.OPTIMIZER, recipes.IMAGES)
+_CHECKPOINTS = "Checkpoints"
 _MANY = "Many at once"
+_TYPES = (int, float, bool, str)
+
+
+def with_recipe_options(command: Command) -> Command:
+    """Replace a command's ``**overrides`` by an option for each field of a recipe that has one."""
+    annotations = {
+        field.name: _option(field)
+        for panel in _PANELS
+        for field in dataclasses.fields(recipes.Recipe)
+        if field.metadata.get("flags") and field.metadata["panel"] == panel
+    }
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.kind != parameter.VAR_KEYWORD:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+    place = [p.name for p in parameters].index("resume") + 1
+    parameters[place:place] = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {**annotations, **command.__annotations__}
+    del command.__annotations__["overrides"]
+    return command
+
+
+def _option(field: "dataclasses.Field[Any]") -> Any:
+    about, panel = field.metadata["about"], field.metadata["panel"]
+    kind = field.type if field.type in _TYPES else str
+    option = typer.Option(
+        *field.metadata["flags"],
+        help=about,
+        show_default=False,
+        rich_help_panel=f"{_RECIPE}: {panel}" if panel else _RECIPE,
+    )
+    return Annotated[kind | None, option]  # type: ignore[operator]
 
 
 def _override(name: str, help: str) -> Any:
-    return typer.Option(
-        name, help=help, show_default=False, rich_help_panel=_PANELS.get(name, _RECIPE)
-    )
+    return typer.Option(name, help=help, show_default=False, rich_help_panel=_RECIPE)
 
 
 Recipe = Annotated[
@@ -59,10 +76,6 @@ Dataset = Annotated[
         show_default="cifar10",
         autocompletion=completion.datasets,
     ),
-]
-Model = Annotated[
-    str | None,
-    _override("--model", "See fcifar recipes parts; or MODULE:FACTORY, a model of yours."),
 ]
 Compile = Annotated[
     bool | None,
@@ -91,81 +104,10 @@ Resume = Annotated[
         autocompletion=completion.runs,
     ),
 ]
-Epochs = Annotated[
-    int | None,
-    typer.Option(
-        "--epochs",
-        "--max-epochs",
-        help="Passes over the training images.",
-        show_default=False,
-        rich_help_panel=_LENGTH,
-    ),
-]
-BatchSize = Annotated[int | None, _override("--batch-size", "Images per step.")]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(
-        "--lr",
-        "--learning-rate",
-        help="Peak learning rate.",
-        show_default=False,
-        rich_help_panel=_DESCENT,
-    ),
-]
-Optimizer = Annotated[str | None, _override("--optimizer", "sgd, adam or adamw.")]
-Momentum = Annotated[float | None, _override("--momentum", "Momentum of sgd, in [0, 1).")]
-Nesterov = Annotated[
-    bool | None, _override("--nesterov/--no-nesterov", "Nesterov's form of momentum.")
-]
-WeightDecay = Annotated[
-    float | None, _override("--weight-decay", "L2 penalty; decoupled for adamw.")
-]
-ClipNorm = Annotated[
-    float | None, _override("--clip-norm", "Largest gradient norm; 0 disables clipping.")
-]
-DpClip = Annotated[
-    float | None,
-    _override("--dp-clip", "Private training: largest gradient norm of an image."),
-]
-DpNoise = Annotated[float | None, _override("--dp-noise", "Its noise, in parts of --dp-clip.")]
-Schedule = Annotated[
-    str | None, _override("--schedule", "Learning rate: constant, linear or cosine.")
-]
-WarmupSteps = Annotated[int | None, _override("--warmup-steps", "Linear warm-up, in steps.")]
-Augment = Annotated[
-    str | None,
-    _override("--augment", "Such as random_flip,random_crop:4; none for none."),
-]
-ClassWeights = Annotated[
-    str | None,
-    _override("--class-weights", "none, or balanced: rare classes weigh more in the loss."),
-]
-ValidFraction = Annotated[
-    float | None, _override("--valid-fraction", "Fraction of the training images held out.")
-]
-Stratify = Annotated[
-    bool | None, _override("--stratify/--no-stratify", "Hold out the same part of each class.")
-]
-Patience = Annotated[
-    int | None, _override("--patience", "Early stopping: epochs without improvement; 0: off.")
-]
-RestoreBest = Annotated[
-    bool | None,
-    _override(
-        "--restore-best/--keep-last-epoch", "Keep the model with the lowest validation loss."
-    ),
-]
 Dropout = Annotated[
     float | None, _override("--dropout", "Dropout probability, if the model has any.")
 ]
 Hidden = Annotated[int | None, _override("--hidden", "Hidden units of the model.")]
-DropLast = Annotated[
-    bool | None, _override("--drop-last/--keep-last", "Drop the last incomplete batch of an epoch.")
-]
-LogEvery = Annotated[int | None, _override("--log-every", "Steps between log points.")]
-Tta = Annotated[
-    str | None, _override("--tta", "Test-time augmentation: none, mirror or translate.")
-]
 Changes = Annotated[
     list[str] | None,
     typer.Option(
@@ -213,7 +155,7 @@ CheckpointEvery = Annotated[
         metavar="STEPS|TIME",
         help="How often to save, such as 500 or 5min.",
         show_default="30s",
-        rich_help_panel=_SAFETY,
+        rich_help_panel=_CHECKPOINTS,
     ),
 ]
 KeepCheckpoints = Annotated[
@@ -222,7 +164,7 @@ KeepCheckpoints = Annotated[
         "--keep-checkpoints",
         help="How many of the latest to keep.",
         show_default="2",
-        rich_help_panel=_SAFETY,
+        rich_help_panel=_CHECKPOINTS,
     ),
 ]
 AllowNonfinite = Annotated[
@@ -231,7 +173,7 @@ AllowNonfinite = Annotated[
         "--allow-nonfinite",
         help="Go on when a loss is not finite.",
         show_default="stop",
-        rich_help_panel=_SAFETY,
+        rich_help_panel=_CHECKPOINTS,
     ),
 ]
 Tensorboard = Annotated[

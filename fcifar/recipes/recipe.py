@@ -1,15 +1,14 @@
-"""A recipe as a value: fields, their ranges, and the way to JSON and back."""
+"""A recipe as a value: fields with their options and ranges, and the way to JSON and back.
+
+Importing this module does not load torch.
+"""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcifar.augment.tta import VIEWS
 from fcifar.errors import UsageError, shown
-from fcifar.models import mixes_examples, takes_images
-from fcifar.optim import REGISTERED
-from fcifar.precision import POLICIES
 from fcifar.recipes.checks import (
     LARGEST_NUMBER,
     SMALLEST_NUMBER,
@@ -21,8 +20,8 @@ from fcifar.recipes.checks import (
     check_switch,
     check_text,
 )
-from fcifar.recipes.named import named_augment, named_model, named_stages
 
+LENGTH, OPTIMIZER, IMAGES = "length", "optimizer", "images"  # groups of options
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 REDUCTIONS = ("mean", "sum")
@@ -39,6 +38,16 @@ _PARTS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
     *("lookahead_decay", "ema_decay", "label_smoothing", "valid_fraction"),
 )
+
+
+def _value(default: Any, about: str, *flags: str, panel: str = "") -> Any:
+    """A field of a recipe, with what ``--help`` and ``recipes show`` say of it.
+
+    Args:
+        flags: of the option of ``fcifar train``, if there is one; the last is the longest name.
+        panel: the group of options that it is shown in.
+    """
+    return field(default=default, metadata={"about": about, "flags": flags, "panel": panel})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,61 +69,134 @@ class Recipe:
     notes: str = ""  # what differs from it, and what it published
     expected: str = ""  # accuracy on CIFAR-10 and training time, compiled, on two CPU cores
 
-    model: str = "lenet"  # an entry of models.MODELS, or MODULE:FACTORY
-    model_options: Mapping[str, Any] = field(default_factory=dict)
+    model: str = _value("lenet", "A registered model, or MODULE:FACTORY.", "--model")
+    model_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"about": "Options of the model, such as dropout."}
+    )
 
-    optimizer: str = "sgd"  # sgd, adam, adamw, or muon for kernels and sgd for the rest; or a
-    # name that optim.register knows
-    learning_rate: float = 1e-3
-    momentum: float = 0.0  # for sgd, and for the kernels of muon
-    nesterov: bool = False  # for sgd
-    group_learning_rates: Mapping[str, float] = field(default_factory=dict)  # for sgd and muon
-    group_momentum: float = 0.85  # of Nesterov's form, for what muon leaves to sgd
-    weight_decay: float = 0.0  # L2 penalty, decoupled for adamw; learning rate x weight decay is
-    # the same in every group, and muon's kernels, whose norms are fixed, have none
-    clip_norm: float = 0.0  # largest global gradient norm; 0 disables clipping
-    dp_clip: float = 0.0  # largest gradient norm of an image; 0 disables private training
-    dp_noise: float = 0.0  # its noise on a sum of images, in parts of dp_clip
-    schedule: str = "constant"  # constant, linear or cosine, over the whole run
-    warmup_steps: int = 0  # linear up to the learning rate
-    warmup_fraction: float = 0.0  # the same as a part of the run
-    initial_rate: float = 0.0  # where the warm-up begins, as a part of the learning rate
-    final_rate: float = 0.0  # where linear and cosine end, as a part of the learning rate
-    whiten_epochs: float = 0.0  # in which the whitening layer's bias comes to rest; 0 for never
-    lookahead_every: int = 0  # steps between two steps of a lookahead; 0 for none
-    lookahead_decay: float = 0.95  # a step, at the end; it grows with the cube of the time
-    ema_decay: float = 0.0  # a step, of an average of the network to end with; 0 for none
+    optimizer: str = _value(
+        "sgd",
+        "sgd, adam, adamw, muon for kernels and sgd for the rest, or a registered name.",
+        "--optimizer",
+        panel=OPTIMIZER,
+    )
+    learning_rate: float = _value(
+        1e-3, "Peak learning rate.", "--lr", "--learning-rate", panel=OPTIMIZER
+    )
+    momentum: float = _value(
+        0.0, "Of sgd, and of muon's kernels; in [0, 1).", "--momentum", panel=OPTIMIZER
+    )
+    nesterov: bool = _value(
+        False, "Nesterov's momentum, for sgd.", "--nesterov/--no-nesterov", panel=OPTIMIZER
+    )
+    group_learning_rates: Mapping[str, float] = field(
+        default_factory=dict, metadata={"about": "Learning rates by group, for sgd and muon."}
+    )
+    group_momentum: float = _value(0.85, "Nesterov's momentum of what muon leaves to sgd.")
+    # Learning rate x weight decay is the same in every group; muon's kernels, whose norms are
+    # fixed, have none.
+    weight_decay: float = _value(
+        0.0, "L2 penalty; decoupled for adamw.", "--weight-decay", panel=OPTIMIZER
+    )
+    clip_norm: float = _value(
+        0.0, "Largest global gradient norm; 0 disables clipping.", "--clip-norm", panel=OPTIMIZER
+    )
+    dp_clip: float = _value(
+        0.0,
+        "Private training: largest gradient norm of an image; 0 disables it.",
+        "--dp-clip",
+        panel=OPTIMIZER,
+    )
+    dp_noise: float = _value(
+        0.0, "Its noise on a sum of images, in parts of dp_clip.", "--dp-noise", panel=OPTIMIZER
+    )
+    schedule: str = _value(
+        "constant",
+        "Learning rate over the run: constant, linear or cosine.",
+        "--schedule",
+        panel=OPTIMIZER,
+    )
+    warmup_steps: int = _value(0, "Linear warm-up, in steps.", "--warmup-steps", panel=OPTIMIZER)
+    warmup_fraction: float = _value(0.0, "The same, as a fraction of the run.")
+    initial_rate: float = _value(0.0, "Start of the warm-up, as a fraction of the learning rate.")
+    final_rate: float = _value(0.0, "End of linear and cosine, as a fraction of the learning rate.")
+    whiten_epochs: float = _value(0.0, "Epochs in which the whitening layer's bias is trained.")
+    lookahead_every: int = _value(0, "Steps between two lookahead steps; 0 disables it.")
+    lookahead_decay: float = _value(0.95, "Decay of the lookahead at the end of the run.")
+    ema_decay: float = _value(0.0, "Decay a step of an average of the model; 0 disables it.")
 
-    loss_reduction: str = "mean"  # mean or sum over a batch
-    label_smoothing: float = 0.0  # the share of a label that all classes divide between them
-    class_weights: str = "none"  # or balanced: in the loss, classes weigh the same in total
+    loss_reduction: str = _value("mean", "mean or sum over a batch.")
+    label_smoothing: float = _value(0.0, "Share of a label that is divided among all classes.")
+    class_weights: str = _value(
+        "none",
+        "none, or balanced: all classes weigh the same in the loss.",
+        "--class-weights",
+        panel=IMAGES,
+    )
 
-    batch_size: int = 4  # over all processes that divide it
-    epochs: int = 2  # at most, where patience ends a run early
-    drop_last: bool = False  # leave out a last training batch that is not full
-    augment: tuple[str, ...] = ()  # NAME or NAME:STRENGTH, entries of AUGMENTS, in order
-    alternating_flip: bool = False  # mirror each image in every other epoch
-    resolutions: tuple[str, ...] = ()  # SIZE:PART, pixels a side up to that part of the steps
+    batch_size: int = _value(
+        4, "Images per step, over all processes.", "--batch-size", panel=LENGTH
+    )
+    epochs: int = _value(
+        2, "Passes over the training images.", "--epochs", "--max-epochs", panel=LENGTH
+    )
+    drop_last: bool = _value(
+        False,
+        "Drop the last incomplete batch of an epoch.",
+        "--drop-last/--keep-last",
+        panel=LENGTH,
+    )
+    augment: tuple[str, ...] = _value(
+        (), "Such as random_flip,random_crop:4; or none.", "--augment", panel=IMAGES
+    )
+    alternating_flip: bool = _value(False, "Mirror each image in every other epoch.")
+    resolutions: tuple[str, ...] = _value(
+        (), "SIZE:PART: pixels a side up to that part of the steps."
+    )
 
-    sync_batch_norm: bool = True  # where processes divide a batch: statistics of the whole of it
+    sync_batch_norm: bool = _value(True, "Batch norm over the batch of all processes.")
 
-    valid: str = "fraction"  # which validation images: a fraction of the training images, or given,
-    # those that the data set has besides
-    valid_fraction: float = 0.0  # of the training images, held out to choose by
-    stratify: bool = False  # hold out the same fraction of each class
-    patience: int = 0  # stop after so many epochs without a lower validation loss; 0 for never
-    restore_best: bool = False  # end with the parameters of the lowest validation loss
+    valid: str = _value("fraction", "fraction, or given: the data set's own validation images.")
+    valid_fraction: float = _value(
+        0.0, "Fraction of the training images held out.", "--valid-fraction", panel=IMAGES
+    )
+    stratify: bool = _value(
+        False, "Hold out the same part of each class.", "--stratify/--no-stratify", panel=IMAGES
+    )
+    patience: int = _value(
+        0,
+        "Early stopping: epochs without improvement; 0: off.",
+        "--patience",
+        panel=IMAGES,
+    )
+    restore_best: bool = _value(
+        False,
+        "Keep the model with the lowest validation loss.",
+        "--restore-best/--keep-last-epoch",
+        panel=IMAGES,
+    )
 
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of images in [0, 1], by channel
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, float, float] = _value((0.5, 0.5, 0.5), "Of images in [0, 1], by channel.")
+    std: tuple[float, float, float] = _value((0.5, 0.5, 0.5), "Of images in [0, 1], by channel.")
 
-    tta: str = "none"  # mirror or translate: measured in the end beside the plain figure
-    precision: str = "fp32"  # or bf16: the default where the processor has instructions for it
-    compile: bool = False  # the default of --compile
+    tta: str = _value(
+        "none", "Test-time augmentation: none, mirror or translate.", "--tta", panel=IMAGES
+    )
+    precision: str = _value("fp32", "fp32, or bf16 where the processor has instructions for it.")
+    compile: bool = _value(False, "The default of --compile.")
 
-    log_every: int = 2000  # steps over which loss and accuracy are averaged; 0 for an epoch
+    log_every: int = _value(
+        2000, "Steps between log points; 0 for an epoch.", "--log-every", panel=LENGTH
+    )
 
     def __post_init__(self) -> None:
+        # Here, so that the command line knows the fields without loading torch.
+        from fcifar.augment.tta import VIEWS
+        from fcifar.models import mixes_examples, takes_images
+        from fcifar.optim import REGISTERED
+        from fcifar.precision import POLICIES
+        from fcifar.recipes.named import named_augment, named_model, named_stages
+
         for name in ("name", "summary", "source", "notes", "expected"):
             check_text(name, getattr(self, name))
         if not self.name:
@@ -209,6 +291,13 @@ class Recipe:
     def replace(self, **changes: Any) -> "Recipe":
         """The recipe with some values changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+
+def option_name(name: str) -> str:
+    """What ``--sweep`` and tables call a field: by its option, such as ``lr``, if it has one."""
+    flags = {f.name: f.metadata.get("flags", ()) for f in dataclasses.fields(Recipe)}
+    first: str = (flags.get(name) or (name,))[0]
+    return first.partition("/")[0].lstrip("-").replace("-", "_")
 
 
 def to_dict(recipe: Recipe) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 """What the command line changes of a recipe: --set, --tta, and the recipe's own options."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,13 @@ from fcifar.cli.overrides import with_changes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
+from fcifar.recipes.recipe import option_name
 
+FLAGS = {
+    field.name: field.metadata["flags"]
+    for field in dataclasses.fields(Recipe)
+    if field.metadata.get("flags")
+}
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
 SPEED = recipes.get("speed94")
 
@@ -219,3 +228,20 @@ def test_what_a_recipe_wishes_holds_where_nobody_says_otherwise(
     fcifar("train", "speed94", *TRAIN[1:], "--device", "cpu", "--out", "run", *words)
     fcifar(*TRAIN, "--device", "cpu", "--out", "blitz")
     assert asked == [(compiled, precision), (False, "fp32")]
+
+
+def test_every_field_says_what_it_is_and_every_option_is_shown(fcifar) -> None:
+    texts = {"name", "summary", "source", "notes", "expected"}
+    for field in dataclasses.fields(Recipe):
+        assert field.name in texts or field.metadata["about"].endswith("."), field.name
+    shown = fcifar("train", "--help").out
+    for flags in FLAGS.values():
+        for flag in "/".join(flags).split("/"):
+            assert flag in shown
+    assert (option_name("learning_rate"), option_name("drop_last")) == ("lr", "drop_last")
+    assert option_name("mean") == "mean"
+
+
+def test_the_fields_are_known_without_torch() -> None:
+    program = "import sys; from fcifar.recipes import Recipe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -236,7 +236,8 @@ def test_a_recipe_of_ones_own(fcifar, own: str, tmp_path: Path) -> None:
     done = fcifar("train", f"{own}:RECIPE", *TRAIN, "--out", "run", "--json")
     assert done.status == 0, done.err
     assert json.loads(done.out)["recipe"] == "mine"
-    assert f"{own}:plain" in fcifar("recipes", "show", f"{own}:RECIPE").out
+    shown = fcifar("recipes", "show", f"{own}:RECIPE", "--json").out
+    assert json.loads(shown)["model"] == f"{own}:plain"
     refused = fcifar("train", f"{own}:NUMBER", *TRAIN)
     assert (refused.status, refused.err.count("\n")) == (2, 1)
     assert "is 3; it must be a Recipe" in refused.err

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fcifar import recipes
+from fcifar.recipes.recipe import option_name
 from fcifar.report.page.commands import TEXTS
 from fcifar.report.page.gathering import Run
 from fcifar.report.page.html import Html, folded, join, pair, table, tag
 from fcifar.train.config import RunConfig
-
-_ALIASES = {"learning_rate": "lr"}  # what a sweep calls a setting
 
 
 def of_run(run: Run) -> Html:
@@ -57,7 +56,7 @@ def of_group(runs: Sequence[Run], swept: Sequence[str]) -> Html:
     """The settings of a group: those of its first run, but for what is swept."""
     first = runs[0].config
     base = base_values(first)
-    now = {k: v for k, v in recipe_values(first).items() if _ALIASES.get(k, k) not in swept}
+    now = {k: v for k, v in recipe_values(first).items() if option_name(k) not in swept}
     parts = []
     if base is not None:
         rows = [(k, shown(v), shown(base.get(k, "-"))) for k, v in now.items() if v != base.get(k)]

@@ -1,0 +1,43 @@
+"""Recipes by name."""
+
+from fcifar import entries
+from fcifar.errors import UsageError, did_you_mean, shown
+from fcifar.recipes.importing import imported, is_import
+from fcifar.recipes.recipe import Recipe
+from fcifar.recipes.speed import SPEED
+from fcifar.recipes.tutorials import TUTORIALS
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SPEED)}
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name, or the one that MODULE:NAME names.
+
+    Raises:
+        UsageError: there is none.
+
+    >>> recipe = fcifar.recipes.get("blitz")
+    >>> recipe.model, recipe.learning_rate, recipe.batch_size
+    ('lenet', 0.001, 4)
+    """
+    if is_import(name):
+        _, recipe = imported("the recipe", name)
+        if not isinstance(recipe, Recipe):
+            raise UsageError(f"the recipe {shown(name)} is {shown(recipe)}; it must be a Recipe")
+        return recipe
+    if name not in RECIPES:
+        raise UsageError(
+            f"no recipe {shown(name)}; there is {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
+        )
+    return RECIPES[name]
+
+
+def register(recipe: Recipe) -> None:
+    """Add a recipe to ``RECIPES`` under its name, for the command line (see ``$FCIFAR_IMPORT``).
+
+    Raises:
+        ValueError: the name is taken or no word, or ``recipe`` is no ``Recipe``.
+    """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{shown(recipe)} is to be a recipe; it must be a Recipe")
+    entries.add(RECIPES, "a recipe", recipe.name, recipe)
