@@ -95,15 +95,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         recipes.check_seed(self.seed)
-        for name, kind in (
-            *(("compile", bool), ("dataset", str), ("dataset_digest", str), ("vmap_size", int)),
-        ):
+        kinds = {"compile": bool, "dataset": str, "dataset_digest": str, "vmap_size": int}
+        for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
                 raise UsageError(f"{name} is {shown(value)}, which is not of type {kind.__name__}")
         if not all(type(end) is int for end in self.earlier_ends):
-            raise UsageError(
-                f"earlier_ends is {shown(self.earlier_ends)}; it must be whole numbers"
-            )
+            raise UsageError(f"earlier_ends is {shown(self.earlier_ends)}, not whole numbers")
         if unknown := set(self.traced_hparams) - set(recipes.Hyperparams._fields):
             raise UsageError(f"traced_hparams: there is no hyperparameter {shown(unknown.pop())}")
 
