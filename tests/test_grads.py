@@ -300,7 +300,9 @@ def test_a_meta_gradient_equals_central_differences(name: str, make_batch) -> No
     torch.testing.assert_close(forward, found["momentum"], rtol=1e-9, atol=0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "adamw")), "muon"]
+)
 def test_numbers_of_an_optimizer_may_be_tensors(name: str, make_batch) -> None:
     """The same steps as from numbers, to rounding; compiled, other values make no other graph."""
     model, make_optimizer, batch, made = models.lenet(), OPTIMIZERS[name], make_batch(), []
@@ -354,7 +356,13 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in ("noise_scale",) else [])
+        for name in FUNCTIONS
+    ],
+)
 def test_they_are_pure_and_compile_to_one_graph(name: str, make_batch) -> None:
     loss, variables = loss_of("lenet")
     function = FUNCTIONS[name](loss, chunk_size=3)

@@ -32,7 +32,10 @@ def run(code: str, *words: str, **variables: str) -> subprocess.CompletedProcess
 # Home ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["option", "argument", "variable"])
+OTHER_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ("argument", "variable")]
+
+
+@pytest.mark.parametrize("way", ["option", *OTHER_WAYS])
 def test_a_tilde_is_the_home_folder(tmp_path: Path, way: str) -> None:
     home = tmp_path / "home"
     home.mkdir()

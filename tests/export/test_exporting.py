@@ -27,6 +27,10 @@ from fcifar.train.runtime import Runtime
 from tests.helpers.small import SMALL
 
 CLASSES = tuple("abcdefghij")
+MODELS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else [])
+    for name in models.MODELS
+]
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx: pip install 'fcifar[onnx]'",
@@ -79,7 +83,7 @@ def test_pth_and_safetensors_hold_the_values(name: str, tmp_path: Path) -> None:
     assert tree.equal(again.variables, network.variables)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_pt2_is_the_whole_function(name: str, tmp_path: Path) -> None:
     network, path = make_network(name), tmp_path / "net.pt2"
     agreement = exporting.export(network, path, draw(8))
@@ -98,7 +102,7 @@ def test_pt2_is_the_whole_function(name: str, tmp_path: Path) -> None:
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_onnx_is_the_whole_function(name: str, tmp_path: Path) -> None:
     import onnx
     import onnxruntime

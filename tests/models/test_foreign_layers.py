@@ -243,7 +243,10 @@ def test_it_computes_in_bfloat16_and_its_buffers_move(name: str, model: Model, m
 
 @pytest.mark.parametrize(
     "name",
-    ["spectral norm", "lstm", "gru cell", "lists", "hook", "tied", "caches", "compiled"],
+    [
+        *("spectral norm", "gru cell", "lists", "tied", "caches"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("lstm", "hook", "compiled")),
+    ],
     indirect=True,
 )
 def test_it_compiles_to_one_graph(name: str, model: Model, make_batch) -> None:

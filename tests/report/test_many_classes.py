@@ -41,7 +41,7 @@ def size(path: Path) -> tuple[int, int]:
         return image.size
 
 
-@pytest.mark.parametrize("count", [2, 200])
+@pytest.mark.parametrize("count", [2, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_pictures_of_an_evaluation(tmp_path: Path, count: int) -> None:
     seen, labels = examples(count)
     images = torch.zeros(len(labels), 3, 32, 32, dtype=torch.uint8)
