@@ -120,10 +120,12 @@ class Recipe:
     warmup_fraction: float = _value(0.0, "The same, as a fraction of the run.")
     initial_rate: float = _value(0.0, "Start of the warm-up, as a fraction of the learning rate.")
     final_rate: float = _value(0.0, "End of linear and cosine, as a fraction of the learning rate.")
-    whiten_epochs: float = _value(0.0, "Epochs in which the whitening layer's bias is trained.")
+    whiten_epochs: float = _value(
+        0.0, "Epochs until the whitening layer's bias is at rest; 0: never."
+    )
     lookahead_every: int = _value(0, "Steps between two lookahead steps; 0 disables it.")
     lookahead_decay: float = _value(0.95, "Decay of the lookahead at the end of the run.")
-    ema_decay: float = _value(0.0, "Decay a step of an average of the model; 0 disables it.")
+    ema_decay: float = _value(0.0, "Decay per step of an average of the model; 0 disables it.")
 
     loss_reduction: str = _value("mean", "mean or sum over a batch.")
     label_smoothing: float = _value(0.0, "Share of a label that is divided among all classes.")

@@ -102,7 +102,7 @@ def compile_groups(trials: Sequence[Trial]) -> Iterator[CompileGroup]:
         yield CompileGroup(tuple(group), tuple(differing))
 
 
-def choose_method(asked: str, recipe: Recipe, device: str) -> str:
+def choose_method(method: str, recipe: Recipe, device: str) -> str:
     """``loop`` or ``vmap``; for ``auto``, what is likely to be faster.
 
     On a GPU small networks are bound by launching kernels, and ``vmap`` launches them for all
@@ -112,11 +112,11 @@ def choose_method(asked: str, recipe: Recipe, device: str) -> str:
     Raises:
         UsageError: there is no such method.
     """
-    if asked == "auto":
+    if method == "auto":
         return "vmap" if device.startswith("cuda") and _is_small(recipe) else "loop"
-    if asked not in METHODS:
-        raise UsageError(f"--replica-method is {shown(asked)}; it must be auto, loop or vmap")
-    return asked
+    if method not in METHODS:
+        raise UsageError(f"--replica-method is {shown(method)}; it must be auto, loop or vmap")
+    return method
 
 
 def _is_small(recipe: Recipe) -> bool:

@@ -134,7 +134,7 @@ def train(
         if axis.rank == 0:
             begin()
             for one in active:
-                _begin(one, state, step)
+                _begin(one, state, step, resume=resume)
 
         stages = training.vmap_stages if rows else training.stages
         take_step = stage_at(stages, step)
@@ -331,9 +331,10 @@ def _restore(one: _Run, like: LoopState, steps: set[int] | None) -> LoopState:
     return like
 
 
-def _begin(one: _Run, state: LoopState, step: int) -> None:
+def _begin(one: _Run, state: LoopState, step: int, *, resume: bool) -> None:
     """Write the manifest of a new run."""
-    if not (one.run / run_dir.MANIFEST).exists():
+    if not (resume and (one.run / run_dir.MANIFEST).exists()):
+        run_dir.check_free(one.run)  # again, now that the lock is held
         write_config(one.run, one.config, one.dataset)
     elif step == len(one.valid_losses) * one.training.steps_per_epoch and is_best(one.valid_losses):
         # The process may have ended between the checkpoint of a best epoch and its model.

@@ -134,10 +134,10 @@ def train(
         result = _train_share(path, sweep, dataset, ignore, stop)
         distributed.report_done("interrupted" if result else "done")
         return result or {}
-    if not resume:
-        run_dir.check_free(path)
     with io.locked(path):
-        if resume and run_dir.is_group(path):
+        if not resume:
+            run_dir.check_free(path)
+        elif run_dir.is_group(path):
             run_dir.write_checksums(path, [run_dir.SWEEP])
         result = _train_share(path, sweep, dataset, observe, stop)
         if result is None and distributed.world_size() > 1:

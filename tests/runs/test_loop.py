@@ -375,3 +375,19 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         train(run, recipe, runtime, dataset, resume=True)
     assert saved.read_bytes() == before
     assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".lock"]
+
+
+def test_what_appears_between_the_check_and_the_lock_is_not_written_over(
+    tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """Of a run that another process began and left, and of somebody's folder in a sweep."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    with pytest.raises(UsageError, match="run already holds a run"):
+        train(run, recipe, runtime, dataset, begin=lambda: (run / "manifest.json").write_text("{}"))
+    assert (run / "manifest.json").read_text() == "{}"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    config = make_config(recipe, dataset, runtime=runtime)
+    with pytest.raises(UsageError, match="other is not an empty folder"):
+        loop.train(tmp_path, config, dataset, rows=[loop.Row(other, config)], resume=True)
+    assert [path.name for path in other.iterdir() if path.name[0] != "."] == ["notes.txt"]
