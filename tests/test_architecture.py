@@ -216,7 +216,7 @@ def train_three_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_batc
     """``fcifar train blitz`` on 12 images, with more words."""
     splits = Split(*make_batch(12, seed=1)), Split(*make_batch(5, seed=2))
     data.save(make_dataset("tiny", *splits, tuple("abcdefghij"), "tests"), tmp_path / "data")
-    monkeypatch.setattr("fcifar.report.run.draw", lambda run, data: None)  # it takes seconds
+    monkeypatch.setattr("fcifar.report.draw.run", lambda run, data: None)  # it takes seconds
     words = ["--dataset", "tiny", "--data-dir", tmp_path / "data", "--out", tmp_path / "run"]
     words += ["--epochs", 1, "--batch-size", 4, "--threads", 1, "--device", "cpu", "--quiet"]
 

@@ -439,11 +439,11 @@ def preview(
     """
     from fcifar import data, random
     from fcifar.recipes import check_seed
-    from fcifar.report import pictures
+    from fcifar.report.figures import canvas, grids
 
     key = random.key(check_seed(seed))
     dataset = data.load(name, data.data_root(data_dir))
-    path = pictures.preview(dataset, out or Path(f"{name}.png"), key=key)
+    path = canvas.save(grids.preview(dataset, key=key), out or Path(f"{name}.png"))
     if json:
         output.document({"name": name, "path": str(path)})
     else:

@@ -79,8 +79,7 @@ def evaluate(
     from fcifar.cli.data import open_dataset
     from fcifar.export import tables
     from fcifar.io import write_json
-    from fcifar.report import evaluation
-    from fcifar.report import examples as drawing
+    from fcifar.report import draw
     from fcifar.runs import inference
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
@@ -129,9 +128,9 @@ def evaluate(
         write_json(out / "report.json", result)
         title = f"{network.recipe.name} on {data.name}, {split} images"
         with progress.doing("drawing the figures", quiet=quiet):
-            evaluation.draw(out, pictured, examples, data.classes, title=title)
+            draw.evaluation(out, pictured, examples, data.classes, title=title)
             if examined is not None:
-                drawing.draw(out, pictured.images, examined, data.classes, title=title)
+                draw.examples(out, pictured.images, examined, data.classes, title=title)
     if json:
         output.document(result)
         return 0

@@ -123,10 +123,10 @@ def predict(
 
 
 def _draw(pixels: "Tensor", guesses: Sequence[Sequence["Guess"]], path: Path) -> None:
-    from fcifar.report import pictures
+    from fcifar.report.figures import canvas, grids
 
     titles = [f"{row[0].name}\n{_percent(row[0])}" for row in guesses]
-    pictures.labelled_grid(pixels, titles, path)
+    canvas.save(grids.image_grid(pixels, titles), path)
 
 
 def _show(paths: Sequence[Path], guesses: Sequence[Sequence["Guess"]]) -> None:

@@ -75,24 +75,24 @@ def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
     """Fill the ``plots/`` of runs and groups again."""
     from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
-    from fcifar.report import groups, run
+    from fcifar.report import draw
     from fcifar.train import run_dir, sweep
     from fcifar.train.config import check_same_data, read_config
 
     for path in runs:
         if run_dir.is_group(path):
-            groups.draw(path)
+            draw.group(path)
         for each in sweep.expand([path]):
             config = read_config(each)
             data = open_dataset(config.dataset, data_dir, quiet=quiet)
             check_same_data(each, config, data)
             with progress.doing(f"drawing the figures of {each}", quiet=quiet):
-                run.draw(each, data)
+                draw.run(each, data)
 
 
 def _show(path: Path, *, json: bool) -> int:
     """Print what training printed at its end."""
-    from fcifar.report.page import gathering
+    from fcifar.report.page import reading
     from fcifar.train import run_dir, sweep
 
     is_group = run_dir.is_group(path)
@@ -100,7 +100,7 @@ def _show(path: Path, *, json: bool) -> int:
         sweep.finished(path)
         values = run_dir.read_report(path, run_dir.SUMMARY)
     else:
-        values = gathering.read_runs([path])[0].report
+        values = reading.read_runs([path])[0].report
     if json:
         output.document(values)
     else:

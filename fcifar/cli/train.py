@@ -50,7 +50,7 @@ def train(
     from fcifar.cli import progress, train_sweep
     from fcifar.cli.data import open_dataset
     from fcifar.export import tensorboard as event_files
-    from fcifar.report import run as drawing
+    from fcifar.report import draw
     from fcifar.train import distributed, loop, run_dir
     from fcifar.train import sweep as sweeps
     from fcifar.train.config import (
@@ -179,7 +179,7 @@ def train(
     if not distributed.is_main():
         return 0
     with progress.doing("drawing the figures", quiet=quiet):
-        drawing.draw(run, data)
+        draw.run(run, data)
     if json:
         output.document(result)
     else:

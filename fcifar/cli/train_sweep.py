@@ -86,7 +86,7 @@ def train(
 ) -> int:
     """Train a sweep, draw its figures, and print its summary."""
     from fcifar.cli import progress
-    from fcifar.report import groups as drawing
+    from fcifar.report import draw
     from fcifar.train import distributed, loop, run_dir, sweep
     from fcifar.train.signals import catching_signals
 
@@ -105,7 +105,7 @@ def train(
     if not distributed.is_main():
         return 0
     with progress.doing("drawing the figures", quiet=quiet):
-        drawing.draw(path)
+        draw.group(path)
     if json:
         output.document(result)
     else:

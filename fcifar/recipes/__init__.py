@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         tied_to_end,
     )
     from fcifar.recipes.importing import NotImportableError, imported, is_import
-    from fcifar.recipes.lookup import RECIPES, get, register
+    from fcifar.recipes.lookup import RECIPES, changes, get, register
     from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "Hyperparams",
     "NotImportableError",
     "Recipe",
+    "changes",
     "check_model",
     "check_seed",
     "check_sizes",
@@ -104,6 +105,7 @@ _HOMES = {
     ),
     "lookup": (
         "RECIPES",
+        "changes",
         "get",
         "register",
     ),

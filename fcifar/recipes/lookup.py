@@ -1,9 +1,13 @@
 """Recipes by name."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
 from fcifar.recipes.importing import imported, is_import
-from fcifar.recipes.recipe import Recipe
+from fcifar.recipes.recipe import TEXTS, Recipe, to_dict
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS
 
@@ -30,6 +34,27 @@ def get(name: str) -> Recipe:
             f"no recipe {shown(name)}; there is {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
         )
     return RECIPES[name]
+
+
+def changes(values: Mapping[str, Any]) -> dict[str, list[Any]] | None:
+    """Return how a recipe differs from the shipped one of its name.
+
+    Args:
+        values: the recipe, as ``to_dict`` or a manifest has it.
+
+    Returns:
+        The shipped value and the value here, by name of the field; None if no recipe has the name.
+        Fields that describe are left out, such as ``notes``.
+    """
+    if values["name"] not in RECIPES:
+        return None
+    # Through JSON, as manifests are: it has lists and no tuples.
+    base, now = (json.loads(json.dumps(v)) for v in (to_dict(RECIPES[values["name"]]), values))
+    return {
+        name: [base.get(name), value]
+        for name, value in now.items()
+        if name not in TEXTS and base.get(name) != value
+    }
 
 
 def register(recipe: Recipe) -> None:

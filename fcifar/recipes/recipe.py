@@ -302,6 +302,9 @@ def option_name(name: str) -> str:
     return first.partition("/")[0].lstrip("-").replace("-", "_")
 
 
+TEXTS = ("summary", "source", "notes", "expected")  # fields that describe, and configure nothing
+
+
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as values that JSON holds."""
     return dataclasses.asdict(recipe)

@@ -34,8 +34,8 @@ from fcifar.data import Dataset, Split, make_dataset, store
 from fcifar.export import exporting
 from fcifar.io import PARTIAL, replacing
 from fcifar.recipes.tutorials import TUTORIALS
-from fcifar.report import evaluation, examples, pictures
-from fcifar.report import run as drawing
+from fcifar.report import draw
+from fcifar.report.figures import canvas, grids
 from fcifar.train import environment, loop, signals
 from fcifar.train import evaluate as measuring
 from fcifar.train.config import make_config
@@ -351,9 +351,9 @@ def measure_nothing(work: Any, makes: Any, *_: Any, **__: Any) -> dict[str, dict
     return {name: dict.fromkeys(names, 1.0) for name in makes}
 
 
-def draw_something(sheet: Any, labels: Any, path: Path) -> Path:
+def save_something(drawn: Any, path: Path) -> Path:
     with replacing(path) as temporary:
-        temporary.write_bytes(b"a picture")
+        temporary.write_bytes(b"an image")
     return path
 
 
@@ -388,10 +388,10 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(environment, "describe", lambda models=(): known)
         patch.setattr(environment, "git_commit", draw_nothing)
         patch.setattr(store, "_draw_shapes10", lambda: make_set("shapes10", (8, 4), "ab"))
-        patch.setattr(evaluation, "draw", draw_nothing)
-        patch.setattr(examples, "draw", draw_nothing)
-        patch.setattr(drawing, "draw", draw_nothing)
-        patch.setattr(pictures, "_write", draw_something)
+        for name in ("run", "evaluation", "examples"):
+            patch.setattr(draw, name, draw_nothing)
+        patch.setattr(grids, "compose", draw_nothing)
+        patch.setattr(canvas, "save", save_something)
         patch.setattr(bench, "measure_step", measure_nothing)
         patch.setattr(bench, "synthetic", draw_nothing)
         patch.setattr(signals, "catching_signals", lambda: stopping_after(3))

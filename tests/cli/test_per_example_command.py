@@ -11,7 +11,7 @@ import pytest
 
 from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
-from fcifar.report import evaluation
+from fcifar.report import draw
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
@@ -118,7 +118,7 @@ def test_images_held_out_keep_their_names(fcifar, tmp_path: Path) -> None:
 
 
 def test_pictures(fcifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "draw", lambda *_, **__: None)  # tests/cli/test_cli.py has them
+    monkeypatch.setattr(draw, "evaluation", lambda *_, **__: None)  # tests/cli/test_cli.py has them
     of_one = {"hardest.png", "scores.png"}
     of_several = {*of_one, "disputed.png", "networks.png"}
     for runs, expected in ((RUNS, of_several), (RUNS[:1], of_one)):

@@ -1,4 +1,4 @@
-"""The channels of a picture: every pixel in its place, its value in ink that can be read."""
+"""An image as numbers: every pixel in its cell, its value in a readable colour."""
 
 import math
 
@@ -9,8 +9,18 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.errors import ExternalError, UsageError
-from fcifar.report import channels_picture
-from fcifar.report.channels import BOTTOM, CELL, GAP, LEFT, TOP, as_grey, value_range, value_text
+from fcifar.report.figures import channels
+from fcifar.report.figures.canvas import save
+from fcifar.report.figures.channels import (
+    BOTTOM,
+    CELL,
+    GAP,
+    LEFT,
+    TOP,
+    as_grey,
+    value_range,
+    value_text,
+)
 
 
 def _cells(path, height: int, width: int) -> Tensor:
@@ -27,7 +37,7 @@ def _cells(path, height: int, width: int) -> Tensor:
 def test_each_pixel_has_its_grey_and_readable_ink_inside_its_cell(tmp_path):
     image = random.randint(random.key(0), (3, 5, 7), 0, 256).to(torch.uint8)
     image[0, 0, 0], image[0, 0, 1] = 0, 255
-    cells = _cells(channels_picture(image, tmp_path / "c.png", title="$x$"), 5, 7)
+    cells = _cells(save(channels.draw(image, title="$x$"), tmp_path / "c.png"), 5, 7)
     border = torch.cat([cells[..., :2, :].flatten(3), cells[..., -2:, :].flatten(3)], -1)
     assert torch.equal(border.amin(-1).round().to(torch.uint8), image)
     assert torch.equal(border.amax(-1).round().to(torch.uint8), image)
@@ -37,7 +47,7 @@ def test_each_pixel_has_its_grey_and_readable_ink_inside_its_cell(tmp_path):
 
 def test_a_cifar_picture_is_large_and_whole(tmp_path):
     image = random.randint(random.key(1), (3, 32, 32), 0, 256).to(torch.uint8)
-    path = channels_picture(image, tmp_path / "c.png", title="a picture")
+    path = save(channels.draw(image, title="a picture"), tmp_path / "c.png")
     assert CELL >= 40
     size = (TOP + 32 * CELL + BOTTOM, 2 * LEFT + 2 * GAP + 3 * 32 * CELL)
     assert imread(path).shape[:2] == size
@@ -73,7 +83,7 @@ def test_values_are_written_short(value, text):
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_a_floating_picture_of_one_value_is_drawn(tmp_path, value):
     cells = _cells(
-        channels_picture(torch.full((3, 2, 2), value), tmp_path / "c.png", title="flat"), 2, 2
+        save(channels.draw(torch.full((3, 2, 2), value), title="flat"), tmp_path / "c.png"), 2, 2
     )
     assert (cells.amin((-1, -2)) == 0).all()
     assert (cells.amax((-1, -2)) > 200).all()
@@ -88,7 +98,7 @@ def test_what_is_no_picture_is_refused(tmp_path):
         torch.zeros(3, 0, 32, dtype=torch.uint8),
     ):
         with pytest.raises(UsageError, match="at most 64 x 64"):
-            channels_picture(image, tmp_path / "c.png", title="")
+            save(channels.draw(image, title=""), tmp_path / "c.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -98,5 +108,5 @@ def test_a_disk_that_refuses_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("PIL.Image.Image.save", refuse)
     with pytest.raises(ExternalError, match="No space left"):
-        channels_picture(torch.zeros(3, 2, 2), tmp_path / "c.png", title="")
+        save(channels.draw(torch.zeros(3, 2, 2), title=""), tmp_path / "c.png")
     assert not list(tmp_path.iterdir())

@@ -1,18 +1,26 @@
-"""The confusion matrix drawn: colours that tell, names of any length, whole files."""
-
-from pathlib import Path
+"""The confusion matrix: colours, names of any length, many classes."""
 
 import pytest
 import torch
-from matplotlib.image import imread
+from matplotlib.colors import to_rgb
 
-from fcifar.errors import ExternalError, UsageError
-from fcifar.report import confusion_picture
-from fcifar.report.confusion import cell_colors, row_shares
-from fcifar.report.figures import ink_on
+from fcifar.errors import UsageError
+from fcifar.report.figures import confusion
+from fcifar.report.figures.canvas import BLUE, VERMILION, save
+from fcifar.report.figures.confusion import COUNTED, most_confused, opacity, row_shares
 
 NAMES = tuple(f"class {i}" for i in range(10))
 GOOD = torch.full((10, 10), 5, dtype=torch.int64) + 945 * torch.eye(10, dtype=torch.int64)
+
+
+def cells(figure) -> dict[tuple[int, int], tuple[float, ...]]:
+    """The colour of each drawn cell, red, green, blue and opacity, by row and column."""
+    (collection,) = figure.axes[0].collections
+    corners = (path.vertices[0] for path in collection.get_paths())
+    colors = map(tuple, collection.get_facecolors())
+    return {
+        (round(y + 0.48), round(x + 0.48)): c for (x, y), c in zip(corners, colors, strict=True)
+    }
 
 
 def test_a_row_without_examples_has_no_share():
@@ -20,27 +28,30 @@ def test_a_row_without_examples_has_no_share():
     assert row_shares(matrix).tolist() == [[0.75, 0.25], [0.0, 0.0]]
 
 
-def test_right_is_blue_wrong_is_orange_and_nothing_is_white():
-    colors = cell_colors(torch.tensor([[0.9, 0.1, 0.0], [0.01, 0.99, 0.0], [0.0, 0.0, 0.0]]))
-    red, _, blue = colors.unbind(-1)
-    assert (blue > red).nonzero().tolist() == [[0, 0], [1, 1]]
-    assert (red > blue).nonzero().tolist() == [[0, 1], [1, 0]]
-    assert (colors[2] == 1).all()
-    assert (colors[:, 2] == 1).all()
+def test_the_largest_error_is_visible_and_the_diagonal_is_its_share():
+    found = opacity(torch.tensor([[90, 10, 0], [1, 99, 0], [0, 0, 0]]))
+    assert found.diagonal().tolist() == [0.9, 0.99, 0.0]
+    assert found[0, 1] == pytest.approx(0.8)
+    assert 0.05 < found[1, 0] < found[0, 1] - 0.3
+    assert found[0, 2] == found[2, 0] == 0
 
 
-def test_a_rare_confusion_shows_and_a_less_rare_one_more():
-    colors = cell_colors(row_shares(GOOD + 5 * torch.eye(10, dtype=torch.int64).roll(1, 0)))
-    rare, less_rare = colors[0, 1].sum(), colors[1, 0].sum()
-    assert less_rare < rare - 0.3
-    assert rare < 3 - 0.1
+def test_right_is_blue_wrong_is_orange_and_zero_is_not_drawn():
+    drawn = cells(confusion.draw(torch.tensor([[9, 1, 0], [0, 5, 0], [0, 2, 0]]), NAMES[:3]))
+    assert set(drawn) == {(0, 0), (0, 1), (1, 1), (2, 1)}
+    for (i, j), color in drawn.items():
+        assert color[:3] == pytest.approx(to_rgb(BLUE if i == j else VERMILION)), (i, j)
+    assert drawn[0, 0][3] == pytest.approx(0.9)
 
 
-def test_ink_has_the_better_contrast():
-    assert ink_on((0.0, 0.0, 0.0)) == ink_on((0.0, 0.0, 1.0)) == "white"
-    assert ink_on((1.0, 1.0, 1.0)) == ink_on((1.0, 1.0, 0.0)) == "black"
-    assert ink_on((117 / 255,) * 3) == "white"  # the border lies between these two greys
-    assert ink_on((118 / 255,) * 3) == "black"
+def test_counts_recalls_and_precisions_are_written():
+    axes = confusion.draw(torch.tensor([[3, 1], [2, 2]]), ("cat", "dog")).axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == [
+        *("3", "1", "2", "2"),
+        *("75.0 %", "60.0 %", "50.0 %", "66.7 %", "recall", "precision"),
+    ]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(
@@ -54,32 +65,29 @@ def test_ink_has_the_better_contrast():
     ],
     ids=["usual", "empty", "long names, large counts", "one class", "forty classes"],
 )
-def test_a_matrix_of_whatever_came_out(tmp_path, matrix, names):
-    path = confusion_picture(matrix, names, tmp_path / "new" / "m.png", title="costs $5 and $6")
-    height, width, _ = imread(path).shape
-    assert 1000 < width < 2000
-    assert 400 < height < 2000
+def test_a_matrix_of_any_counts_is_drawn(tmp_path, matrix, names):
+    figure = confusion.draw(matrix, names, title="costs $5 and $6")
+    path = save(figure, tmp_path / "new" / "m.png")
+    width, height = figure.get_size_inches()
+    assert 4 < width < 12
+    assert 4 < height < 12
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_is_no_confusion_matrix_is_refused(tmp_path):
-    path = tmp_path / "m.png"
+def test_of_many_classes_the_most_confused_are_drawn():
+    matrix = torch.eye(500, dtype=torch.int64) * 10
+    matrix[7, 300], matrix[300, 7], matrix[450, 2] = 9, 8, 7
+    assert most_confused(matrix, 4).tolist() == [2, 7, 300, 450]
+    assert most_confused(matrix, 3).tolist() == [0, 7, 300], "a pair is complete, or left out"
+    assert most_confused(torch.eye(500, dtype=torch.int64), 3).tolist() == [0, 1, 2]
+    figure = confusion.draw(matrix, [f"class {i}" for i in range(500)], title="many")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(labels) == COUNTED
+    assert {"class 2", "class 7", "class 300", "class 450"} <= set(labels)
+    assert max(figure.get_size_inches()) < 20
+
+
+def test_what_is_not_a_confusion_matrix_is_refused():
     for matrix in (GOOD[:9], GOOD.float(), -GOOD, GOOD[0]):
         with pytest.raises(UsageError, match="10 x 10 counts"):
-            confusion_picture(matrix, NAMES, path, title="")
-    assert not path.exists()
-
-
-def test_a_disk_that_refuses_leaves_the_old_picture(tmp_path, monkeypatch):
-    path = confusion_picture(GOOD, NAMES, tmp_path / "m.png", title="old")
-    old = path.read_bytes()
-
-    def half_written(self: object, file: Path, **_: object) -> None:
-        file.write_bytes(old[:100])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", half_written)
-    with pytest.raises(ExternalError, match="No space left"):
-        confusion_picture(GOOD, NAMES, path, title="new")
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
+            confusion.draw(matrix, NAMES)

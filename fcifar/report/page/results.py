@@ -1,235 +1,289 @@
-"""What came out, on a page: figures, classes, confusions, calibration, timings."""
+"""The results of runs on a page: accuracies, classes, confusions, calibration, images, timings."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from fcifar.analysis import calibration
+import torch
+from torch import Tensor
+
+from fcifar.analysis import calibration, ensembles
 from fcifar.analysis.significance import against_first
 from fcifar.metrics import wilson_interval
-from fcifar.report.page.charts import bar_chart
-from fcifar.report.page.gathering import Run, on_same_images
-from fcifar.report.page.html import Html, join, table, tag, tiles
-from fcifar.report.page.matrix import confusion_matrix, worst
-
-_CLOCKS = (
-    ("train_seconds", "training"),
-    ("compile_seconds", "compiling"),
-    ("valid_seconds", "validation"),
-    ("eval_seconds", "evaluation"),
-    ("safeguard_seconds", "digests and checkpoints"),
-    ("convention_seconds", "train + eval time, warm"),
-    ("process_seconds", "from the start of the process"),
+from fcifar.report import text
+from fcifar.report.draw import leading_votes
+from fcifar.report.figures import confusion as confusion_figure
+from fcifar.report.figures import curves as curve_figures
+from fcifar.report.figures import reliability as reliability_figure
+from fcifar.report.page.blocks import (
+    Chart,
+    Image,
+    Images,
+    Pair,
+    Table,
+    Text,
+    Tiles,
+    chart,
+    code,
 )
+from fcifar.report.page.reading import Run, on_same_images, test_images
+from fcifar.report.text import between, number, percent, seconds
+
+_IMAGES = 24  # hardest images
+_TIMINGS = {
+    "train_seconds": "training",
+    "compile_seconds": "compiling",
+    "valid_seconds": "validation",
+    "eval_seconds": "evaluation",
+    "safeguard_seconds": "digests and checkpoints",
+    "convention_seconds": "train + eval time, warm",
+    "process_seconds": "from the start of the process",
+}
 
 
-def percent(fraction: float | None, digits: int = 2) -> str:
-    """``0.564`` as ``56.40 %``."""
-    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
-
-
-def between(interval: Sequence[float | None] | None, digits: int = 2) -> str:
-    """An interval of accuracies in per cent, without the sign."""
-    if not interval or None in interval:
-        return "-"
-    return " to ".join(f"{100 * end:.{digits}f}" for end in interval if end is not None)
-
-
-def headline(run: Run) -> Html:
-    """The figures of a run that matter."""
+def headline(run: Run) -> list[Any]:
+    """The main figures of a run."""
     report = run.report
-    figures = [
+    interval = f"95 % interval {between(report['interval95'])}"
+    tiles = [
         (
             "test accuracy",
-            percent(report["test_accuracy"]),
-            f"of {report['test_n']:,} images; 95 % interval {between(report['interval95'])}",
+            percent(report["test_accuracy"], 2),
+            f"of {report['test_n']:,} images; {interval}",
         )
     ]
     if "tta" in report:
-        figures.append(
+        interval = f"95 % interval {between(report['tta_interval95'])}"
+        tiles.append(
             (
                 f"with --tta {report['tta']}",
-                percent(report["tta_accuracy"]),
-                f"several views of each image; 95 % interval {between(report['tta_interval95'])}",
+                percent(report["tta_accuracy"], 2),
+                f"several views of each image; {interval}",
             )
         )
-    figures += [
-        ("test loss", loss(report["test_loss"]), "cross-entropy, nats"),
-        (
-            "training",
-            seconds(report["train_seconds"]),
-            f"{_epochs(report['epochs'])}, {report['steps']:,} steps, "
-            f"{report['images_per_second']:,.0f} images/s",
-        ),
+    rate = f"{report['steps']:,} steps, {report['images_per_second']:,.0f} images/s"
+    epochs = f"{report['epochs']:g} epoch{'' if report['epochs'] == 1 else 's'}"
+    tiles += [
+        ("test loss", number(report["test_loss"]), "cross-entropy, nats"),
+        ("training", seconds(report["train_seconds"]), f"{epochs}, {rate}"),
     ]
-    return join([tiles(figures), tag("p", _chosen(report), class_="note")])
+    return [Tiles(tiles), Text(f"The model is {text.selected(report)}.", is_note=True)]
 
 
-def _epochs(number: float) -> str:
-    return f"{number:g} epoch{'' if number == 1 else 's'}"
-
-
-def _chosen(report: Mapping[str, Any]) -> str:
-    selected = report["selected"]
-    stopped = " Training stopped early." if report["stopped_early"] else ""
-    if "valid_loss" not in selected:
-        return f"The model is that of the last step.{stopped}"
-    count = f" on {report['valid_n']:,} images" if report.get("valid_n") else ""
-    return (
-        f"The model is that of step {selected['step']:,}, which had the lowest validation loss, "
-        f"{loss(selected['valid_loss'])}{count}.{stopped}"
-    )
-
-
-def side_by_side(runs: Sequence[Run]) -> Html:
-    """A row of figures for each run."""
+def side_by_side(runs: Sequence[Run]) -> Table:
+    """The main figures of several runs, a row each."""
     tta = any("tta" in run.report for run in runs)
     head = ["", "run", "recipe", "seed", "test accuracy", "95 % interval"]
-    head += ["with TTA"] if tta else []
-    head += ["loss", "training", "process", "digest"]
-
-    def row(run: Run) -> list[object]:
-        report = run.report
-        return [
+    head += [*(["with TTA"] if tta else []), "loss", "training", "process", "digest"]
+    rows = [
+        (
             run.name,
             run.path.name or run.path,
-            report["recipe"],
-            report["seed"],
-            percent(report["test_accuracy"]),
-            between(report["interval95"]),
-            *([percent(report.get("tta_accuracy"))] if tta else []),
-            loss(report["test_loss"]),
-            seconds(report["train_seconds"]),
-            seconds(report.get("process_seconds")),
-            tag("code", report["params_digest"][:8]),
-        ]
-
-    count = {run.report["test_n"] for run in runs}
-    images = f"{count.pop():,} test images" if len(count) == 1 else "test images"
-    return table(f"Figures of each run, {images}", head, map(row, runs), wide=True)
-
-
-def paired(runs: Sequence[Run]) -> Html:
-    """Each run against the first, on the same images; or why that cannot be said."""
-    if not on_same_images(runs):
-        why = (
-            "The runs have not all left predictions of the same test images, so their differences "
-            "cannot be tested image by image."
+            run.report["recipe"],
+            run.report["seed"],
+            percent(run.report["test_accuracy"], 2),
+            between(run.report["interval95"]),
+            *([percent(run.report.get("tta_accuracy"), 2)] if tta else []),
+            number(run.report["test_loss"]),
+            seconds(run.report["train_seconds"]),
+            seconds(run.report.get("process_seconds")),
+            code(run.report["params_digest"][:8]),
         )
-        return tag("p", why, class_="note")
+        for run in runs
+    ]
+    counts = {run.report["test_n"] for run in runs}
+    images = f"{counts.pop():,} test images" if len(counts) == 1 else "test images"
+    return Table(f"Each run, {images}", head, rows, is_wide=True)
+
+
+def differences(runs: Sequence[Run]) -> Table | Text:
+    """Each run against the first, on the same images."""
+    if not on_same_images(runs):
+        return Text(
+            "The runs do not all have predictions of the same test images, so their differences "
+            "cannot be tested image by image.",
+            is_note=True,
+        )
     names = [run.name for run in runs]
     correct = [run.predictions[0].correct for run in runs if run.predictions is not None]
     pairs = [against_first(names, correct, i) for i in range(1, len(runs))]
-    first = names[0]
-    return table(
-        f"Against {first} on the same images, in points of accuracy; p is McNemar's, exact",
-        ("", "difference", "95 % interval", f"only {first} right", "only it right", "p", ""),
-        [
-            (
-                pair["second"],
-                f"{100 * pair['difference']:+.2f}",
-                " to ".join(f"{100 * end:+.2f}" for end in pair["interval95"]),
-                f"{pair['only_first']:,}",
-                f"{pair['only_second']:,}",
-                f"{pair['p_value']:.2g}",
-                pair["statement"],
-            )
-            for pair in pairs
-        ],
-        wide=True,
-    )
-
-
-def by_class(per_class: Mapping[str, Mapping[str, Any]], what: str = "test images") -> Html:
-    """Accuracy class by class with Wilson's interval, the best first."""
-    ranked = sorted(per_class.items(), key=lambda item: -(item[1]["accuracy"] or 0.0))
-
-    def row(name: str, figures: Mapping[str, Any]) -> list[object]:
-        right, total = int(figures["correct"]), int(figures["total"])
-        if not total:
-            return [name, "-", "-", "-", ""]
-        share = right / total
-        bar = tag("span", class_="share", style=f"--share:{share:.3f}", aria_hidden="true")
-        interval = between(wilson_interval(right, total), 1)
-        return [name, percent(share, 1), interval, f"{right:,} of {total:,}", bar]
-
-    head = ("class", "accuracy", "95 % interval", "right", "")
-    return table(f"By class, {what}", head, [row(*item) for item in ranked], wide=True)
-
-
-def classes_side_by_side(runs: Sequence[Run]) -> Html:
-    """Accuracy class by class, a column for each run."""
-    names = list(dict.fromkeys(name for run in runs for name in run.report["per_class"]))
     rows = [
         (
-            name,
-            *(percent(run.report["per_class"].get(name, {}).get("accuracy"), 1) for run in runs),
+            pair["second"],
+            f"{100 * pair['difference']:+.2f}",
+            " to ".join(f"{100 * end:+.2f}" for end in pair["interval95"]),
+            f"{pair['only_first']:,}",
+            f"{pair['only_second']:,}",
+            f"{pair['p_value']:.2g}",
+            pair["statement"],
         )
+        for pair in pairs
+    ]
+    return Table(
+        f"Against {names[0]} on the same images, in points of accuracy; p is McNemar's, exact",
+        ("", "difference", "95 % interval", f"only {names[0]} right", "only it right", "p", ""),
+        rows,
+        is_wide=True,
+    )
+
+
+def curves(runs: Sequence[Run]) -> Pair:
+    """The learning curves of one run or of several."""
+    logs = {run.name: run.records for run in runs}
+    return curve_pair(
+        (
+            curve_figures.of_run(runs[0].records, fields=[field])
+            if len(runs) == 1
+            else curve_figures.of_runs(logs, fields=[field])
+        )
+        for field in curve_figures.FIELDS
+    )
+
+
+def curve_pair(figures: Any) -> Pair:
+    """Figures of loss and accuracy side by side."""
+    return Pair(
+        [
+            chart(figure, f"{field.capitalize()} over the epochs", f"{field} over the epochs")
+            for figure, field in zip(figures, curve_figures.FIELDS, strict=True)
+        ]
+    )
+
+
+def by_class(per_class: Mapping[str, Mapping[str, Any]], what: str = "test images") -> Table:
+    """Accuracy by class with Wilson's interval, the best first."""
+    from markupsafe import Markup
+
+    ranked = sorted(per_class.items(), key=lambda item: -(item[1]["accuracy"] or 0.0))
+    rows = []
+    for name, figures in ranked:
+        right, total = int(figures["correct"]), int(figures["total"])
+        if not total:
+            rows.append((name, "-", "-", "-", ""))
+            continue
+        style = f"--share:{right / total:.3f}"
+        bar = Markup('<span class="share" style="{}" aria-hidden="true"></span>').format(style)
+        interval = between(wilson_interval(right, total), 1)
+        rows.append((name, percent(right / total), interval, f"{right:,} of {total:,}", bar))
+    head = ("class", "accuracy", "95 % interval", "right", "")
+    return Table(f"By class, {what}", head, rows, is_wide=True)
+
+
+def classes_side_by_side(runs: Sequence[Run]) -> Table:
+    """Accuracy by class, a column for each run."""
+    names = dict.fromkeys(name for run in runs for name in run.report["per_class"])
+    rows = [
+        (name, *(percent(run.report["per_class"].get(name, {}).get("accuracy")) for run in runs))
         for name in names
     ]
-    head = ("class", *(run.name for run in runs))
-    return table("Accuracy by class", head, rows)
+    return Table("Accuracy by class", ("class", *(run.name for run in runs)), rows)
 
 
-def confusion(
-    counts: Sequence[Sequence[int]], classes: Sequence[str], title: str = "Confusion matrix"
-) -> Html:
-    """The confusion matrix, with its most frequent mistakes in words."""
-    mistakes = worst(counts, classes, 5)
-    listed = f"Most often: {', '.join(mistakes)}." if mistakes else "There are no mistakes."
-    caption = tag(
-        "figcaption",
-        f"{title}. Rows are true classes, columns what was predicted; blue is right, orange wrong.",
-    )
-    matrix = confusion_matrix(counts, classes, f"{title}. {listed}")
-    box = tag(
-        "div", matrix, class_="scroll", tabindex=0, role="region", aria_label="Confusion matrix"
-    )
-    return tag("figure", caption, box, tag("p", listed, class_="note"))
+def confusion(report: Mapping[str, Any], title: str = "Confusion matrix") -> Chart:
+    """The confusion matrix, and its most frequent errors in words."""
+    worst = text.confusions(report, 5)
+    listed = f"Most often: {worst}." if worst else "There are no mistakes."
+    matrix = torch.tensor(report["confusion"], dtype=torch.int64)
+    figure = confusion_figure.draw(matrix, list(report["per_class"]))
+    caption = f"{title}. Rows are true classes, columns predictions; blue is right, orange wrong."
+    return chart(figure, caption, f"{title}. {listed}", listed)
 
 
-def reliability(run: Run) -> Html:
-    """Accuracy over confidence."""
+def reliability(run: Run) -> Chart | Text:
+    """Accuracy against confidence."""
     if run.predictions is None:
-        return tag("p", "Its predictions are gone, and with them its confidence.", class_="note")
+        return Text(
+            "The predictions of the run are missing, so its confidence is unknown.", is_note=True
+        )
     examples, _ = run.predictions
     confidence, _ = calibration.softmax_confidence(examples.logits)
     bins = calibration.reliability(confidence, examples.correct)
     ece = calibration.expected_calibration_error(bins).item()
-    bars = [
-        (c, a, f"{n:,} images: confidence {100 * c:.1f} %, accuracy {100 * a:.1f} %")
-        for c, a, n in zip(*(part.tolist() for part in bins), strict=True)
-    ]
-    caption = tag(
-        "figcaption",
-        "Accuracy over confidence, %. Dots are the mean confidence in each bar: above it the "
-        "model is too sure.",
+    mean = percent(run.report.get("mean_confidence"))
+    return chart(
+        reliability_figure.draw(bins, ece),
+        "Accuracy against confidence. A bar below the dashed line is overconfident.",
+        "accuracy against confidence",
+        f"Expected calibration error {percent(ece, 2)}; mean confidence {mean}.",
     )
-    chart = bar_chart(bars, title="accuracy over confidence", x_name="confidence, %")
-    note = f"Expected calibration error {percent(ece)}; mean confidence {_mean(run)}."
-    return tag("figure", caption, chart, tag("p", note, class_="note"))
 
 
-def _mean(run: Run) -> str:
-    return percent(run.report.get("mean_confidence"), 1)
-
-
-def timings(runs: Sequence[Run]) -> Html:
-    """How long everything took, a column for each run."""
+def timings(runs: Sequence[Run]) -> Table:
+    """Seconds of each part, a column for each run."""
     rows = [
         (name, *(seconds(run.report.get(key)) for run in runs))
-        for key, name in _CLOCKS
+        for key, name in _TIMINGS.items()
         if any(run.report.get(key) is not None for run in runs)
     ]
     rows.append(("images/s in training", *(f"{r.report['images_per_second']:,.0f}" for r in runs)))
     head = ("", *(run.name if len(runs) > 1 else "time" for run in runs))
-    return table("Timings", head, rows)
+    return Table("Timings", head, rows)
 
 
-def loss(value: float | None) -> str:
-    """A loss to four places."""
-    return "-" if value is None else f"{value:.4f}"
+# The hardest images ------------------------------------------------------------------------------
 
 
-def seconds(value: float | None) -> str:
-    """A time in seconds."""
-    return "-" if value is None else f"{value:,.1f} s"
+def hardest(runs: Sequence[Run], root: Path) -> Images | Text:
+    """The images with the highest loss; of several runs, those that most of them get wrong."""
+    if not on_same_images(runs):
+        return Text("The predictions are missing, or are of different images.", is_note=True)
+    images, reason = test_images(runs[0], root)
+    classes = list(runs[0].report["per_class"])
+    found = _of_one(runs[0], classes) if len(runs) == 1 else _of_several(runs, classes)
+    order = "Highest loss first" if len(runs) == 1 else "Those that most runs get wrong first"
+    items = [_item(images, *each) for each in found]
+    note = f"Without images: {reason}." if images is None else ""
+    return Images(f"{order}: the prediction, and the true class.", items, note)
+
+
+def _of_one(run: Run, classes: Sequence[str]) -> list[tuple[int, str, str, str]]:
+    """Row, true class, prediction and loss of each image."""
+    assert run.predictions is not None
+    examples, labels = run.predictions
+    confidence, predicted = calibration.softmax_confidence(examples.logits)
+    return [
+        (
+            row,
+            classes[int(labels[row])],
+            f"{classes[int(predicted[row])]}, {100 * confidence[row].item():.0f} %",
+            f"loss {examples.loss[row].item():.2f}",
+        )
+        for row in ensembles.ranked(examples.loss)[:_IMAGES].tolist()
+    ]
+
+
+def _of_several(runs: Sequence[Run], classes: Sequence[str]) -> list[tuple[int, str, str, str]]:
+    found = [run.predictions for run in runs if run.predictions is not None]
+    logits, labels = torch.stack([examples.logits.float() for examples, _ in found]), found[0][1]
+    together = ensembles.examine(logits, labels)
+    return [
+        (
+            row,
+            classes[int(labels[row])],
+            ", ".join(f"{name} {n}" for name, n in leading_votes(together.votes[row], classes)),
+            f"{round(together.error_rate[row].item() * len(runs))} of {len(runs)} wrong, "
+            f"loss {together.mean_loss[row].item():.2f}",
+        )
+        for row in ensembles.ranked(together.error_rate, together.mean_loss)[:_IMAGES].tolist()
+    ]
+
+
+def _item(images: Tensor | None, row: int, true: str, predicted: str, remark: str) -> Image:
+    lines = (predicted, f"is {true}", remark, f"test/{row:05}")
+    if images is None:
+        return Image(lines)
+    height, width = images.shape[-2:]
+    alt = f"test image {row}, {true}, predicted as {predicted}"
+    return Image(lines, data_uri(images[row]), alt, (width, height))
+
+
+def data_uri(image: Tensor) -> str:
+    """Return an image, uint8 [3, H, W], as a PNG in a data: address."""
+    from PIL.Image import fromarray
+
+    file = io.BytesIO()
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    fromarray(pixels).save(file, format="png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

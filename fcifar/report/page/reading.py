@@ -1,6 +1,5 @@
-"""What a page is made of, read from run directories."""
+"""Reading finished runs."""
 
-import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from fcifar.train import metrics_log, run_dir
 from fcifar.train.config import RunConfig, read_config
 from fcifar.train.evaluate import read_predictions
 
-_NEEDED = (
+_REQUIRED = (
     *("recipe", "dataset", "seed", "steps", "epochs", "selected", "stopped_early"),
     *("test_accuracy", "test_loss", "test_n", "interval95", "per_class", "confusion"),
     *("train_seconds", "compile_seconds", "images_per_second", "params_digest"),
@@ -32,32 +31,24 @@ class Run(NamedTuple):
     config: RunConfig
     manifest: dict[str, Any]
     report: dict[str, Any]
-    records: list[dict[str, Any]]
-    predictions: tuple[EvalOutput, Tensor] | None  # and the labels; None where they are gone
+    records: list[dict[str, Any]]  # the metrics log
+    predictions: tuple[EvalOutput, Tensor] | None  # with the labels; None if the file is missing
 
     @property
     def title(self) -> str:
-        """What run this is, in a few words."""
+        """Recipe, data set and seed."""
         report = self.report
         return f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
 
 
-class Pictures(NamedTuple):
-    """The test images, or why there are none."""
-
-    images: Tensor | None  # uint8 [N, 3, H, W]
-    why_not: str = ""
-
-
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Everything about runs.
+    """Read run directories.
 
     Raises:
         UsageError: one is not a run directory, or is not finished.
         ExternalError: a file is damaged.
     """
-    names = itertools.islice(letters(), len(paths))
-    return [_read(path, name) for path, name in zip(paths, names, strict=True)]
+    return [_read(path, name) for path, name in zip(paths, letters(), strict=False)]
 
 
 def _read(path: Path, name: str) -> Run:
@@ -67,7 +58,7 @@ def _read(path: Path, name: str) -> Run:
             f"{path} is not finished; resume it with fcifar train --resume {shlex.quote(str(path))}"
         )
     report = run_dir.read_report(path)
-    if missing := [name for name in _NEEDED if name not in report]:
+    if missing := [name for name in _REQUIRED if name not in report]:
         raise ExternalError(f"{path / run_dir.REPORT} is not complete: {missing[0]} is missing")
     predictions = path / run_dir.PREDICTIONS
     return Run(
@@ -94,23 +85,25 @@ def on_same_images(runs: Sequence[Run]) -> bool:
     )
 
 
-def pictures_of(run: Run, root: Path) -> Pictures:
-    """The test images of a run's data set, if it is prepared in ``root`` as it was then.
+def test_images(run: Run, root: Path) -> tuple[Tensor | None, str]:
+    """Return the test images of a run, or None and the reason.
 
-    Nothing is fetched.
+    They are available if the data set is prepared in ``root``, unchanged. Nothing is downloaded.
+
+    Returns:
+        uint8 [N, 3, H, W] or None, and a reason for None.
     """
     name, digest = run.config.dataset, run.config.dataset_digest
     if all(each.name != name for each in data.list_prepared(root)):
-        return Pictures(None, f"the data set {name} is not prepared where this page was made")
+        return None, f"the data set {name} is not prepared on the machine that made this page"
     try:
         dataset = data.load(name, root)
         data.verify(name, root)
     except (UsageError, ExternalError) as error:
-        return Pictures(None, f"the data set cannot be read: {error}")
+        return None, f"the data set cannot be read: {error}"
     if dataset.digest != digest:
-        return Pictures(
-            None,
-            f"the data set that is prepared as {name} is another one (digest "
-            f"{dataset.digest[:12]}, then {digest[:12]})",
+        return None, (
+            f"the data set prepared as {name} is not that of the run (digest "
+            f"{dataset.digest[:12]}, not {digest[:12]})"
         )
-    return Pictures(dataset.test_images)
+    return dataset.test_images, ""

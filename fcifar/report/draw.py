@@ -1,0 +1,200 @@
+"""The figures of a run, an evaluation, per-example scores and a group, as PNG files."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fcifar import random, recipes
+from fcifar.analysis import calibration, score_tables
+from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
+from fcifar.data import Dataset
+from fcifar.report.figures import (
+    bars,
+    channels,
+    confusion,
+    curves,
+    grids,
+    reliability,
+    sweep,
+)
+from fcifar.report.figures.canvas import save
+from fcifar.step import Batch, EvalOutput
+from fcifar.train import metrics_log, run_dir
+from fcifar.train.config import read_config
+from fcifar.train.evaluate import read_predictions
+
+_IMAGES = 20  # of a grid of predictions, and of a training batch
+_SCORED = 24  # of a grid of the hardest images: three rows of eight
+_VOTED = 3  # classes named below a disputed image
+_LABELS = {
+    "loss": "loss, nats",
+    "probability": "probability of the true class",
+    "margin": "margin of the true class's logit",
+    "gradient_norm": "norm of the gradient",
+    "error_norm": "norm of the error of the probabilities",
+    "error_rate": "share of models that are wrong",
+    "disagreement": "share of pairs that disagree",
+    "entropy": "entropy of the mean probabilities, nats",
+    "mean_entropy": "mean of the models' entropies, nats",
+    "mutual_information": "mutual information, nats",
+    "mean_loss": "mean loss, nats",
+}
+
+
+def run(path: Path, dataset: Dataset) -> None:
+    """Write the figures of a finished run to its ``plots/``.
+
+    The learning curves, the accuracy by class, a batch of augmented training images before
+    normalisation, and the figures of ``evaluation`` for the test images.
+
+    Args:
+        path: the run directory.
+        dataset: what it was trained on.
+    """
+    folder, config = path / run_dir.PLOTS, read_config(path)
+    report = run_dir.read_report(path)
+    title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"
+    save(curves.of_run(metrics_log.read(path), title=title), folder / "learning_curve.png")
+    save(bars.per_class(report["per_class"], title=title), folder / "per_class.png")
+
+    order_key, augment_key = random.split(random.key(report["seed"]))
+    rows = random.permutation(order_key, len(dataset.train_labels))[:_IMAGES]
+    batch = recipes.make_augment(config.recipe)(augment_key, dataset.train_images[rows])
+    heading = f"{title}: training images as the model sees them"
+    labels = dataset.train_labels[rows]
+    grid = grids.training_grid(batch, labels, dataset.classes, heading=heading)
+    save(grid, folder / "training_batch.png")
+    examples, labels = read_predictions(path / run_dir.PREDICTIONS)
+    test = Batch(dataset.test_images, labels)
+    evaluation(folder, test, examples, dataset.classes, title=f"{title}, test images")
+
+
+def evaluation(
+    folder: Path, data: Batch, examples: EvalOutput, classes: Sequence[str], *, title: str
+) -> None:
+    """Write confusion.png, reliability.png, predictions.png, mistakes.png and channels.png.
+
+    Args:
+        folder: created if it does not exist.
+        data: what was evaluated, uint8 images.
+        examples: the output for each image, in the same order.
+        classes: C names.
+        title: what was evaluated, in a few words.
+    """
+    labels = data.labels.cpu()
+    confidence, predictions = calibration.softmax_confidence(examples.logits)
+    matrix = calibration.confusion_matrix(labels, predictions, len(classes))
+    save(confusion.draw(matrix, classes, title=title), folder / "confusion.png")
+    bins = calibration.reliability(confidence, examples.correct)
+    ece = calibration.expected_calibration_error(bins)
+    save(reliability.draw(bins, ece, title=title), folder / "reliability.png")
+
+    def grid(rows: Tensor, name: str, heading: str) -> None:
+        parts = (data.images[rows].cpu(), labels[rows], predictions[rows], confidence[rows])
+        save(grids.predictions_grid(*parts, classes, heading=f"{title}: {heading}"), folder / name)
+
+    # At random, because a data set may be sorted by class; the same ones, to compare runs.
+    sample = random.permutation(random.key(0), len(labels))[:_IMAGES]
+    grid(sample, "predictions.png", "predicted (true)")
+    mistakes = calibration.most_confident_mistakes(examples.logits, labels, _IMAGES)
+    if len(mistakes):
+        grid(mistakes, "mistakes.png", "the most confident mistakes")
+    else:
+        (folder / "mistakes.png").unlink(missing_ok=True)
+    first = int(sample[0])
+    name = f"{classes[int(labels[first])]}, image {first:,}: pixels"
+    save(channels.draw(data.images[first].cpu(), title=name), folder / "channels.png")
+
+
+def examples(
+    folder: Path, images: Tensor, examined: Examined, classes: Sequence[str], *, title: str
+) -> None:
+    """Write hardest.png and scores.png; for several models, disputed.png and networks.png too.
+
+    Args:
+        folder: created if it does not exist.
+        images: uint8 [N, 3, H, W], the examples.
+        examined: their scores, in the same order.
+        classes: C names.
+        title: what was evaluated, in a few words.
+    """
+    together, labels = examined.together, examined.labels
+    answers = examined.scores if together is None else together
+
+    def grid(name: str, rows: Tensor, describe: Callable[[int], str], heading: str) -> None:
+        rows = rows[:_SCORED]
+        captions = []
+        for row in rows.tolist():
+            predicted, true = classes[int(answers.prediction[row])], classes[int(labels[row])]
+            verdict = predicted if predicted == true else f"{predicted} ({true})"
+            captions.append(f"{verdict}\n{describe(row)}\n{examined.names[row]}")
+        colors = [grids.RIGHT if answers.correct[row] else grids.WRONG for row in rows.tolist()]
+        heading = f"{title}: {heading}; predicted (true)"
+        drawn = grids.image_grid(images[rows].cpu(), captions, colors=colors, heading=heading)
+        save(drawn, folder / name)
+
+    def histograms(name: str, of: tuple[str, ...], values: Any, title: str) -> None:
+        scores = {_LABELS[score]: getattr(values, score) for score in of}
+        save(bars.scores(scores, values.correct, title=title), folder / name)
+
+    histograms("scores.png", OF_ONE, examined.scores, f"{title}: scores")
+    hardest = score_tables.hardest(examined)
+    if together is None:
+        grid("hardest.png", hardest, lambda i: _loss(examined.scores.loss[i]), "highest loss")
+        for name in ("disputed.png", "networks.png"):
+            (folder / name).unlink(missing_ok=True)
+        return
+    votes, losses = together.votes, together.mean_loss
+    models = int(votes[0].sum())
+
+    def errors(row: int) -> str:
+        wrong = models - int(votes[row, labels[row]])
+        return f"{wrong} of {models} wrong\n{_loss(losses[row])}"
+
+    def vote(row: int) -> str:
+        return "\n".join(f"{name} {n}" for name, n in leading_votes(votes[row], classes))
+
+    grid("hardest.png", hardest, errors, f"hardest for {models} models")
+    disputed = score_tables.most_disputed(together)
+    heading = f"most disputed among {models} models, with their votes"
+    grid("disputed.png", disputed, vote, heading)
+    histograms("networks.png", OF_SEVERAL, together, f"{title}: {models} models together")
+
+
+def group(path: Path) -> None:
+    """Write the figures of a finished group to its ``plots/``.
+
+    ``curves.png`` always; ``spread.png`` if a point has at least two runs; ``sweep.png`` if one or
+    two values are swept.
+    """
+    summary, folder = run_dir.read_report(path, run_dir.SUMMARY), path / run_dir.PLOTS
+    title = f"{summary['recipe']} on {summary['dataset']}"
+    save(curves.of_group(read_logs(path, summary), title=title), folder / "curves.png")
+    if any(cell["together"] for cell in summary["cells"]):
+        save(sweep.spread(summary, title=title), folder / "spread.png")
+    if 1 <= len(summary["swept"]) <= 2:
+        save(sweep.points(summary, title=title), folder / "sweep.png")
+
+
+def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:
+    """Return the metrics logs of the members of a group that were begun, at most ``count``."""
+    members = [path / member["name"] for member in summary["members"][:count]]
+    return [metrics_log.read(run) for run in members if (run / run_dir.MANIFEST).exists()]
+
+
+def leading_votes(votes: Tensor, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """Return the classes with most votes and their numbers, at most three.
+
+    Args:
+        votes: int64 [C], of one example.
+        classes: C names.
+    """
+    count, number = votes.sort(descending=True, stable=True)
+    ranked = zip(number[:_VOTED].tolist(), count[:_VOTED].tolist(), strict=True)
+    return [(classes[n], c) for n, c in ranked if c]
+
+
+def _loss(loss: Tensor) -> str:
+    return f"loss {loss.item():.2f}"

@@ -1,0 +1,1 @@
+"""Figures: functions from values to matplotlib figures and PIL images, and their files."""
