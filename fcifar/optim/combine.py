@@ -104,7 +104,7 @@ def freeze_after(steps: int) -> Optimizer:
     (tensor(-2.), tensor(0.))
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"freeze_after needs an integer number of steps >= 0, not {steps}")
+        raise ValueError(f"freeze_after needs an integer number of steps, 0 or more, not {steps}")
 
     def update(grads: Tree, state: CountState, params: Tree) -> tuple[Tree, CountState]:
         moving = state.count < steps
