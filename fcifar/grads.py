@@ -59,8 +59,8 @@ def per_example(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., T
     of_chunk = _mapped(grad(loss))
 
     def gradients(params: Tree, examples: Tree, *rest: Any) -> Tree:
-        found = [of_chunk(params, chunk, *rest) for chunk in chunks(examples, chunk_size)]
-        return found[0] if len(found) == 1 else tree.map(lambda *xs: torch.cat(xs), *found)
+        parts = [of_chunk(params, chunk, *rest) for chunk in chunks(examples, chunk_size)]
+        return parts[0] if len(parts) == 1 else tree.map(lambda *xs: torch.cat(xs), *parts)
 
     return gradients
 
@@ -75,10 +75,10 @@ def per_example_norms(loss: Loss, *, chunk_size: int | None = None) -> Callable[
     of_chunk = _mapped(grad(loss))
 
     def gradient_norms(params: Tree, examples: Tree, *rest: Any) -> Tensor:
-        parts = chunks(examples, chunk_size)
         if not tree.leaves(params):
             return torch.zeros(_size(examples), device=tree.device(examples))
-        return torch.cat([norms(of_chunk(params, chunk, *rest)) for chunk in parts])
+        parts = [norms(of_chunk(params, part, *rest)) for part in chunks(examples, chunk_size)]
+        return torch.cat(parts)
 
     return gradient_norms
 

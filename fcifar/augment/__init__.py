@@ -96,8 +96,8 @@ def random_rotation(
 def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
     """Pad each side by ``padding`` pixels and crop at a random position to the original size.
 
-    This is a translation by up to ``padding`` pixels along each axis, uniform over all (2 padding +
-    1)**2 translations.
+    This is a translation by up to ``padding`` pixels along each axis, uniform over all such
+    translations.
 
     Args:
         padding: in [0, 10000], and less than the image size if ``mode`` is "reflect".

@@ -174,8 +174,8 @@ def uniform(
 def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> Tensor:
     """Boolean draws that are true with probability ``p``.
 
-    ``p`` is a number in [0, 1] or a tensor that broadcasts to ``shape``, whose default is its own
-    shape.
+    ``p`` is a number in [0, 1] or a tensor that broadcasts to ``shape``. ``shape`` defaults to the
+    shape of ``p``.
 
     >>> fcifar.random.bernoulli(fcifar.random.key(0), 0.5, (4,))
     tensor([False, False,  True,  True])
@@ -387,7 +387,9 @@ def _whole(what: str, x: Any, key: Key) -> Any:
 
 
 def _filled(x: float | Tensor, key: Key, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Make a tensor on the device of the key, by a fill: a copy would wait for a GPU."""
+    """Put a number or tensor on the device of the key. A fill, unlike a copy, does not wait for a
+    GPU.
+    """
     if isinstance(x, Tensor):
         return x.to(key.device, dtype)
     return torch.full((), x, dtype=dtype, device=key.device)
