@@ -8,8 +8,8 @@
     train_step = fcifar.make_train_step(model, optimizer)
     state, metrics = train_step(state, fcifar.Batch(images, labels))
 
-Importing this package has no side effect, and loads torch only when a name is first used: the
-command line stays quick. The examples of its docstrings begin with ``import torch, fcifar``.
+Importing this package has no side effects and does not import torch until a name is first used, so
+that the command line starts quickly. Docstring examples assume ``import torch, fcifar``.
 """
 
 import importlib
@@ -59,80 +59,37 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-class _Moment(NamedTuple):
-    monotonic: float  # seconds of ``time.monotonic``
-    processor: float  # seconds of ``time.process_time``
+class _ImportTime(NamedTuple):
+    monotonic: float  # time.monotonic(), in seconds
+    processor: float  # time.process_time(), in seconds
 
 
-IMPORTED = _Moment(time.monotonic(), time.process_time())  # see train.environment
+IMPORTED = _ImportTime(time.monotonic(), time.process_time())  # see train.environment
 
-__all__ = [
-    "Batch",
-    "EvalOutput",
-    "ExternalError",
-    "Metrics",
-    "Model",
-    "Optimizer",
-    "Policy",
-    "Scores",
-    "Shard",
-    "TrainState",
-    "UsageError",
-    "Variables",
-    "analysis",
-    "apply_updates",
-    "augment",
-    "averaging",
-    "compile_step",
-    "fingerprint",
-    "grads",
-    "init_train_state",
-    "layers",
-    "losses",
-    "make_eval_step",
-    "make_score_step",
-    "make_train_step",
-    "metrics",
-    "models",
-    "normalize",
-    "on_indices",
-    "optim",
-    "parallel",
-    "precision",
-    "privacy",
-    "random",
-    "recipes",
-    "schedules",
-    "step",
-    "step_transforms",
-    "tree",
-]
+__all__ = ["Batch", "EvalOutput", "ExternalError", "Metrics", "Model", "Optimizer", "Policy"]
+__all__ += ["Scores", "Shard", "TrainState", "UsageError", "Variables", "analysis"]
+__all__ += ["apply_updates", "augment", "averaging", "compile_step", "fingerprint", "grads"]
+__all__ += ["init_train_state", "layers", "losses", "make_eval_step", "make_score_step"]
+__all__ += ["make_train_step", "metrics", "models", "normalize", "on_indices", "optim", "parallel"]
+__all__ += ["precision", "privacy", "random", "recipes", "schedules", "step", "step_transforms"]
+__all__ += ["tree"]
 
-_HOMES = {
-    "errors": ("UsageError", "ExternalError"),
-    "analysis.example_scores": ("Scores", "make_score_step"),
-    "metrics": ("Metrics",),
-    "models": ("Model", "Variables"),
-    "optim": ("Optimizer", "apply_updates"),
-    "precision": ("Policy",),
-    "step": (
-        "Batch",
-        "EvalOutput",
-        "Shard",
-        "TrainState",
-        "init_train_state",
-        "make_eval_step",
-        "make_train_step",
-        "normalize",
-    ),
-    "step_transforms": ("compile_step", "on_indices"),
+_MODULE_OF = {
+    **dict.fromkeys(("UsageError", "ExternalError"), "errors"),
+    **dict.fromkeys(("Scores", "make_score_step"), "analysis.example_scores"),
+    **dict.fromkeys(("Model", "Variables"), "models"),
+    **dict.fromkeys(("Optimizer", "apply_updates"), "optim"),
+    **dict.fromkeys(("Batch", "EvalOutput", "Shard", "TrainState", "init_train_state"), "step"),
+    **dict.fromkeys(("make_eval_step", "make_train_step", "normalize"), "step"),
+    **dict.fromkeys(("compile_step", "on_indices"), "step_transforms"),
+    "Metrics": "metrics",
+    "Policy": "precision",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"fcifar.{_HOME_OF[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"fcifar.{_MODULE_OF[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"fcifar.{name}")
     raise AttributeError(f"module 'fcifar' has no attribute {name!r}")

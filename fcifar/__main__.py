@@ -1,4 +1,4 @@
-"""``python -m fcifar`` is ``fcifar``."""
+"""Entry point of ``python -m fcifar``."""
 
 from fcifar.cli import main
 

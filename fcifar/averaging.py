@@ -1,16 +1,16 @@
 """Averages of parameters and buffers over training.
 
-An ``Average`` goes beside an optimizer: after each step it takes the new variables, and it may put
-others in their place::
+An ``Average`` is used next to an optimizer. After each step, ``update`` takes the new variables and
+returns the variables to continue with::
 
     average = ema(0.999)
     state = average.init(variables)
     variables, state = average.update(variables, state)  # after each step
     evaluate(average.value(variables, state))
 
-The variables may be any tree. Leaves that are floating are averaged; others, such as counters, are
-copied. Counts are tensors and nothing branches on a value, so that ``vmap`` and ``compile`` go
-around an average.
+The variables may be any tree. Floating-point leaves are averaged; other leaves, such as counters,
+are copied. Counts are tensors and no branch depends on a value, so that averages work under
+``vmap`` and ``torch.compile``.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ from fcifar.tree import Tree
 
 
 class Average(NamedTuple):
-    """How to keep an average of the variables of a training run.
+    """A running average of variables, as three pure functions.
 
-    ``init(variables) -> state`` before the first step, ``update(variables, state) ->
-    (variables, state)`` after each, and ``value(variables, state) -> variables`` for evaluation.
+    ``init(variables) -> state`` before the first step, ``update(variables, state) -> (variables,
+    state)`` after each step, and ``value(variables, state) -> variables`` for evaluation.
     """
 
     init: Callable[[Tree], Any]
@@ -37,14 +37,14 @@ class Average(NamedTuple):
 
 
 class AverageState(NamedTuple):
-    """An average, and how many steps have been made."""
+    """The average and the number of steps so far."""
 
     count: Tensor  # int64 []
-    average: Tree  # like the variables, in memory of its own
+    average: Tree  # like the variables; shares no memory with them
 
 
 def none() -> Average:
-    """No average: the variables as they are, with the state ``()``."""
+    """No average: ``value`` returns the variables unchanged, and the state is ``()``."""
     return Average(
         init=lambda variables: (),
         update=lambda variables, state: (variables, state),
@@ -55,17 +55,17 @@ def none() -> Average:
 def ema(decay: float | Tensor | Schedule, every: int = 1) -> Average:
     """Exponential moving average: ``average * decay + variables * (1 - decay)``.
 
-    It starts as the variables before the first step, hence needs no correction of a bias. Training
-    goes on as without it. With ``decay=lambda count: count / (count + 1)`` it is the plain mean of
-    the variables before the first step and after each (Polyak and Juditsky, "Acceleration of
-    stochastic approximation by averaging", 1992).
+    It starts from the variables before the first step and needs no bias correction. Training is not
+    affected. With ``decay=lambda count: count / (count + 1)`` it is the plain mean of the variables
+    before the first step and after each step (Polyak and Juditsky, "Acceleration of stochastic
+    approximation by averaging", 1992).
 
     Args:
-        decay: in [0, 1], or a schedule of the number of steps made, which is 1 after the first.
-        every: average after each ``every``-th step (>= 1).
+        decay: in [0, 1], or a schedule of the number of steps, which is 1 after the first step.
+        every: update the average every ``every`` steps (>= 1).
 
     Raises:
-        ValueError: ``decay`` or ``every`` is outside its range.
+        ValueError: ``decay`` or ``every`` is out of range.
 
     >>> average = fcifar.averaging.ema(0.5)
     >>> state = average.init({"w": torch.tensor(0.0)})
@@ -83,22 +83,16 @@ def ema(decay: float | Tensor | Schedule, every: int = 1) -> Average:
 
 
 def lookahead(decay: float | Tensor | Schedule, every: int = 5) -> Average:
-    """Slow variables that the fast ones return to.
+    """Lookahead: slow variables that the fast ones are reset to.
 
-    After each ``every``-th step the slow variables become ``slow * decay + fast * (1 - decay)``,
-    and training goes on from there. The average is the slow variables.
+    Every ``every`` steps the slow variables become ``slow * decay + fast * (1 - decay)``, and
+    training continues from them. The average is the slow variables. Arguments and errors are those
+    of ``ema``.
 
     Zhang, Lucas, Hinton and Ba, "Lookahead Optimizer: k steps forward, 1 step back",
-    https://arxiv.org/abs/1907.08610, where ``decay`` is 1 - alpha; over the buffers too, and with
-    a decay that grows, as in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
+    https://arxiv.org/abs/1907.08610, where ``decay`` is 1 - alpha. Buffers are included and the
+    decay may be a schedule, as in Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU",
     https://arxiv.org/abs/2404.00498.
-
-    Args:
-        decay: in [0, 1], or a schedule of the number of steps made, which is 1 after the first.
-        every: 1 or more.
-
-    Raises:
-        ValueError: ``decay`` or ``every`` is outside its range.
 
     >>> average = fcifar.averaging.lookahead(0.5, every=1)
     >>> state = average.init({"w": torch.tensor(0.0)})
@@ -117,7 +111,7 @@ def lookahead(decay: float | Tensor | Schedule, every: int = 5) -> Average:
 
 def _init(variables: Tree) -> AverageState:
     count = torch.zeros((), dtype=torch.int64, device=tree.device(variables))
-    # Copies: a step that writes into the memory of its state must not meet the same tensor twice.
+    # Clone: a donating step must not find the same tensor twice in its state.
     return AverageState(count, tree.map(torch.clone, variables))
 
 
@@ -128,14 +122,14 @@ def _value(variables: Tree, state: AverageState) -> Tree:
 def _average(
     variables: Tree, state: AverageState, decay: float | Tensor | Schedule, every: int
 ) -> tuple[Tensor, AverageState]:
-    """Whether the average is due after this step, and the new state."""
+    """Return whether the average is due after this step, and the new state."""
     count = state.count + 1
     due = count % every == 0
 
     def mean(new: Tensor, old: Tensor) -> Tensor:
         if not new.is_floating_point():
             return new.clone()
-        # lerp rather than a sum of products: the average of equal values is then that value.
+        # lerp, because the average of equal values is then exactly that value.
         return torch.where(due, torch.lerp(old, new, weights[new.dtype]), old)
 
     dtypes = {leaf.dtype for leaf in tree.leaves(variables) if leaf.is_floating_point()}
@@ -144,7 +138,7 @@ def _average(
 
 
 def _weight(decay: float | Tensor | Schedule, count: Tensor, dtype: torch.dtype) -> Tensor:
-    """``1 - decay``, computed in float32 at the least: 0.999 has no neighbour in bfloat16."""
+    """Return ``1 - decay``, computed in at least float32, since bfloat16 cannot represent 0.999."""
     wide = torch.promote_types(dtype, torch.float32)
     value = decay if isinstance(decay, float | int | Tensor) else decay(count.to(wide))
     if not isinstance(value, Tensor):

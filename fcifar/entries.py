@@ -1,4 +1,4 @@
-"""Adding to a dict of functions by name: the doors of this package for other packages."""
+"""Registries: dicts of functions by name, which other packages can extend."""
 
 import re
 from collections.abc import MutableMapping
@@ -10,11 +10,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 def add(registry: MutableMapping[str, Any], what: str, name: str, value: Any) -> None:
-    """``registry[name] = value``, for a name that is new.
+    """Set ``registry[name] = value``, for a new name.
 
     Raises:
-        ValueError: the name is taken, or could not be typed as a word of a command; or a function
-            was to be registered and something else was given.
+        ValueError: ``name`` is taken, or is not a valid name on the command line.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(
@@ -27,7 +26,7 @@ def add(registry: MutableMapping[str, Any], what: str, name: str, value: Any) ->
 
 
 def add_function(registry: MutableMapping[str, Any], what: str, name: str, value: Any) -> None:
-    """As ``add``. Raises a ValueError for what cannot be called, too."""
+    """As ``add``, and raise a ValueError if ``value`` is not callable."""
     if not callable(value):
         raise ValueError(f"{what} {shown(name)} is {shown(value)}; it must be a function")
     add(registry, what, name, value)

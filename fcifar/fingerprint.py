@@ -1,15 +1,15 @@
-"""A cheap hash of every tensor of a tree, computed where the tensors lie.
+"""A cheap hash of every tensor of a tree, computed on the device of the tensors.
 
-A tensor is taken as its 32-bit words ``w[0], w[1], ...`` in row-major order, and its hash is
+A tensor is read as 32-bit words ``w[0], w[1], ...`` in row-major order. Its hash is
 
     (m[0] * w[0] + m[1] * w[1] + ...)  modulo 2**64
 
-with odd 64-bit multipliers that are drawn from a key once: multilinear hashing (Lemire and Kaser,
-"Strongly universal string hashing is fast", 2014). Any change within a single word changes the
-hash for certain, any other change all but certainly. It is integer arithmetic, so that equal bits
-have equal hashes on every device, in every version and in any order of summation.
+with odd 64-bit multipliers drawn from a key once: multilinear hashing (Lemire and Kaser, "Strongly
+universal string hashing is fast", 2014). A change within a single word always changes the hash; any
+other change does so almost certainly. All arithmetic is on integers, so that equal bits have equal
+hashes on every device, in every version and in any order of summation.
 
-It finds accidents, not forgeries: for those, and for files, ``tree.digest`` is SHA-256.
+The hash detects accidental changes, not forgery. For files, use ``tree.digest``, which is SHA-256.
 """
 
 from typing import Any
@@ -23,14 +23,19 @@ from fcifar.tree import Tree
 
 
 def draw_multipliers(key: Key, like: Tree) -> Tensor:
-    """Odd multipliers for trees of the shapes and dtypes of ``like``: int64 [n], on its device."""
+    """Draw odd multipliers for trees with the shapes and dtypes of ``like``: int64 [n], on its
+    device.
+    """
     sizes = [words(leaf).numel() for leaf in tree.leaves(like)]
     high, low = random.bits(key, (max([len(sizes), *sizes]), 2)).unbind(-1)
     return ((high << 32) | low | 1).to(tree.device(like) or key.device)
 
 
 def hash_leaves(multipliers: Tensor, values: Tree) -> Tensor:
-    """The hash of each leaf in the order of ``tree.leaves``: int64 [leaves], without a wait."""
+    """Return the hash of each leaf in the order of ``tree.leaves``: int64 [leaves].
+
+    Does not synchronise with the device.
+    """
     hashes = [
         (multipliers[: w.numel()] * w).sum()
         for w in (words(leaf).to(torch.int64) for leaf in tree.leaves(values))
@@ -39,19 +44,19 @@ def hash_leaves(multipliers: Tensor, values: Tree) -> Tensor:
 
 
 def combine(multipliers: Tensor, hashes: Tensor) -> Tensor:
-    """One hash out of those of the leaves: int64 []."""
+    """Combine the hashes of the leaves into one: int64 []."""
     return (multipliers[: len(hashes)] * hashes).sum()
 
 
 def digests(multipliers: Tensor, values: Tree) -> dict[str, Any]:
-    """``digest``, of the whole tree, and ``tensors``, of each leaf by its dotted name, in hex."""
+    """Return hex hashes: ``digest`` of the tree, and ``tensors`` of each leaf by dotted name."""
     hashes = hash_leaves(multipliers, values)
     *each, whole = map(to_hex, [*hashes.tolist(), int(combine(multipliers, hashes))])
     return {"digest": whole, "tensors": dict(zip(tree.named_leaves(values), each, strict=True))}
 
 
 def words(leaf: Tensor) -> Tensor:
-    """The bits of a tensor in row-major order, as signed words of 32 bits or of fewer."""
+    """View the bits of a tensor in row-major order as signed integers of at most 32 bits."""
     flat = leaf.detach().reshape(-1)
     if flat.dtype == torch.bool:
         return flat.view(torch.uint8)
@@ -59,5 +64,5 @@ def words(leaf: Tensor) -> Tensor:
 
 
 def to_hex(value: int) -> str:
-    """A 64-bit integer, signed as torch gives it, as 16 hexadecimal digits."""
+    """Format a signed 64-bit integer as 16 hexadecimal digits of its two's complement."""
     return f"{value & 0xFFFF_FFFF_FFFF_FFFF:016x}"

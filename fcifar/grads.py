@@ -1,8 +1,8 @@
-"""Gradients as one more axis: of each example, of second order, and through training.
+"""Per-example gradients, second-order derivatives, and gradients through training.
 
-Everything begins with the loss of one example, ``loss(params, example, *rest) -> []``. The example
-is a tree whose leaves lack the batch axis: an image, its label, a key to draw from. What ``rest``
-is, all examples share::
+Each function takes the loss of one example, ``loss(params, example, *rest) -> []``. The example is
+a tree whose leaves have no batch axis, such as an image, its label and a key. All examples share
+``rest``::
 
     def loss(params, example):
         logits, _ = model.apply(Variables(params, {}), example.images[None])
@@ -10,10 +10,11 @@ is, all examples share::
 
     gradients = per_example(loss)(params, Batch(images, labels))  # each leaf [B, *its shape]
 
-The functions made here are pure, take ``(params, examples, *rest)`` as ``torch.func.vmap`` would,
-and compile. Examples are taken ``chunk_size`` at a time (None for all at once), which bounds the
-memory for what is computed on the way and changes results by rounding alone. A compiled graph holds
-each chunk anew: for very many examples compile the function of one chunk, and loop outside.
+The returned functions are pure, take ``(params, examples, *rest)`` as under ``torch.func.vmap``,
+and can be compiled. They process ``chunk_size`` examples at a time (None: all at once), which
+bounds the memory of intermediate results and changes the results by rounding only. A compiled graph
+contains each chunk separately: for a large number of examples, compile the function of one chunk
+and loop outside.
 """
 
 import functools
@@ -31,24 +32,24 @@ from fcifar.tree import Tree
 
 Loss = Callable[..., Tensor]  # (params, example, *rest) -> []
 Objective = Callable[[Tree, Tree, Key], tuple[Tensor, Any]]
-"""``(params, examples, key) -> (value [], anything else)``: what a training step descends."""
+"""``(params, examples, key) -> (value [], aux)``: the objective that a training step minimises."""
 Gradient = Callable[[Objective], Callable[[Tree, Tree, Key], tuple[Tree, tuple[Tensor, Any]]]]
-"""From an objective to ``(params, examples, key) -> (gradient, (value, anything else))``."""
+"""Maps an objective to ``(params, examples, key) -> (gradient, (value, aux))``."""
 
 
 def of_batch(objective: Objective) -> Callable[[Tree, Tree, Key], tuple[Tree, tuple[Tensor, Any]]]:
-    """The gradient of the batch as a whole: ``torch.func.grad_and_value``."""
+    """The gradient of the whole batch: ``torch.func.grad_and_value``."""
     return grad_and_value(objective, has_aux=True)
 
 
-# Of each example ---------------------------------------------------------------------------------
+# Per-example gradients ---------------------------------------------------------------------------
 
 
 def per_example(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., Tree]:
-    """``(params, examples, *rest) -> gradients``: those of each example, leaves [B, ...].
+    """Return ``(params, examples, *rest) -> gradients`` with leaves [B, ...].
 
-    All of them are kept, B times the memory of the parameters. ``per_example_norms`` keeps those
-    of one chunk alone; for sums of one's own, ``chunks`` and ``add_up`` do the same.
+    The result takes B times the memory of the parameters. ``per_example_norms`` holds the gradients
+    of one chunk only; use ``chunks`` and ``add_up`` for other sums.
 
     >>> gradients = fcifar.grads.per_example(lambda w, x: (w * x).square().sum())
     >>> gradients(torch.ones(2), torch.tensor([[1.0, 0.0], [2.0, 3.0]]))
@@ -58,14 +59,14 @@ def per_example(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., T
     of_chunk = _mapped(grad(loss))
 
     def gradients(params: Tree, examples: Tree, *rest: Any) -> Tree:
-        found = [of_chunk(params, chunk, *rest) for chunk in chunks(examples, chunk_size)]
-        return found[0] if len(found) == 1 else tree.map(lambda *xs: torch.cat(xs), *found)
+        parts = [of_chunk(params, chunk, *rest) for chunk in chunks(examples, chunk_size)]
+        return parts[0] if len(parts) == 1 else tree.map(lambda *xs: torch.cat(xs), *parts)
 
     return gradients
 
 
 def per_example_norms(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., Tensor]:
-    """``(params, examples, *rest) -> [B]``: the Euclidean norms of the examples' gradients.
+    """Return ``(params, examples, *rest) -> [B]``: the Euclidean norm of each example's gradient.
 
     >>> norms = fcifar.grads.per_example_norms(lambda w, x: (w * x).sum())
     >>> norms(torch.ones(2), torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
@@ -74,18 +75,18 @@ def per_example_norms(loss: Loss, *, chunk_size: int | None = None) -> Callable[
     of_chunk = _mapped(grad(loss))
 
     def gradient_norms(params: Tree, examples: Tree, *rest: Any) -> Tensor:
-        parts = chunks(examples, chunk_size)
         if not tree.leaves(params):
             return torch.zeros(_size(examples), device=tree.device(examples))
-        return torch.cat([norms(of_chunk(params, chunk, *rest)) for chunk in parts])
+        parts = [norms(of_chunk(params, part, *rest)) for part in chunks(examples, chunk_size)]
+        return torch.cat(parts)
 
     return gradient_norms
 
 
 def norms(gradients: Tree) -> Tensor:
-    """Of gradients with leaves [B, ...], the Euclidean norm of each example's: [B].
+    """Return the Euclidean norm of each example's gradient, of leaves [B, ...]: [B].
 
-    Gradients without a leaf do not say how many examples there are: 0 [] for all of them.
+    Returns 0 [] for a tree without leaves.
     """
     if not tree.leaves(gradients):
         return torch.zeros(())
@@ -94,7 +95,7 @@ def norms(gradients: Tree) -> Tensor:
 
 
 def chunks(examples: Tree, chunk_size: int | None) -> Iterator[Tree]:
-    """The examples, at most ``chunk_size`` at a time, in order.
+    """Yield the examples in order, at most ``chunk_size`` at a time.
 
     Raises:
         ValueError: ``chunk_size`` is below 1.
@@ -113,38 +114,39 @@ def chunks(examples: Tree, chunk_size: int | None) -> Iterator[Tree]:
 
 
 def add_up(terms: Iterable[Tree]) -> Tree:
-    """The sum of one tree or more, of which no more than two are held at a time."""
+    """Sum one or more trees, holding at most two at a time."""
     return functools.reduce(tree.add, terms)
 
 
-# The noise of a batch ----------------------------------------------------------------------------
+# Gradient noise ----------------------------------------------------------------------------------
 
 
 class NoiseScale(NamedTuple):
-    """Unbiased estimates of what a batch's gradient is made of, each a 0-d tensor.
+    """Unbiased estimates of the signal and the noise in a batch's gradient, each a 0-d tensor.
 
-    ``squared_norm`` may come out below 0 where the noise is much larger than the gradient. For a
-    steady figure average both fields over several batches, and divide then.
+    ``squared_norm`` may be negative where the noise is much larger than the gradient. For a stable
+    estimate, average both fields over several batches before dividing.
     """
 
-    variance: Tensor  # tr(Sigma), of the examples' gradients about their mean
-    squared_norm: Tensor  # |G|^2, of the gradient over all examples there could be
+    variance: Tensor  # tr(Sigma), the variance of the examples' gradients about their mean
+    squared_norm: Tensor  # |G|^2, of the gradient over the whole distribution of examples
 
     @property
     def scale(self) -> Tensor:
-        """tr(Sigma) / |G|^2, in examples: much smaller batches waste steps, much larger examples.
+        """tr(Sigma) / |G|^2, in examples.
 
-        McCandlish, Kaplan, Amodei et al., "An empirical model of large-batch training",
+        Much smaller batches waste steps, much larger ones waste examples. McCandlish, Kaplan,
+        Amodei et al., "An empirical model of large-batch training",
         https://arxiv.org/abs/1812.06162, equation 2.9.
         """
         return self.variance / self.squared_norm
 
 
 def noise_scale(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., NoiseScale]:
-    """``(params, examples, *rest) -> NoiseScale``, from the gradient of each of B examples.
+    """Return ``(params, examples, *rest) -> NoiseScale``, computed from per-example gradients.
 
     Raises:
-        ValueError: when called, with a single example.
+        ValueError: when called with a single example.
 
     >>> noise = fcifar.grads.noise_scale(lambda w, x: w * x)
     >>> noise(torch.tensor(1.0), torch.tensor([1.0, 3.0]))
@@ -170,17 +172,17 @@ def noise_scale(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., N
 
 
 def noise_scale_of_norms(small: Tensor, large: Tensor, *, sizes: tuple[int, int]) -> NoiseScale:
-    """From the squared norms of the mean gradients of batches of two sizes.
+    """Return the noise scale from the squared gradient norms of batches of two sizes.
 
-    Appendix A.1 of McCandlish et al. The smaller batches may be parts of the larger, as where the
-    gradient of a batch is the mean of its devices' ones; means over several batches do for both.
+    Appendix A.1 of McCandlish et al. The small batches may be parts of the large one, such as the
+    shards of data-parallel training. Both norms may be means over several batches.
 
     Args:
-        small, large: 0-d.
-        sizes: examples in a small batch and in a large one.
+        small, large: squared norms of the mean gradient, 0-d.
+        sizes: number of examples in a small batch and in a large one.
 
     Raises:
-        ValueError: the second size is not larger than the first, or the first is below 1.
+        ValueError: not ``1 <= sizes[0] < sizes[1]``.
     """
     few, many = sizes
     if not 1 <= few < many:
@@ -191,14 +193,15 @@ def noise_scale_of_norms(small: Tensor, large: Tensor, *, sizes: tuple[int, int]
     )
 
 
-# Of second order, and through training -----------------------------------------------------------
+# Second order, and through training --------------------------------------------------------------
 
 
 def hessian_vector_product(loss: Loss, *, chunk_size: int | None = None) -> Callable[..., Tree]:
-    """``(params, vector, examples, *rest) -> H vector``, of the mean loss over the examples.
+    """Return ``(params, vector, examples, *rest) -> H @ vector`` for the mean loss over the
+    examples.
 
-    Forward over reverse: the derivative of the gradient along ``vector``, a tree like ``params``.
-    It costs about as much as two gradients, and no Hessian is made. (Pearlmutter, "Fast exact
+    Forward-over-reverse: the derivative of the gradient along ``vector``, a tree like ``params``.
+    It costs about two gradients, and the Hessian is never built. (Pearlmutter, "Fast exact
     multiplication by the Hessian", 1994.)
 
     >>> product = fcifar.grads.hessian_vector_product(lambda w, x: (w**3).sum() * x)
@@ -224,9 +227,10 @@ def hessian_vector_product(loss: Loss, *, chunk_size: int | None = None) -> Call
 def unroll(
     step: Callable[[Tree, Any, Any], tuple[Any, Any]], outcome: Callable[[Any], Tensor]
 ) -> Callable[[Tree, Any, Iterable[Any]], Tensor]:
-    """``(hyper, state, batches) -> outcome(state after a step with each batch)``.
+    """Return ``(hyper, state, batches) -> outcome(state after one step per batch)``.
 
-    A step that knows its learning rate as a value, and the loss on other images after training::
+    For example, a step with the learning rate as an argument, and the loss on other images after
+    training::
 
         def step(rate, state, batch):
             return make_train_step(model, optim.sgd(rate, momentum=0.9))(state, batch)
@@ -235,7 +239,7 @@ def unroll(
         slope = torch.func.grad(after)(rate, state, batches)
 
     Args:
-        step: ``(hyper, state, batch) -> (state, anything)``; ``hyper`` is a tree of tensors.
+        step: ``(hyper, state, batch) -> (state, aux)``; ``hyper`` is a tree of tensors.
         outcome: ``state -> []``.
     """
 
@@ -250,10 +254,11 @@ def unroll(
 def meta_gradient(
     step: Callable[[Tree, Any, Any], tuple[Any, Any]], outcome: Callable[[Any], Tensor]
 ) -> Callable[[Tree, Any, Iterable[Any]], Tree]:
-    """``(hyper, state, batches) -> gradient``, of ``unroll`` with respect to ``hyper``.
+    """Return ``(hyper, state, batches) -> gradient`` of ``unroll`` with respect to ``hyper``.
 
-    In reverse: all steps' intermediate results are held until the end. For a single number
-    ``torch.func.jvp`` of ``unroll`` gives the same and holds those of one step.
+    Reverse mode: the intermediate results of all steps are held until the end. For a single
+    hyperparameter, ``torch.func.jvp`` of ``unroll`` gives the same value and holds one step's
+    results.
 
     >>> step = lambda rate, w, batch: (w - rate * 2 * w, ())  # down w**2
     >>> slope = fcifar.grads.meta_gradient(step, lambda w: w**2)
@@ -267,7 +272,7 @@ def meta_gradient(
 
 
 def _mapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(params, example, *rest)`` over the first axis of the examples."""
+    """Map ``function(params, example, *rest)`` over the first axis of the examples."""
 
     def of_examples(params: Tree, examples: Tree, *rest: Any) -> Any:
         return vmap(function, in_dims=(None, 0, *(None for _ in rest)))(params, examples, *rest)
@@ -280,5 +285,5 @@ def _size(examples: Tree) -> int:
 
 
 def rows(leaf: Tensor) -> Tensor:
-    """[B, ...] as [B, the rest]; [B] as [B, 1]."""
+    """Reshape [B, ...] to [B, n], and [B] to [B, 1]."""
     return leaf.reshape(leaf.shape[0], -1)

@@ -1,4 +1,4 @@
-"""Files: written atomically, JSON, and a lock on a directory."""
+"""File I/O: atomic writes, JSON, and directory locks."""
 
 import contextlib
 import json
@@ -14,33 +14,38 @@ from safetensors import SafetensorError
 
 from fcifar.errors import DamagedError, ExternalError, UsageError
 
-PARTIAL = ".partial"  # in the names of files that are being written
+PARTIAL = ".partial"  # part of the names of temporary files
 LOCK = ".lock"
-LARGEST_JSON = 64 * 2**20  # bytes; the files of fcifar are thousands of times smaller
+LARGEST_JSON = 64 * 2**20  # bytes; files written by fcifar are thousands of times smaller
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``; what was written there becomes ``path`` at the end.
+    """Yield a temporary path next to ``path``, and rename it to ``path`` at the end.
 
-    If the block raises, ``path`` is as it was and the temporary file is gone.
+    If the block raises, ``path`` is unchanged and the temporary file is removed.
 
     Raises:
         ExternalError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{PARTIAL}{path.suffix}")
     try:
-        if path.exists() and not path.is_file():  # renaming would do away with a pipe or a device
+        if path.exists() and not path.is_file():  # a rename would replace a pipe or a device
             raise ExternalError(f"cannot write {path}: it is not a plain file; choose another path")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors makes files that only their owner can read
+        temporary.chmod(mode)  # safetensors creates files with mode 0600
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # not every file system can open a directory
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     except (OSError, SafetensorError) as error:
         raise cannot_write(path, error) from error
     finally:
@@ -49,59 +54,49 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path, *, older_than: float = 0.0) -> None:
-    """Remove the temporary files of processes that were killed while writing.
+    """Remove temporary files left by processes that were killed while writing.
 
     Args:
-        older_than: seconds; a younger file may be one that another process is writing.
+        older_than: minimum age in seconds; another process may still be writing a younger file.
     """
     now = time.time()
     for path in folder.glob(f".*{PARTIAL}*"):
-        with contextlib.suppress(OSError):  # another process may remove it as well
+        with contextlib.suppress(OSError):  # another process may have removed it
             if now - path.stat().st_mtime >= older_than:
                 path.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a renaming last through a power cut, where folders can be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of ``path`` by ``text``."""
+    """Atomically replace the content of ``path`` with ``text``."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def read_bytes(path: Path, *, limit: float = math.inf) -> bytes:
-    """The content of a file.
+    """Return the content of a file.
 
     Raises:
-        DamagedError: it is larger than ``limit`` bytes.
-        ExternalError: it is missing or cannot be read.
+        DamagedError: the file is larger than ``limit`` bytes.
+        ExternalError: the file is missing or cannot be read.
     """
     try:
         if path.stat().st_size > limit:
             raise DamagedError(f"{path} is larger than {limit:,} bytes; fcifar did not write that")
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ExternalError(f"there is no file {path}") from error
     except OSError as error:
         raise cannot_read(path, error) from error
 
 
 def cannot_write(path: Path, error: Exception) -> ExternalError:
-    """The error for a file that cannot be written."""
+    """Return the error for a file that cannot be written."""
     reason = getattr(error, "strerror", None) or error
     return ExternalError(f"cannot write {path}: {reason}; free some space or choose another place")
 
 
 def cannot_read(path: Path, error: OSError) -> ExternalError:
-    """The error for a file that cannot be read."""
+    """Return the error for a file that is missing or cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return ExternalError(f"there is no file {path}")
     return ExternalError(f"{path} cannot be read: {error.strerror or error}")
 
 
@@ -109,27 +104,27 @@ def cannot_read(path: Path, error: OSError) -> ExternalError:
 
 
 def to_json(values: Any) -> str:
-    """``values`` as the text of a JSON file."""
+    """Format ``values`` as the text of a JSON file."""
     return json.dumps(finite(values), indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Replace the content of ``path`` by ``values`` as JSON."""
+    """Atomically replace the content of ``path`` with ``values`` as JSON."""
     write_text(path, to_json(values))
 
 
 def read_json(path: Path) -> Any:
-    """The values in a JSON file.
+    """Parse a JSON file.
 
     Raises:
-        DamagedError: it is not JSON.
-        ExternalError: it is missing or cannot be read.
+        DamagedError: the file is not JSON.
+        ExternalError: the file is missing or cannot be read.
     """
     return parse_json(read_bytes(path, limit=LARGEST_JSON), path)
 
 
 def parse_json(content: bytes, path: Path) -> Any:
-    """The values in the content of the JSON file ``path``. Raises a DamagedError."""
+    """Parse the content of the JSON file ``path``. Raises a DamagedError if it is not JSON."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -137,7 +132,7 @@ def parse_json(content: bytes, path: Path) -> Any:
 
 
 def finite(values: Any) -> Any:
-    """The values with null for NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON does not have, with None."""
     if isinstance(values, float):
         return values if math.isfinite(values) else None
     if isinstance(values, Mapping):
@@ -151,7 +146,7 @@ def finite(values: Any) -> Any:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the lock of ``folder``, as far as this one can tell."""
+    """Whether another process appears to hold the lock of ``folder``."""
     if not (folder / LOCK).is_file():
         return False
     try:
@@ -159,22 +154,23 @@ def is_locked(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # a lock that cannot be taken, as on a read-only file system
+    except OSError:  # for example on a read-only file system
         return False
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run directory, which is made if need be, and removed again if empty.
+    """Hold the lock of a run directory. Creates the directory, and removes it again if it stays
+    empty.
 
-    The operating system releases the lock when the process ends, however it ends: a file that a
-    crash leaves behind locks nothing.
+    The operating system releases the lock when the process ends for any reason, so a lock file left
+    by a crash locks nothing.
 
     Raises:
-        UsageError: another process holds it.
-        OSError: the folder or its lock cannot be made.
+        UsageError: another process holds the lock.
+        OSError: the directory or its lock cannot be created.
     """
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,14 +178,14 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if made and [path.name for path in folder.iterdir()] == [LOCK]:
+            if created and [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()
             lock.release()
     except Timeout as error:
         raise UsageError(
-            f"another process is training into {folder}; wait for its end, or choose another --out"
+            f"another process is training into {folder}; wait until it ends or choose another --out"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # up to the first folder that is not empty
-            for parent in made:
+        with contextlib.suppress(OSError):  # up to the first directory that is not empty
+            for parent in created:
                 parent.rmdir()

@@ -1,4 +1,4 @@
-"""Keyed initialisers, and the few layers that need a key or explicit statistics."""
+"""Keyed initialisers, layers with explicit keys or statistics, and checks of model options."""
 
 import math
 
@@ -10,24 +10,24 @@ from fcifar.errors import shown
 from fcifar.parallel import ALONE, Axis, pmean
 from fcifar.random import Key
 
-LARGEST_WIDTH = 10**9  # a product of two still fits into 64 bits
+LARGEST_WIDTH = 10**9  # the product of two widths still fits in 64 bits
 
 
 def fan_in_uniform(key: Key, shape: tuple[int, ...], fan_in: int) -> Tensor:
-    """Uniform float32 in [-1/sqrt(fan_in), 1/sqrt(fan_in)).
+    """Draw uniform float32 in [-1/sqrt(fan_in), 1/sqrt(fan_in)).
 
-    This is the distribution of PyTorch's default initialisation of ``nn.Linear`` and ``nn.Conv2d``,
-    weights and biases alike: ``kaiming_uniform_(a=sqrt(5))`` works out to the same bound.
+    This is PyTorch's default initialisation of the weights and biases of ``nn.Linear`` and
+    ``nn.Conv2d``: ``kaiming_uniform_(a=sqrt(5))`` has the same bound.
     """
     bound = 1 / math.sqrt(fan_in)
     return random.uniform(key, shape, -bound, bound)
 
 
 def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
-    """Zeros in place of a fraction ``rate`` of the elements, the others divided by ``1 - rate``.
+    """Set a fraction ``rate`` of the elements to zero and divide the others by ``1 - rate``.
 
     Args:
-        key: None, as outside training, leaves ``x`` as it is.
+        key: None, as in evaluation, returns ``x`` unchanged.
         x: floating, any shape.
         rate: in [0, 1).
 
@@ -43,27 +43,27 @@ def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images [B, C, H, W], laid out in memory as [B, H, W, C].
+    """Return the images [B, C, H, W] with the memory layout of [B, H, W, C].
 
-    Convolutions keep that layout, and in bfloat16 are a quarter faster in it. Unlike
-    ``memory_format=torch.channels_last`` this goes through ``vmap``.
+    Convolutions keep this layout and are a quarter faster in it in bfloat16. Unlike
+    ``memory_format=torch.channels_last``, this works under ``vmap``.
     """
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation whose statistics come out as values, so that it is a pure function.
+    """Batch normalisation that returns its statistics instead of updating them in place.
 
-    The parameters and buffers have the names of ``nn.BatchNorm2d``; ``weight`` is there only with
-    ``scale``, and otherwise 1. Statistics are computed and kept in float32 at the least, whatever
-    the images' dtype.
+    Parameters and buffers have the names of ``nn.BatchNorm2d``. Statistics are computed and kept in
+    at least float32, whatever the dtype of the images.
 
     Args:
-        momentum: the share of the new batch in the running statistics, as in PyTorch.
+        momentum: weight of the new batch in the running statistics, as in PyTorch.
         eps: added to the variance.
-        axis: the ranks that divide a batch, whose statistics are then those of the whole batch.
+        scale: whether there is a learned ``weight``; otherwise the scale is 1.
+        axis: ranks that share a batch; statistics are taken over the whole batch.
 
-    Ioffe and Szegedy, "Batch normalization", https://arxiv.org/abs/1502.03167.
+    Ioffe and Szegedy, "Batch normalisation", https://arxiv.org/abs/1502.03167.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.empty(channels))
 
     def forward(self, x: Tensor, train: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """[B, C, H, W] normalised, and the running statistics after it.
+        """Normalise [B, C, H, W], and return the result and the new running statistics.
 
-        In training by the mean and variance of the batch, which enter the running statistics (the
-        variance without bias, as in PyTorch); otherwise by the running statistics.
+        Training uses the mean and variance of the batch, and adds them to the running statistics
+        (the variance unbiased, as in PyTorch). Evaluation uses the running statistics.
 
         Raises:
-            ValueError: in training, the batch of all ranks has one value for each channel, which
-                has no variance.
+            ValueError: in training, the batch over all ranks has one value per channel, hence no
+                variance.
         """
         running = {"running_mean": self.running_mean, "running_var": self.running_var}
         mean, var = running.values()
@@ -117,10 +117,10 @@ class BatchNorm(nn.Module):
 
 
 def _over_ranks(axis: Axis, near: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over all ranks, from those of each; all [C].
+    """Return mean and variance [C] over all ranks, given those of each rank.
 
-    Means are counted from ``near``, the same on each rank and close to them, so that nothing is
-    lost where they are large and the variance is not.
+    Means are taken relative to ``near``, which is equal on all ranks and close to the means: no
+    digits are lost where the mean is large compared with the variance.
     """
     shift = mean - near
     first, second = pmean((shift, var + shift.square()), axis)
@@ -128,7 +128,7 @@ def _over_ranks(axis: Axis, near: Tensor, mean: Tensor, var: Tensor) -> tuple[Te
 
 
 def named(prefix: str, buffers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The buffers of a part under their names in the whole: ``prefix.name``."""
+    """Prefix the names of buffers: ``prefix.name``."""
     return {f"{prefix}.{name}": value for name, value in buffers.items()}
 
 
@@ -151,7 +151,7 @@ def check_switch(name: str, value: bool) -> None:
 
 
 def check_width(name: str, width: int) -> None:
-    """Raise a ValueError unless ``width`` is a number of units that a layer can have."""
+    """Raise a ValueError unless ``width`` is an integer in [1, 1e9]."""
     if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= LARGEST_WIDTH:
         raise ValueError(
             f"{name} is {shown(width)}; it must be a whole number from 1 up to {LARGEST_WIDTH:,}"
@@ -159,18 +159,18 @@ def check_width(name: str, width: int) -> None:
 
 
 def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
-    """PyTorch's default initialisation of every parameter of ``skeleton``, drawn from ``key``.
+    """Draw PyTorch's default initialisation of every parameter of ``skeleton``.
 
     Args:
-        skeleton: a module of ``nn.Linear``, ``nn.Conv2d`` and ``BatchNorm`` layers; only shapes are
-            read, so it may live on the meta device.
-        key: the draws are made on its device.
+        skeleton: module of ``nn.Linear``, ``nn.Conv2d`` and ``BatchNorm`` layers. Only shapes are
+            read, so it may be on the meta device.
+        key: determines the draws and the device.
 
     Returns:
-        float32 tensors under the names that ``skeleton.state_dict()`` uses.
+        float32 tensors by the names of ``skeleton.state_dict()``.
 
     Raises:
-        TypeError: a layer with parameters of another kind, whose default is not known here.
+        TypeError: a layer of another type has parameters.
     """
     layers = [
         (name, layer)
@@ -180,25 +180,26 @@ def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
     params = {}
     for (name, layer), layer_key in zip(layers, random.split(key, len(layers)), strict=True):
         if isinstance(layer, BatchNorm):
-            fill = {"weight": 1.0, "bias": 0.0}
             for kind, tensor in layer.named_parameters():
-                params[f"{name}.{kind}"] = torch.full(
-                    tensor.shape, fill[kind], device=key.device, dtype=torch.float32
+                fill = torch.ones if kind == "weight" else torch.zeros
+                params[f"{name}.{kind}"] = fill(
+                    tensor.shape, device=key.device, dtype=torch.float32
                 )
             continue
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             raise TypeError(f"no default initialisation for {type(layer).__name__} at {name!r}")
         fan_in = math.prod(layer.weight.shape[1:])
         tensors = dict(layer.named_parameters(recurse=False))
-        for (kind, tensor), k in zip(
-            tensors.items(), random.split(layer_key, len(tensors)), strict=True
-        ):
+        keys = random.split(layer_key, len(tensors))
+        for (kind, tensor), k in zip(tensors.items(), keys, strict=True):
             params[f"{name}.{kind}"] = fan_in_uniform(k, tuple(tensor.shape), fan_in)
     return params
 
 
 def default_buffers(skeleton: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """The running statistics of every ``BatchNorm`` of ``skeleton`` before any batch: 0 and 1."""
+    """Return the initial running statistics of every ``BatchNorm`` of ``skeleton``: mean 0,
+    variance 1.
+    """
     start = {"running_mean": 0.0, "running_var": 1.0}
     return {
         f"{name}.{kind}": torch.full(

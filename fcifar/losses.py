@@ -1,4 +1,4 @@
-"""Losses of single examples. Whether to sum or to average them is the caller's business."""
+"""Per-example losses. The caller reduces them."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # (logits [B, C], labels int64 [B]) -
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax cross-entropy in nats: logits [B, C] and labels [B] to [B]; [C] and [] to [].
+    """Softmax cross-entropy in nats, of logits [B, C] and labels [B] (or [C] and []).
 
     >>> logits = torch.tensor([[0.0, 0.0], [9.0, 0.0]])
     >>> fcifar.losses.cross_entropy(logits, torch.tensor([0, 1]))
@@ -22,17 +22,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def smoothed_cross_entropy(
     label_smoothing: float | Tensor, class_weights: Tensor | None = None
 ) -> Loss:
-    """``cross_entropy`` against labels that give a share to all classes alike.
+    """Cross-entropy with label smoothing and class weights.
 
-    The target is ``1 - label_smoothing`` for the label and ``label_smoothing / C`` for each of the
+    The target is ``1 - label_smoothing`` for the label plus ``label_smoothing / C`` for each of the
     C classes. Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
 
     Args:
-        label_smoothing: in [0, 1); or a 0-d tensor, whose value is not checked.
-        class_weights: float [C], a factor on each class's term of the sum, as ``weight`` of
-            ``torch.nn.CrossEntropyLoss``. Averaging the losses divides by their number and not, as
-            its ``reduction="mean"`` does, by the sum of the labels' weights, so that each example's
-            loss does not depend on the others in its batch. None for weights of 1.
+        label_smoothing: in [0, 1), or a 0-d tensor, whose value is not checked.
+        class_weights: float [C], a factor for each class, as ``weight`` of
+            ``torch.nn.CrossEntropyLoss``; None for weights of 1. A mean of these losses divides by
+            the number of examples, not by the sum of their weights as ``reduction="mean"`` does, so
+            that no loss depends on the other examples of its batch.
 
     Raises:
         ValueError: a number outside [0, 1).
@@ -64,10 +64,10 @@ def smoothed_cross_entropy(
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Weights under which every class counts alike: float32 [C], ``N / (C' * N_c)``.
+    """Class weights that balance the classes: float32 [C], ``N / (C' * N_c)``.
 
-    N_c of the N labels are of class c, and C' classes have any; a class without labels has the
-    weight 0. The labels' weights have the mean 1. As ``class_weight="balanced"`` of scikit-learn;
+    N_c of the N labels are of class c, and C' classes have labels. A class without labels has
+    weight 0. The mean weight of the labels is 1. As ``class_weight="balanced"`` of scikit-learn;
     King and Zeng, "Logistic regression in rare events data" (2001).
 
     Args:

@@ -1,7 +1,6 @@
-"""Metrics as sums and counts, so that they add up over batches of any size.
+"""Metrics as sums and counts, which add up over batches of different sizes.
 
-A mean of batch means is wrong as soon as two batches differ in size; here the one division is made
-at the end.
+A mean of batch means is wrong when batch sizes differ; ``summarize`` divides once, at the end.
 """
 
 import math
@@ -15,14 +14,14 @@ class Metrics(NamedTuple):
     """Sums over examples, each a 0-d tensor."""
 
     loss: Tensor  # sum of losses, in the dtype of the losses
-    correct: Tensor  # how many predictions were right, int64
-    count: Tensor  # how many examples, int64
+    correct: Tensor  # number of correct predictions, int64
+    count: Tensor  # number of examples, int64
 
 
 def zeros(
     *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Metrics:
-    """The metrics of no examples; ``tree.add`` takes it from there."""
+    """The metrics of no examples, to accumulate with ``tree.add``."""
     zero = torch.zeros((), dtype=torch.int64, device=device)
     return Metrics(torch.zeros((), dtype=dtype, device=device), zero, zero.clone())
 
@@ -33,8 +32,7 @@ def measure(losses: Tensor, correct: Tensor, weights: Tensor | None = None) -> M
     Args:
         losses: [B].
         correct: bool [B].
-        weights: [B] of zeros and ones; a row with weight 0 is padding and counts nowhere, whatever
-            stands in it (NaN included).
+        weights: [B] of zeros and ones. A row of weight 0 is padding and is ignored, even if NaN.
 
     >>> fcifar.metrics.measure(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
     Metrics(loss=tensor(3.), correct=tensor(1), count=tensor(2))
@@ -48,7 +46,7 @@ def measure(losses: Tensor, correct: Tensor, weights: Tensor | None = None) -> M
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:
-    """``{"loss": mean, "accuracy": fraction, "count": n}`` as numbers; NaN for no examples.
+    """Return ``{"loss": mean, "accuracy": fraction, "count": n}``; NaN if there are no examples.
 
     >>> metrics = fcifar.metrics.measure(torch.tensor([1.0, 2.0]), torch.tensor([True, False]))
     >>> fcifar.metrics.summarize(metrics)
@@ -61,18 +59,18 @@ def summarize(metrics: Metrics) -> dict[str, float]:
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Interval for a success probability, 95 % unless ``z`` says otherwise.
+    """Wilson's score interval of a success probability, at 95 % by default.
 
-    Wilson's score interval (Wilson, "Probable inference", 1927): it stays inside [0, 1] and keeps
-    its coverage near the ends, where the textbook's normal interval does not.
+    Wilson, "Probable inference", 1927. Unlike the normal approximation, it stays in [0, 1] and
+    keeps its coverage near the ends.
 
     Args:
-        correct: successes, from 0 to ``count``.
-        count: of all trials, 1 or more.
-        z: the standard normal quantile.
+        correct: number of successes, in [0, count].
+        count: number of trials, 1 or more.
+        z: standard normal quantile.
 
     Raises:
-        ValueError: the counts are outside their ranges.
+        ValueError: the counts are out of range.
 
     >>> [round(end, 4) for end in fcifar.metrics.wilson_interval(95, 100)]
     [0.8882, 0.9785]

@@ -1,16 +1,16 @@
-"""One model over many processes: each holds some rows of a batch, and they add up what they find.
+"""Data parallelism: each process holds some rows of a batch and sums are exchanged.
 
-Every process (rank) makes the same step with its own rows, and gets the same new state:
+Every process (rank) makes the same step with its own rows and gets the same new state:
 
-    axis = across_ranks()                                   # 1 process: nothing is exchanged
+    axis = across_ranks()                                   # with 1 process, nothing is exchanged
     step = make_train_step(model, optimizer, axis=axis)
     images, labels = shard((images, labels), rank, axis.size)
     first = torch.tensor(rank * len(labels))
     state, metrics = step(state, Shard(images, labels, first))
 
-``first`` is where a rank's rows begin, so that they have the draws that they have in one process.
-What the ranks exchange is a sum over them, ``psum``, as in ``jax.lax``. It is made of one flat
-vector, so that a step has one exchange, and it is part of the compiled step.
+``first`` is the index of a rank's first row in the batch, so that each row has the same draws as in
+one process. The ranks exchange a sum, ``psum`` as in ``jax.lax``, of one flat vector: one
+collective per step, inside the compiled step.
 """
 
 import functools
@@ -28,19 +28,19 @@ class Axis(NamedTuple):
     """The ranks that divide each batch into equal parts."""
 
     size: int
-    psum: Callable[[Sequence[Tensor]], list[Tensor]]  # sums over the ranks, the same bits on each
-    rank: int = 0  # which of them this is
+    psum: Callable[[Sequence[Tensor]], list[Tensor]]  # sums over the ranks, bit-equal on each
+    rank: int = 0  # of this process
 
 
 ALONE = Axis(1, list)
-"""One process, which has nothing to exchange."""
+"""A single process: nothing is exchanged."""
 
 
 def across_ranks() -> Axis:
-    """The processes of ``torch.distributed``'s default group; ``ALONE`` for one of them.
+    """The axis of ``torch.distributed``'s default group; ``ALONE`` if it has one process.
 
     Raises:
-        RuntimeError: the group has not been made (``torch.distributed.init_process_group``).
+        RuntimeError: the group is not initialised (``torch.distributed.init_process_group``).
     """
     from torch import distributed
 
@@ -50,7 +50,7 @@ def across_ranks() -> Axis:
 
 
 def pmean(tensors: Sequence[Tensor], axis: Axis) -> list[Tensor]:
-    """The mean of each tensor over the ranks; at one rank, the tensors as they are.
+    """Return the mean of each tensor over the ranks.
 
     >>> fcifar.parallel.pmean([torch.tensor(3.0)], fcifar.parallel.ALONE)
     [tensor(3.)]
@@ -60,7 +60,7 @@ def pmean(tensors: Sequence[Tensor], axis: Axis) -> list[Tensor]:
 
 
 def shard(values: Tree, rank: int, size: int) -> Tree:
-    """The rows of a rank: leaves [B, ...] become [B / size, ...].
+    """Return the rows of a rank: leaves [B, ...] become [B / size, ...].
 
     Raises:
         ValueError: the rows cannot be divided into ``size`` equal parts.
@@ -78,13 +78,13 @@ def shard(values: Tree, rank: int, size: int) -> Tree:
 
 
 def sum_flat(tensors: Sequence[Tensor], *, sum_vector: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The sum of each tensor over the ranks, by that of one vector which holds all of them.
+    """Sum each tensor over the ranks, by one sum of their concatenation.
 
-    The vector has the widest dtype of the floating tensors, float32 at the least. Whole numbers are
-    exact in it up to 2**24, or 2**53 beside float64.
+    The vector has the widest dtype of the floating tensors, at least float32. Integers are exact up
+    to 2**24, or 2**53 in float64.
 
     Args:
-        sum_vector: the sum over the ranks of a vector [N].
+        sum_vector: sums a vector [N] over the ranks.
     """
     floating = [tensor.dtype for tensor in tensors if tensor.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, floating, torch.float32)
@@ -99,10 +99,8 @@ def sum_flat(tensors: Sequence[Tensor], *, sum_vector: Callable[[Tensor], Tensor
 class _AllReduce(torch.autograd.Function):
     """The sum of a vector over all ranks.
 
-    The transpose of an all-reduce sum is an all-reduce sum: a term of the sum enters the results of
-    all ranks, so that its gradient is the sum of their gradients.
-
-    A separate class because torch's gradient of this operation does not work under ``torch.func``.
+    The transpose of an all-reduce sum is an all-reduce sum. A separate class, because torch's
+    gradient of this operation does not work under ``torch.func``.
     """
 
     @staticmethod
@@ -115,7 +113,7 @@ class _AllReduce(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Nothing is kept for the way back."""
+        """No tensor is saved for the backward pass."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Which dtype where: parameters, arithmetic, results."""
+"""Dtypes of parameters, computation and results."""
 
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ POLICIES = {"fp32": FP32, "bf16": BF16}
 
 
 def cast(values: Tree, dtype: torch.dtype) -> Tree:
-    """Floating-point leaves in ``dtype``; integers and booleans as they are.
+    """Cast floating-point leaves to ``dtype``; leave integers and booleans unchanged.
 
     >>> fcifar.precision.cast({"w": torch.ones(1), "n": torch.ones(1).long()}, torch.float64)
     {'w': tensor([1.], dtype=torch.float64), 'n': tensor([1])}

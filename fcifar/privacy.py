@@ -1,16 +1,16 @@
-"""DP-SGD: gradients that no single example can change by much.
+"""DP-SGD: training with per-example gradient clipping and noise.
 
-Abadi et al., "Deep learning with differential privacy", https://arxiv.org/abs/1607.00133,
-algorithm 1: the gradient of each example is shrunk to a norm of at most C, the batch's are summed,
-and noise of standard deviation sigma C is added to the sum.
+Abadi et al., "Deep learning with differential privacy", https://arxiv.org/abs/1607.00133, algorithm
+1: each example's gradient is clipped to norm C, the gradients of the batch are summed, and noise of
+standard deviation sigma C is added to the sum.
 
     step = make_train_step(model, optimizer, gradient=dp_gradient(1.0, 0.5))
 
-What privacy many such steps give, an accountant says: Opacus's (``opacus.accountants``) or Google's
-``dp-accounting``. They assume batches drawn at random for each step, where an epoch of ours is a
-shuffle; the batch's metrics have no noise; and the noise is a function of the key, so that
-the seed suffices to remove it. So this is for research into what such training costs, not
-for the release of a network that was trained on secrets.
+This module has no privacy accountant; Opacus (``opacus.accountants``) and Google's
+``dp-accounting`` compute the guarantee of a number of steps. They assume that batches are sampled
+independently, whereas epochs here are shuffled. The batch's metrics have no noise, and the seed is
+enough to remove the noise of the gradients. The module is meant for research into the cost of
+private training, not for the release of models trained on secrets.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 from fcifar.tree import Tree
 
-GRADIENTS = 2**25  # numbers in the gradients that are held at a time: 128 MiB of float32
+GRADIENTS = 2**25  # elements of per-example gradients held at a time: 128 MiB of float32
 
 
 def clipped_sum(gradients: Tree, max_norm: float | Tensor) -> Tree:
-    """The sum over examples of ``g / max(1, |g| / max_norm)``.
+    """Sum per-example gradients after clipping: ``g / max(1, |g| / max_norm)``.
 
     Args:
-        gradients: leaves [B, ...], as ``grads.per_example`` gives them.
-        max_norm: above 0; |g| is the norm of an example's leaves together.
+        gradients: leaves [B, ...], as returned by ``grads.per_example``.
+        max_norm: above 0; |g| is the norm over all leaves of an example.
 
     Returns:
         Leaves [...].
@@ -44,7 +44,7 @@ def clipped_sum(gradients: Tree, max_norm: float | Tensor) -> Tree:
     """
     if not tree.leaves(gradients):
         return gradients
-    # Not min(1, max_norm / norm): where the norm is 0 that divides by it.
+    # Not min(1, max_norm / norm), which divides by 0 if the norm is 0.
     weights = max_norm / norms(gradients).clamp(min=max_norm)
     return tree.map(
         lambda leaf: (weights.to(leaf.dtype) @ rows(leaf)).reshape(leaf.shape[1:]), gradients
@@ -52,11 +52,10 @@ def clipped_sum(gradients: Tree, max_norm: float | Tensor) -> Tree:
 
 
 def add_noise(key: Key, values: Tree, std: float | Tensor) -> Tree:
-    """Values with Gaussian noise of standard deviation ``std``: one draw, in the leaves' order."""
+    """Add Gaussian noise of standard deviation ``std``, drawn once in the order of the leaves."""
     leaves, unflatten = tree.flatten(values)
     sizes = [leaf.numel() for leaf in leaves]
-    # A draw for each leaf would be a piece of machine code for each: ten of them take the compiler
-    # eight times as long.
+    # One draw for all leaves: with ten separate draws, compilation takes eight times as long.
     noise = (std * random.normal(key, (sum(sizes),))).split(sizes)
     return unflatten(
         [leaf + n.reshape(leaf.shape).to(leaf.dtype) for leaf, n in zip(leaves, noise, strict=True)]
@@ -71,24 +70,24 @@ def dp_gradient(
     chunk_size: int | None = None,
     axis: Axis = ALONE,
 ) -> Gradient:
-    """For ``make_train_step``: examples one at a time, clipped, summed and noised.
+    """The ``gradient`` of ``make_train_step`` for DP-SGD.
 
-    Of a batch of B that is ``(sum of clipped gradients + noise) / B`` where the losses are
-    averaged, and without the division where they are summed. Each example has a key of its own to
-    draw from, for dropout, and the noise has another.
+    For a batch of B, ``(sum of clipped gradients + noise) / B`` if the reduction is a mean, without
+    the division if it is a sum. Each example has its own key, for dropout, and the noise has
+    another.
 
     Args:
-        max_norm: above 0.
-        noise_multiplier: 0 or more; the noise has the standard deviation
-            ``noise_multiplier * max_norm``.
-        reduction: that of the step.
-        chunk_size: examples whose gradients are held at a time; None for as many as have
-            ``GRADIENTS`` numbers together (but at least one), in parts of one size.
-        axis: that of the step. Each rank adds its share of the one noise.
+        max_norm: clipping norm, above 0.
+        noise_multiplier: 0 or more; the noise has standard deviation ``noise_multiplier *
+            max_norm``.
+        reduction: the reduction of the step.
+        chunk_size: number of examples whose gradients are held at a time. None chooses equal chunks
+            of at most ``GRADIENTS`` elements (but at least one example).
+        axis: the axis of the step. Each rank adds its share of the noise.
 
     Raises:
-        ValueError: a number outside its range; when called, a network with buffers, for batch norm
-            mixes the examples of a batch and its statistics would get out without noise.
+        ValueError: a number is out of range; or, when called, the model has buffers: batch norm
+            mixes the examples of a batch, and its statistics would be released without noise.
 
     >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.sgd(0.1)
     >>> private = fcifar.privacy.dp_gradient(max_norm=1.0, noise_multiplier=0.5)
@@ -108,8 +107,8 @@ def dp_gradient(
             _, (losses, logits, buffers) = objective(params, batch, key)
             if tree.leaves(buffers):
                 raise ValueError(
-                    "dp_gradient needs a model without buffers, for batch norm mixes the "
-                    "examples of a batch; take lenet or conv3"
+                    "dp_gradient needs a model without buffers, because batch norm mixes the "
+                    "examples of a batch; use lenet or conv3"
                 )
             return losses[0], logits[0]
 
@@ -120,26 +119,26 @@ def dp_gradient(
             count = len(tree.leaves(examples)[0])
             keyed = (examples, random.row_keys(draw_key, count))
             total, outputs = tree.zeros_like(params), []
-            for chunk, keys in chunks(keyed, chunk_size or _fitting(params, count)):
+            for chunk, keys in chunks(keyed, chunk_size or _chunk_size(params, count)):
                 gradients, output = of_chunk(params, chunk, keys)
                 total = tree.add(total, clipped_sum(gradients, max_norm))
                 outputs.append(output)
             losses, logits = tree.map(lambda *parts: torch.cat(parts), *outputs)
-            share = reduction(torch.ones_like(losses)) / count  # what one loss counts
+            share = reduction(torch.ones_like(losses)) / count  # weight of one loss
             std = noise_multiplier * max_norm / axis.size
             noised = add_noise(random.common(noise_key), total, std)
-            found = tree.map(lambda leaf: leaf * share.to(leaf.dtype), noised)
-            return found, (reduction(losses), (losses, logits, {}))
+            grads = tree.map(lambda leaf: leaf * share.to(leaf.dtype), noised)
+            return grads, (reduction(losses), (losses, logits, {}))
 
         return of_examples
 
     return gradient
 
 
-def _fitting(params: Tree, count: int) -> int:
-    """The size of the fewest chunks of ``count`` examples whose gradients are few enough numbers.
+def _chunk_size(params: Tree, count: int) -> int:
+    """Return the size of the fewest chunks of ``count`` examples within ``GRADIENTS`` elements.
 
-    As even as can be: a compiler makes code anew for a chunk of another size.
+    Chunks are as equal as possible, because each distinct size is compiled separately.
     """
     most = max(1, GRADIENTS // max(1, sum(leaf.numel() for leaf in tree.leaves(params))))
     parts = -(-count // most)

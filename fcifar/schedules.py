@@ -1,9 +1,9 @@
-"""Schedules: pure functions from a step count to a value, in optax's vocabulary.
+"""Schedules: pure functions from a step count to a value, with optax's names.
 
-A schedule takes a 0-d tensor and gives a 0-d tensor, computed in the tensor's own dtype when that
-is floating and in the default dtype when it is an integer. As functions of a tensor they never
-cause a recompilation. The values that they are made of may be 0-d tensors too. At both of its ends
-a schedule has the value that it was given, to the last bit.
+A schedule maps a 0-d tensor to a 0-d tensor, and computes in the dtype of the count if that is
+floating, otherwise in the default dtype. Since the count is a tensor, a schedule never causes a
+recompilation. Parameters may be 0-d tensors too; invalid ones raise a ValueError. At both ends a
+schedule equals the given values exactly.
 """
 
 import itertools
@@ -28,10 +28,7 @@ def constant_schedule(value: float | Tensor) -> Schedule:
 def linear_schedule(
     init_value: float | Tensor, end_value: float | Tensor, transition_steps: int
 ) -> Schedule:
-    """A straight line from ``init_value`` at step 0 to ``end_value``, constant after.
-
-    Raises:
-        ValueError: ``transition_steps`` is below 1.
+    """Linear from ``init_value`` at step 0 to ``end_value`` at ``transition_steps``, then constant.
 
     >>> schedule = fcifar.schedules.linear_schedule(1.0, 0.0, 4)
     >>> schedule(torch.tensor([0, 1, 4, 9]))
@@ -41,7 +38,7 @@ def linear_schedule(
 
     def schedule(count: Tensor) -> Tensor:
         part = _progress(count, transition_steps)
-        # Of an end much nearer to 0 than the beginning the sum would keep few digits, or none.
+        # The sum would lose the digits of an end value much smaller than the initial value.
         return torch.where(part < 1, init_value + (end_value - init_value) * part, end_value)
 
     return schedule
@@ -50,12 +47,9 @@ def linear_schedule(
 def cosine_decay_schedule(
     init_value: float | Tensor, decay_steps: int, alpha: float = 0.0
 ) -> Schedule:
-    """Half a cosine from ``init_value`` at step 0 down to ``alpha * init_value``, constant after.
+    """Half a cosine from ``init_value`` at step 0 to ``alpha * init_value``, then constant.
 
     Loshchilov and Hutter, "SGDR", https://arxiv.org/abs/1608.03983.
-
-    Raises:
-        ValueError: ``decay_steps`` is below 1.
 
     >>> schedule = fcifar.schedules.cosine_decay_schedule(1.0, 3, alpha=0.2)
     >>> schedule(torch.tensor([0, 1, 2, 3, 9]))
@@ -74,18 +68,15 @@ def cosine_decay_schedule(
 
 
 def piecewise_linear_schedule(points: Sequence[tuple[float, float | Tensor]]) -> Schedule:
-    """Straight lines through ``points``, each a step and the value there; constant outside them.
+    """Linear interpolation between ``points`` (step, value), constant outside them.
 
-    optax's ``piecewise_interpolate_schedule("linear", ...)`` says the same with each value as a
-    factor of the one before. A steep rise and a slow fall, over 100 steps::
+    optax's ``piecewise_interpolate_schedule("linear", ...)`` takes each value as a factor of the
+    one before. A steep rise and a slow decay over 100 steps::
 
         piecewise_linear_schedule([(0, 0.2), (23, 1.0), (100, 0.07)])
 
     Args:
-        points: two or more, with steps that increase; they need not be whole.
-
-    Raises:
-        ValueError: there are fewer points, or their steps do not increase.
+        points: two or more, with increasing steps, which need not be integers.
 
     >>> schedule = fcifar.schedules.piecewise_linear_schedule([(0, 0.0), (2, 1.0), (6, 0.5)])
     >>> schedule(torch.tensor([0, 1, 2, 4, 9]))
@@ -102,8 +93,8 @@ def piecewise_linear_schedule(points: Sequence[tuple[float, float | Tensor]]) ->
         at = _real(count)
         value = _like(at, points[0][1])
         for (start, _), (end, end_value) in itertools.pairwise(points):
-            # From where the line before ends; lerp is exact at both ends, and on a level line. With
-            # steps that are not whole the part may not quite come to 1.
+            # lerp is exact at both ends and for equal values. The comparison is needed because with
+            # fractional steps the part may not reach 1.
             part = ((at - start) / (end - start)).clamp(0.0, 1.0)
             last = _like(at, end_value)
             value = torch.where(at < end, torch.lerp(value, last, part), last)
@@ -113,10 +104,8 @@ def piecewise_linear_schedule(points: Sequence[tuple[float, float | Tensor]]) ->
 
 
 def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """One schedule after the other, each counting from its own start at its boundary.
-
-    Raises:
-        ValueError: there is not one boundary between any two schedules, or they do not increase.
+    """Apply schedules one after another; each counts from its own boundary, and boundaries
+    increase.
 
     >>> up, down = (fcifar.schedules.linear_schedule(a, 1 - a, 2) for a in (0.0, 1.0))
     >>> fcifar.schedules.join_schedules([up, down], [3])(torch.arange(6))
@@ -140,10 +129,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> 
 def warmup(
     schedule: Schedule, init_value: float | Tensor, peak_value: float | Tensor, steps: int
 ) -> Schedule:
-    """A straight line from ``init_value`` to ``peak_value`` over ``steps``, then ``schedule``.
-
-    Raises:
-        ValueError: ``steps`` is below 1.
+    """Linear from ``init_value`` to ``peak_value`` over ``steps``, followed by ``schedule``.
 
     >>> cosine = fcifar.schedules.cosine_decay_schedule(1.0, 2)
     >>> fcifar.schedules.warmup(cosine, 0.0, 1.0, steps=2)(torch.arange(5))

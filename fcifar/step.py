@@ -1,4 +1,4 @@
-"""The step: ``(state, batch) -> (state, metrics)``, a pure function.
+"""The training step: ``(state, batch) -> (state, metrics)``, a pure function.
 
 This is the centre of fcifar. Read it first.
 
@@ -8,9 +8,9 @@ This is the centre of fcifar. Read it first.
     train_step = make_train_step(model, optimizer)
     state, metrics = train_step(state, Batch(images, labels))
 
-Nothing is hidden: the state goes in and comes out, randomness is a key inside it, and calling the
-step again with the same arguments gives the same bits. ``torch.func.grad``, ``vmap``, ``jvp`` and
-``torch.compile`` go around it; ``compile_step`` does the last.
+There is no hidden state. The state is an argument and a result, randomness is a key inside it, and
+a step called again with the same arguments gives the same bits. ``torch.func.grad``, ``vmap``,
+``jvp`` and ``torch.compile`` (see ``compile_step``) compose with it.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fcifar import averaging, metrics, precision, random
-from fcifar.augment import Augment, tta
+from fcifar.augment import Augment, identity, tta
 from fcifar.augment.tta import Views
 from fcifar.averaging import Average
 from fcifar.grads import Gradient, of_batch
@@ -42,21 +42,21 @@ class Batch(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Some rows of a batch, in the hands of one of the processes that divide it."""
+    """Some rows of a batch, held by one of the processes that share it."""
 
     images: Tensor  # [b, 3, 32, 32], as in Batch
     labels: Tensor  # int64 [b]
-    first: Tensor  # int64 [], which row of the batch is the first of these
+    first: Tensor  # int64 [], index in the batch of the first of these rows
 
 
 class TrainState(NamedTuple):
-    """All that a step needs and all that it changes."""
+    """Everything that a step reads and updates."""
 
-    step: Tensor  # int64 [], how many steps have been made
+    step: Tensor  # int64 [], number of steps so far
     variables: Variables
     opt_state: Any
     key: Key  # never changes: step k draws from fold_in(key, k)
-    average: Any = ()  # of the variables over training, where one is kept
+    average: Any = ()  # state of the average of the variables, see averaging
 
 
 class EvalOutput(NamedTuple):
@@ -85,8 +85,8 @@ def init_train_state(
     """The state before the first step, on the device of ``key``.
 
     Args:
-        average: what ``make_train_step`` is given.
-        sample: normalised training images [N, 3, H, W], for a model that adapts to them.
+        average: the same as for ``make_train_step``.
+        sample: normalised training images [N, 3, H, W], for ``model.adapt``.
 
     >>> state = fcifar.init_train_state(
     ...     fcifar.models.lenet(), fcifar.optim.sgd(0.1), key=fcifar.random.key(0)
@@ -111,10 +111,10 @@ def init_train_state(
 def normalize(
     mean: tuple[float, ...] = (0.5, 0.5, 0.5), std: tuple[float, ...] = (0.5, 0.5, 0.5)
 ) -> Preprocess:
-    """``(images - mean) / std`` for each channel, of images in [0, 1].
+    """Return ``images -> (images - mean) / std`` per channel.
 
-    The result takes uint8 [..., 3, H, W], which it first divides by 255, or a floating tensor that
-    is in [0, 1] already, and gives a floating one.
+    The function takes uint8 [..., 3, H, W], which it divides by 255, or floating images in [0, 1],
+    and returns floating images.
 
     >>> fcifar.normalize()(torch.tensor([0, 255], dtype=torch.uint8).expand(3, 1, 2))[0]
     tensor([[-1.,  1.]])
@@ -129,17 +129,12 @@ def normalize(
     return preprocess
 
 
-def no_augment(key: Key, images: Tensor) -> Tensor:
-    """The images as they are."""
-    return images
-
-
 def make_train_step(
     model: Model,
     optimizer: Optimizer,
     *,
     loss: Loss = cross_entropy,
-    augment: Augment = no_augment,
+    augment: Augment = identity,
     preprocess: Preprocess = normalize(),  # noqa: B008
     policy: Policy = precision.FP32,
     reduction: Reduction = torch.mean,
@@ -147,22 +142,21 @@ def make_train_step(
     average: Average = averaging.none(),  # noqa: B008
     axis: Axis = ALONE,
 ) -> TrainStep:
-    """The pure training step of a model under an optimizer.
+    """Make the pure training step of a model and an optimizer.
 
     Args:
         loss: per-example losses.
-        augment: ``(key, images) -> images`` on the batch as it comes, before ``preprocess``.
-        preprocess: images as the data set holds them to images as the model wants them.
-        policy: dtypes; parameters, gradients, buffers and optimizer state stay in
-            ``policy.param``.
-        reduction: of the losses, ``torch.mean`` or ``torch.sum``: what the step descends.
-        gradient: of the reduced losses; or, for private training, ``privacy.dp_gradient``.
-        average: of the variables over training, kept beside them.
-        axis: the ranks that divide a batch, see ``fcifar.parallel``.
+        augment: ``(key, images) -> images``, applied before ``preprocess``.
+        preprocess: maps images of the data set to images for the model.
+        policy: dtypes. Parameters, gradients, buffers and optimizer state stay in ``policy.param``.
+        reduction: ``torch.mean`` or ``torch.sum``, giving the objective from the losses.
+        gradient: how the gradient of the objective is computed, such as ``privacy.dp_gradient``.
+        average: average of the variables over training, kept in the state.
+        axis: ranks that share a batch, see ``fcifar.parallel``.
 
     Returns:
         ``train_step(state, batch) -> (state, metrics)``, with the metrics of the batch under the
-        parameters before the update. The ranks of an ``axis`` call it with a ``Shard`` each.
+        parameters before the update. With an ``axis``, each rank passes a ``Shard``.
 
     >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.sgd(1e-3, momentum=0.9)
     >>> state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
@@ -174,7 +168,10 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch | Shard) -> tuple[TrainState, Metrics]:
-        augment_key, model_key = random.split(_key_of(state, batch))
+        key = random.fold_in(state.key, state.step)
+        if isinstance(batch, Shard):
+            key = random.from_row(key, batch.first)
+        augment_key, model_key = random.split(key)
         images = preprocess(augment(augment_key, batch.images)).to(policy.compute)
 
         def objective(params: Params, batch: Batch, key: Key) -> tuple[Tensor, Any]:
@@ -188,26 +185,17 @@ def make_train_step(
         grads, (_, (losses, logits, buffers)) = gradient(objective)(
             state.variables.params, Batch(images, batch.labels), model_key
         )
-        seen = metrics.measure(losses, logits.argmax(-1) == batch.labels)
+        sums = metrics.measure(losses, logits.argmax(-1) == batch.labels)
         if axis.size > 1:
-            grads, buffers, seen = _over_ranks(axis, reduction, state, grads, buffers, losses, seen)
+            grads, buffers, sums = _over_ranks(axis, reduction, state, grads, buffers, losses, sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.variables.params)
+        params = apply_updates(state.variables.params, updates)
         variables, averaged = average.update(
-            Variables(
-                params=apply_updates(state.variables.params, updates),
-                buffers=precision.cast(buffers, policy.param),
-            ),
-            state.average,
+            Variables(params, precision.cast(buffers, policy.param)), state.average
         )
-        new_state = TrainState(state.step + 1, variables, opt_state, state.key, averaged)
-        return new_state, seen
+        return TrainState(state.step + 1, variables, opt_state, state.key, averaged), sums
 
     return train_step
-
-
-def _key_of(state: TrainState, batch: Batch | Shard) -> Key:
-    key = random.fold_in(state.key, state.step)
-    return random.from_row(key, batch.first) if isinstance(batch, Shard) else key
 
 
 def _over_ranks(
@@ -217,24 +205,24 @@ def _over_ranks(
     grads: Params,
     buffers: Buffers,
     losses: Tensor,
-    seen: Metrics,
+    sums: Metrics,
 ) -> tuple[Params, Buffers, Metrics]:
-    """Gradients, buffers and metrics of the whole batch, from those of each rank's rows.
+    """Return gradients, buffers and metrics of the whole batch, given those of each rank.
 
-    Buffers are the mean of the ranks' ones, which are the same where batch norm sees all rows.
+    Buffers are averaged over the ranks; they are already equal if batch norm is synchronised.
     """
-    # Of their change: the mean of what is constant would round, that of 0 does not.
+    # Average the changes: the mean of a constant buffer would round, the mean of zeros does not.
     old = state.variables.buffers
-    change = [buffers[name] - old[name] for name in old]
-    sums = iter(axis.psum([*grads.values(), *change, *seen]))
-    # The whole batch's reduction, in parts of the sum of the ranks' ones: 1 / size for the mean.
+    changes = [buffers[name] - old[name] for name in old]
+    totals = iter(axis.psum([*grads.values(), *changes, *sums]))
+    # Ratio of the whole batch's reduction to the sum of the ranks' reductions: 1 / size for a mean.
     all_rows = torch.ones_like(losses).repeat(axis.size)
     weight = reduction(all_rows) / (axis.size * reduction(torch.ones_like(losses)))
-    grads = {name: next(sums) * weight.to(leaf.dtype) for name, leaf in grads.items()}
+    grads = {name: next(totals) * weight.to(leaf.dtype) for name, leaf in grads.items()}
     buffers = {
-        name: value + (next(sums) / axis.size).to(value.dtype) for name, value in old.items()
+        name: value + (next(totals) / axis.size).to(value.dtype) for name, value in old.items()
     }
-    return grads, buffers, Metrics(*sums)
+    return grads, buffers, Metrics(*totals)
 
 
 def make_eval_step(
@@ -245,10 +233,11 @@ def make_eval_step(
     policy: Policy = precision.FP32,
     views: Views = tta.NONE,
 ) -> EvalStep:
-    """``eval_step(variables, batch) -> EvalOutput``: loss, correctness and logits of each example.
+    """Make ``eval_step(variables, batch) -> EvalOutput`` with per-example loss, correctness and
+    logits.
 
-    Written for one example and mapped over the batch with ``torch.func.vmap``. The logits are the
-    mean over the ``views`` of an image, see ``fcifar.augment.tta``.
+    It is written for one example and mapped over the batch with ``torch.func.vmap``. The logits are
+    the mean over the ``views`` of an image, see ``fcifar.augment.tta``.
 
     >>> model = fcifar.models.lenet()
     >>> eval_step = fcifar.make_eval_step(model)

@@ -1,11 +1,11 @@
 """Transformations of a step: step -> step.
 
-    step = on_indices(make_train_step(model, optimizer), data)    # fed with row numbers
-    step = accumulate(step)                                       # adding up its metrics
-    step = map_replicas(step)                                     # over a stack of states
-    step = compile_step(step)                                     # by torch.compile
+    step = on_indices(make_train_step(model, optimizer), data)    # take row numbers
+    step = accumulate(step)                                       # sum the metrics
+    step = map_replicas(step)                                     # map over a stack of states
+    step = compile_step(step)                                     # compile with torch.compile
 
-``make_loop_step`` does the first two at once, for the training loop.
+``make_loop_step`` combines the first two for the training loop.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from fcifar.metrics import Metrics
 from fcifar.step import Batch, Shard, TrainState, TrainStep
 from fcifar.tree import Tree
 
-# What goes in ------------------------------------------------------------------------------------
+# Inputs ------------------------------------------------------------------------------------------
 
 
 def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any, Tensor], Any]:
-    """The same step, fed with row numbers (int64 [B]) of a data set that lies on the device.
+    """Make a step that takes row numbers (int64 [B]) of a data set on the device.
 
-    Compiled, the gather is part of the step: no image is touched outside it.
+    When compiled, the gather is part of the step: no image is touched outside it.
 
     >>> data = fcifar.Batch(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), torch.arange(9))
     >>> step = fcifar.on_indices(lambda state, batch: (state + 1, batch.labels), data)
@@ -44,16 +44,16 @@ def on_indices(step: Callable[[Any, Batch], Any], data: Batch) -> Callable[[Any,
 
 
 class StepInput(NamedTuple):
-    """The input of one step of the training loop. What a run does without is empty, and free."""
+    """The input of one step of the training loop. Unused fields are empty and cost nothing."""
 
     indices: Tensor  # int64 [B], rows of the training images
-    flip: Any = ()  # bool [B], the images to mirror before anything else
+    flip: Any = ()  # bool [B], images to mirror before augmentation
     hparams: Mapping[str, Tensor] = {}
-    first_row: Any = ()  # of a shard: which row of the batch its first one is, int64 []
+    first_row: Any = ()  # int64 [], for a shard: index in the batch of its first row
 
 
 def shard(inputs: StepInput, rank: int, size: int) -> StepInput:
-    """The part of one of ``size`` ranks; all of it where there is one.
+    """Return the part of one of ``size`` ranks.
 
     Raises:
         ValueError: the rows cannot be divided into ``size`` equal parts.
@@ -66,19 +66,16 @@ def shard(inputs: StepInput, rank: int, size: int) -> StepInput:
 
 
 def alternate(mirrored: Tensor, rows: Tensor, epoch: int) -> Tensor:
-    """Which images of a batch to mirror, so that every image is mirrored in every other epoch.
+    """Return which images of a batch to mirror under alternating flip: bool [B].
 
-    Images whose ``mirrored`` (bool, one for each row of the data) is true are mirrored in the
-    epochs 0, 2, 4, ..., the others in 1, 3, 5, .... So any two epochs in succession show all images
-    both ways, which flips at random do for half of them.
+    Images whose entry in ``mirrored`` (bool, one per row of the data) is true are mirrored in
+    epochs 0, 2, 4, ..., the others in epochs 1, 3, 5, .... Any two successive epochs show every
+    image both ways, which random flips do for half of the images.
 
     Jordan, https://arxiv.org/abs/2404.00498, "alternating flip".
 
     Args:
-        rows: int64 [B], those of the batch.
-
-    Returns:
-        bool [B].
+        rows: int64 [B], rows of the batch in the data.
 
     >>> mirrored, rows = torch.tensor([True, False, True]), torch.tensor([2, 1])
     >>> [fcifar.step_transforms.alternate(mirrored, rows, epoch).tolist() for epoch in (0, 1)]
@@ -87,31 +84,29 @@ def alternate(mirrored: Tensor, rows: Tensor, epoch: int) -> Tensor:
     return mirrored[rows] ^ (epoch % 2 == 1)
 
 
-# What is kept ------------------------------------------------------------------------------------
+# State -------------------------------------------------------------------------------------------
 
 
 class LoopState(NamedTuple):
-    """A state, and the metrics of the steps since they were last read."""
+    """A train state, and the metrics of the steps since they were last read."""
 
     state: TrainState
-    totals: Metrics  # of those steps
-    nonfinite: Tensor  # int64 [], the first step of all whose loss was not finite; 0 for none
+    totals: Metrics
+    nonfinite: Tensor  # int64 [], first step of the run with a non-finite loss, from 1; 0 for none
 
 
-Donated = Annotated[LoopState, "its memory may hold the result: not to be used after the call"]
+Donated = Annotated[LoopState, "donated: must not be used after the call"]
 LoopStep = Callable[[Donated, StepInput], tuple[LoopState, tuple[()]]]
 
 
 def init_loop_state(state: TrainState) -> LoopState:
-    """The state with metrics of no steps, on the device of its key."""
-    device = state.key.device
-    return LoopState(
-        state, metrics.zeros(device=device), torch.zeros((), dtype=torch.int64, device=device)
-    )
+    """The loop state before the first step, on the device of the state's key."""
+    zero = torch.zeros((), dtype=torch.int64, device=state.key.device)
+    return LoopState(state, metrics.zeros(device=zero.device), zero)
 
 
 def add_metrics(loop: LoopState, state: TrainState, latest: Metrics) -> LoopState:
-    """The loop's state after a step that gave ``state`` and the metrics ``latest``."""
+    """Return the loop state after a step that returned ``state`` and the metrics ``latest``."""
     fine = torch.logical_or(loop.nonfinite > 0, latest.loss.isfinite())
     nonfinite = torch.where(fine, loop.nonfinite, state.step)
     return LoopState(state, tree.add(loop.totals, latest), nonfinite)
@@ -120,10 +115,9 @@ def add_metrics(loop: LoopState, state: TrainState, latest: Metrics) -> LoopStat
 def accumulate(
     step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
 ) -> Callable[[LoopState, Any], tuple[LoopState, tuple[()]]]:
-    """The same step, adding up its metrics: ``(loop_state, batch) -> (loop_state, ())``.
+    """Make a step that sums its metrics: ``(loop_state, batch) -> (loop_state, ())``.
 
-    There is nothing to look at after a step, hence nothing to wait for, until the totals are read,
-    or whether a loss was ever not finite. Steps are counted from 1.
+    No result has to be read, hence waited for, until the totals are needed.
     """
 
     def accumulating(loop: LoopState, batch: Any) -> tuple[LoopState, tuple[()]]:
@@ -135,12 +129,12 @@ def accumulate(
 def make_loop_step(
     step_with: Callable[[Mapping[str, Tensor]], TrainStep], data: Batch, *, compile: bool = False
 ) -> LoopStep:
-    """The step of the training loop: gather the rows, mirror them, step, add up the metrics.
+    """Make the step of the training loop: gather rows, mirror, step, sum metrics.
 
     Args:
-        step_with: the step with the traced hyperparameters that come with each input.
-        data: the training images, on the device.
-        compile: through ``torch.compile``, with the old state's memory donated to the new one.
+        step_with: maps the traced hyperparameters of an input to a step.
+        data: training images, on the device.
+        compile: use ``torch.compile``, and donate the memory of the old state to the new one.
     """
 
     def loop_step(loop: LoopState, inputs: StepInput) -> Any:
@@ -162,18 +156,18 @@ def make_loop_step(
 def compile_step(
     step: Callable[[Any, Any], tuple[Any, Any]], *, donate: bool = True
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The same step through ``torch.compile``, as one graph for each shape of batch.
+    """Compile a step with ``torch.compile``, as one graph per batch shape.
 
-    On the CPU the graph has kernels of our own in it, see ``fcifar.kernels``. What the step closes
-    over is read once, while it is compiled, as ``jax.jit`` has it; its arguments, and torch's
-    switches, are looked at before each call.
+    On the CPU the graph uses the kernels of ``fcifar.kernels``. As in ``jax.jit``, values that the
+    step closes over are read once, at compile time. Its arguments and torch's global settings are
+    checked before each call.
 
     Args:
         step: a pure ``(state, batch) -> (state, metrics)``.
-        donate: write the new state into the old state's memory and return that, as JAX's
-            ``donate_argnums`` allows. The state that was passed in is then gone; clone it first
-            (``tree.map(torch.clone, state)``) to keep it. With ``donate=False`` the compiled step
-            is as pure as the original.
+        donate: write the new state into the memory of the old one and return that, as
+            ``donate_argnums`` of JAX does. The argument must not be used afterwards; clone it first
+            to keep it (``tree.map(torch.clone, state)``). With ``donate=False`` the compiled step
+            is pure.
 
     >>> step = fcifar.compile_step(lambda state, batch: (state + batch, batch), donate=False)
     >>> step(torch.tensor([1.0]), torch.tensor([2.0]))
@@ -191,7 +185,7 @@ def compile_step(
 
 
 def compile_pure(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A function of two trees of tensors through ``torch.compile``, as ``compile_step`` has it."""
+    """Compile a function of two trees of tensors, without donation."""
 
     def compiled(first: Any, second: Any) -> Any:
         return function(first, second)
@@ -206,7 +200,7 @@ def _overwrite(old: Tree, new: Tree) -> tuple[()]:
 
 
 def _donating(in_place: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """The step of which ``in_place`` writes the new state into the old one."""
+    """Make a step from ``in_place``, which overwrites its state and returns the metrics."""
 
     def donating(state: Any, batch: Any) -> tuple[Any, Any]:
         metrics = in_place(state, batch)
@@ -216,21 +210,23 @@ def _donating(in_place: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple
 
 
 def _compile(function: Any) -> Callable[[Any, Any], Any]:
-    """A function that was defined for this, of two trees of tensors, through ``torch.compile``."""
+    """Compile a function of two trees of tensors. It must be a new function object, which is
+    changed.
+    """
     from fcifar import kernels
 
-    # Torch keeps what it compiled by code, and tells functions of one code apart by guards on what
-    # they close over, which are left out here: so each gets a code of its own.
+    # Torch caches by code object, and distinguishes closures of the same code by guards on closed
+    # over values. These guards are dropped below, so each function gets its own code object.
     code = function.__code__
     function.__code__ = code.replace(co_name=f"{code.co_name}_{next(_NUMBERS)}")
-    # As torch names the arguments: ``state.key``, or in earlier versions ``L['state'].key``.
+    # Guards on arguments are named ``state.key``, or in earlier versions ``L['state'].key``.
     argument = re.compile(rf"$|(L\[')?({'|'.join(code.co_varnames[:2])})\b")
 
-    def keep_those_on_arguments(guards: Sequence[Any]) -> list[bool]:
-        """Keep the guards of arguments and of torch's switches.
+    def keep_argument_guards(guards: Sequence[Any]) -> list[bool]:
+        """Keep guards on arguments and on torch's global settings.
 
-        The others, many hundreds, ask whether the code has been changed since, and take a fifth of
-        a small step's time.
+        The others, many hundreds, check whether code has changed, and take a fifth of the time of a
+        small step.
         """
         return [argument.match(guard.name) is not None for guard in guards]
 
@@ -239,21 +235,21 @@ def _compile(function: Any) -> Callable[[Any, Any], Any]:
         backend=kernels.step_backend,
         fullgraph=True,
         dynamic=False,
-        options={"guard_filter_fn": keep_those_on_arguments},
+        options={"guard_filter_fn": keep_argument_guards},
     )
 
 
 _NUMBERS = itertools.count()
 
 
-# Many at once: a replica is a row of every leaf --------------------------------------------------
+# Replicas: one row of every leaf each ------------------------------------------------------------
 
 
 def stack(trees: Sequence[Tree]) -> Tree:
-    """Trees of one structure as one, with an axis in front: R leaves [...] become one [R, ...].
+    """Stack trees of the same structure: R leaves [...] become one leaf [R, ...].
 
     Raises:
-        ValueError: there are none.
+        ValueError: ``trees`` is empty.
 
     >>> fcifar.step_transforms.stack([{"w": torch.tensor(1)}, {"w": torch.tensor(2)}])
     {'w': tensor([1, 2])}
@@ -264,16 +260,16 @@ def stack(trees: Sequence[Tree]) -> Tree:
 
 
 def take(stacked: Tree, i: int) -> Tree:
-    """Replica ``i`` of a stack, as views."""
+    """Return replica ``i`` of a stack, as views."""
     return tree.map(lambda leaf: leaf[i], stacked)
 
 
 def init_replicas(init: Callable[[random.Key], Tree], keys: Tensor) -> Tree:
-    """The states of several replicas in one.
+    """Initialize one state per key, and stack them.
 
     Args:
-        init: the state of one, from its key.
-        keys: [R, 2], as ``random.split`` gives them.
+        init: maps a key to a state.
+        keys: [R, 2], as returned by ``random.split``.
 
     >>> keys = fcifar.random.split(fcifar.random.key(0), 3)
     >>> states = fcifar.step_transforms.init_replicas(fcifar.models.lenet().init, keys)
@@ -286,13 +282,13 @@ def init_replicas(init: Callable[[random.Key], Tree], keys: Tensor) -> Tree:
 def map_replicas(
     step: Callable[[Any, Any], tuple[Any, Any]],
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """A step over the first axis of all that goes in and comes out, through ``torch.func.vmap``.
+    """Map a step over the first axis of its arguments and results, with ``torch.func.vmap``.
 
-    One kernel then serves all replicas: that pays where kernels are small and cost a launch each,
-    on a GPU. Convolutions whose weights differ become grouped ones, which the CPU is slow at: one
-    compiled step, called for one replica after another, is faster there (docs/many-at-once.md).
+    One kernel then serves all replicas, which pays off on a GPU for small kernels dominated by
+    launch overhead. Convolutions with different weights become grouped convolutions, which are slow
+    on the CPU: there, calling one compiled step per replica is faster (docs/many-at-once.md).
 
-    A replica's draws are those it has alone, to the bit; the rest agrees to rounding.
+    The draws of a replica are bit-equal to those without ``vmap``; other values agree to rounding.
 
     >>> step = fcifar.step_transforms.map_replicas(lambda w, x: (w - x.mean(), x.sum()))
     >>> step(torch.tensor([1.0, 2.0]), torch.ones(2, 5))

@@ -1,11 +1,9 @@
-"""Pytrees: the one place that knows optree.
+"""Pytrees, by optree; no other module imports it.
 
-A tree is made of ``NamedTuple`` s, tuples, lists and dicts with tensors at the leaves. ``None`` is
-not a leaf. Dicts are visited in the sorted order of their keys, so that two dicts that hold the
-same things are the same tree.
-
-The containers are kept to these few because optree, ``torch.vmap`` and ``torch.compile`` all treat
-them alike.
+A tree is a nested structure of NamedTuples, tuples, lists and dicts with tensors at the leaves.
+``None`` is not a leaf. Dicts are traversed in sorted key order, so insertion order does not matter.
+Only these containers are supported because optree, ``torch.vmap`` and ``torch.compile`` treat them
+alike.
 """
 
 import hashlib
@@ -16,7 +14,7 @@ import optree
 import torch
 from torch import Tensor
 
-Tree = Any  # a nested structure of tensors; Python's type system cannot say more
+Tree = Any  # a nested structure of tensors, which Python's type system cannot express
 
 
 def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -29,7 +27,7 @@ def map(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """The leaves in traversal order.
+    """Return the leaves in traversal order.
 
     >>> fcifar.tree.leaves({"b": 1, "a": (2, 3)})
     [2, 3, 1]
@@ -38,7 +36,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
-    """The leaves, and the function that puts leaves back into the same structure.
+    """Return the leaves, and a function that rebuilds the structure from leaves.
 
     >>> leaves, unflatten = fcifar.tree.flatten({"b": 1, "a": (2, 3)})
     >>> unflatten([10 * leaf for leaf in leaves])
@@ -49,15 +47,15 @@ def flatten(tree: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
 
 
 def structure(tree: Tree) -> Any:
-    """A hashable, comparable description of the containers alone."""
+    """Return the structure without leaves, hashable and comparable."""
     return optree.tree_structure(tree)
 
 
 def named_leaves(tree: Tree) -> dict[str, Tensor]:
-    """Leaves by dotted path, in traversal order: ``{"params.conv1.weight": ...}``.
+    """Return leaves by dotted path in traversal order: ``{"params.conv1.weight": ...}``.
 
-    Fields of a NamedTuple appear by name, entries of a dict by key, items of a tuple or list by
-    number. A tree that is a single leaf has the empty path.
+    Path parts are field names of NamedTuples, keys of dicts, and indices of tuples and lists. A
+    tree that is a single leaf has the empty path.
 
     >>> model = fcifar.models.lenet()
     >>> variables = model.init(fcifar.random.key(0))
@@ -65,36 +63,31 @@ def named_leaves(tree: Tree) -> dict[str, Tensor]:
     ['params.conv1.bias', 'params.conv1.weight']
     """
     accessors, flat, _ = optree.tree_flatten_with_accessor(tree)
-    return {
-        ".".join(_part(entry) for entry in accessor): leaf
-        for accessor, leaf in zip(accessors, flat, strict=True)
-    }
-
-
-def _part(entry: Any) -> str:
-    if isinstance(entry, optree.NamedTupleEntry):
-        return entry.field
-    return str(entry.entry)
+    paths = (
+        ".".join(e.field if isinstance(e, optree.NamedTupleEntry) else str(e.entry) for e in path)
+        for path in accessors
+    )
+    return dict(zip(paths, flat, strict=True))
 
 
 def device(tree: Tree) -> torch.device | None:
-    """That of the first leaf; None, which is torch's default device, where there is no leaf."""
+    """Return the device of the first leaf; None, torch's default device, if there is no leaf."""
     flat = leaves(tree)
     return flat[0].device if flat else None
 
 
 def zeros_like(tree: Tree) -> Tree:
-    """The same tree with every leaf zero."""
+    """Return the tree with every leaf set to zero."""
     return map(torch.zeros_like, tree)
 
 
 def add(a: Tree, b: Tree) -> Tree:
-    """Leafwise sum."""
+    """Add corresponding leaves."""
     return map(torch.add, a, b)
 
 
 def norm(tree: Tree) -> Tensor:
-    """Euclidean norm of all leaves taken as one vector, a 0-d tensor; 0 where there is no leaf.
+    """Return the Euclidean norm of all leaves together, 0-d; 0 if there is no leaf.
 
     >>> fcifar.tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])})
     tensor(5.)
@@ -106,7 +99,7 @@ def norm(tree: Tree) -> Tensor:
 
 
 def equal(a: Tree, b: Tree) -> bool:
-    """Same structure, dtypes, shapes and bits. NaN equals the same NaN; 0.0 is not -0.0.
+    """Whether structures, dtypes, shapes and bits are equal; 0.0 is not equal to -0.0.
 
     >>> fcifar.tree.equal({"a": torch.tensor(0.0)}, {"a": torch.tensor(-0.0)})
     False
@@ -120,7 +113,7 @@ def equal(a: Tree, b: Tree) -> bool:
 
 
 def leaf_bytes(leaf: Tensor) -> bytes:
-    """A tensor's elements in row-major order, as bytes."""
+    """Return the elements of a tensor in row-major order, as bytes."""
     return memoryview(_raw(leaf)).tobytes()
 
 
@@ -129,9 +122,9 @@ def _raw(leaf: Tensor) -> Any:
 
 
 def digest(tree: Tree) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the leaves in sorted order of names.
+    """Return a SHA-256 over names, dtypes, shapes and bytes of the leaves, sorted by name.
 
-    Equal digests mean equal trees, bit for bit, on whatever device they lie.
+    Equal digests mean bit-equal trees, on any device.
 
     >>> fcifar.tree.digest({"a": torch.zeros(2)})[:16]
     'd783eb36c02c1d3d'
@@ -145,7 +138,7 @@ def digest(tree: Tree) -> str:
 
 
 def differences(then: Tree, now: Tree) -> list[dict[str, Any]]:
-    """Each tensor that differs in a bit, in the order of the tree: by how much, and where."""
+    """Return where and by how much two trees differ: one entry per tensor with different bits."""
     a, b = named_leaves(then), named_leaves(now)
     return [
         {"tensor": name, **_distance(a[name], b[name])}
@@ -155,8 +148,7 @@ def differences(then: Tree, now: Tree) -> list[dict[str, Any]]:
 
 
 def _distance(then: Tensor, now: Tensor) -> dict[str, Any]:
-    gap = (then.cpu().double() - now.cpu().double()).abs()
-    gap = gap.nan_to_num(float("inf"))
+    gap = (then.cpu().double() - now.cpu().double()).abs().nan_to_num(float("inf"))
     return {
         "largest_difference": gap.max().item(),
         "elements_differing": int((gap != 0).sum()) or None,  # None: only in the sign of a zero
@@ -165,5 +157,5 @@ def _distance(then: Tensor, now: Tensor) -> dict[str, Any]:
 
 
 def on_device(tree: Tree, device: str | torch.device) -> Tree:
-    """The tree with every leaf on ``device``."""
+    """Move every leaf to ``device``."""
     return map(lambda leaf: leaf.to(device), tree)

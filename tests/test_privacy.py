@@ -196,10 +196,10 @@ def test_each_example_draws_for_itself(make_batch) -> None:
 def test_examples_are_taken_in_the_fewest_parts_of_one_size(monkeypatch) -> None:
     params = {"w": torch.zeros(10), "b": torch.zeros(())}
     monkeypatch.setattr(privacy, "GRADIENTS", 55)  # five examples
-    sizes = {n: privacy._fitting(params, n) for n in (1, 5, 6, 10, 11, 20)}
+    sizes = {n: privacy._chunk_size(params, n) for n in (1, 5, 6, 10, 11, 20)}
     assert sizes == {1: 1, 5: 5, 6: 3, 10: 5, 11: 4, 20: 5}
     monkeypatch.setattr(privacy, "GRADIENTS", 3)
-    assert privacy._fitting(params, 4) == 1
+    assert privacy._chunk_size(params, 4) == 1
 
 
 @pytest.mark.parametrize("name", ["speednet", "resnet18"])

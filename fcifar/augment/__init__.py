@@ -1,14 +1,14 @@
-"""Augmentation: pure functions ``(key, images) -> images`` over whole batches, on any device.
+"""Data augmentation: pure functions ``(key, images) -> images`` on batches, on any device.
 
     augment = chain(random_flip(), random_rotation(10))
     images = augment(random.key(0), images)
 
-Images are uint8 [B, C, H, W], or floating in [0, 1], as the data set holds them: augmentation comes
-before normalisation. What comes out has the same shape and dtype. Every example has a draw of its
-own, and example i's depends on the key and on i alone, never on how many examples there are.
-A strength of zero gives the images as they are.
+Images are uint8 [B, C, H, W] or floating in [0, 1], before normalisation. The result has the same
+shape and dtype. Each image has its own draw; the draw of image i depends only on the key and i, not
+on the batch size. A strength of zero returns the images unchanged.
 
-Each factory here draws parameters and hands them to a function of ``augment.functional``.
+Each factory draws parameters and passes them to a function of ``augment.functional``. Arguments out
+of range raise a ValueError in the factory; unsuitable images raise one when the result is called.
 """
 
 from collections.abc import Callable
@@ -24,14 +24,19 @@ from fcifar.random import Key
 
 Augment = Callable[[Key, Tensor], Tensor]
 
-LARGEST_STRENGTH = 1e6  # of degrees and of colours, which are float32
-LARGEST_SIZE = 10_000  # pixels; all the places of a crop are numbered in 32 bits
+LARGEST_STRENGTH = 1e6  # degrees or colour factor, in float32
+LARGEST_SIZE = 10_000  # pixels; the number of crop positions must fit in 32 bits
+
+
+def identity(key: Key, images: Tensor) -> Tensor:
+    """Return the images unchanged."""
+    return images
 
 
 def chain(*augments: Augment) -> Augment:
-    """One after the other, augmentation i with key i of a split.
+    """Apply augmentations in order, the i-th with key i of a split.
 
-    Another augmentation at the end leaves the draws of those before it as they were.
+    Appending an augmentation does not change the draws of those before it.
 
     >>> augment = fcifar.augment.chain(fcifar.augment.random_crop(4), fcifar.augment.cutout(8))
     >>> augment(fcifar.random.key(0), torch.zeros(2, 3, 32, 32)).shape
@@ -49,9 +54,6 @@ def chain(*augments: Augment) -> Augment:
 def random_flip(p: float = 0.5) -> Augment:
     """Mirror each image left to right with probability ``p`` in [0, 1].
 
-    Raises:
-        ValueError: ``p`` is outside [0, 1].
-
     >>> images = torch.arange(3.0).expand(4, 1, 1, 3)
     >>> fcifar.augment.random_flip()(fcifar.random.key(0), images)[:, 0, 0]
     tensor([[0., 1., 2.],
@@ -65,22 +67,15 @@ def random_flip(p: float = 0.5) -> Augment:
     def flip(key: Key, images: Tensor) -> Tensor:
         return functional.mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
 
-    return flip if p > 0 else _unchanged
+    return flip if p > 0 else identity
 
 
 def random_rotation(
-    degrees: float | tuple[float, float],
-    *,
-    interpolation: str = "nearest",
-    fill: Fill = 0.0,
+    degrees: float | tuple[float, float], *, interpolation: str = "nearest", fill: Fill = 0.0
 ) -> Augment:
     """Rotate each image by an angle uniform in [-degrees, degrees], or in [low, high] of a pair.
 
-    See ``rotate`` for the geometry.
-
-    Raises:
-        ValueError: a number outside [0, 1e6], a pair out of order or outside [-1e6, 1e6], or an
-            unknown interpolation or fill.
+    Angles are at most 1e6. See ``functional.rotate`` for the geometry, interpolation and fill.
 
     >>> turn = fcifar.augment.random_rotation((180, 180))
     >>> turn(fcifar.random.key(0), torch.arange(4.0).reshape(1, 1, 2, 2))
@@ -88,26 +83,25 @@ def random_rotation(
               [1., 0.]]]])
     """
     low, high = _interval("random_rotation", "degrees", degrees, centre=0.0)
-    functional.check_interpolation(interpolation)
+    functional.check_choice("interpolation", interpolation, functional.INTERPOLATIONS)
     functional.check_fill(fill)
 
     def rotation(key: Key, images: Tensor) -> Tensor:
         angles = _uniform(key, _batch_size(images), low, high)
         return functional.rotate(images, angles, interpolation=interpolation, fill=fill)
 
-    return rotation if low != 0 or high != 0 else _unchanged
+    return rotation if low != 0 or high != 0 else identity
 
 
 def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
-    """Pad each side by ``padding`` pixels, then cut the original size out at a random place.
+    """Pad each side by ``padding`` pixels and crop at a random position to the original size.
 
-    That is a translation by up to ``padding`` pixels along each axis, all (2 padding + 1)**2 of
-    them equally likely; some recipes know it by that name. ``mode`` is "zeros" (black) or "reflect"
-    (mirrored about the border pixel, which is not repeated).
+    This is a translation by up to ``padding`` pixels along each axis, uniform over all such
+    translations.
 
-    Raises:
-        ValueError: ``padding`` is not an integer from 0 to 10,000, or the mode is unknown; when
-            called, a reflecting ``padding`` that is not less than the image's height and width.
+    Args:
+        padding: in [0, 10000], and less than the image size if ``mode`` is "reflect".
+        mode: "zeros" (black) or "reflect" (mirrored at the border pixel, which is not repeated).
 
     >>> crop = fcifar.augment.random_crop(1)
     >>> crop(fcifar.random.key(3), torch.arange(1.0, 5.0).reshape(1, 1, 2, 2))
@@ -115,31 +109,28 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
               [2., 0.]]]])
     """
     _check_count("random_crop", "padding", padding)
-    functional.check_mode(mode)
+    functional.check_choice("mode", mode, functional.MODES)
 
     def crop(key: Key, images: Tensor) -> Tensor:
         batch = _batch_size(images)
         if mode == "reflect" and padding >= min(images.shape[-2:]):
             raise ValueError(
-                f"random_crop can reflect fewer pixels than the {list(images.shape[-2:])} of the "
-                f"images, not {padding}"
+                f"random_crop with mode='reflect' needs a padding less than the image size "
+                f"{list(images.shape[-2:])}, not {padding}"
             )
-        down, right = _place(key, batch, 2 * padding + 1, 2 * padding + 1)
+        down, right = _random_position(key, batch, 2 * padding + 1, 2 * padding + 1)
         return functional.translate(images, down - padding, right - padding, mode=mode)
 
-    return crop if padding > 0 else _unchanged
+    return crop if padding > 0 else identity
 
 
 def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
-    """Erase a ``size`` x ``size`` square about a random pixel of each image.
+    """Erase a ``size`` x ``size`` square (size in [0, 10000]) around a random pixel of each image.
 
-    The centre is uniform over the pixels, and what of the square lies outside the image is lost, as
-    in DeVries and Taylor, https://arxiv.org/abs/1708.04552. They erase with zeros after
-    normalisation, which is the data set's mean; here, before it, zero is black. Give the mean
-    as ``fill`` to do as they did.
-
-    Raises:
-        ValueError: ``size`` is not an integer from 0 to 10,000, or an unknown fill.
+    The centre is uniform over the pixels, and the square is clipped at the border, as in DeVries
+    and Taylor, https://arxiv.org/abs/1708.04552. They erase with zeros after normalisation, that
+    is, with the mean of the data set. Here 0 is black; pass the mean as ``fill`` for the same
+    result.
 
     >>> cut = fcifar.augment.cutout(2, fill=0.5)(fcifar.random.key(0), torch.ones(1, 1, 4, 4))
     >>> (cut == 0.5).sum()
@@ -149,10 +140,10 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
     functional.check_fill(fill)
 
     def cut(key: Key, images: Tensor) -> Tensor:
-        row, column = _place(key, _batch_size(images), *images.shape[-2:])
+        row, column = _random_position(key, _batch_size(images), *images.shape[-2:])
         return functional.erase_square(images, row, column, size, fill=fill)
 
-    return cut if size > 0 else _unchanged
+    return cut if size > 0 else identity
 
 
 def color_jitter(
@@ -160,16 +151,12 @@ def color_jitter(
     contrast: float | tuple[float, float] = 0.0,
     saturation: float | tuple[float, float] = 0.0,
 ) -> Augment:
-    """Change brightness, then contrast, then saturation of RGB images, each by its own factor.
+    """Change brightness, contrast and saturation of RGB images, in this order, by random factors.
 
-    A factor is uniform in [max(0, 1 - strength), 1 + strength], or in [low, high] of a pair, and
-    means what it means in torchvision: brightness scales towards black, contrast towards the
-    image's mean grey, saturation towards each pixel's grey. Unlike torchvision the order is fixed,
-    and uint8 images are rounded once, at the end.
-
-    Raises:
-        ValueError: a number outside [0, 1e6], or a pair out of order or outside it; when called,
-            images without three channels.
+    A factor is uniform in [max(0, 1 - strength), 1 + strength], or in [low, high] of a pair within
+    [0, 1e6], with the same meaning as in torchvision: brightness scales towards black, contrast
+    towards the mean grey of the image, saturation towards the grey of each pixel. Unlike in
+    torchvision, the order is fixed and uint8 images are rounded once, at the end.
 
     >>> darken = fcifar.augment.color_jitter(brightness=(0.5, 0.5))
     >>> darken(fcifar.random.key(0), torch.full((1, 3, 1, 1), 200, dtype=torch.uint8)).flatten()
@@ -185,23 +172,18 @@ def color_jitter(
         batch = _batch_size(images)
         if images.shape[1] != 3:
             raise ValueError(f"color_jitter needs images [B, 3, H, W], not {list(images.shape)}")
+        subkeys = dict(zip(intervals, random.split(key, 3), strict=True))
         factors = {
-            name: _uniform(subkey, batch, low, high)
-            for (name, (low, high)), subkey in zip(
-                intervals.items(), random.split(key, 3), strict=True
-            )
-            if low != 1 or high != 1
+            name: _uniform(subkeys[name], batch, *interval)
+            for name, interval in intervals.items()
+            if interval != (1.0, 1.0)
         }
         return functional.adjust_color(images, **factors)
 
-    return jitter if any(interval != (1.0, 1.0) for interval in intervals.values()) else _unchanged
+    return jitter if set(intervals.values()) != {(1.0, 1.0)} else identity
 
 
-# Draws and intervals -----------------------------------------------------------------------------
-
-
-def _unchanged(key: Key, images: Tensor) -> Tensor:
-    return images
+# Draws and checks --------------------------------------------------------------------------------
 
 
 def _batch_size(images: Tensor) -> int:
@@ -215,10 +197,10 @@ def _uniform(key: Key, size: int, low: float, high: float) -> Tensor:
     return random.uniform(key, (size,), low, high)
 
 
-def _place(key: Key, size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows below ``height`` and columns below ``width``, int64 [size], uniform over the grid."""
-    place = random.randint(key, (size,), 0, height * width)
-    return place // width, place % width
+def _random_position(key: Key, size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Draw rows in [0, height) and columns in [0, width), uniform over the grid: int64 [size]."""
+    index = random.randint(key, (size,), 0, height * width)
+    return index // width, index % width
 
 
 def _interval(
@@ -229,7 +211,7 @@ def _interval(
     centre: float,
     least: float = -LARGEST_STRENGTH,
 ) -> tuple[float, float]:
-    """The interval that a strength, or a pair of bounds, asks for."""
+    """Return the interval of a strength around ``centre``, or a pair of bounds as it is."""
     if isinstance(value, float | int):
         valid = 0 <= value <= LARGEST_STRENGTH
         ends = [max(least, centre - value), centre + value] if valid else []

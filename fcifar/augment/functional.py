@@ -1,10 +1,10 @@
-"""Transforms of whole batches of images, each example by a parameter of its own; no randomness.
+"""Batched image transforms with one parameter per image, without randomness.
 
-Images are uint8 [B, C, H, W], or floating in [0, 1]; what comes out has the same shape and dtype.
-Parameters are tensors [B]. ``augment`` draws them.
+Images are uint8 [B, C, H, W] or floating in [0, 1]; the result has the same shape and dtype.
+Parameters are tensors [B], drawn by ``augment``. Invalid arguments raise a ValueError.
 
-Geometry is a look-up: each pixel of the result finds the place it came from and reads it. A chain
-of look-ups in integer coordinates fuses into one under ``torch.compile``.
+Geometric transforms compute the source position of each output pixel and read it. A chain of such
+reads in integer coordinates fuses into one under ``torch.compile``.
 """
 
 import math
@@ -13,11 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-Fill = float | Sequence[float]  # in [0, 1], whatever the dtype of the images; or one a channel
+INTERPOLATIONS = ("nearest", "bilinear")
+MODES = ("zeros", "reflect")
+Fill = float | Sequence[float]  # in [0, 1] for any dtype of images; one, or one per channel
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """The ``chosen`` images (bool [B]) mirrored left to right, the others as they are.
+    """Mirror the ``chosen`` images (bool [B]) left to right.
 
     >>> images = torch.arange(3).to(torch.uint8).expand(2, 1, 1, 3)
     >>> fcifar.augment.functional.mirror(images, torch.tensor([True, False]))[:, 0, 0]
@@ -33,26 +35,22 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
 def rotate(
     images: Tensor, angles: Tensor, *, interpolation: str = "nearest", fill: Fill = 0.0
 ) -> Tensor:
-    """Images turned counter-clockwise about their centres by ``angles``, in degrees [B].
+    """Rotate images counter-clockwise about their centres.
 
-    The centre is the middle of the image, between the pixels where a side is even. Each pixel of
-    the result looks up where it came from, in the nearest pixel or in the bilinear mean of the four
-    around that place; outside the image lies ``fill``. This is the geometry of torchvision's
-    ``rotate`` of tensors.
+    The centre lies between the pixels if a side is even. Each output pixel is read from the nearest
+    pixel at its source position, or is the bilinear mean of the four pixels around it; ``fill``
+    lies outside the image. The geometry is that of torchvision's ``rotate`` on tensors.
 
     Args:
-        images: uint8 or floating [B, C, H, W]; so is what comes out.
+        images: uint8 or floating [B, C, H, W].
         angles: [B], in degrees.
         interpolation: "nearest" or "bilinear".
-        fill: in [0, 1], for all channels or for each.
-
-    Raises:
-        ValueError: an unknown interpolation, or a fill that is not a colour.
+        fill: in [0, 1], one value or one per channel.
     """
-    check_interpolation(interpolation)
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
     height, width = images.shape[-2:]
     radians = angles.to(torch.float32) * (math.pi / 180)
-    # The compiler would compute them anew for each pixel, did it not have to store them.
+    # Stored, because the compiler would otherwise recompute them for each pixel.
     cos, sin = _stored(torch.stack([torch.cos(radians), torch.sin(radians)]))[:, :, None, None]
     dy = torch.arange(height, device=images.device, dtype=torch.float32)[:, None] - (height - 1) / 2
     dx = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
@@ -73,49 +71,41 @@ def rotate(
 
 
 def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros") -> Tensor:
-    """Images moved by whole pixels, integers [B]: content goes down and to the right.
+    """Shift images down and to the right by whole pixels, integers [B].
 
-    What comes in at the border is black, or with ``mode="reflect"`` mirrored, for moves of less
-    than the image's size.
-
-    Raises:
-        ValueError: an unknown mode.
+    The border is black, or mirrored with ``mode="reflect"``, for shifts less than the image size.
 
     >>> images, by = torch.arange(1.0, 5.0).reshape(1, 1, 2, 2), torch.tensor([1])
     >>> fcifar.augment.functional.translate(images, by, torch.tensor([0]))
     tensor([[[[0., 0.],
               [1., 2.]]]])
     """
-    check_mode(mode)
+    check_choice("mode", mode, MODES)
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device)[:, None] - _stored(down)[:, None, None]
     columns = torch.arange(width, device=images.device) - _stored(right)[:, None, None]
     if mode == "reflect":
-        rows, columns = _reflect(rows, height), _reflect(columns, width)
+        rows, columns = reflect(rows, height), reflect(columns, width)
     return _look_up(images, rows, columns, _colour(0.0, images))
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Images [..., H, W] made ``size`` pixels high and wide.
+    """Resize images [..., H, W] to ``size`` x ``size`` pixels, with ``size`` >= 1.
 
-    Each pixel of the result is a mean over a tent as wide as two of its pixels: bilinear, with
-    antialiasing where it makes images smaller, as torchvision's ``resize`` has it. Unlike there it
-    is two products with a matrix, on any device and through ``vmap``.
-
-    Raises:
-        ValueError: ``size`` is below 1.
+    Bilinear, with antialiasing when shrinking, as torchvision's ``resize``. It is computed as two
+    matrix products, which work on any device and under ``vmap``.
     """
     if size < 1:
         raise ValueError(f"resize needs a size from 1 up, not {size}")
     if tuple(images.shape[-2:]) == (size, size):
         return images
     x = _float(images)
-    down, right = (_tents(side, size, x) for side in images.shape[-2:])
+    down, right = (_resize_matrix(side, size, x) for side in images.shape[-2:])
     return _to_dtype(down @ x @ right.T, images.dtype)
 
 
-def _tents(side: int, size: int, like: Tensor) -> Tensor:
-    """The matrix [size, side] of a resampling, in the dtype of ``like``; rows add up to 1."""
+def _resize_matrix(side: int, size: int, like: Tensor) -> Tensor:
+    """Return the resampling matrix [size, side] in the dtype of ``like``; rows sum to 1."""
     ratio = side / size
     source = torch.arange(side, dtype=like.dtype, device=like.device) + 0.5
     centre = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) * ratio
@@ -126,10 +116,9 @@ def _tents(side: int, size: int, like: Tensor) -> Tensor:
 def erase_square(
     images: Tensor, row: Tensor, column: Tensor, size: int, *, fill: Fill = 0.0
 ) -> Tensor:
-    """Images with ``fill`` in a ``size`` x ``size`` square about pixel (row, column), integers [B].
+    """Fill a ``size`` x ``size`` square around pixel (row, column), integers [B].
 
-    A square of an even size reaches one pixel further up and to the left than down and to the
-    right.
+    A square of even size extends one pixel further up and left than down and right.
     """
     height, width = images.shape[-2:]
     y = torch.arange(height, device=images.device)[:, None] - _stored(row)[:, None, None]
@@ -146,11 +135,12 @@ def adjust_color(
     contrast: Tensor | None = None,
     saturation: Tensor | None = None,
 ) -> Tensor:
-    """RGB images with brightness, then contrast, then saturation multiplied by factors from 0 up.
+    """Multiply brightness, contrast and saturation of RGB images, in this order, by factors >= 0.
 
-    A factor mixes the image with black, with its mean grey, or each pixel with its own grey; 1 is
-    the image as it is, 0 the other. Each result is clamped to [0, 1]. The factors mean what they
-    mean in torchvision; unlike there, uint8 images are rounded, and only at the end.
+    A factor interpolates between black (brightness), the mean grey of the image (contrast) or the
+    grey of each pixel (saturation) at 0 and the image at 1. Each result is clamped to [0, 1].
+    Factors have the same meaning as in torchvision; unlike there, uint8 images are rounded only
+    once, at the end.
     """
     x = _float(images) if images.is_floating_point() else _float(images) / 255
     if brightness is not None:
@@ -162,11 +152,11 @@ def adjust_color(
     return _from_unit(x, images.dtype)
 
 
-# Misuse ------------------------------------------------------------------------------------------
+# Checks ------------------------------------------------------------------------------------------
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ValueError unless this is a batch of images."""
+    """Raise a ValueError unless ``images`` is a batch of images."""
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             "images are uint8 or floating tensors [B, C, H, W], "
@@ -174,50 +164,45 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def check_interpolation(interpolation: str) -> None:
-    """Raise ValueError unless ``rotate`` knows this interpolation."""
-    if interpolation not in ("nearest", "bilinear"):
-        raise ValueError(f"interpolation is 'nearest' or 'bilinear', not {interpolation!r}")
-
-
-def check_mode(mode: str) -> None:
-    """Raise ValueError unless ``translate`` knows this mode."""
-    if mode not in ("zeros", "reflect"):
-        raise ValueError(f"mode is 'zeros' or 'reflect', not {mode!r}")
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise a ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}")
 
 
 def check_fill(fill: Fill) -> None:
-    """Raise ValueError unless this is a colour."""
+    """Raise a ValueError unless ``fill`` is a colour."""
     values = _channels(fill)
     if not values or not all(0 <= v <= 1 for v in values):
         raise ValueError(f"fill is a number in [0, 1], or one for each channel, not {fill}")
 
 
-# Parts -------------------------------------------------------------------------------------------
+# Helpers -----------------------------------------------------------------------------------------
 
 
 def _look_up(images: Tensor, rows: Tensor, columns: Tensor, outside: Tensor) -> Tensor:
-    """``images[b, :, rows[b], columns[b]]``, and ``outside`` beyond the border.
+    """Return ``images[b, :, rows[b], columns[b]]``, and ``outside`` beyond the border.
 
     ``rows`` and ``columns`` are integers that broadcast to [B, H, W].
     """
     height, width = images.shape[-2:]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # Worked out once for all channels, not anew in each.
+    # Computed once for all channels.
     index = _stored(torch.where(inside, rows * width + columns, -1))[:, None]
     index = index.expand(-1, images.shape[1], -1, -1)
-    place = index.clamp(min=0).to(torch.int64)
-    found = torch.gather(images.flatten(2), 2, place.flatten(2)).reshape(images.shape)
-    return torch.where(index >= 0, found, outside)
+    clamped = index.clamp(min=0).to(torch.int64)
+    pixels = torch.gather(images.flatten(2), 2, clamped.flatten(2)).reshape(images.shape)
+    return torch.where(index >= 0, pixels, outside)
 
 
 def _mix(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
-    """``a`` and ``b`` with a share of b in [0, 1]; a itself, to the bit, where that is 0."""
+    """Interpolate from ``a`` to ``b``; bit-equal to ``a`` where ``share`` is 0."""
     a, b = _float(a), _float(b)
     return a + share * (b - a)
 
 
-def _reflect(index: Tensor, size: int) -> Tensor:
+def reflect(index: Tensor, size: int) -> Tensor:
+    """Mirror indices at the borders 0 and ``size - 1``, which are not repeated."""
     return size - 1 - (size - 1 - index.abs()).abs()
 
 
@@ -232,10 +217,10 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _stored(x: Tensor) -> Tensor:
-    """``x`` itself, which the compiler keeps in memory from here on.
+    """Return ``x``, and make the compiler store it in memory.
 
-    It would rather compute a draw anew for every pixel that uses it; a view with explicit strides
-    of a result needs that result in memory.
+    Otherwise the compiler recomputes a draw for every pixel that uses it. A view with explicit
+    strides requires its base in memory.
     """
     x = x.contiguous()
     return torch.as_strided(x, x.shape, x.stride())
@@ -254,7 +239,7 @@ def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _colour(fill: Fill, images: Tensor) -> Tensor:
-    """``fill`` in the units of the images: [1, 1, 1], or [C, 1, 1]."""
+    """Return ``fill`` in the units of the images: [1, 1, 1] or [C, 1, 1]."""
     values = _channels(fill)
     if len(values) not in (1, images.shape[1]):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Test-time augmentation: several views of an image, whose logits are averaged."""
+"""Test-time augmentation: the logits of several views of an image are averaged."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,16 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fcifar.augment.functional import reflect
+
 
 class Views(NamedTuple):
-    """Views of an image, and how much each counts."""
+    """Views of an image and their weights."""
 
-    weights: tuple[float, ...]  # V of them, which add up to 1
-    of: Callable[[Tensor], Tensor]  # an image as the model sees it, [3, H, W], to [V, 3, H, W]
+    weights: tuple[float, ...]  # V weights with sum 1
+    of: Callable[[Tensor], Tensor]  # maps a preprocessed image [3, H, W] to [V, 3, H, W]
 
 
 def combine(views: Views, logits: Tensor) -> Tensor:
-    """The weighted mean [C] of the views' logits [V, C].
+    """Return the weighted mean [C] of the logits [V, C] of the views.
 
     >>> views = fcifar.augment.tta.MIRROR
     >>> images = views.of(torch.tensor([1.0, 2.0]).expand(3, 1, 2))  # [2, 3, 1, 2]
@@ -33,29 +35,24 @@ def _mirrored(image: Tensor) -> Tensor:
 
 
 def _translated(image: Tensor) -> Tensor:
-    return torch.cat([_mirrored(_moved(image, by)) for by in (0, -1, 1)])
+    return torch.cat([_mirrored(_shifted(image, by)) for by in (0, -1, 1)])
 
 
-def _moved(image: Tensor, by: int) -> Tensor:
-    """Content moved down and to the right, reflected at the border."""
-    rows, columns = (_reflected(side, by, image.device) for side in image.shape[-2:])
+def _shifted(image: Tensor, by: int) -> Tensor:
+    """Shift an image down and to the right, reflected at the border."""
+    rows, columns = (reflect(torch.arange(n, device=image.device) - by, n) for n in image.shape[1:])
     return image[:, rows][:, :, columns]
 
 
-def _reflected(side: int, by: int, device: torch.device) -> Tensor:
-    place = (torch.arange(side, device=device) - by).abs()
-    return side - 1 - (side - 1 - place).abs()
-
-
 NONE = Views((1.0,), lambda image: image[None])
-"""The image itself."""
+"""Only the image."""
 
 MIRROR = Views((0.5, 0.5), _mirrored)
 """The image and its mirror image."""
 
 TRANSLATE = Views((0.25, 0.25, 0.125, 0.125, 0.125, 0.125), _translated)
-"""The image and its mirror image where they are, for a half, and for a quarter each moved by one
-pixel: up and to the left, and down and to the right. What comes in at the border is reflected.
+"""The image and its mirror image: unshifted (weight 1/2 together), shifted by one pixel up and left
+(1/4) and down and right (1/4), reflected at the border.
 
 Jordan, https://arxiv.org/abs/2404.00498, "multi-crop".
 """

@@ -1,4 +1,4 @@
-"""Optimizers ready for use, and their names."""
+"""Optimizers by name, made of transformations."""
 
 import functools
 from collections.abc import Callable
@@ -28,12 +28,10 @@ def sgd(
     """Stochastic gradient descent; the updates of ``torch.optim.SGD`` without dampening.
 
     Args:
-        learning_rate: a number, a 0-d tensor, or a schedule of the updates made.
-        momentum: in [0, 1); None for none, and then there is no state of the parameters' size.
-        nesterov: look ahead, as ``trace`` has it.
-
-    Raises:
-        ValueError: ``nesterov`` without ``momentum``.
+        learning_rate: a number, a 0-d tensor, or a schedule of the number of updates.
+        momentum: in [0, 1). With None there is no momentum and no state of the size of the
+            parameters.
+        nesterov: Nesterov momentum, as in ``trace``; requires ``momentum``.
 
     >>> optimizer = fcifar.optim.sgd(0.5, momentum=0.9)
     >>> w, state = torch.tensor(1.0), optimizer.init(torch.tensor(1.0))
@@ -61,7 +59,7 @@ def adam(
     Kingma and Ba, https://arxiv.org/abs/1412.6980.
 
     Args:
-        learning_rate: a number, a 0-d tensor, or a schedule of the updates made.
+        learning_rate: a number, a 0-d tensor, or a schedule of the number of updates.
         b1, b2, eps: as in ``scale_by_adam``.
 
     >>> optimizer = fcifar.optim.adam(fcifar.schedules.cosine_decay_schedule(0.1, 1000))
@@ -80,13 +78,11 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float | Tensor = 1e-4,
 ) -> Optimizer:
-    """Adam with decoupled weight decay.
+    """Adam with decoupled weight decay; the updates of ``torch.optim.AdamW``.
 
-    The updates of ``torch.optim.AdamW`` with the same ``weight_decay``; the default is optax's
-    (PyTorch's is 1e-2).
-
-    Loshchilov and Hutter, https://arxiv.org/abs/1711.05101. Arguments are those of ``adam``, and
-    ``weight_decay``, 0 or more, which the learning rate multiplies.
+    Loshchilov and Hutter, https://arxiv.org/abs/1711.05101. The default ``weight_decay`` is
+    optax's; PyTorch's is 1e-2. It is 0 or more, and is multiplied by the learning rate. Other
+    arguments are those of ``adam``.
     """
     return chain(
         scale_by_adam(b1, b2, eps),
@@ -98,14 +94,14 @@ def adamw(
 def muon_and_sgd(
     learning_rate: float | Tensor | Schedule, *, dtype: torch.dtype = torch.float32
 ) -> Optimizer:
-    """Muon for the kernels of convolutions, Nesterov's momentum 0.85 for everything else.
+    """Muon for convolution kernels, SGD with Nesterov momentum 0.85 for all other parameters.
 
-    Both are used at the same learning rate; ``multi_transform`` takes them at one each.
+    Both use the same learning rate; use ``multi_transform`` for two rates.
 
     Args:
-        learning_rate: a number, a tensor or a schedule.
-        dtype: of Muon's products. In float32 a run mapped over seeds agrees with one by itself to
-            its usual digits; bfloat16, Muon's own choice, is made for large kernels on a GPU.
+        learning_rate: a number, a 0-d tensor or a schedule.
+        dtype: of Muon's products. In float32, a ``vmap`` over seeds agrees with single runs to the
+            usual rounding; bfloat16, the original choice, is meant for large kernels on a GPU.
     """
     return multi_transform(
         {"muon": muon(learning_rate, dtype=dtype), "sgd": sgd(learning_rate, 0.85, nesterov=True)},
@@ -121,19 +117,20 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": adamw,
     "muon": muon_and_sgd,
 }
-"""By name, each callable with a learning rate alone; the contract tests cover every entry."""
+"""Optimizers by name; each can be called with only a learning rate."""
 
 REGISTERED: dict[str, Callable[..., Optimizer]] = {}
-"""Those of other packages, which recipes know by their names."""
+"""Optimizers added by ``register``."""
 
 
 def register(name: str, factory: Callable[..., Optimizer]) -> None:
-    """Add an entry to ``OPTIMIZERS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+    """Add an optimizer to ``OPTIMIZERS``, for recipes and the command line (see
+    ``$FCIFAR_IMPORT``).
 
     Args:
-        name: what ``--optimizer`` calls it.
-        factory: ``(learning_rate) -> Optimizer``, where the learning rate is a number, a 0-d
-            tensor, or a schedule. In a recipe its weight decay is an L2 penalty.
+        name: the value of ``--optimizer``.
+        factory: ``(learning_rate) -> Optimizer``; the learning rate is a number, a 0-d tensor or a
+            schedule. In a recipe, its weight decay is an L2 penalty.
 
     Raises:
         ValueError: the name is taken or invalid, or ``factory`` is not callable.

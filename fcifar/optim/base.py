@@ -1,4 +1,4 @@
-"""What every optimizer is made of: a pair of pure functions, and chains of such pairs."""
+"""The optimizer interface: a pair of pure functions, and chains of such pairs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Optimizer(NamedTuple):
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """``params + updates``, leaf by leaf, in the dtype of the parameters.
+    """Return ``params + updates``, leaf by leaf, in the dtype of the parameters.
 
     >>> fcifar.optim.apply_updates({"w": torch.tensor(1.0)}, {"w": torch.tensor(-0.25)})
     {'w': tensor(0.7500)}
@@ -27,7 +27,7 @@ def apply_updates(params: Tree, updates: Tree) -> Tree:
 
 
 def chain(*optimizers: Optimizer) -> Optimizer:
-    """One after the other: the updates of each are the gradients of the next.
+    """Compose optimizers: the updates of each are the gradients of the next.
 
     >>> optimizer = fcifar.optim.chain(fcifar.optim.clip(1.0), fcifar.optim.scale(-0.5))
     >>> w = torch.tensor([0.0, 0.0])
@@ -49,11 +49,11 @@ def chain(*optimizers: Optimizer) -> Optimizer:
 
 
 class EmptyState(NamedTuple):
-    """The state of a transformation that has none."""
+    """The state of a stateless transformation."""
 
 
 class CountState(NamedTuple):
-    """How many updates have been made."""
+    """The number of updates so far."""
 
     count: Tensor  # int64 []
 
@@ -72,5 +72,5 @@ def stateless(function: Callable[[Tree, Tree], Tree]) -> Optimizer:
 
 
 def zero_count(params: Tree) -> Tensor:
-    """An int64 0 [] on the device of the parameters: a count before the first update."""
+    """Return the initial count, int64 [], on the device of the parameters."""
     return torch.zeros((), dtype=torch.int64, device=tree.device(params))

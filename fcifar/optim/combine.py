@@ -12,7 +12,7 @@ from fcifar.optim.base import CountState, Optimizer, stateless, zero_count
 from fcifar.tree import Tree
 
 Label = Callable[[str, Tensor], str]
-"""``(dotted path, leaf) -> label``, of names, shapes and dtypes alone."""
+"""``(dotted path, leaf) -> label``, a function of name, shape and dtype only."""
 
 
 class MultiTransformState(NamedTuple):
@@ -22,53 +22,51 @@ class MultiTransformState(NamedTuple):
 
 
 def multi_transform(transforms: Mapping[str, Optimizer], label: Label) -> Optimizer:
-    """Each leaf to the transformation that its label names.
+    """Apply to each leaf the transformation of its label.
 
-    For biases at a tenth of the rate::
+    For biases at a tenth of the learning rate::
 
         multi_transform(
             {"weight": sgd(0.1), "bias": sgd(0.01)},
             lambda name, leaf: "bias" if name.endswith("bias") else "weight",
         )
 
-    A transformation sees its own leaves only, as a dict by dotted path (those of
-    ``tree.named_leaves``): a norm that it takes is theirs. One whose label no leaf has is left out,
-    and has no state.
+    A transformation sees only its own leaves, as a dict by dotted path (as in
+    ``tree.named_leaves``); norms are taken over these leaves. A transformation without leaves is
+    left out and has no state.
 
     Args:
         transforms: by label.
-        label: is asked again at each update, and must always answer the same; of the leaf it may
-            read the shape and the dtype, not the values.
+        label: called at each update, and must always return the same label. It may read the shape
+            and dtype of the leaf, but not its values.
 
     Raises:
-        ValueError: from ``init``, of a label that ``transforms`` lacks, or of two leaves with the
-            same path.
+        ValueError: from ``init``, if a label is not in ``transforms`` or two leaves have the same
+            path.
     """
 
-    def members(params: Tree) -> dict[str, list[str]]:
-        """The paths of the leaves that each label in use names."""
+    def paths_by_label(params: Tree) -> dict[str, list[str]]:
         leaves = tree.named_leaves(params)
         if len(leaves) != len(tree.leaves(params)):
-            raise ValueError("multi_transform needs a path of its own for every leaf")
+            raise ValueError("multi_transform needs a distinct path for every leaf")
         paths: dict[str, list[str]] = {}
         for path, leaf in leaves.items():
-            found = label(path, leaf)
-            if found not in transforms:
+            name = label(path, leaf)
+            if name not in transforms:
                 raise ValueError(
-                    f"multi_transform has no {shown(found)}, which is the label of {path}; "
+                    f"multi_transform has no transformation {shown(name)}, the label of {path}; "
                     f"it has {', '.join(transforms)}"
                 )
-            paths.setdefault(found, []).append(path)
+            paths.setdefault(name, []).append(path)
         return paths
 
     def init(params: Tree) -> MultiTransformState:
         leaves = tree.named_leaves(params)
-        return MultiTransformState(
-            {
-                name: transforms[name].init({path: leaves[path] for path in paths})
-                for name, paths in members(params).items()
-            }
-        )
+        states = {
+            name: transforms[name].init({path: leaves[path] for path in paths})
+            for name, paths in paths_by_label(params).items()
+        }
+        return MultiTransformState(states)
 
     def update(
         grads: Tree, state: MultiTransformState, params: Tree
@@ -76,7 +74,7 @@ def multi_transform(transforms: Mapping[str, Optimizer], label: Label) -> Optimi
         grad_leaves, param_leaves = tree.named_leaves(grads), tree.named_leaves(params)
         updates: dict[str, Tensor] = {}
         inner_states = {}
-        for name, paths in members(params).items():
+        for name, paths in paths_by_label(params).items():
             own_updates, inner_states[name] = transforms[name].update(
                 {path: grad_leaves[path] for path in paths},
                 state.inner_states[name],
@@ -84,24 +82,20 @@ def multi_transform(transforms: Mapping[str, Optimizer], label: Label) -> Optimi
             )
             updates.update(own_updates)
         _, unflatten = tree.flatten(grads)
-        in_order = [updates[path] for path in grad_leaves]
-        return unflatten(in_order), MultiTransformState(inner_states)
+        return unflatten([updates[path] for path in grad_leaves]), MultiTransformState(inner_states)
 
     return Optimizer(init, update)
 
 
 def set_to_zero() -> Optimizer:
-    """Updates of zero: what it is given to stands still."""
+    """Replace updates with zeros, which freezes the parameters."""
     return stateless(lambda grads, params: tree.zeros_like(grads))
 
 
 def freeze_after(steps: int) -> Optimizer:
-    """The updates as they are for the first ``steps`` of them, then zero.
+    """Pass on the first ``steps`` (an integer >= 0) updates, then replace updates with zeros.
 
-    It belongs at the end of a chain. The zeros are exact, whatever the gradients are.
-
-    Raises:
-        ValueError: ``steps`` is not a whole number of 0 or more.
+    Use it at the end of a chain. The zeros are exact even if gradients are infinite.
 
     >>> optimizer = fcifar.optim.chain(fcifar.optim.sgd(1.0), fcifar.optim.freeze_after(1))
     >>> g, state = torch.tensor(2.0), optimizer.init(torch.tensor(0.0))
@@ -110,11 +104,11 @@ def freeze_after(steps: int) -> Optimizer:
     (tensor(-2.), tensor(0.))
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"freeze_after needs a number of steps, 0 or more, not {steps}")
+        raise ValueError(f"freeze_after needs an integer number of steps, 0 or more, not {steps}")
 
     def update(grads: Tree, state: CountState, params: Tree) -> tuple[Tree, CountState]:
         moving = state.count < steps
-        # where, not a product with 0: a gradient may be infinite.
+        # Not a product with 0, which is NaN for an infinite gradient.
         updates = tree.map(lambda g: torch.where(moving, g, torch.zeros_like(g)), grads)
         return updates, CountState(state.count + 1)
 

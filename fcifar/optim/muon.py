@@ -1,8 +1,8 @@
-"""Muon: momentum, made orthogonal by a Newton-Schulz iteration.
+"""Muon: momentum orthogonalised by a Newton-Schulz iteration.
 
 Jordan, Jin, Boza, You, Cesista, Newhouse and Bernstein, "Muon: An optimizer for hidden layers in
 neural networks", 2024, https://kellerjordan.github.io/posts/muon/. The defaults are those of its
-recipe for CIFAR-10.
+CIFAR-10 recipe.
 """
 
 import math
@@ -20,7 +20,7 @@ from fcifar.tree import Tree
 Coefficients = tuple[float, float, float]
 
 QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
-"""Jordan's: steep at 0, so that few steps do; singular values end near 1 rather than at it."""
+"""Jordan's coefficients: steep at 0, so that few steps suffice; singular values end near 1."""
 
 
 def orthogonalize(
@@ -29,21 +29,21 @@ def orthogonalize(
     coefficients: Coefficients = QUINTIC,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:
-    """Matrices with their singular vectors kept and their singular values brought near 1.
+    """Keep the singular vectors of each matrix and bring its singular values close to 1.
 
-    Each matrix is divided by its Frobenius norm, and then ``steps`` times
-    ``x <- a x + b (x x') x + c (x x')^2 x``. A singular value s becomes ``a s + b s^3 + c s^5``
-    each time. With (1.5, -0.5, 0) many steps converge to the nearest orthogonal matrix, ``U V'`` of
-    the singular value decomposition.
+    Each matrix is divided by its Frobenius norm, followed by ``steps`` iterations of ``x <- a x + b
+    (x x') x + c (x x')^2 x``, which map a singular value s to ``a s + b s^3 + c s^5``. With
+    coefficients (1.5, -0.5, 0) the iteration converges to the nearest orthogonal matrix, ``U V'``
+    of the singular value decomposition.
 
     Args:
         x: floating [..., m, n].
         steps: 0 or more.
         coefficients: (a, b, c).
-        dtype: of the products; norm and sums are taken in float32 at the least.
+        dtype: of the products; norm and sums are taken in at least float32.
 
     Returns:
-        [..., m, n] in the dtype of ``x``. A matrix of zeros stays one.
+        [..., m, n] in the dtype of ``x``. A zero matrix stays zero.
 
     >>> x = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
     >>> fcifar.optim.orthogonalize(x, 20, (1.5, -0.5, 0.0), torch.float32).round(decimals=4)
@@ -55,12 +55,12 @@ def orthogonalize(
     y = x.to(wide)
     norm = torch.linalg.vector_norm(y, dim=(-2, -1), keepdim=True)
     y = (y / torch.where(norm > 0, norm, 1.0)).to(dtype)
-    if rows > columns:  # the same polynomial, of smaller products
+    if rows > columns:  # the same polynomial with smaller products
         y = y.mT
     a, b, c = coefficients
     for _ in range(steps):
-        # Not baddbmm, which rounds once less by itself but not under vmap. Compiled, the sums are
-        # one pass each, so that a mapped run is the same and no slower.
+        # Not baddbmm, which rounds once less without vmap than with it. Compiled, each sum is one
+        # fused pass, so this is not slower.
         gram = y @ y.mT
         polynomial = (b * gram.to(wide) + c * (gram @ gram)).to(dtype)
         y = (a * y.to(wide) + polynomial @ y).to(dtype)
@@ -77,13 +77,11 @@ def scale_by_muon(
     coefficients: Coefficients = QUINTIC,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Optimizer:
-    """Momentum as ``trace`` has it, then ``orthogonalize`` for each leaf.
+    """Momentum as in ``trace``, followed by ``orthogonalize`` on each leaf.
 
-    A leaf [C, ...] is taken as the matrix [C, rest]: for a convolution's kernel a row is a filter.
-    Leaves of one such shape are orthogonalised together, in one batched product.
-
-    Raises:
-        ValueError: from ``init``, of a leaf with less than two dimensions.
+    A leaf [C, ...] is reshaped to the matrix [C, n], so that a row of a convolution kernel is one
+    filter. ``init`` raises a ValueError for leaves of fewer than two dimensions. Leaves of the same
+    matrix shape are orthogonalised in one batched product.
     """
     momentum_of = trace(momentum, nesterov=nesterov)
 
@@ -91,8 +89,8 @@ def scale_by_muon(
         for path, p in tree.named_leaves(params).items():
             if p.ndim < 2:
                 raise ValueError(
-                    f"Muon needs matrices, and {path or 'the parameter'} has the shape "
-                    f"{list(p.shape)}; give it another optimizer, by multi_transform"
+                    f"Muon needs two dimensions or more, but {path or 'the parameter'} has shape "
+                    f"{list(p.shape)}; use another optimizer for it, with multi_transform"
                 )
         return momentum_of.init(params)
 
@@ -100,14 +98,14 @@ def scale_by_muon(
         directions, state = momentum_of.update(grads, state, params)
         leaves, unflatten = tree.flatten(directions)
         matrices = [leaf.flatten(1) for leaf in leaves]
-        alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
         for i, matrix in enumerate(matrices):
-            alike.setdefault((matrix.shape, matrix.dtype), []).append(i)
+            groups.setdefault((matrix.shape, matrix.dtype), []).append(i)
         updates = list(leaves)
-        for where in alike.values():
-            stacked = torch.stack([matrices[i] for i in where])
+        for indices in groups.values():
+            stacked = torch.stack([matrices[i] for i in indices])
             orthogonal = orthogonalize(stacked, ns_steps, coefficients, dtype)
-            for i, matrix in zip(where, orthogonal.unbind(), strict=True):
+            for i, matrix in zip(indices, orthogonal.unbind(), strict=True):
                 updates[i] = matrix.reshape(leaves[i].shape)
         return unflatten(updates), state
 
@@ -115,20 +113,20 @@ def scale_by_muon(
 
 
 def renormalize_weights() -> Optimizer:
-    """Add what brings each weight [C, ...] to the Frobenius norm sqrt(C), before its update.
+    """Add to each update what brings the weight [C, ...] to the Frobenius norm sqrt(C).
 
-    Last in a chain, it makes a weight p become ``p * sqrt(C) / ||p|| + update``. Leaves with less
-    than two dimensions, and weights that are zero, get the update alone.
+    At the end of a chain, a weight p becomes ``p * sqrt(C) / ||p|| + update``. Leaves with fewer
+    than two dimensions and zero weights only get the update.
     """
 
-    def add_missing(update: Tensor, p: Tensor) -> Tensor:
+    def add_rescaling(update: Tensor, p: Tensor) -> Tensor:
         if p.ndim < 2:
             return update
         norm = torch.linalg.vector_norm(p)
         target = math.sqrt(p.shape[0])
         return update + p * (target / torch.where(norm > 0, norm, target) - 1)
 
-    return stateless(lambda updates, params: tree.map(add_missing, updates, params))
+    return stateless(lambda updates, params: tree.map(add_rescaling, updates, params))
 
 
 def muon(
@@ -141,16 +139,12 @@ def muon(
     dtype: torch.dtype = torch.bfloat16,
     renormalize: bool = False,
 ) -> Optimizer:
-    """Muon, for leaves of two dimensions or more.
+    """Muon, for leaves of two dimensions or more (see ``scale_by_muon``).
 
     Args:
-        learning_rate: the size of an update's singular values, about; it is not adjusted to the
-            shape.
+        learning_rate: roughly the singular values of an update; not adjusted to the shape.
         momentum, nesterov, ns_steps, coefficients, dtype: as in ``scale_by_muon``.
-        renormalize: end with ``renormalize_weights``, as the recipe for CIFAR-10 does.
-
-    Raises:
-        ValueError: from ``init``, of a leaf with less than two dimensions.
+        renormalize: end with ``renormalize_weights``, as the CIFAR-10 recipe does.
     """
     parts = [
         scale_by_muon(

@@ -1,4 +1,4 @@
-"""Transformations: the parts that optimizers are chained of."""
+"""Gradient transformations, the parts of chained optimizers."""
 
 import math
 from typing import NamedTuple
@@ -13,13 +13,13 @@ from fcifar.tree import Tree
 
 
 class TraceState(NamedTuple):
-    """The running sum of gradients."""
+    """The momentum."""
 
     trace: Tree  # like params
 
 
 class AdamState(NamedTuple):
-    """Adam's moments."""
+    """The moments of Adam."""
 
     count: Tensor  # int64 []
     mu: Tree  # first moment, like params
@@ -34,7 +34,7 @@ def scale(factor: float | Tensor) -> Optimizer:
 def scale_by_schedule(schedule: Schedule) -> Optimizer:
     """Multiply by ``schedule(count)``, where the count of updates starts at 0.
 
-    The schedule is computed in the dtype of each gradient, float32 at the least.
+    The schedule is evaluated in the dtype of each gradient, in at least float32.
 
     >>> half = fcifar.optim.scale_by_schedule(fcifar.schedules.linear_schedule(1.0, 0.0, 2))
     >>> g, state = torch.tensor(8.0), half.init(torch.tensor(0.0))
@@ -55,17 +55,17 @@ def scale_by_schedule(schedule: Schedule) -> Optimizer:
 
 
 def scale_by_learning_rate(learning_rate: float | Tensor | Schedule) -> Optimizer:
-    """Multiply by minus the learning rate: downhill."""
+    """Multiply by minus the learning rate."""
     if isinstance(learning_rate, float | int | Tensor):
         return scale(-learning_rate)
     return scale_by_schedule(lambda count: -learning_rate(count))
 
 
 def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
-    """Momentum: the exponentially discounted sum of the gradients so far.
+    """Momentum: the exponentially discounted sum of past gradients.
 
-    With ``nesterov``, Sutskever et al.'s form of Nesterov's acceleration ("On the importance of
-    initialization and momentum in deep learning", 2013).
+    With ``nesterov``, in the form of Sutskever et al. ("On the importance of initialisation and
+    momentum in deep learning", 2013).
 
     Args:
         decay: in [0, 1), a number or a 0-d tensor.
@@ -78,8 +78,8 @@ def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
     """
 
     def accumulate(g: Tensor, t: Tensor) -> Tensor:
-        # The trace first: a sum lies in memory as its first term does, and gradients may lie
-        # otherwise than parameters. A state that changed its layout would be compiled for again.
+        # The trace first: a sum has the memory layout of its first term. The gradient may have
+        # another, and a state whose layout changes would cause a recompilation.
         return decay * t + g
 
     def update(grads: Tree, state: TraceState, params: Tree) -> tuple[Tree, TraceState]:
@@ -93,11 +93,11 @@ def trace(decay: float | Tensor, *, nesterov: bool = False) -> Optimizer:
 def scale_by_adam(
     b1: float | Tensor = 0.9, b2: float | Tensor = 0.999, eps: float = 1e-8
 ) -> Optimizer:
-    """Kingma and Ba, "Adam", https://arxiv.org/abs/1412.6980, with bias correction.
+    """Adam's direction with bias correction. Kingma and Ba, https://arxiv.org/abs/1412.6980.
 
     Args:
-        b1, b2: in [0, 1), of the moments; numbers, or 0-d tensors, whose values are not checked.
-        eps: above 0, beside the root of the second moment.
+        b1, b2: decay rates of the moments in [0, 1), or 0-d tensors, whose values are not checked.
+        eps: above 0, added to the root of the second moment.
     """
 
     def update(grads: Tree, state: AdamState, params: Tree) -> tuple[Tree, AdamState]:
@@ -107,8 +107,8 @@ def scale_by_adam(
 
         def direction(m: Tensor, v: Tensor) -> Tensor:
             c1, c2 = _one_minus_power(b1, count, m.dtype), _one_minus_power(b2, count, v.dtype)
-            # A root has no slope at 0, which is where the moments of a dead unit are: clamped, a
-            # gradient through training is 0 there and not NaN, and no value changes.
+            # The clamp changes no value. Without it, the gradient of the root is infinite where the
+            # second moment is 0, as for dead units, and a gradient through training is NaN.
             root = torch.sqrt((v / c2).clamp(min=torch.finfo(v.dtype).tiny))
             return (m / c1) / (root + eps)
 
@@ -123,8 +123,8 @@ def scale_by_adam(
 def add_decayed_weights(weight_decay: float | Tensor) -> Optimizer:
     """Add ``weight_decay * params``.
 
-    Before an optimizer in a chain this is the L2 penalty that ``torch.optim.SGD`` and ``Adam`` call
-    ``weight_decay``; between the preconditioner and the learning rate, as in ``adamw``, it is
+    At the start of a chain this is the L2 penalty that ``torch.optim.SGD`` and ``Adam`` call
+    ``weight_decay``. Between the preconditioner and the learning rate, as in ``adamw``, it is
     decoupled (Loshchilov and Hutter, https://arxiv.org/abs/1711.05101).
 
     >>> decay = fcifar.optim.add_decayed_weights(0.5)
@@ -137,12 +137,9 @@ def add_decayed_weights(weight_decay: float | Tensor) -> Optimizer:
 
 
 def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
-    """Shrink the gradients to a common Euclidean norm of at most ``max_norm`` (> 0).
+    """Scale the gradients down to a global norm of at most ``max_norm`` (> 0).
 
     Pascanu, Mikolov and Bengio, https://arxiv.org/abs/1211.5063.
-
-    Raises:
-        ValueError: a number that is not above 0; the values of tensors are not checked.
 
     >>> clip = fcifar.optim.clip_by_global_norm(1.0)
     >>> w = {"a": torch.zeros(1), "b": torch.zeros(1)}
@@ -154,7 +151,7 @@ def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
 
     def clip(grads: Tree, params: Tree) -> Tree:
         norm = tree.norm(grads)
-        # Not min(1, max_norm / norm): where the norm is 0 that divides by it.
+        # Not min(1, max_norm / norm), which divides by 0 if the norm is 0.
         factor = max_norm / torch.clamp(norm, min=max_norm)
         return tree.map(lambda g: g * factor.to(g.dtype), grads)
 
@@ -162,11 +159,7 @@ def clip_by_global_norm(max_norm: float | Tensor) -> Optimizer:
 
 
 def clip(max_delta: float) -> Optimizer:
-    """Clamp each element to [-max_delta, max_delta].
-
-    Raises:
-        ValueError: ``max_delta`` is not above 0.
-    """
+    """Clamp each element to [-max_delta, max_delta], with ``max_delta`` > 0."""
     if not max_delta > 0:
         raise ValueError(f"clip needs a bound above 0, not {max_delta}")
     return stateless(
@@ -175,9 +168,9 @@ def clip(max_delta: float) -> Optimizer:
 
 
 def _one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
-    # 1 - base**count loses every digit but a few when base is near 1; expm1 keeps them all.
+    # expm1 keeps the digits that 1 - base**count loses when base is near 1.
     if isinstance(base, Tensor):
         log: float | Tensor = torch.log(base).to(dtype)
     else:
-        log = math.log(base) if base else -math.inf  # of 0, no memory at all
+        log = math.log(base) if base else -math.inf
     return -torch.expm1(count.to(dtype) * log)

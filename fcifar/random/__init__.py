@@ -1,26 +1,25 @@
-"""Keys and draws, bit for bit those of ``jax.random``.
+"""Keys and random draws, bit-equal to ``jax.random``.
 
-A key is a value, not a generator: the same key gives the same draw, for ever and everywhere.
-``split`` and ``fold_in`` make new keys out of old ones; nothing here has a state.
+A key is a value, not a generator: the same key always gives the same draw. ``split`` and
+``fold_in`` derive new keys. No function here has state.
 
-The cipher is threefry2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
-numbers: as easy as 1, 2, 3", 2011), and the counters are laid out as in JAX's partitionable mode:
-element ``i`` of a draw, in row-major order, is the cipher's output at counter ``i``. Hence it does
-not depend on how many elements are drawn. Everything up to ``uniform`` on [0, 1) is integer
-arithmetic, exact on any device and in any version, in eager mode, compiled, or under ``vmap``.
+The cipher is threefry2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random numbers:
+as easy as 1, 2, 3", 2011), with the counters of JAX's partitionable mode: element ``i`` of a draw,
+in row-major order, is the cipher's output at counter ``i``, so that it does not depend on the
+number of elements. Up to ``uniform`` on [0, 1), everything is integer arithmetic, exact on any
+device and in any version, eager, compiled, or under ``vmap``.
 
-``bits``, ``uniform`` on any bounds, ``bernoulli``, ``randint``, ``permutation``, ``split`` and
-``fold_in`` equal ``jax.random`` exactly. ``normal``, ``truncated_normal`` and ``gumbel`` agree to a
-few units in the last place, because the logarithm inside is not the same code; in its tails
-``truncated_normal`` is the more exact of the two. The draws are float32 or int64 tensors on the
-key's device.
+``split``, ``fold_in``, ``bits``, ``uniform``, ``bernoulli``, ``randint`` and ``permutation`` equal
+``jax.random`` exactly. ``normal``, ``truncated_normal`` and ``gumbel`` agree to a few units in the
+last place, because their logarithms are implemented differently; ``truncated_normal`` is more
+accurate than JAX in the tails. Draws are float32 or int64 tensors on the device of the key.
 
-A shape is a sequence of sizes, or one integer for one axis. Numbers may be NumPy's, bounds tensors
-that broadcast to the shape. What a key, a shape or an axis cannot be raises TypeError (of another
-type) or ValueError, as in JAX.
+A shape is a sequence of sizes, or an integer for one axis. Numbers may be NumPy's, and bounds may
+be tensors that broadcast to the shape. As in JAX, an invalid argument raises TypeError (wrong type)
+or ValueError: a bad key, shape or axis, numbers out of range, or shapes that do not broadcast. The
+values of tensors are not checked.
 
-Who holds some rows of a batch, and others the rest, draws for those rows alone: ``from_row`` gives
-a key whose draws begin there.
+``from_row`` gives a key for some rows of a batch that several processes share.
 """
 
 import math
@@ -34,20 +33,18 @@ from torch import Tensor
 from fcifar.random.inverse_erf import CENTRE, erf, erfinv, float32, normal_tails
 from fcifar.random.threefry import shift_right, threefry2x32
 
-Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row that its draws begin at
+Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row at which its draws begin
 Shape = int | Sequence[int]
 
 _WORD = 0xFFFF_FFFF
-_SQRT2 = 1.4142135381698608  # the square root of two, rounded to float32
-_SQRT1_2 = 0.7071067690849304  # of a half: XLA multiplies by it in place of a division
+_SQRT2 = 1.4142135381698608  # rounded to float32
+_SQRT1_2 = 0.7071067690849304  # XLA multiplies by it instead of dividing
 
 
 def key(seed: int, *, device: torch.device | str | None = None) -> Key:
-    """The key of an integer seed: int64 [2], holding ``[0, seed mod 2**32]`` as JAX does.
+    """Make a key from an integer seed: int64 [2], ``[0, seed mod 2**32]`` as in JAX.
 
-    Raises:
-        TypeError: ``seed`` is not an integer.
-        ValueError: ``seed`` lies outside [-2**31, 2**32), where distinct seeds would collide.
+    The seed must be in [-2**31, 2**32), because distinct seeds outside would collide.
 
     >>> fcifar.random.key(7)
     tensor([0, 7])
@@ -59,9 +56,9 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Key:
 
 
 def split(key: Key, num: Shape = 2) -> Tensor:
-    """``num`` independent keys: int64 [num, 2], or [*num, 2] for a shape. Row i is fold_in(key, i).
+    """Derive ``num`` independent keys: int64 [num, 2], or [*num, 2] for a shape.
 
-    ``a, b = split(key)`` is the usual way to write it.
+    Row i is ``fold_in(key, i)``. The usual call is ``a, b = split(key)``.
 
     >>> fcifar.random.split(fcifar.random.key(0)).tolist()
     [[1797259609, 2579123966], [928981903, 3453687069]]
@@ -71,14 +68,11 @@ def split(key: Key, num: Shape = 2) -> Tensor:
 
 
 def fold_in(key: Key, data: int | Tensor) -> Key:
-    """The key for ``data`` under ``key``: int64 [2].
+    """Derive the key for ``data``: int64 [2].
 
-    ``data`` is an integer or a 0-d integer tensor, taken modulo 2**32, as JAX takes arrays; of
-    Python's integers it refuses those outside [0, 2**32). ``fold_in(key, step)`` is how a training
-    step gets a key that depends on where it is and not on how it came there.
-
-    Raises:
-        TypeError: ``data`` is not a single number.
+    ``data`` is an integer or a 0-d integer tensor, taken modulo 2**32. (JAX does so for arrays, but
+    rejects Python integers outside [0, 2**32).) With ``fold_in(key, step)``, the key of a training
+    step depends only on its number.
 
     >>> fcifar.random.fold_in(fcifar.random.key(0), 7).tolist()
     [2716826189, 292468403]
@@ -96,16 +90,16 @@ def fold_in(key: Key, data: int | Tensor) -> Key:
 
 
 def from_row(key: Key, row: int | Tensor) -> Key:
-    """``key``, with all draws from it beginning at ``row``: int64 [3].
+    """Return ``key`` with all of its draws beginning at ``row``: int64 [3].
 
-    A draw of shape ``(n, ...)`` from it is rows ``row`` to ``row + n`` of a larger draw from
-    ``key``, bit for bit. So processes that divide a batch draw for their own rows what one process
-    would draw for them. Keys that ``split`` and ``fold_in`` make of it begin at the same row; a
-    draw of shape ``()`` belongs to no row, and is the same everywhere.
+    A draw of shape ``(n, ...)`` is rows ``row`` to ``row + n`` of a larger draw from ``key``, bit
+    for bit. Processes that share a batch thus draw for their rows what one process would draw. Keys
+    derived by ``split`` and ``fold_in`` begin at the same row. A draw of shape ``()`` does not
+    depend on the row.
 
     Args:
-        row: 0 or more, a number or an int64 tensor []; all elements of the larger draw number
-            fewer than 2**31.
+        row: 0 or more, a number or an int64 tensor []. The larger draw has fewer than 2**31
+            elements.
 
     >>> key = fcifar.random.key(0)
     >>> whole = fcifar.random.uniform(key, (4, 2))
@@ -118,14 +112,14 @@ def from_row(key: Key, row: int | Tensor) -> Key:
 
 
 def common(key: Key) -> Key:
-    """The key without the row that its draws begin at, for what all rows have in common."""
+    """Return the key without its row, for draws that all rows share."""
     return key[:2]
 
 
 def row_keys(key: Key, count: int) -> Tensor:
-    """A key for each of ``count`` rows: int64 [count, 2], which ``split`` gives for a plain key.
+    """Return one key per row: int64 [count, 2], equal to ``split`` for a key without a row.
 
-    They are rows themselves: those of a key that begins at row r are rows r and on of all.
+    For a key that begins at row r, these are the keys of rows r to r + count.
     """
     return _to_words(torch.stack(_cipher(key, _counters(key, (count,))), dim=-1))
 
@@ -134,7 +128,7 @@ def row_keys(key: Key, count: int) -> Tensor:
 
 
 def bits(key: Key, shape: Shape = ()) -> Tensor:
-    """Uniform 32-bit words: int64 tensor of ``shape`` with values in [0, 2**32).
+    """Uniform 32-bit words: int64 of ``shape`` in [0, 2**32).
 
     >>> fcifar.random.bits(fcifar.random.key(0), (2,)).tolist()
     [4070199207, 4202968722]
@@ -147,16 +141,12 @@ def uniform(
 ) -> Tensor:
     """Uniform float32 in [minval, maxval): multiples of 2**-23, scaled and shifted.
 
-    Scaling and shifting round once, as in the fused multiply-add that XLA makes of them. As in JAX
-    that may round up to ``maxval`` itself, and what is below 2**-126 counts as 0.
+    Scaling and shifting round once, like XLA's fused multiply-add. As in JAX, this may round up to
+    ``maxval`` itself, and subnormal numbers (below 2**-126) count as 0.
 
     Args:
-        minval, maxval: numbers, or tensors that broadcast to ``shape``. The values of tensors are
-            not checked: out of order, the draw is ``minval``.
-
-    Raises:
-        ValueError: not ``minval < maxval``, or float32 does not hold the difference; or tensors
-            that do not broadcast to ``shape``.
+        minval, maxval: numbers with a difference in the range of float32, or tensors that broadcast
+            to ``shape``. If tensors are out of order, the draw is ``minval``.
 
     >>> fcifar.random.uniform(fcifar.random.key(0), (3,), -1.0, 1.0)
     tensor([ 0.8953,  0.9572, -0.3354])
@@ -184,11 +174,8 @@ def uniform(
 def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> Tensor:
     """Boolean draws that are true with probability ``p``.
 
-    ``p`` is a number in [0, 1] or a tensor that broadcasts to ``shape``; ``shape`` defaults to its
-    shape.
-
-    Raises:
-        ValueError: ``p`` does not broadcast to ``shape``.
+    ``p`` is a number in [0, 1] or a tensor that broadcasts to ``shape``. ``shape`` defaults to the
+    shape of ``p``.
 
     >>> fcifar.random.bernoulli(fcifar.random.key(0), 0.5, (4,))
     tensor([False, False,  True,  True])
@@ -203,17 +190,11 @@ def bernoulli(key: Key, p: float | Tensor = 0.5, shape: Shape | None = None) -> 
 def randint(key: Key, shape: Shape, minval: int | Tensor, maxval: int | Tensor) -> Tensor:
     """Uniform integers in [minval, maxval): int64 of ``shape``.
 
-    Two words make each draw, so the bias of the remainder is below 2**-32 of the span.
+    Each draw uses two words, so that the bias of the remainder is below 2**-32 of the span.
 
     Args:
-        minval, maxval: integers, or tensors that broadcast to ``shape``, in [-2**31, 2**31]; a
-            fraction is cut off, as in JAX. The values of tensors are not checked: out of order,
-            the draw is ``minval``.
-
-    Raises:
-        TypeError: bounds that are not numbers.
-        ValueError: not ``minval < maxval``, or the bounds do not fit in 32 bits; or tensors that do
-            not broadcast to ``shape``.
+        minval, maxval: integers in [-2**31, 2**31], or tensors that broadcast to ``shape``.
+            Fractions are truncated, as in JAX. If tensors are out of order, the draw is ``minval``.
 
     >>> fcifar.random.randint(fcifar.random.key(0), (6,), 0, 10)
     tensor([9, 0, 2, 3, 1, 7])
@@ -232,20 +213,16 @@ def randint(key: Key, shape: Shape, minval: int | Tensor, maxval: int | Tensor) 
         span = maxval - minval
     multiplier = ((2**16 % span) ** 2 & _WORD) % span
     high, low = (bits(k, shape) % span for k in split(key))
-    # Modulo 2**32 as in JAX; the int64 product may wrap, its low word is right all the same.
+    # Modulo 2**32 as in JAX. The int64 product may wrap, but its low word is correct.
     return ((high * multiplier + low) & _WORD) % span + minval
 
 
 def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = False) -> Tensor:
-    """A uniformly random order.
+    """Random permutation of integers or of a tensor.
 
-    An integer n gives int64 [n], the numbers below n in a random order. A tensor gives its rows
-    along ``axis`` in a random order; with ``independent`` each vector along it has an order of its
-    own.
-
-    Raises:
-        TypeError: ``x`` is neither an integer nor a tensor.
-        ValueError: ``x`` has no such axis; or the key begins at a row, see ``from_row``.
+    An integer n gives int64 [n], the integers below n in random order. A tensor gives its rows
+    along ``axis`` in random order; with ``independent``, each vector along the axis has its own
+    order. The key must not have a row (see ``from_row``).
 
     >>> fcifar.random.permutation(fcifar.random.key(0), 8)
     tensor([0, 1, 5, 6, 4, 3, 2, 7])
@@ -264,7 +241,7 @@ def permutation(key: Key, x: int | Tensor, axis: int = 0, independent: bool = Fa
 
 
 def _shuffle(key: Key, x: Tensor, axis: int) -> Tensor:
-    # Sorting by random words: enough rounds that ties do not matter (as many as JAX makes).
+    # Sort by random words, in enough rounds that ties do not matter (as many as in JAX).
     rounds = math.ceil(3 * math.log(max(x.numel(), 1)) / math.log(_WORD))
     for _ in range(rounds):
         key, subkey = split(key)
@@ -278,23 +255,17 @@ def normal(key: Key, shape: Shape = ()) -> Tensor:
     >>> fcifar.random.normal(fcifar.random.key(0), (3,))
     tensor([ 1.6226,  2.0253, -0.4336])
     """
-    open_below = -1.0 + 2.0**-24  # the float32 that follows -1
-    # uniform on (-1, 1): the span is 2, a product with which is exact.
+    open_below = -1.0 + 2.0**-24  # the next float32 after -1
+    # Uniform on (-1, 1). The span is 2, so the product is exact.
     return _SQRT2 * erfinv(_unit(key, _shape(shape)) * 2.0 + open_below)
 
 
 def truncated_normal(key: Key, lower: float, upper: float, shape: Shape | None = None) -> Tensor:
-    """Standard normal float32 draws conditioned on lying in (lower, upper).
+    """Standard normal float32 draws conditioned on lying in (lower, upper), which may be infinite.
 
-    The inverse of the distribution function, of one uniform draw for each element. Within 2 of the
-    centre that is done in float32 and equals JAX to a few units in the last place; beyond it, where
-    float32 does not resolve the distribution function, it is done in float64, on its logarithm.
-
-    Args:
-        lower, upper: numbers, which may be infinite.
-
-    Raises:
-        ValueError: not ``lower < upper``.
+    Inverts the distribution function at one uniform draw per element. Within 2 of the centre this
+    is done in float32 and agrees with JAX to a few units in the last place. Beyond, where float32
+    does not resolve the distribution function, it is done in float64 on the logarithm.
 
     >>> fcifar.random.truncated_normal(fcifar.random.key(0), 6.0, torch.inf, (3,))
     tensor([6.4621, 6.5959, 6.0652])
@@ -328,14 +299,10 @@ def gumbel(key: Key, shape: Shape = ()) -> Tensor:
 
 
 def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Shape | None = None) -> Tensor:
-    """Draws from the categorical distributions of ``logits`` along ``axis``: int64.
+    """Draw from the categorical distributions of ``logits`` along ``axis``: int64.
 
     ``shape`` defaults to the shape of ``logits`` without ``axis``, which must broadcast to it;
-    leading axes are independent draws. The method is the Gumbel-max trick, in float32 at the least.
-
-    Raises:
-        TypeError: ``logits`` is not a tensor.
-        ValueError: ``logits`` has no such axis, no element along it, or another shape.
+    leading axes are independent draws. Uses the Gumbel-max trick, in at least float32.
 
     >>> logits = torch.tensor([0.0, -torch.inf, 0.0])
     >>> fcifar.random.categorical(fcifar.random.key(0), logits, shape=(6,))
@@ -350,7 +317,7 @@ def categorical(key: Key, logits: Tensor, axis: int = -1, shape: Shape | None = 
         raise ValueError(f"categorical has no category along axis {axis} of {list(logits.shape)}")
     full = list(batch if shape is None else _shape(shape))
     _check_broadcast("categorical", full, batch)
-    axis -= logits.ndim  # counted from the end, because leading axes may come
+    axis -= logits.ndim  # count from the end, because of leading axes
     full.insert(len(full) + axis + 1, logits.shape[axis])
     return torch.argmax(gumbel(key, full) + logits, dim=axis)
 
@@ -369,7 +336,7 @@ def _check_key(key: Key) -> None:
 
 
 def _shape(shape: Shape) -> tuple[int, ...]:
-    """A shape as a tuple, of an integer or a sequence of them."""
+    """Convert an integer or a sequence of integers to a tuple of sizes."""
     try:
         sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
         sizes = tuple(n if isinstance(n, torch.SymInt) else operator.index(n) for n in sizes)
@@ -381,7 +348,7 @@ def _shape(shape: Shape) -> tuple[int, ...]:
 
 
 def _axis(where: str, axis: int, ndim: int) -> int:
-    """The axis counted from the front."""
+    """Count the axis from the front."""
     if not -ndim <= _integer(f"the axis of {where}", axis) < ndim:
         raise ValueError(f"{where} has no axis {axis} in an input of {ndim} dimensions")
     return axis % ndim
@@ -398,7 +365,7 @@ def _check_broadcast(where: str, shape: Sequence[int], *arguments: Sequence[int]
 
 
 def _number(what: str, x: Any, key: Key) -> Any:
-    """NumPy's numbers as Python's, arrays as tensors, numbers and tensors as they are."""
+    """Convert NumPy scalars to numbers and arrays to tensors; return others unchanged."""
     if isinstance(x, float | int | torch.SymInt | torch.SymFloat | Tensor):
         return x
     if not hasattr(x, "__array__"):
@@ -414,13 +381,15 @@ def _integer(what: str, x: Any) -> Any:
 
 
 def _whole(what: str, x: Any, key: Key) -> Any:
-    """An integer, or what is left of a float without its fraction; a tensor as it is."""
+    """Truncate a float to an integer; return a tensor unchanged."""
     x = _number(what, x, key)
     return int(x) if isinstance(x, float) else x
 
 
 def _filled(x: float | Tensor, key: Key, dtype: torch.dtype = torch.float32) -> Tensor:
-    """On the key's device, by a fill rather than a copy, which would wait for a GPU."""
+    """Put a number or tensor on the device of the key. A fill, unlike a copy, does not wait for a
+    GPU.
+    """
     if isinstance(x, Tensor):
         return x.to(key.device, dtype)
     return torch.full((), x, dtype=dtype, device=key.device)
@@ -430,14 +399,14 @@ def _filled(x: float | Tensor, key: Key, dtype: torch.dtype = torch.float32) -> 
 
 
 def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
-    if key.is_meta:  # shapes alone are asked for, and a cipher is many operations
+    if key.is_meta:  # only shapes are needed
         return torch.empty_like(counters), torch.empty_like(counters)
     k0, k1 = key[:2].to(torch.int32).unbind()
     return threefry2x32(k0, k1, torch.zeros_like(counters), counters)
 
 
 def _child(key: Key, words: tuple[Tensor, Tensor]) -> Tensor:
-    """Keys of those words [...], with the row of ``key`` if it has one."""
+    """Make keys of words [...], with the row of ``key`` if it has one."""
     keys = _to_words(torch.stack(words, dim=-1))
     if key.shape == (2,):
         return keys
@@ -445,7 +414,7 @@ def _child(key: Key, words: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _counters(key: Key, shape: Sequence[int]) -> Tensor:
-    """Those of a draw, from the row of ``key`` on."""
+    """Return the counters of a draw, beginning at the row of ``key``."""
     _check_key(key)
     counters = _count(key, shape)
     if key.shape == (2,) or not shape:
@@ -476,25 +445,26 @@ def _unit(key: Key, shape: Sequence[int]) -> Tensor:
 def _scale(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """``unit * (high - low) + low``, rounded to float32 once.
 
-    In float64 the product is exact, and so is the sum unless ``low`` is smaller than the span by
-    2**26 or more. Then the sum would be rounded twice, and wrongly where the first rounding ends
-    half-way between two numbers of float32. So ``low`` is first rounded to a grid that leaves the
-    sum exact, and then moved off it by less than a step, to the side that it lay on.
+    In float64 the product is exact, and so is the sum unless ``low`` is smaller than the span by a
+    factor of 2**26 or more. In that case the sum would be rounded twice, which is wrong if the
+    first rounding gives a midpoint between two float32 numbers. ``low`` is therefore rounded to a
+    grid on which the sum is exact, and then moved by less than a grid step towards its original
+    value.
 
     Args:
-        unit: a uniform draw, multiples of 2**-23 in [0, 1).
+        unit: uniform draws, multiples of 2**-23 in [0, 1).
         low, high: float32, broadcast to ``unit``.
     """
-    if unit.is_mps:  # which has no float64: two roundings
+    if unit.is_mps:  # no float64: round twice
         return unit * (high - low) + low
     low = _flush(low)
     span = _flush(_flush(high) - low).double().clamp(min=0)
-    grid = 4 * span  # float64 numbers of this size lie 2**-50 of the span apart, or closer
+    grid = 4 * span  # the spacing of float64 at this size is at most 2**-50 of the span
     near = (low + grid) - grid
     near = near + torch.sign(low - near) * (span * 2.0**-52)
     return _flush((unit.double() * span + torch.where(unit > 0, near, low)).float())
 
 
 def _flush(x: Tensor) -> Tensor:
-    """Zero in place of a float32 with less than all of its digits, as XLA has it on a CPU."""
+    """Flush subnormal float32 numbers to zero, as XLA does on a CPU."""
     return torch.where(x.abs() < torch.finfo(torch.float32).tiny, 0.0 * x, x)

@@ -1,7 +1,7 @@
-"""The error function and its inverse as XLA computes them, for draws that equal JAX's closely.
+"""The error function and its inverse as computed by XLA, for draws close to JAX's.
 
-And the inverse of the normal distribution's tail, which float32 and the error function, near 1
-there, do not resolve.
+Also the inverse of the normal distribution function in the tails, which float32 does not resolve
+because the error function is close to 1 there.
 """
 
 import math
@@ -10,53 +10,32 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_CENTRE = (
-    2.81022636e-08,
-    3.43273939e-07,
-    -3.5233877e-06,
-    -4.39150654e-06,
-    0.00021858087,
-    -0.00125372503,
-    -0.00417768164,
-    0.246640727,
-    1.50140941,
+# Coefficients from the highest power down.
+# fmt: off
+_ERFINV_CENTRE = (
+    2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087,
+    -0.00125372503, -0.00417768164, 0.246640727, 1.50140941,
 )
-_TAIL = (
-    -0.000200214257,
-    0.000100950558,
-    0.00134934322,
-    -0.00367342844,
-    0.00573950773,
-    -0.0076224613,
-    0.00943887047,
-    1.00167406,
-    2.83297682,
+_ERFINV_TAIL = (
+    -0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773,
+    -0.0076224613, 0.00943887047, 1.00167406, 2.83297682,
 )
-
-
 _ERF_NUMERATOR = (
-    0.00022905065861350646,
-    0.0034082910107109506,
-    0.050955695062380861,
-    0.18520832239976145,
+    0.00022905065861350646, 0.0034082910107109506, 0.050955695062380861, 0.18520832239976145,
     1.128379143519084,
 )
 _ERF_DENOMINATOR = (
-    -1.1791602954361697e-7,
-    0.000023547966471313185,
-    0.0010179625278914885,
-    0.014070470171167667,
-    0.11098505178285362,
-    0.49746925110067538,
-    1.0,
+    -1.1791602954361697e-7, 0.000023547966471313185, 0.0010179625278914885, 0.014070470171167667,
+    0.11098505178285362, 0.49746925110067538, 1.0,
 )
-_ERF_IS_ONE = 3.832506856900711  # from here on, in float32
+# fmt: on
+_ERF_IS_ONE = 3.832506856900711  # erf is 1 in float32 from here on
 
 
 def erf(x: float) -> float:
-    """The error function in float32, with the bits that XLA gives it on a CPU.
+    """The error function in float32, with the bits of XLA on a CPU.
 
-    A rational approximation, of fused multiply-adds: up to 5 units in the last place from exact.
+    A rational approximation with fused multiply-adds, within 5 units in the last place.
     """
     x = float32(min(max(x, -_ERF_IS_ONE), _ERF_IS_ONE))
     square = float32(x * x)
@@ -71,50 +50,47 @@ def erf(x: float) -> float:
 
 
 def float32(x: float) -> float:
-    """A finite number rounded to float32. In plain arithmetic, which ``torch.compile`` traces."""
+    """Round a finite number to float32, in plain arithmetic that ``torch.compile`` can trace."""
     _, exponent = math.frexp(x)
     unit = 2.0 ** max(exponent - 24, -149)  # in the last place
     return round(x / unit) * unit
 
 
 def erfinv(x: Tensor) -> Tensor:
-    """The number whose error function is ``x``, float32 in (-1, 1).
+    """The inverse error function of ``x``, float32 in (-1, 1).
 
-    Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single precision. torch's
-    is more exact, and up to 90 units in the last place away from it.
+    Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single precision, as in
+    XLA. ``torch.erfinv`` is more accurate and up to 90 units in the last place away.
     """
     w = -torch.log1p(-x * x)
-    return x * torch.where(
-        w < 5.0,
-        _horner(_CENTRE, w - 2.5),
-        _horner(_TAIL, torch.sqrt(w) - 3.0),
-    )
+    centre, tail = _horner(_ERFINV_CENTRE, w - 2.5), _horner(_ERFINV_TAIL, torch.sqrt(w) - 3.0)
+    return x * torch.where(w < 5.0, centre, tail)
 
 
 def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
     value = torch.full_like(x, coefficients[0])
     for c in coefficients[1:]:
-        value = (value * x).add_(c)  # in place, for memory is what takes the time
+        value = (value * x).add_(c)  # in place, because memory bandwidth is the bottleneck
     return value
 
 
-CENTRE = 2.0  # so far from 0 the error function does for the normal distribution in float32
+CENTRE = 2.0  # up to this distance from 0, float32 and the error function are accurate enough
 
 
 def normal_tails(unit: Tensor, lower: float, upper: float, left: bool | Tensor) -> Tensor:
-    """The inverse of the normal distribution function, on (lower, upper) and beyond ``CENTRE``.
+    """The inverse of the normal distribution function, on the part of (lower, upper) beyond
+    ``CENTRE``.
 
-    By the logarithm of Q(x), the probability beyond x. Along the interval Q falls in a straight
-    line: ``Q(x) = Q(lower) * (1 - unit * (1 - Q(upper) / Q(lower)))``. In the left tail all of this
-    is mirrored.
+    It uses the logarithm of Q(x), the probability above x. Q is linear in the uniform draw: ``Q(x)
+    = Q(lower) * (1 - unit * (1 - Q(upper) / Q(lower)))``. The left tail is computed by symmetry.
 
     Args:
-        unit: float32 multiples of 2**-23 in [0, 1): the part of the interval's probability that
-            lies below x.
-        left: which draws lie in the left tail.
+        unit: float32 multiples of 2**-23 in [0, 1), the share of the interval's probability below
+            x.
+        left: whether a draw lies in the left tail, for all draws or for each.
 
     Returns:
-        float32; a draw that lies in no tail gives any number.
+        float32; arbitrary for draws outside the tails.
     """
     unit = unit.double()
 
@@ -122,7 +98,7 @@ def normal_tails(unit: Tensor, lower: float, upper: float, left: bool | Tensor) 
         return _log_q(unit, lower, upper)
 
     def mirrored() -> Tensor:
-        # Half of the smallest draw in place of 0, because the bound may be infinite.
+        # Replace 0 with half of the smallest draw, because the bound may be infinite.
         return _log_q(1 - unit.clamp(min=2.0**-24), -upper, -lower)
 
     if isinstance(left, Tensor):
@@ -141,15 +117,15 @@ def _log_q(unit: Tensor, lower: float, upper: float) -> Tensor:
 
 
 def _tail(log_q: Tensor) -> Tensor:
-    """The x that a normal draw exceeds with probability ``exp(log_q)`` of 0.025 or less, float64.
+    """Return the x that a normal draw exceeds with probability ``exp(log_q)`` <= 0.025, in float64.
 
-    Newton's method on the logarithm, which is concave, so that it does not overshoot; three steps
-    from an asymptotic expansion leave rounding alone.
+    Newton's method on the logarithm, which is concave, so that it does not overshoot. Three steps
+    from an asymptotic expansion converge to rounding error.
     """
     s = -2 * log_q - math.log(2 * math.pi)
     x = torch.sqrt(s - torch.log(s))
     for _ in range(3):
-        # Q(x) = exp(-x**2 / 2) * scaled / 2, with a slope of -sqrt(2 / pi) / scaled for its log.
+        # Q(x) = exp(-x**2 / 2) * scaled / 2, and d log Q / dx = -sqrt(2 / pi) / scaled.
         scaled = torch.special.erfcx(x * math.sqrt(0.5))
         log_ratio = torch.log(scaled / 2) - x * x / 2 - log_q
         x = x + log_ratio * scaled * math.sqrt(math.pi / 2)

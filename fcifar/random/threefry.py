@@ -1,9 +1,9 @@
-"""The cipher behind all draws: threefry2x32 with 20 rounds.
+"""The threefry2x32 block cipher with 20 rounds.
 
 Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011.
 
-Words are int32 in here: additions wrap, which is the arithmetic modulo 2**32 that threefry wants,
-and half the memory traffic of int64.
+Words are int32: addition wraps modulo 2**32, as threefry requires, at half the memory traffic of
+int64.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _PARITY = 0x1BD1_1BDA
 
 
 def threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """The words that the key (k0, k1) makes of the words (x0, x1), of any shape."""
+    """Encrypt the words (x0, x1), of any shape, with the key (k0, k1)."""
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x0, x1 = x0 + k0, x1 + k1
     if not torch.compiler.is_compiling():
@@ -33,30 +33,29 @@ def threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor
 
 
 def _in_memory(schedule: Sequence[Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounds, written over their own words: half as many passes over memory."""
-    # The first sums are new tensors, of the shape of both words and mapped over where one is.
+    """The rounds with in-place operations, which halve the number of passes over memory."""
+    # The first sums allocate new tensors of the broadcast shape, batched under vmap if one word is.
     x0, x1 = x0 + x1, x1 + torch.zeros_like(x0)
     for i in range(5):
         for j, r in enumerate(_ROTATIONS[i % 2]):
             x0 = x0.add_(x1) if i or j else x0
             low = (x1 >> (32 - r)).bitwise_and_((1 << r) - 1)
-            x1 = low.add_(x1, alpha=1 << r).bitwise_xor_(x0)  # a sum of bits that do not meet
+            x1 = low.add_(x1, alpha=1 << r).bitwise_xor_(x0)  # a sum of disjoint bits
         x0 = x0.add_(schedule[(i + 1) % 3])
         x1 = x1.add_(schedule[(i + 2) % 3] + (i + 1))
     return x0, x1
 
 
 def _seam(x: Tensor) -> Tensor:
-    """``x`` itself, and a place where the compiler stops to name an intermediate result.
+    """Return ``x``, and make the compiler start a new expression.
 
-    Inductor inlines a chain of elementwise operations by expanding every use of a value anew. Each
-    round uses its input three times, so that rounds left to it grow as 3**n and a draw takes half a
-    minute to compile. A view with explicit strides makes it begin a new expression; the machine
-    code stays one fused loop.
+    Inductor inlines elementwise operations by expanding every use of a value. Each round uses its
+    input three times, so that without seams expressions grow as 3**n and a draw takes half a minute
+    to compile. A view with explicit strides ends the expression; the code remains one fused loop.
     """
     return torch.as_strided(x, x.shape, x.stride())
 
 
 def shift_right(x: Tensor, r: int) -> Tensor:
-    """Each word moved ``r`` bits to the right, with zeros coming in."""
-    return (x >> r) & ((1 << (32 - r)) - 1)  # >> copies the sign; the mask takes the copies away
+    """Shift each word right by ``r`` bits, filling with zeros."""
+    return (x >> r) & ((1 << (32 - r)) - 1)  # >> copies the sign bit; the mask clears the copies

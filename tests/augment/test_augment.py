@@ -568,7 +568,7 @@ def test_misuse_is_told(misuse: Callable[[], Augment], told: str) -> None:
         (
             random_crop(8, mode="reflect"),
             noise(1, 8, 20),
-            r"fewer pixels than the \[8, 20\].*not 8",
+            r"less than the image size \[8, 20\], not 8",
         ),
         (color_jitter(0.1), noise(2)[:, :1], r"\[B, 3, H, W\], not \[2, 1, 32, 32\]"),
         (cutout(4, fill=(0.1, 0.2)), noise(2), r"each of 3 channels, not \(0\.1, 0\.2\)"),

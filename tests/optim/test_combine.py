@@ -218,10 +218,10 @@ def test_compiles_to_one_graph_and_never_again(optimizer: Optimizer) -> None:
 
 def test_misuse_is_named() -> None:
     optimizer = optim.multi_transform({"weight": optim.sgd(0.1), "other": optim.sgd(1)}, by_kind)
-    message = "no 'bias', which is the label of first.bias; it has weight, other"
+    message = "no transformation 'bias', the label of first.bias; it has weight, other"
     with pytest.raises(ValueError, match=message):
         optimizer.init(some_params())
-    with pytest.raises(ValueError, match="path of its own"):
+    with pytest.raises(ValueError, match="distinct path"):
         optimizer.init({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}})
     for steps in (-1, 2.5, True):
         with pytest.raises(ValueError, match="0 or more"):
