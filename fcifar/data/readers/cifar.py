@@ -1,4 +1,4 @@
-"""The official forms: Python pickles of CIFAR-10 and CIFAR-100, and binary records of CIFAR-10."""
+"""The official files: Python pickles of CIFAR-10 and CIFAR-100, binary records of CIFAR-10."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-"""Of CIFAR-10."""
+"""The class names of CIFAR-10."""
 
 CLASSES_100 = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle"),
@@ -37,20 +37,20 @@ CLASSES_100 = (
     *("sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train"),
     *("trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"),
 )
-"""Of CIFAR-100, the fine ones."""
+"""The fine class names of CIFAR-100."""
 
 _PART = re.compile(r"(?:.*/)?(data_batch_\d+|test_batch|batches\.meta)(\.bin|\.txt)?")
 _PART_100 = re.compile(r"(?:[^/]+/)?(meta|train|test)")
-_STEPS_100 = 2**19  # of a pickle: 50,000 rows with a name and two labels each take 200,000
+_STEPS_100 = 2**19  # of a pickle: 50,000 rows with a name and two labels take 200,000
 
 
 def is_part(path: str) -> bool:
-    """Whether a file of this path may be part of an official set, in either form."""
+    """Whether a file may be part of an official data set."""
     return _PART.fullmatch(path) is not None or _PART_100.fullmatch(path) is not None
 
 
 def is_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is any file of the Python version."""
+    """Whether there is a file of the Python version of CIFAR-10."""
     return any(name in files for name in (*TRAIN, TEST, META))
 
 
@@ -60,15 +60,15 @@ def is_layout_100(files: Mapping[str, bytes]) -> bool:
 
 
 def is_binary_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is any file of the binary version."""
+    """Whether there is a file of the binary version of CIFAR-10."""
     return any(f"{name}.bin" in files for name in (*TRAIN, TEST))
 
 
 def read(files: Mapping[str, bytes]) -> Content:
-    """The official Python version: batches with the keys ``data`` and ``labels``, and a meta file.
+    """Read the Python version: batches with the keys ``data`` and ``labels``, and a meta file.
 
     Raises:
-        UsageError: a file is missing, holds something else, or is not a pickle of plain data.
+        UsageError: a file is missing, has other content, or is not a pickle of plain data.
     """
     _require(files, (META, *TRAIN, TEST))
     names = _names(META, files[META], "label_names")
@@ -77,11 +77,7 @@ def read(files: Mapping[str, bytes]) -> Content:
 
 
 def read_100(files: Mapping[str, bytes], labels: str) -> Content:
-    """CIFAR-100 with its 100 "fine" ``labels``, or with the 20 "coarse" ones.
-
-    Raises:
-        UsageError: as ``read``.
-    """
+    """Read CIFAR-100 with its 100 "fine" or 20 "coarse" ``labels``. Raises as ``read``."""
     _require(files, PARTS_100)
     names = _names("meta", files["meta"], f"{labels}_label_names")
     train, test = (
@@ -91,7 +87,7 @@ def read_100(files: Mapping[str, bytes], labels: str) -> Content:
 
 
 def read_binary(files: Mapping[str, bytes]) -> Content:
-    """The official binary version: records of a label byte and 3072 pixel bytes.
+    """Read the binary version: records of a label byte and 3072 pixel bytes.
 
     Raises:
         UsageError: a file is missing or does not consist of whole records.
@@ -139,13 +135,11 @@ def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> S
     if not isinstance(pixels, np.ndarray):
         raise UsageError(f"{name} has no array as its data; it needs uint8 [N, {PIXELS}]")
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
-        raise UsageError(
-            f"{name} has {pixels.dtype} {list(pixels.shape)} as its data; "
-            f"it needs uint8 [N, {PIXELS}]"
-        )
+        kind = f"{pixels.dtype} {list(pixels.shape)}"
+        raise UsageError(f"{name} has {kind} as its data; it needs uint8 [N, {PIXELS}]")
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
-    # Labels outside this range are refused later, but first they have to fit in a tensor.
+    # Labels that have no class are refused later; here they only have to fit in a tensor.
     if not isinstance(labels, list) or any(
         type(label) is not int or abs(label) >= 2**31 for label in labels
     ):
@@ -156,7 +150,5 @@ def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> S
         raise UsageError(
             f"{name} has {len(pixels)} rows of data and {len(labels)} labels; they must agree"
         )
-    return Split(
-        torch.from_numpy(pixels.copy()).reshape(-1, 3, SIDE, SIDE),
-        torch.tensor(labels, dtype=torch.int64),
-    )
+    images = torch.from_numpy(pixels.copy()).reshape(-1, 3, SIDE, SIDE)
+    return Split(images, torch.tensor(labels, dtype=torch.int64))

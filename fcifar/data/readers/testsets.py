@@ -1,9 +1,9 @@
-"""Test sets without training images, as ``.npy`` files: CIFAR-10.1, CIFAR-10-C and CIFAR-100-C.
+"""Data sets with test images only, as ``.npy`` files: CIFAR-10.1, CIFAR-10-C and CIFAR-100-C.
 
 CIFAR-10.1 (Recht et al., https://arxiv.org/abs/1806.00451) is ``cifar10.1_v6_data.npy`` and
 ``cifar10.1_v6_labels.npy``. CIFAR-10-C (Hendrycks and Dietterich, https://arxiv.org/abs/1903.12261)
-is a folder with ``labels.npy`` and a file for each corruption, such as ``fog.npy``, which holds the
-test images at severities 1 to 5, one after the other.
+is a folder with ``labels.npy`` and a file for each corruption, such as ``fog.npy``, with the test
+images at severities 1 to 5, one after the other.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from fcifar.data.dataset import EMPTY, Content, Split
+from fcifar.data.dataset import EMPTY, Content, ImportOptions
 from fcifar.data.readers import cifar, npz
 from fcifar.errors import UsageError, did_you_mean, names_of, one_line, shown
 
@@ -28,15 +28,15 @@ _DATA = re.compile(r"(.+)_(data|images)\.npy")
 
 
 class Found(NamedTuple):
-    """A test set in a source."""
+    """The paths of a test set in a source."""
 
-    images: str  # the path of its file
+    images: str
     labels: str
-    corruption: str  # empty for a set that is not corrupted
+    corruption: str  # "" for a set that is not corrupted
 
 
 def labels_of(name: str) -> str:
-    """What the file with the labels of ``name``, a file of images, is called.
+    """Return the name of the file with the labels of the images in file ``name``.
 
     >>> from fcifar.data.readers.testsets import labels_of
     >>> labels_of("fog.npy"), labels_of("cifar10.1_v6_data.npy")
@@ -47,40 +47,32 @@ def labels_of(name: str) -> str:
 
 
 def is_layout(paths: Collection[str]) -> bool:
-    """Whether there are images beside labels, and nothing that says which split they are of."""
+    """Whether there are images beside labels, and no name that says which split they are."""
     if any((npz.parse(path) or ("", ""))[1] == "images" for path in paths):
         return False
-    return bool(_find(paths)) or any(
-        PurePosixPath(path).stem in CORRUPTIONS for path in paths if path.endswith(".npy")
+    corrupted = (
+        path.endswith(".npy") and PurePosixPath(path).stem in CORRUPTIONS for path in paths
     )
+    return bool(_find(paths)) or any(corrupted)
 
 
-def read(
-    files: Mapping[str, bytes], source: str, corruption: str | None, severity: int | None
-) -> tuple[Content, str]:
-    """A test set alone, and a name for it, such as ``cifar10-c-fog-3``.
+def read(files: Mapping[str, bytes], source: str, options: ImportOptions) -> tuple[Content, str]:
+    """Return a test set, and a name for it, such as ``cifar10-c-fog-3``.
 
-    Classes are those in ``classes.npy``, if there is one; else those of CIFAR-10 or CIFAR-100 where
-    file or ``source`` are called after it and there are so many; else "0", "1", ...
+    Class names are those in ``classes.npy``, if there is one; those of CIFAR-10 or CIFAR-100 if the
+    file or ``source`` is named after it and the number of classes fits; else "0", "1", ...
 
     Args:
-        source: what the source is called.
-        corruption: which, where there are several.
-        severity: 1 to 5; None for all of them.
+        source: name of the source.
+        options: ``corruption`` and ``severity``.
 
     Raises:
-        UsageError: labels are missing, it is not said which of several sets, there is no such
-            corruption or severity, or an array is damaged, or of another type or shape.
+        UsageError: labels are missing, there are several sets to choose from, the corruption or
+            severity does not exist, or an array is damaged or has a wrong dtype or shape.
     """
-    there = _find(files)
-    if not there:
-        path = next(path for path in files if path.endswith(".npy"))
-        raise UsageError(
-            f"{one_line(path)} has no labels beside it: {labels_of(PurePosixPath(path).name)} is "
-            "missing; give the .npy file of the images, with its labels in the same folder"
-        )
-    found = _choose(there, corruption)
-    images, labels = (npz.load_array(name, files[name]) for name in found[:2])
+    found = _choose(files, options.corruption)
+    images, labels = (npz.load_array(path, files[path]) for path in found[:2])
+    severity = options.severity
     if severity is not None:
         if not found.corruption or len(images) % SEVERITIES or len(images) != len(labels):
             raise UsageError(
@@ -88,22 +80,28 @@ def read(
                 f"{SEVERITIES} severities one after the other; leave it out"
             )
         size = len(images) // SEVERITIES
-        images, labels = (
-            part[(severity - 1) * size : severity * size] for part in (images, labels)
-        )
+        rows = slice((severity - 1) * size, severity * size)
+        images, labels = images[rows], labels[rows]
     test = npz.make_split("test", images, labels)
     preparation = {"images": len(test.images), **npz.changes([images])}
-    classes, family = _classes(files.get(CLASSES), test, f"{source} {found.images}", found)
-    content = Content(EMPTY, test, classes, preparation=preparation)
+    names = npz.load_array(CLASSES, files[CLASSES]) if CLASSES in files else None
+    classes, family = npz.class_names(names, [test.labels]), "corrupted"
+    if names is None and (
+        "cifar" in f"{source} {found.images}".lower() or found.corruption in CORRUPTIONS
+    ):
+        for known, its_classes in (("cifar10", cifar.CLASSES), ("cifar100", cifar.CLASSES_100)):
+            if len(classes) == len(its_classes):
+                classes, family = its_classes, known
     if found.corruption:
-        name = f"{family or 'corrupted'}-c-{found.corruption}"
-        return content, name if severity is None else f"{name}-{severity}"
-    match = _DATA.fullmatch(PurePosixPath(found.images).name)
-    return content, re.sub(r"[._]", "-", match[1] if match else "")
+        name = f"{family}-c-{found.corruption}{'' if severity is None else f'-{severity}'}"
+    else:
+        match = _DATA.fullmatch(PurePosixPath(found.images).name)
+        name = re.sub(r"[._]", "-", match[1] if match else "")
+    return Content(EMPTY, test, classes, preparation=preparation), name
 
 
 def refusal(corruptions: Collection[str]) -> UsageError:
-    """The error for a source of several corruptions, of which none was chosen."""
+    """Return the error for a source of several corruptions if none was chosen."""
     return UsageError(
         f"there are several corruptions: {names_of(sorted(corruptions))}; give one of them with "
         f"--corruption, such as --corruption {min(corruptions)}"
@@ -111,7 +109,7 @@ def refusal(corruptions: Collection[str]) -> UsageError:
 
 
 def unknown(corruption: str | None, there: Collection[str]) -> UsageError:
-    """The error for a corruption that is not ``there``."""
+    """Return the error for a corruption that is not ``there``."""
     return UsageError(
         f"--corruption is {shown(corruption)}; there is {names_of(sorted(there)) or 'none'}"
         f"{did_you_mean(corruption, there)}"
@@ -119,18 +117,24 @@ def unknown(corruption: str | None, there: Collection[str]) -> UsageError:
 
 
 def _find(paths: Collection[str]) -> list[Found]:
-    """Each file of images that has labels beside it."""
+    """Every file of images with labels beside it."""
     found = []
     for path in sorted(paths):
         name = PurePosixPath(path)
         labels = str(name.with_name(labels_of(name.name)))
         if path.endswith(".npy") and path != labels and labels in paths and not npz.parse(path):
-            pair = _DATA.fullmatch(name.name) is not None
-            found.append(Found(path, labels, "" if pair else name.stem))
+            found.append(Found(path, labels, "" if _DATA.fullmatch(name.name) else name.stem))
     return found
 
 
-def _choose(found: list[Found], corruption: str | None) -> Found:
+def _choose(paths: Collection[str], corruption: str | None) -> Found:
+    found = _find(paths)
+    if not found:
+        path = next(path for path in paths if path.endswith(".npy"))
+        raise UsageError(
+            f"{one_line(path)} has no labels beside it: {labels_of(PurePosixPath(path).name)} is "
+            "missing; give the .npy file of the images, with its labels in the same folder"
+        )
     corruptions = {each.corruption for each in found if each.corruption}
     if corruption is not None:
         if corruption not in corruptions:
@@ -144,20 +148,3 @@ def _choose(found: list[Found], corruption: str | None) -> Found:
         f"there are several test sets: {names_of([each.images for each in found])}; give the path "
         "of one of these files"
     )
-
-
-def _classes(
-    names: bytes | None, test: Split, called: str, found: Found
-) -> tuple[tuple[str, ...], str]:
-    """Class names, and the family that they are of: cifar10, cifar100 or none."""
-    if names is not None:
-        return npz.class_names(npz.load_array(CLASSES, names), [test.labels]), ""
-    numbers = npz.class_names(None, [test.labels])
-    if "cifar" in called.lower() or found.corruption in CORRUPTIONS:
-        for family, classes in (
-            ("cifar10", cifar.CLASSES),
-            ("cifar100", cifar.CLASSES_100),
-        ):
-            if len(numbers) == len(classes):
-                return classes, family
-    return numbers, ""
