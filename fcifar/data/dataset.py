@@ -65,18 +65,11 @@ class Dataset(NamedTuple):
 
 
 def make_dataset(
-    name: str,
-    train: Split,
-    test: Split,
-    classes: Sequence[str],
-    source: str,
-    valid: Split = EMPTY,
+    name: str, train: Split, test: Split, classes: Sequence[str], source: str, valid: Split = EMPTY
 ) -> Dataset:
     """Return a valid data set with its digest.
 
-    Args:
-        train: ``EMPTY`` for a data set to evaluate on, but not to train on.
-        valid: the given validation split, ``EMPTY`` if there is none.
+    ``train`` is ``EMPTY`` for a data set to evaluate on, but not to train on.
 
     Raises:
         UsageError: the test split is empty, a shape or dtype is wrong, a label has no class, or
@@ -117,13 +110,9 @@ def content_digest(
 def check(train: Split, test: Split, classes: Sequence[str], valid: Split = EMPTY) -> None:
     """Raise the UsageError of ``make_dataset``. Images are not read."""
     if bad := [name for name in classes if not name or not name.isprintable()]:
-        raise UsageError(
-            f"a class is named {one_line(repr(bad[0]))}; class names are printable text"
-        )
+        raise UsageError(f"a class is named {one_line(repr(bad[0]))}; names are printable text")
     if not classes or len(set(classes)) < len(classes):
-        raise UsageError(
-            f"the class names are {one_line(list(classes))}; each class needs a name of its own"
-        )
+        raise UsageError(f"the class names are {one_line(list(classes))}; each needs its own name")
     for name, split in (("train", train), ("validation", valid), ("test", test)):
         check_split(name, split, len(classes))
     if not len(test.images):
@@ -147,9 +136,9 @@ def check_split(name: str, split: Split, classes: int) -> None:
             f"the {name} split has {len(images)} images and {len(labels)} labels; "
             "every image needs one label"
         )
-    if not len(images):
+    if not len(labels):
         return
-    low, high = (int(extreme) for extreme in labels.aminmax())
+    low, high = map(int, labels.aminmax())
     if low < 0 or high >= classes:
         raise UsageError(
             f"the {name} labels run from {low} to {high}, but {classes} classes "

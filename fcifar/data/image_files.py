@@ -154,12 +154,7 @@ def holds_image(stream: IO[bytes]) -> bool:
 
 
 def left_out(names: Iterable[str]) -> tuple[dict[str, int], int]:
-    """Count files that are not imported.
-
-    Returns:
-        the number of files by ending, and the number of text files, tables and the like, and of
-        files that have neither an ending nor an image in them.
-    """
+    """Count files by ending, except for text, tables and the like, which are counted together."""
     counts = Counter(ending_of(name) for name in names)
     named = {e: n for e, n in counts.items() if e and e not in _NO_IMAGES}
     return dict(sorted(named.items())), counts.total() - sum(named.values())
@@ -177,8 +172,12 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 def others_in_words(names: Sequence[str]) -> str:
     """Names of arrays or files, shortened if there are many: ``2 others: mean, std``."""
-    first = ", ".join(map(one_line, names[:3])) + (", ..." if len(names) > 3 else "")
-    return f"{len(names):,} other{'s'[: len(names) > 1]}: {first}"
+    return f"{len(names):,} other{'s'[: len(names) > 1]}: {first_three(names)}"
+
+
+def first_three(names: Sequence[str]) -> str:
+    """``mean, std, max, ...``."""
+    return ", ".join(map(one_line, names[:3])) + ", ..." * (len(names) > 3)
 
 
 def find(paths: Iterable[Path]) -> Found:
@@ -197,7 +196,7 @@ def find(paths: Iterable[Path]) -> Found:
         if path.is_dir():
             files = sorted(_walk(path))
             images = [file for file in files if _is_image_file(file)]
-            rest = list(map(str, sorted(set(files) - set(images))))
+            rest = [str(file) for file in set(files) - set(images)]
             if not images:
                 named, _ = left_out(rest)
                 what = f"it has {in_words(named)}" if named else "no file in it is an image"
@@ -216,9 +215,7 @@ def find(paths: Iterable[Path]) -> Found:
 
 def _walk(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
-        raise ExternalError(
-            f"cannot read {one_line(folder)}: {reason(error)}; check its permissions"
-        )
+        raise unreadable(folder, error)
 
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
@@ -257,18 +254,11 @@ def read_those_that_can_be(
 
 
 def cannot_read(failures: Sequence[Failure], total: int) -> Failure:
-    """Return one error for all unreadable files, which are listed in its notes (PEP 678).
-
-    Args:
-        failures: at least one.
-        total: number of files, readable or not.
-    """
+    """Return one error for all unreadable files of ``total``, listed in its notes (PEP 678)."""
     external = all(isinstance(error, ExternalError) for error in failures)
     kind = ExternalError if external else UsageError
-    if total == 1:
-        return kind(str(failures[0]))
     if len(failures) == 1:
-        return kind(f"{failures[0]}; --skip-unreadable goes on without it")
+        return kind(f"{failures[0]}{'; --skip-unreadable goes on without it' * (total > 1)}")
     error = kind(
         f"{len(failures):,} of {total:,} images cannot be read ({short(failures[0])}, ...); "
         "replace them, or add --skip-unreadable to go on without them"
@@ -296,16 +286,20 @@ def read(path: Path) -> Tensor:
     Raises:
         ExternalError: the file cannot be opened.
     """
-    where = one_line(path)
     try:
         stream = path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: invalid file name
-        raise ExternalError(
-            f"cannot read {where}: {reason(error)}; check the file and its permissions"
-        ) from error
+        raise unreadable(path, error) from error
     with stream:
-        decoded = decode(stream, where, ending=ending_of(path.name))
+        decoded = decode(stream, one_line(path), ending=ending_of(path.name))
     return to_tensor(bytearray(decoded.pixels))[0]
+
+
+def unreadable(path: Path, error: Exception) -> ExternalError:
+    """Return the error for a file or folder that the operating system cannot read."""
+    return ExternalError(
+        f"cannot read {one_line(path)}: {reason(error)}; check the file and its permissions"
+    )
 
 
 def to_tensor(pixels: bytearray) -> Tensor:
@@ -348,16 +342,14 @@ def decode(stream: IO[bytes], where: str, how: str | None = "crop", *, ending: s
                 return _decode(image, where, how or "crop")
     except UsageError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UnreadableError(
-            f"{where} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise UnreadableError(f"{where} is not an image file; give one of {_examples()}") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, ...
-        raise UnreadableError(
-            f"{where} cannot be read as an image ({reason(error)}); replace it, or leave it out"
-        ) from error
+        if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            problem = f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels; make it smaller"
+        elif isinstance(error, UnidentifiedImageError):
+            problem = f"is not an image file; give one of {_examples()}"
+        else:
+            problem = f"cannot be read as an image ({reason(error)}); replace it, or leave it out"
+        raise UnreadableError(f"{where} {problem}") from error
 
 
 def _decode(image: "Image", where: str, how: str) -> Decoded:

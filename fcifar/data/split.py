@@ -12,12 +12,7 @@ from fcifar.random import Key
 
 
 def holdout(
-    key: Key,
-    labels: Tensor,
-    fraction: float,
-    *,
-    stratify: bool = False,
-    every_class: bool = False,
+    key: Key, labels: Tensor, fraction: float, *, stratify: bool = False, every_class: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the rows to train on and the rows held out, each int64 in ascending order.
 
@@ -45,12 +40,7 @@ def holdout(
 def hold_out_test(
     images: Split, classes: Sequence[str], options: ImportOptions
 ) -> tuple[Split, Split]:
-    """Split images into training and test images.
-
-    Args:
-        images: at least two of each class.
-        classes: their names.
-        options: ``test_fraction`` and ``seed``.
+    """Split images into training and test images, by ``test_fraction`` and ``seed``.
 
     Raises:
         UsageError: there are no images, they are invalid, or a class has a single image.
@@ -67,5 +57,6 @@ def hold_out_test(
         )
     key = random.key(options.seed)
     kept, held_out = holdout(key, labels, options.test_fraction, stratify=True, every_class=True)
-    train, test = (Split(*(part[rows] for part in images)) for rows in (kept, held_out))
-    return train, test
+    return Split(images.images[kept], labels[kept]), Split(
+        images.images[held_out], labels[held_out]
+    )

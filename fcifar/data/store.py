@@ -17,7 +17,7 @@ from torch import Tensor
 from fcifar.data import shapes10
 from fcifar.data.catalog import KNOWN
 from fcifar.data.dataset import EMPTY, Dataset, Split, check, content_digest, make_dataset
-from fcifar.data.paths import NAME, path_of
+from fcifar.data.paths import ENDING, NAME, path_of
 from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, reason
 from fcifar.io import remove_partial, replacing
 
@@ -29,7 +29,7 @@ _DAMAGED = (OSError, SafetensorError, ValueError, LookupError)
 
 
 class Summary(NamedTuple):
-    """The header of a prepared file, read without the images."""
+    """A prepared data set, or why its file cannot be used."""
 
     name: str
     classes: tuple[str, ...]
@@ -154,9 +154,8 @@ def list_prepared(root: Path) -> list[Summary]:
 
     A damaged file is listed with its ``problem``.
     """
-    paths = {path.stem: path for path in root.glob("*.safetensors") if NAME.fullmatch(path.stem)}
-    paths.setdefault(shapes10.NAME, path_of(shapes10.NAME, root))
-    return [_summary(name, path) for name, path in sorted(paths.items())]
+    stems = {path.stem for path in root.glob(f"*{ENDING}")} | {shapes10.NAME}
+    return [_summary(name, root) for name in sorted(stems) if NAME.fullmatch(name)]
 
 
 def info(name: str, root: Path) -> Info:
@@ -176,24 +175,20 @@ def info(name: str, root: Path) -> Info:
     )
 
 
-def _summary(name: str, path: Path) -> Summary:
-    built_in = name == shapes10.NAME
+def _summary(name: str, root: Path) -> Summary:
+    path, built_in = path_of(name, root), name == shapes10.NAME
     if built_in and not path.exists():
         return Summary(name, shapes10.CLASSES, 0, 0, shapes10.SOURCE, "", path, 0, built_in)
     try:
-        with safe_open(path, framework="pt") as file:
-            classes, source, digest, _ = _head(file.metadata())
-            keys = set(file.keys()) | set(_TENSORS)  # a missing one is an error
-            train, test, valid = (
-                file.get_slice(key).get_shape()[0] if key in keys else 0
-                for key in ("train_images", "test_images", "valid_images")
-            )
-        size = path.stat().st_size
+        dataset = load(name, root)
         return Summary(
-            name, classes, train, test, source, digest, path, size, built_in, valid_size=valid
+            *(name, dataset.classes, len(dataset.train_labels), len(dataset.test_labels)),
+            *(dataset.source, dataset.digest, path, path.stat().st_size, built_in),
+            valid_size=len(dataset.valid_labels),
         )
-    except _DAMAGED as error:
-        return Summary(name, (), 0, 0, "", "", path, 0, built_in, problem=reason(error))
+    except (ExternalError, OSError) as error:
+        problem = reason(error.__cause__ or error)
+        return Summary(name, (), 0, 0, "", "", path, 0, built_in, problem)
 
 
 def _head(metadata: dict[str, str] | None) -> tuple[tuple[str, ...], str, str, dict[str, Any]]:

@@ -347,7 +347,7 @@ BAD_FILES = {
     ),
     "unprintable class": (
         {name.replace("ant/", "a\nt/"): content for name, content in FOLDERS.items()},
-        "class names are printable",
+        "names are printable text",
     ),
     "batch missing": (without(OFFICIAL, "data_batch_3"), "data_batch_3 missing"),
     "meta missing": (without(OFFICIAL, "batches.meta"), "batches.meta missing"),
@@ -393,7 +393,7 @@ BAD_FILES = {
     "no class names": (OFFICIAL | {"batches.meta": pickle.dumps({})}, "no list of label_names"),
     "class named twice": (
         OFFICIAL | {"batches.meta": pickle.dumps({"label_names": ["a", "b", "a"]})},
-        "needs a name of its own",
+        "each needs its own name",
     ),
     "records cut short": (
         BINARY | {"data_batch_4.bin": BINARY["data_batch_4.bin"][:-1]},

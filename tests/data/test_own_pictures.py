@@ -233,7 +233,7 @@ MISTAKES = {
     "no test": (
         {f"train/{n}": c for n, c in TWO.items()},
         ImportOptions(),
-        "no test/<class>/ folder; .*, or add --test-fraction 0.1 for a part of train/",
+        "no test/<class>/ folder; .*, or add --test-fraction 0.1 to test with a part of train/",
     ),
     "one image": (
         flat({"a": 3, "b": 1}),

@@ -1,4 +1,7 @@
-"""Import a source in any accepted form into the store."""
+"""Import a source in any accepted form into the store.
+
+The readers raise a UsageError for content that they do not accept, in one line that names the file.
+"""
 
 import io
 import re
@@ -31,9 +34,8 @@ def import_source(
     total is 0 when unknown.
 
     Args:
-        name: None for "cifar10" if the classes are those of CIFAR-10, "cifar100" or
-            "cifar100-coarse" for CIFAR-100, such as "cifar10-c-fog-3" for a corruption, and a name
-            made from that of the source otherwise.
+        name: None for "cifar10", "cifar100" or "cifar100-coarse" if that is the content, such as
+            "cifar10-c-fog-3" for a corruption, and the name of the source otherwise.
 
     Raises:
         UsageError: the source is not acceptable, an option does not apply to it, or the name is
@@ -48,7 +50,7 @@ def import_source(
     report = paced(progress)
     found = _gather(source, options, report)
     try:
-        known = _read(found.files, found.others, source, options, report)
+        known = _read(found, source, options, report)
     except (UsageError, ExternalError) as error:
         named = type(error)(f"{one_line(source)}: {error}")
         for note in getattr(error, "__notes__", ()):
@@ -156,13 +158,12 @@ def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive
         found = archive.read(source, wanted, progress, convert, limit=limit)
     except UsageError as error:
         if corruptions and options.corruption is None:  # together they exceed the limit
-            every = testsets.refusal(testsets.CORRUPTIONS)
+            every = testsets.cannot_choose(None, testsets.CORRUPTIONS)
             raise UsageError(f"{one_line(source)}: {every}") from error
         raise
     if corruptions and options.corruption not in corruptions and not folder.is_layout(found.files):
-        if options.corruption is None:
-            raise UsageError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
-        raise UsageError(f"{one_line(source)}: {testsets.unknown(options.corruption, corruptions)}")
+        error = testsets.cannot_choose(options.corruption, corruptions)
+        raise UsageError(f"{one_line(source)}: {error}")
     return found
 
 
@@ -177,32 +178,26 @@ def _decode(path: str, data: Any, how: str | None) -> Decoded:
 
 
 def _read(
-    files: dict[str, Any],
-    others: list[str],
-    source: Path,
-    options: ImportOptions,
-    progress: Progress,
+    found: archive.Found, source: Path, options: ImportOptions, progress: Progress
 ) -> tuple[str, Content, str] | None:
     """Return a description of the form, the content, and a name for it, which may be empty."""
+    files, others = found
 
     def accept(form: str, *accepted: str) -> None:
-        fields = ("resize", "labels", "test_fraction", "skip_unreadable", "corruption", "severity")
-        for name in fields:
-            if getattr(options, name) and name not in accepted:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} does not go with {form}, which this is; "
-                    "leave it out"
-                )
+        for name, value in options._replace(seed=0)._asdict().items():
+            if value and name not in accepted:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} does not go with {form}, which this is; leave it out")
 
-    if cifar.is_layout(files):
+    if any(name in files for name in (*cifar.TRAIN, cifar.TEST, cifar.META)):
         accept("CIFAR-10")
         return "official Python version", cifar.read(files), ""
-    if cifar.is_layout_100(files):
+    if sum(name in files for name in cifar.PARTS_100) > 1:
         accept("CIFAR-100", "labels")
         labels = options.labels or cifar.LABELS[0]
         name = "cifar100-coarse" if labels == "coarse" else "cifar100"
         return f"official CIFAR-100, {labels} labels,", cifar.read_100(files, labels), name
-    if cifar.is_binary_layout(files):
+    if any(f"{name}.bin" in files for name in (*cifar.TRAIN, cifar.TEST)):
         accept("CIFAR-10")
         return "official binary version", cifar.read_binary(files), ""
     if folder.is_layout(files):
@@ -216,7 +211,7 @@ def _read(
         accept("a test set alone", "corruption", "severity")
         called = "/".join(source.resolve().parts[-2:])
         return "test set alone", *testsets.read(files, called, options)
-    if npz.is_layout(files):
+    if any(path.endswith(".npy") for path in files):
         accept("an .npz", "resize", "test_fraction")
         return "arrays", npz.read(files, options, progress), ""
     return None
@@ -227,11 +222,11 @@ def _omissions(preparation: Mapping[str, Any]) -> str:
     left: Mapping[str, int] = preparation.get("left_out", {})
     kinds = [f"{count:,} {what}" for what, count in left.items() if what.startswith(".")]
     folders = {what: count for what, count in left.items() if not what.startswith(".")}
-    parts = [", ".join(map(one_line, kinds[:3])) + ", ..." * (len(kinds) > 3)] if kinds else []
+    parts = [image_files.first_three(kinds)] if kinds else []
     if folders:
-        count, where = sum(folders.values()), ", ".join(map(one_line, [*folders][:3]))
-        more = ", ..." if len(folders) > 3 else ""
-        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}{more}")
+        count = sum(folders.values())
+        where = image_files.first_three([*folders])
+        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}")
     if count := preparation.get("unreadable", 0):
         parts.append(f"{count:,} that cannot be read")
     if names := preparation.get("others", []):

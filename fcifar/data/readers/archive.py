@@ -11,7 +11,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
@@ -85,8 +85,8 @@ def read(
         limit: bytes of all members; None: ``TOTAL_LIMIT``.
 
     Raises:
-        UsageError: the source does not exist, has an unknown format, is damaged, or has a refused
-            member.
+        UsageError: the source does not exist, is in an unknown format or damaged, or has a member
+            that is refused.
         ExternalError: the operating system cannot read it.
     """
     where, limit = one_line(source), limit or TOTAL_LIMIT
@@ -101,7 +101,7 @@ def read(
             raise UsageError(
                 f"{where} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
             ) from error
-        raise _unreadable(source, error) from error
+        raise image_files.unreadable(source, error) from error
 
 
 def unknown(source: Path) -> UsageError:
@@ -210,26 +210,19 @@ def _without_tops(found: Found) -> Found:
 
 def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if source.is_dir():
-        return _folder_members(source, progress)
-    problem = (
-        "does not exist"
-        if not source.exists()
-        else "is neither a file nor a folder"
-        if not source.is_file()
-        else "is empty"
-        if not source.stat().st_size
-        else ""
-    )
-    if problem:
-        raise UsageError(f"{one_line(source)} {problem}; give the path of {ACCEPTED}")
+        return _path_members(source, _walk(source), source, progress)
+    where = one_line(source)
+    if not source.is_file():
+        problem = "is neither a file nor a folder" if source.exists() else "does not exist"
+        raise UsageError(f"{where} {problem}; give the path of {ACCEPTED}")
     with source.open("rb") as file:
         magic = file.read(6)
+    if not magic:
+        raise UsageError(f"{where} is empty; give the path of {ACCEPTED}")
     for start, (what, command) in _PACKED.items():
         if magic.startswith(start):
-            raise UsageError(
-                f"{one_line(source)} is {what}; unpack it with `{command} "
-                f"{one_line(source.name)}` and give the folder"
-            )
+            unpack = f"unpack it with `{command} {one_line(source.name)}` and give the folder"
+            raise UsageError(f"{where} is {what}; {unpack}")
     if magic.startswith((b"PAR1", b"\x93NUMPY")):
         return _file_members(source, progress)
     if magic.startswith(b"PK"):
@@ -240,17 +233,16 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
 def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
     """A single file; of an .npy file also its labels and class names."""
     beside = [testsets.labels_of(source.name), testsets.CLASSES] if source.suffix == ".npy" else []
-    for count, name in enumerate(dict.fromkeys([source.name, *beside])):
-        progress(f"reading {source.name}", count, 0)
-        path = source.with_name(name)
-        if path.is_file():
-            yield Member(name, "file", path.stat().st_size, partial(_read_bytes, path))
+    paths = map(source.with_name, dict.fromkeys([source.name, *beside]))
+    return _path_members(source, filter(Path.is_file, paths), source.parent, progress)
 
 
-def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
-    for count, path in enumerate(_walk(source)):
+def _path_members(
+    source: Path, paths: Iterable[Path], folder: Path, progress: Progress
+) -> Iterator[Member]:
+    for count, path in enumerate(paths):
         progress(f"reading {source.name}", count, 0)
-        name, size = path.relative_to(source).as_posix(), 0
+        name, size = path.relative_to(folder).as_posix(), 0
         if path.is_dir():
             kind = "folder"
         elif path.is_file():
@@ -264,13 +256,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> ExternalError:
-    return ExternalError(
-        f"cannot read {one_line(path)}: {reason(error)}; check the file and its permissions"
-    )
+        raise image_files.unreadable(path, error) from error
 
 
 def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:

@@ -49,55 +49,28 @@ def is_part(path: str) -> bool:
     return _PART.fullmatch(path) is not None or _PART_100.fullmatch(path) is not None
 
 
-def is_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is a file of the Python version of CIFAR-10."""
-    return any(name in files for name in (*TRAIN, TEST, META))
-
-
-def is_layout_100(files: Mapping[str, bytes]) -> bool:
-    """Whether there are files of CIFAR-100."""
-    return sum(name in files for name in PARTS_100) > 1
-
-
-def is_binary_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is a file of the binary version of CIFAR-10."""
-    return any(f"{name}.bin" in files for name in (*TRAIN, TEST))
-
-
 def read(files: Mapping[str, bytes]) -> Content:
-    """Read the Python version: batches with the keys ``data`` and ``labels``, and a meta file.
-
-    Raises:
-        UsageError: a file is missing, has other content, or is not a pickle of plain data.
-    """
+    """Read the Python version: batches with the keys ``data`` and ``labels``, and a meta file."""
     _require(files, (META, *TRAIN, TEST))
-    names = _names(META, files[META], "label_names")
-    train = _join([_batch(name, files[name]) for name in TRAIN])
-    return Content(train, _batch(TEST, files[TEST]), names)
+    *train, test = (_batch(name, files[name]) for name in (*TRAIN, TEST))
+    return Content(_join(train), test, _names(META, files[META], "label_names"))
 
 
 def read_100(files: Mapping[str, bytes], labels: str) -> Content:
-    """Read CIFAR-100 with its 100 "fine" or 20 "coarse" ``labels``. Raises as ``read``."""
+    """Read CIFAR-100 with its 100 "fine" or 20 "coarse" ``labels``."""
     _require(files, PARTS_100)
-    names = _names("meta", files["meta"], f"{labels}_label_names")
     train, test = (
-        _batch(name, files[name], f"{labels}_labels", _STEPS_100) for name in ("train", "test")
+        _batch(name, files[name], f"{labels}_labels", _STEPS_100) for name in PARTS_100[1:]
     )
-    return Content(train, test, names)
+    return Content(train, test, _names("meta", files["meta"], f"{labels}_label_names"))
 
 
 def read_binary(files: Mapping[str, bytes]) -> Content:
-    """Read the binary version: records of a label byte and 3072 pixel bytes.
-
-    Raises:
-        UsageError: a file is missing or does not consist of whole records.
-    """
-    meta, test = f"{META}.txt", f"{TEST}.bin"
-    train = [f"{name}.bin" for name in TRAIN]
-    _require(files, (meta, *train, test))
-    classes = tuple(files[meta].decode("utf-8", "replace").split())
-    rows = _join([_records(name, files[name]) for name in train])
-    return Content(rows, _records(test, files[test]), classes)
+    """Read the binary version: records of a label byte and 3072 pixel bytes."""
+    names = (f"{META}.txt", *(f"{name}.bin" for name in (*TRAIN, TEST)))
+    _require(files, names)
+    *train, test = (_records(name, files[name]) for name in names[1:])
+    return Content(_join(train), test, tuple(files[names[0]].decode("utf-8", "replace").split()))
 
 
 def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
@@ -140,15 +113,11 @@ def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> S
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
     # Labels that have no class are refused later; here they only have to fit in a tensor.
-    if not isinstance(labels, list) or any(
-        type(label) is not int or abs(label) >= 2**31 for label in labels
-    ):
-        raise UsageError(
-            f"{name} has no list of whole numbers as its {key}; it needs one for a row"
-        )
+    is_list = isinstance(labels, list)
+    if not is_list or any(type(n) is not int or abs(n) >= 2**31 for n in labels):
+        raise UsageError(f"{name} has no list of whole numbers as its {key}; it needs one per row")
     if len(labels) != len(pixels):
-        raise UsageError(
-            f"{name} has {len(pixels)} rows of data and {len(labels)} labels; they must agree"
-        )
+        counts = f"{len(pixels)} rows of data and {len(labels)} labels"
+        raise UsageError(f"{name} has {counts}; they must agree")
     images = torch.from_numpy(pixels.copy()).reshape(-1, 3, SIDE, SIDE)
     return Split(images, torch.tensor(labels, dtype=torch.int64))

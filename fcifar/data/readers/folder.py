@@ -35,8 +35,10 @@ SPLITS = MappingProxyType(
 """Split by the name of its folder, in lower case."""
 
 _SET = re.compile(r"[ _-]?set$")  # "training_set"
-_TABLE = re.compile(r"(train|training|test|testing|val|valid|validation|)_?labels\.csv")
-_ANNOTATIONS = re.compile(r"(train|test|val)_annotations\.txt")  # tiny-ImageNet
+_TABLE = re.compile(
+    r"(train|training|test|testing|val|valid|validation|)_?labels\.csv"
+    r"|(?P<tiny_imagenet>train|test|val)_annotations\.txt"
+)
 _INSIDE = ("images", "image", "imgs", "img")  # a folder around the images of a class
 
 
@@ -65,7 +67,7 @@ def split_of(folder: str) -> str:
 
 def is_table(path: str) -> bool:
     """Whether a file may be a table of labels, such as Kaggle's ``trainLabels.csv``."""
-    return _match_table(PurePosixPath(path).name) is not None
+    return _TABLE.fullmatch(PurePosixPath(path).name.lower()) is not None
 
 
 def is_image(path: str, content: Any) -> bool:
@@ -98,9 +100,6 @@ def layout(
         paths: of the images, relative, with "/".
         beside: folders, whose paths end in "/", and unreadable image files.
         tables: content of tables by path, see ``is_table``.
-
-    Raises:
-        UsageError: two folders are of one split, or a table cannot be read.
     """
     tables = tables or {}
     paths, beside = sorted(paths, key=_order), sorted(beside, key=_order)
@@ -188,18 +187,14 @@ def _short(rows: Sequence[tuple[str, ...]], count: int) -> list[tuple[str, ...]]
     return rows
 
 
-def _match_table(name: str) -> re.Match[str] | None:
-    return _TABLE.fullmatch(name.lower()) or _ANNOTATIONS.fullmatch(name.lower())
-
-
 def _table(tables: Mapping[str, bytes], split: str, top: str) -> tuple[str, dict[str, str]]:
     """The path of a split's table and the class by file name, or nothing."""
     for path in sorted(tables):
         folder, _, name = path.rpartition("/")
-        match = _match_table(name)
+        match = _TABLE.fullmatch(name.lower())
+        own = split_of(match[1] or match[2] or "") if match else None
         # Labelled images outside of the folders of splits are training images.
-        wanted = ("", split or "train")
-        if match and folder in ("", top) and split_of(match[1]) in wanted:
+        if own in ("", split or "train") and folder in ("", top):
             return path, _labels(path, tables[path])
     return "", {}
 
@@ -248,11 +243,7 @@ def read(
     Args:
         files: images, encoded or decoded, and tables of labels, by path; folders end in "/".
         others: paths of files that are not in ``files``.
-        options: ``test_fraction``, ``seed`` and ``skip_unreadable``.
-
-    Raises:
-        UsageError: a split or class is missing or empty, or files are not 32x32 images.
-        ExternalError: files cannot be read.
+        options: ``test_fraction``, ``seed`` and ``skip_unreadable`` are used.
     """
     folders = [path for path in files if path.endswith("/")]
     unreadable = [path for path in others if image_files.left_out([path])[0]]
@@ -308,17 +299,12 @@ def _roles(found: Layout, options: ImportOptions) -> tuple[dict[str, str], dict[
             raise UsageError("there is a test folder already; leave --test-fraction out")
     elif test := [split for split in ("test", "valid") if split in labelled]:
         roles["test"] = test[0]
-    elif bare:
-        where = one_line(found.tops.get("test", found.tops.get("valid")))
-        raise UsageError(
-            f"the images in {where}/ have no labels; add --test-fraction 0.1 to test with a "
-            "part of train/"
-        )
     else:
-        raise UsageError(
-            "there is no test/<class>/ folder; both train and test are needed, or add "
-            "--test-fraction 0.1 for a part of train/"
-        )
+        problem = "there is no test/<class>/ folder; both train and test are needed, or"
+        if bare:
+            where = one_line(found.tops.get("test", found.tops.get("valid")))
+            problem = f"the images in {where}/ have no labels;"
+        raise UsageError(f"{problem} add --test-fraction 0.1 to test with a part of train/")
     if "train" not in found.tops:
         raise UsageError("there is no train/<class>/ folder; both train and test are needed")
     if "valid" in labelled and roles.get("test") != "valid":

@@ -67,11 +67,6 @@ def parse(path: str) -> Meaning | None:
     return _SPELLINGS.get(re.sub(r"[/_. -]", "", path.removesuffix(".npy").lower()))
 
 
-def is_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is an array."""
-    return any(path.endswith(".npy") for path in files)
-
-
 def read(
     files: Mapping[str, bytes],
     options: ImportOptions = ImportOptions(),  # noqa: B008
@@ -83,21 +78,14 @@ def read(
     Test arrays without training arrays are a data set with a test split only. Without test arrays,
     validation arrays beside training arrays are the test split.
 
-    Args:
-        options: ``resize``, ``test_fraction`` and ``seed``.
-
-    Raises:
-        UsageError: an array is missing, damaged, or has a wrong dtype or shape, or two arrays have
-            the same meaning.
+    ``resize``, ``test_fraction`` and ``seed`` of the options are used.
     """
     found: dict[Meaning, str] = {}
     for path in files:
         meaning = parse(path)
-        if meaning is not None and meaning in found:
-            raise UsageError(
-                f"{one_line(found[meaning])} and {one_line(path)} are the same by their names; "
-                "keep the one that counts"
-            )
+        if meaning in found:
+            names = f"{one_line(found[meaning])} and {one_line(path)}"
+            raise UsageError(f"{names} are the same by their names; keep the one that counts")
         if meaning is not None:
             found[meaning] = path
     sources = _sources(found, held_out=bool(options.test_fraction))
@@ -106,12 +94,10 @@ def read(
         for meaning, name in found.items()
         if meaning[0] in sources.values() or meaning[1] == "classes"
     }
-    parts = {
-        split: make_split(
-            split, arrays[own, "images"], arrays[own, "labels"], options.resize, progress
-        )
-        for split, own in sources.items()
-    }
+    parts = {}
+    for split, own in sources.items():
+        images, labels = arrays[own, "images"], arrays[own, "labels"]
+        parts[split] = make_split(split, images, labels, options.resize, progress)
     classes = class_names(arrays.get(("", "classes")), [part.labels for part in parts.values()])
     if options.test_fraction:
         parts["train"], parts["test"] = hold_out_test(parts["train"], classes, options)
@@ -120,11 +106,7 @@ def read(
     preparation = {
         "images": sum(len(part.images) for part in parts.values()),
         **changes([arrays[own, "images"] for own in sources.values()]),
-        "others": [
-            path.removesuffix(".npy")
-            for path in sorted(files)
-            if path.endswith(".npy") and path not in used
-        ],
+        "others": [p[:-4] for p in sorted(files) if p.endswith(".npy") and p not in used],
         "test_from": test_from.removesuffix(".npy"),
     }
     train, valid = parts.get("train", EMPTY), parts.get("valid", EMPTY)
@@ -163,11 +145,7 @@ def _sources(found: Mapping[Meaning, str], *, held_out: bool) -> dict[str, str]:
 
 
 def load_array(name: str, data: bytes) -> np.ndarray:
-    """Return a read-only array over the bytes of an ``.npy`` file.
-
-    Raises:
-        UsageError: the file is damaged, or holds Python objects.
-    """
+    """Return a read-only array over the bytes of an ``.npy`` file. Python objects are refused."""
     stream = io.BytesIO(data)
     try:
         with warnings.catch_warnings(action="ignore"):  # numpy warns about headers of Python 2
@@ -196,16 +174,14 @@ def make_split(
     resize: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Split:
-    """Return arrays as tensors. Shapes, dtypes and errors are those of ``read``.
+    """Return arrays, of the shapes and dtypes in ``read``, as tensors.
 
-    Args:
-        split: "train", "valid" or "test", for messages.
+    ``split`` is "train", "valid" or "test", for messages.
     """
     images = _to_rgb(split, images, resize, progress)
     if labels.dtype.kind not in "iu":
-        raise UsageError(
-            f"the {split} labels are {one_line(labels.dtype)}; they must be whole numbers"
-        )
+        kind = one_line(labels.dtype)
+        raise UsageError(f"the {split} labels are {kind}; they must be whole numbers")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     # A copy, because the bytes below are read-only.
@@ -229,10 +205,8 @@ def _to_rgb(split: str, array: np.ndarray, resize: str | None, progress: Progres
         )
     is_small, channels = array.shape[1:3] == (SIDE, SIDE), array.shape[3]
     if not is_small and resize is None:
-        raise UsageError(
-            f"{what}, and every image must be {SIDE}x{SIDE}, so add --resize crop or "
-            "--resize stretch"
-        )
+        solution = "so add --resize crop or --resize stretch"
+        raise UsageError(f"{what}, and every image must be {SIDE}x{SIDE}, {solution}")
     if is_small and channels != 4:
         return np.broadcast_to(array, (*array.shape[:3], 3))
     from PIL import Image
@@ -268,20 +242,15 @@ def changes(arrays: Sequence[np.ndarray]) -> dict[str, Any]:
 
 
 def class_names(names: np.ndarray | None, labels: Sequence[torch.Tensor]) -> tuple[str, ...]:
-    """Class names from an array of text; without one, "0", "1", ... up to the largest label.
-
-    Raises:
-        UsageError: the array is not a list of texts, or there are too many classes.
-    """
+    """Class names from an array of text; without one, "0", "1", ... up to the largest label."""
     if names is None:
         count = 1 + max(0, *(int(part.max()) for part in labels if part.numel()), 0)
         if count > _MOST_CLASSES:
             raise UsageError(f"there is a label {count - 1}; labels number the classes from 0")
         return tuple(map(str, range(count)))
     if names.dtype.kind not in "US" or names.ndim != 1:
-        raise UsageError(
-            f"classes is {one_line(names.dtype)} {list(names.shape)}; it must be a list of text"
-        )
+        kind = f"{one_line(names.dtype)} {list(names.shape)}"
+        raise UsageError(f"classes is {kind}; it must be a list of text")
     if names.dtype.kind == "S":
         return tuple(name.decode("utf-8", "replace") for name in names.tolist())
     try:  # numpy accepts code points that Python cannot encode

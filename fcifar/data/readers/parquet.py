@@ -59,9 +59,6 @@ def read_shard(
         path: name of the file in messages.
         decode: ``(where, content of an image file) -> Decoded``; may raise an UnreadableError.
         labels: "fine" or "coarse" for CIFAR-100; None for fine, and for other data sets.
-
-    Raises:
-        UsageError: pyarrow is not installed, or the file is damaged or has no images and labels.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
@@ -113,14 +110,8 @@ def read(files: Mapping[str, Shard | UsageError], options: ImportOptions) -> Con
     The name or folder of a file determines its split: ``train-00000-of-00001.parquet``,
     ``test/0000.parquet``. If none does, all images are training images. If there are training and
     validation images and no labelled test images, the validation images are the test split. Without
-    training images there is a test split only.
-
-    Args:
-        options: ``test_fraction``, ``seed`` and ``skip_unreadable``.
-
-    Raises:
-        UsageError: a file could not be read, there are no test images, there are several data sets,
-            labels do not agree, or images cannot be read.
+    training images there is a test split only. ``test_fraction``, ``seed`` and ``skip_unreadable``
+    of the options are used.
     """
     shards: dict[str, Shard] = {}
     for path, shard in sorted(files.items()):

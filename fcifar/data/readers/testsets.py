@@ -62,13 +62,7 @@ def read(files: Mapping[str, bytes], source: str, options: ImportOptions) -> tup
     Class names are those in ``classes.npy``, if there is one; those of CIFAR-10 or CIFAR-100 if the
     file or ``source`` is named after it and the number of classes fits; else "0", "1", ...
 
-    Args:
-        source: name of the source.
-        options: ``corruption`` and ``severity``.
-
-    Raises:
-        UsageError: labels are missing, there are several sets to choose from, the corruption or
-            severity does not exist, or an array is damaged or has a wrong dtype or shape.
+    ``corruption`` and ``severity`` of the options are used.
     """
     found = _choose(files, options.corruption)
     images, labels = (npz.load_array(path, files[path]) for path in found[:2])
@@ -100,16 +94,13 @@ def read(files: Mapping[str, bytes], source: str, options: ImportOptions) -> tup
     return Content(EMPTY, test, classes, preparation=preparation), name
 
 
-def refusal(corruptions: Collection[str]) -> UsageError:
-    """Return the error for a source of several corruptions if none was chosen."""
-    return UsageError(
-        f"there are several corruptions: {names_of(sorted(corruptions))}; give one of them with "
-        f"--corruption, such as --corruption {min(corruptions)}"
-    )
-
-
-def unknown(corruption: str | None, there: Collection[str]) -> UsageError:
-    """Return the error for a corruption that is not ``there``."""
+def cannot_choose(corruption: str | None, there: Collection[str]) -> UsageError:
+    """Return the error for no corruption, or one that is not ``there``, where there are several."""
+    if corruption is None:
+        return UsageError(
+            f"there are several corruptions: {names_of(sorted(there))}; give one of them with "
+            f"--corruption, such as --corruption {min(there)}"
+        )
     return UsageError(
         f"--corruption is {shown(corruption)}; there is {names_of(sorted(there)) or 'none'}"
         f"{did_you_mean(corruption, there)}"
@@ -138,12 +129,12 @@ def _choose(paths: Collection[str], corruption: str | None) -> Found:
     corruptions = {each.corruption for each in found if each.corruption}
     if corruption is not None:
         if corruption not in corruptions:
-            raise unknown(corruption, corruptions)
+            raise cannot_choose(corruption, corruptions)
         found = [each for each in found if each.corruption == corruption]
     if len(found) == 1:
         return found[0]
     if len(corruptions) > 1:
-        raise refusal(corruptions)
+        raise cannot_choose(None, corruptions)
     raise UsageError(
         f"there are several test sets: {names_of([each.images for each in found])}; give the path "
         "of one of these files"
