@@ -189,11 +189,7 @@ def _read(
     torchvision checks the md5 of every download, and unpickles nothing for the data sets of
     ``KNOWN``. Grey images become RGB; other sizes are resized by ``image_files.fit``.
 
-    Returns:
-        None for CIFAR, whose archive is only downloaded.
-
-    Raises:
-        RuntimeError: torchvision did not find or could not download the files.
+    Of CIFAR, the archive is only downloaded, and None is returned.
     """
     from torchvision import datasets
     from torchvision.datasets.utils import download_url
@@ -205,7 +201,7 @@ def _read(
         return None
     if url is not None:
         source = _mirrored(source, url)
-    # Both are made before the first is read, so that missing files are reported at once.
+    # Both are made before the first is read, to report missing files at once.
     found = [source(folder, download=download, **arguments) for arguments in known.splits]
     total = sum(map(len, found))
     splits, decoded = [], []

@@ -6,14 +6,12 @@ The readers raise a UsageError for content that they do not accept, in one line 
 import io
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fcifar.data import image_files, shapes10, store
 from fcifar.data.dataset import Content, Dataset, ImportOptions, make_dataset
-from fcifar.data.image_files import Decoded
-from fcifar.data.readers import archive, cifar, folder, npz, parquet, testsets
+from fcifar.data.readers import archive, cifar, folder, npz, parquet
 from fcifar.data.throttle import Progress, paced
 from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, shown
 
@@ -118,25 +116,24 @@ def _check(options: ImportOptions) -> None:
             )
     if options.test_fraction and not 0 < options.test_fraction < 1:
         raise UsageError(f"--test-fraction is {options.test_fraction}; it must lie between 0 and 1")
-    if options.severity is not None and not 1 <= options.severity <= testsets.SEVERITIES:
+    if options.severity is not None and not 1 <= options.severity <= npz.SEVERITIES:
         raise UsageError(
             f"--severity is {options.severity}; it must be a whole number from 1 to "
-            f"{testsets.SEVERITIES}"
+            f"{npz.SEVERITIES}"
         )
 
 
 def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive.Found:
     """Read the files of a source that may be part of a data set.
 
-    The content of a parquet file is replaced by its ``Shard``, and that of an image to resize by
-    its pixels, or by the error in them, which matters only if the file is used.
+    The content of an image is its pixels, and that of a parquet file its ``Shard``; or the error of
+    the file, which matters only if it is used.
     """
-    decode = partial(_decode, how=options.resize)
     corruptions: set[str] = set()
 
     def wanted(path: str) -> bool:
         stem = PurePosixPath(path).stem
-        if path.endswith(".npy") and stem in testsets.CORRUPTIONS and source.suffix != ".npy":
+        if path.endswith(".npy") and stem in npz.CORRUPTIONS and source.suffix != ".npy":
             corruptions.add(stem)  # each has 154 MB, all of them 2.9 GB
             return stem == options.corruption
         known = cifar.is_part(path) or folder.is_table(path)
@@ -145,11 +142,12 @@ def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive
     def convert(path: str, data: bytes) -> Any:
         try:
             if path.endswith(parquet.ENDING):
-                return parquet.read_shard(path, data, decode, options.labels, progress)
-            if options.resize is not None and folder.is_image(path, data):
-                return decode(path, data)
+                return parquet.read_shard(path, data, options, progress)
+            if folder.is_image(path, data):
+                stream, ending = io.BytesIO(data), image_files.ending_of(path)
+                return image_files.decode(stream, one_line(path), options.resize, ending=ending)
         except UsageError as error:
-            return error
+            return type(error)(str(error))  # without the traceback, which holds the data
         return data
 
     selects = options.resize is not None or options.corruption is not None
@@ -158,23 +156,13 @@ def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive
         found = archive.read(source, wanted, progress, convert, limit=limit)
     except UsageError as error:
         if corruptions and options.corruption is None:  # together they exceed the limit
-            every = testsets.cannot_choose(None, testsets.CORRUPTIONS)
+            every = npz.cannot_choose(None, npz.CORRUPTIONS)
             raise UsageError(f"{one_line(source)}: {every}") from error
         raise
     if corruptions and options.corruption not in corruptions and not folder.is_layout(found.files):
-        error = testsets.cannot_choose(options.corruption, corruptions)
+        error = npz.cannot_choose(options.corruption, corruptions)
         raise UsageError(f"{one_line(source)}: {error}")
     return found
-
-
-def _decode(path: str, data: Any, how: str | None) -> Decoded:
-    """Decode an image, unless ``_gather`` has."""
-    if isinstance(data, Exception):
-        raise data
-    if isinstance(data, Decoded):
-        return data
-    ending = image_files.ending_of(path)
-    return image_files.decode(io.BytesIO(data), one_line(path), how, ending=ending)
 
 
 def _read(
@@ -202,15 +190,14 @@ def _read(
         return "official binary version", cifar.read_binary(files), ""
     if folder.is_layout(files):
         accept("a folder of class folders", "resize", "test_fraction", "skip_unreadable")
-        decode = partial(_decode, how=options.resize)
-        return "class folders", folder.read(files, others, options, decode, progress), ""
+        return "class folders", folder.read(files, others, options), ""
     if shards := {path: files[path] for path in files if path.endswith(parquet.ENDING)}:
         accept("parquet files", "resize", "test_fraction", "labels", "skip_unreadable")
         return "parquet", parquet.read(shards, options), ""
-    if testsets.is_layout(files) or source.suffix == ".npy":
+    if npz.is_test_set(files) or source.suffix == ".npy":
         accept("a test set alone", "corruption", "severity")
         called = "/".join(source.resolve().parts[-2:])
-        return "test set alone", *testsets.read(files, called, options)
+        return "test set alone", *npz.read_test_set(files, called, options)
     if any(path.endswith(".npy") for path in files):
         accept("an .npz", "resize", "test_fraction")
         return "arrays", npz.read(files, options, progress), ""

@@ -17,7 +17,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from fcifar.data import image_files
-from fcifar.data.readers import folder, tars, testsets
+from fcifar.data.readers import folder, npz, tars
 from fcifar.data.readers.tars import Member
 from fcifar.data.throttle import Progress
 from fcifar.errors import ExternalError, UsageError, one_line, reason
@@ -83,11 +83,6 @@ def read(
         convert: ``(path, content) -> content``, called as each file is read, so that no more than
             one of many large images is in memory.
         limit: bytes of all members; None: ``TOTAL_LIMIT``.
-
-    Raises:
-        UsageError: the source does not exist, is in an unknown format or damaged, or has a member
-            that is refused.
-        ExternalError: the operating system cannot read it.
     """
     where, limit = one_line(source), limit or TOTAL_LIMIT
     try:
@@ -232,7 +227,7 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
 
 def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
     """A single file; of an .npy file also its labels and class names."""
-    beside = [testsets.labels_of(source.name), testsets.CLASSES] if source.suffix == ".npy" else []
+    beside = [npz.labels_of(source.name), npz.CLASSES_FILE] if source.suffix == ".npy" else []
     paths = map(source.with_name, dict.fromkeys([source.name, *beside]))
     return _path_members(source, filter(Path.is_file, paths), source.parent, progress)
 
@@ -240,8 +235,8 @@ def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
 def _path_members(
     source: Path, paths: Iterable[Path], folder: Path, progress: Progress
 ) -> Iterator[Member]:
-    for count, path in enumerate(paths):
-        progress(f"reading {source.name}", count, 0)
+    paths = list(paths)
+    for count, path in enumerate(paths, 1):
         name, size = path.relative_to(folder).as_posix(), 0
         if path.is_dir():
             kind = "folder"
@@ -250,6 +245,7 @@ def _path_members(
         else:
             kind = "a dangling link or a device"
         yield Member(name, kind, size, partial(_read_bytes, path))
+        progress(f"reading {source.name}", count, len(paths))
 
 
 def _read_bytes(path: Path) -> bytes:

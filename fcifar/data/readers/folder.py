@@ -8,7 +8,7 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,10 +19,8 @@ from fcifar.data import image_files
 from fcifar.data.dataset import EMPTY, Content, ImportOptions, Split
 from fcifar.data.image_files import Decoded, Failure, UnreadableError
 from fcifar.data.split import hold_out_test
-from fcifar.data.throttle import Progress
 from fcifar.errors import ExternalError, UsageError, one_line
 
-Decode = Callable[[str, Any], Decoded]  # (path, content); raises UsageError or ExternalError
 Members = Mapping[str, Mapping[str, Sequence[str]]]  # sorted paths by split and class
 
 SPLITS = MappingProxyType(
@@ -71,7 +69,7 @@ def is_table(path: str) -> bool:
 
 
 def is_image(path: str, content: Any) -> bool:
-    """Whether a file is an image, by its ending or else by its content, encoded or decoded."""
+    """Whether a file is an image, decoded or not, by its ending or else by its content."""
     if not image_files.may_be_image(path):
         return image_files.is_image(path)
     if not isinstance(content, bytes):
@@ -115,8 +113,8 @@ def layout(
             names = [row[0] for row in rows[: len(here)]]
             stems = [PurePosixPath(name).stem for name in names]
             table, known = _table(tables, split, top)
-            labels = [known.get(n) or known.get(s, "") for n, s in zip(names, stems, strict=True)]
-            labels += [""] * len(lost)
+            both = zip(names, stems, strict=True)
+            labels[: len(here)] = [known.get(n) or known.get(s, "") for n, s in both]
             if table:
                 used[split] = table
                 unmatched += len(known.keys() - {*names, *stems})
@@ -227,21 +225,15 @@ def _labels(path: str, content: bytes) -> dict[str, str]:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read(
-    files: Mapping[str, Any],
-    others: Sequence[str],
-    options: ImportOptions,
-    decode: Decode,
-    progress: Progress,
-) -> Content:
-    """Decode every image. Classes, and the images of each, are in alphabetical order, which is the
+def read(files: Mapping[str, Any], others: Sequence[str], options: ImportOptions) -> Content:
+    """Return the images. Classes, and the images of each, are in alphabetical order, which is the
     official order for CIFAR-10.
 
     If there are no labelled test images, labelled validation images are the test split; otherwise
     they are the given validation split. Images outside of the splits are left out.
 
     Args:
-        files: images, encoded or decoded, and tables of labels, by path; folders end in "/".
+        files: decoded images or their errors, and tables of labels, by path; folders end in "/".
         others: paths of files that are not in ``files``.
         options: ``test_fraction``, ``seed`` and ``skip_unreadable`` are used.
     """
@@ -253,7 +245,7 @@ def read(
     roles, left = _roles(found, options)
     members = {role: _by_class(found, split) for role, split in roles.items()}
     _check(found, roles, members)
-    splits, decoded, failures = _decode_all(members, files, decode, progress)
+    splits, decoded, failures = _collect(members, files)
     if failures and not options.skip_unreadable:
         raise image_files.cannot_read(list(failures.values()), len(decoded) + len(failures))
     for role, classes in members.items():
@@ -370,11 +362,10 @@ def _check(found: Layout, roles: Mapping[str, str], members: Members) -> None:
             )
 
 
-def _decode_all(
-    members: Members, files: Mapping[str, Any], decode: Decode, progress: Progress
+def _collect(
+    members: Members, files: Mapping[str, Any]
 ) -> tuple[dict[str, Split], list[Decoded], dict[str, Failure]]:
     """The splits, the changes to their images, and the errors of the others."""
-    total = sum(len(paths) for classes in members.values() for paths in classes.values())
     splits: dict[str, Split] = {}
     decoded: list[Decoded] = []
     failures: dict[str, Failure] = {}
@@ -382,15 +373,15 @@ def _decode_all(
     for split, classes in members.items():
         pixels, labels = bytearray(), []
         for name, path in ((name, path) for name, paths in classes.items() for path in paths):
-            try:
-                image = decode(path, files[path])
-            except (UnreadableError, ExternalError) as error:
-                failures[path] = error
-            else:
+            image = files[path]
+            if isinstance(image, Decoded):
                 pixels += image.pixels
                 labels.append(numbers[name])
                 decoded.append(image._replace(pixels=b""))
-            progress("decoding images", len(decoded) + len(failures), total)
+            elif isinstance(image, UnreadableError | ExternalError):
+                failures[path] = image
+            else:
+                raise image
         labels = torch.tensor(labels, dtype=torch.int64)
         splits[split] = Split(image_files.to_tensor(pixels), labels)
     return splits, decoded, failures

@@ -3,6 +3,11 @@
 ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``; ``val_images`` and
 ``val_labels`` are the given validation split. Other common names are accepted, such as ``x_train``
 and ``y_train``; see ``parse``. Classes are named by an array ``classes``, else "0", "1", ...
+
+Test sets are ``.npy`` files as well: CIFAR-10.1 (https://arxiv.org/abs/1806.00451) is
+``cifar10.1_v6_data.npy`` and ``cifar10.1_v6_labels.npy``, CIFAR-10-C
+(https://arxiv.org/abs/1903.12261) a folder with ``labels.npy`` and a file for each corruption, such
+as ``fog.npy``, with the test images at severities 1 to 5, one after the other.
 """
 
 import io
@@ -10,17 +15,19 @@ import math
 import re
 import tokenize
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fcifar.data import image_files
 from fcifar.data.dataset import EMPTY, SIDE, Content, ImportOptions, Split
+from fcifar.data.readers import cifar
 from fcifar.data.split import hold_out_test
 from fcifar.data.throttle import Progress
-from fcifar.errors import UsageError, one_line, reason
+from fcifar.errors import UsageError, did_you_mean, names_of, one_line, reason, shown
 
 _MOST_CLASSES = 100_000  # a larger label is a mistake, and would make as many names
 _SPLITS = {
@@ -258,3 +265,128 @@ def class_names(names: np.ndarray | None, labels: Sequence[torch.Tensor]) -> tup
     except ValueError as error:
         raise UsageError("classes holds letters that are none; save it anew as text") from error
     return tuple(names.tolist())
+
+
+# Test sets ----------------------------------------------------------------------------------------
+
+CORRUPTIONS = (
+    *("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "gaussian_blur"),
+    *("snow", "frost", "fog", "brightness", "spatter"),
+    *("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
+)
+"""Of CIFAR-10-C and CIFAR-100-C."""
+SEVERITIES = 5
+LABELS_FILE, CLASSES_FILE = "labels.npy", "classes.npy"
+_DATA = re.compile(r"(.+)_(data|images)\.npy")
+
+
+class ArrayPair(NamedTuple):
+    """The paths of the arrays of a test set."""
+
+    images: str
+    labels: str
+    corruption: str  # "" if it is not corrupted
+
+
+def labels_of(name: str) -> str:
+    """Return the name of the file with the labels of the images in file ``name``.
+
+    >>> from fcifar.data.readers.npz import labels_of
+    >>> labels_of("fog.npy"), labels_of("cifar10.1_v6_data.npy")
+    ('labels.npy', 'cifar10.1_v6_labels.npy')
+    """
+    match = _DATA.fullmatch(name)
+    return f"{match[1]}_{LABELS_FILE}" if match else LABELS_FILE
+
+
+def is_test_set(paths: Collection[str]) -> bool:
+    """Whether there are images beside labels, and no name that says which split they are."""
+    if any((parse(path) or ("", ""))[1] == "images" for path in paths):
+        return False
+    names = {PurePosixPath(path).stem for path in paths if path.endswith(".npy")}
+    return bool(_find(paths)) or not names.isdisjoint(CORRUPTIONS)
+
+
+def read_test_set(
+    files: Mapping[str, bytes], source: str, options: ImportOptions
+) -> tuple[Content, str]:
+    """Return a test set, and a name for it, such as ``cifar10-c-fog-3``.
+
+    Class names are those in ``classes.npy``, if there is one; those of CIFAR-10 or CIFAR-100 if the
+    file or ``source`` is named after it and the number of classes fits; else "0", "1", ...
+
+    ``corruption`` and ``severity`` of the options are used.
+    """
+    found = _choose(files, options.corruption)
+    images, labels = (load_array(path, files[path]) for path in found[:2])
+    if (severity := options.severity) is not None:
+        if not found.corruption or len(images) % SEVERITIES or len(images) != len(labels):
+            raise UsageError(
+                f"--severity does not go with {one_line(found.images)}, whose images are not "
+                f"{SEVERITIES} severities one after the other; leave it out"
+            )
+        images, labels = (np.split(part, SEVERITIES)[severity - 1] for part in (images, labels))
+    test = make_split("test", images, labels)
+    preparation = {"images": len(test.images), **changes([images])}
+    names = load_array(CLASSES_FILE, files[CLASSES_FILE]) if CLASSES_FILE in files else None
+    classes, family = class_names(names, [test.labels]), "corrupted"
+    if names is None and (
+        "cifar" in f"{source} {found.images}".lower() or found.corruption in CORRUPTIONS
+    ):
+        for known, its_classes in (("cifar10", cifar.CLASSES), ("cifar100", cifar.CLASSES_100)):
+            if len(classes) == len(its_classes):
+                classes, family = its_classes, known
+    if found.corruption:
+        name = f"{family}-c-{found.corruption}{'' if severity is None else f'-{severity}'}"
+    else:
+        match = _DATA.fullmatch(PurePosixPath(found.images).name)
+        name = re.sub(r"[._]", "-", match[1] if match else "")
+    return Content(EMPTY, test, classes, preparation=preparation), name
+
+
+def cannot_choose(corruption: str | None, there: Collection[str]) -> UsageError:
+    """Return the error for no corruption, or one that is not ``there``, where there are several."""
+    if corruption is None:
+        return UsageError(
+            f"there are several corruptions: {names_of(sorted(there))}; give one of them with "
+            f"--corruption, such as --corruption {min(there)}"
+        )
+    return UsageError(
+        f"--corruption is {shown(corruption)}; there is {names_of(sorted(there)) or 'none'}"
+        f"{did_you_mean(corruption, there)}"
+    )
+
+
+def _find(paths: Collection[str]) -> list[ArrayPair]:
+    """Every file of images with labels beside it."""
+    found = []
+    for path in sorted(paths):
+        name = PurePosixPath(path)
+        labels = str(name.with_name(labels_of(name.name)))
+        if path.endswith(".npy") and path != labels and labels in paths and not parse(path):
+            found.append(ArrayPair(path, labels, "" if _DATA.fullmatch(name.name) else name.stem))
+    return found
+
+
+def _choose(paths: Collection[str], corruption: str | None) -> ArrayPair:
+    found = _find(paths)
+    if not found:
+        path = next(path for path in paths if path.endswith(".npy"))
+        raise UsageError(
+            f"{one_line(path)} has no labels beside it: {labels_of(PurePosixPath(path).name)} is "
+            "missing; give the .npy file of the images, with its labels in the same folder"
+        )
+    corruptions = {each.corruption for each in found if each.corruption}
+    if corruption is not None:
+        if corruption not in corruptions:
+            raise cannot_choose(corruption, corruptions)
+        found = [each for each in found if each.corruption == corruption]
+    if len(found) == 1:
+        return found[0]
+    if len(corruptions) > 1:
+        raise cannot_choose(None, corruptions)
+    raise UsageError(
+        f"there are several test sets: {names_of([each.images for each in found])}; give the path "
+        "of one of these files"
+    )

@@ -5,9 +5,10 @@ An image is a struct of ``bytes`` and ``path``, or bytes. Class names are in the
 """
 
 import importlib.util
+import io
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -46,20 +47,8 @@ class Shard(NamedTuple):
     failures: tuple[UsageError, ...]  # errors of the other images
 
 
-def read_shard(
-    path: str,
-    data: bytes,
-    decode: Callable[[str, bytes], Decoded],
-    labels: str | None,
-    progress: Progress,
-) -> Shard:
-    """Decode every image of a file.
-
-    Args:
-        path: name of the file in messages.
-        decode: ``(where, content of an image file) -> Decoded``; may raise an UnreadableError.
-        labels: "fine" or "coarse" for CIFAR-100; None for fine, and for other data sets.
-    """
+def read_shard(path: str, data: bytes, options: ImportOptions, progress: Progress) -> Shard:
+    """Decode every image of a file. ``labels`` and ``resize`` of the options are used."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
             f"{one_line(path)} needs pyarrow, which is not installed; pip install 'fcifar[parquet]'"
@@ -72,6 +61,7 @@ def read_shard(
         schema = file.schema_arrow
         features = _features(schema.metadata)
         image = _column(path, schema.names, features, "Image", _IMAGES)
+        labels = options.labels
         names = (f"{labels}_label", f"{labels}_labels") if labels else _LABELS
         label = _column(path, schema.names, features, "" if labels else "ClassLabel", names)
         rows = file.metadata.num_rows
@@ -80,10 +70,10 @@ def read_shard(
         for batch in file.iter_batches(_BATCH, columns=[image, label], use_threads=False):
             for row in batch.to_pylist():
                 where = f"{path}, image {len(found) + len(failures)}"
-                content = _content(where, image, row[image])
+                content = io.BytesIO(_content(where, image, row[image]))
                 number = _label(where, label, row[label])
                 try:
-                    each = decode(where, content)
+                    each = image_files.decode(content, one_line(where), options.resize)
                 except UnreadableError as error:
                     failures.append(error)
                     continue
