@@ -183,13 +183,9 @@ def first_three(names: Sequence[str]) -> str:
 def find(paths: Iterable[Path]) -> Found:
     """Find the image files among ``paths`` and, sorted, in the folders among them.
 
-    A given file is taken whatever its name. In folders and their subfolders, files with the ending
-    of an image are taken, and files with an unknown ending if they contain one. Hidden files and
-    links to folders are ignored.
-
-    Raises:
-        UsageError: a path does not exist, or a folder holds no image.
-        ExternalError: a folder cannot be read.
+    Given files are taken with any name. In folders and their subfolders, files with the ending of
+    an image are taken, and files with an unknown ending if they contain one. Hidden files and links
+    to folders are ignored.
     """
     found, others = [], []
     for path in paths:

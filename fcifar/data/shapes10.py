@@ -72,20 +72,8 @@ def _disc(u: Tensor, v: Tensor, radius: int = 760) -> Tensor:
     return u * u + v * v < radius * radius
 
 
-def _ring(u: Tensor, v: Tensor) -> Tensor:
-    return _disc(u, v, 960) & ~_disc(u, v, 580)
-
-
-def _crescent(u: Tensor, v: Tensor) -> Tensor:
-    return _disc(u - 100, v, 1000) & ~_disc(u - 650, v, 780)
-
-
 def _square(u: Tensor, v: Tensor) -> Tensor:
     return (u.abs() < 680) & (v.abs() < 680)
-
-
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    return (v < 620) & (7 * u.abs() < 4 * (v + 1170))  # 7/4 is the square root of 3, nearly
 
 
 def _cross(u: Tensor, v: Tensor) -> Tensor:
@@ -103,26 +91,25 @@ def _star(u: Tensor, v: Tensor) -> Tensor:
     return beyond <= 1
 
 
-def _heart(u: Tensor, v: Tensor) -> Tensor:
-    # A square on its corner, and a disc at the middle of each upper side.
-    return (u.abs() + (v - 50).abs() < 715) | _disc(u.abs() - 357, v + 307, 505)
-
-
 def _arrow(u: Tensor, v: Tensor) -> Tensor:
     head = (v < 100) & (5 * u.abs() < 4 * (v + 1050))
     shaft = (v >= 100) & (v < 1000) & (u.abs() < 300)
     return head | shaft
 
 
-def _hourglass(u: Tensor, v: Tensor) -> Tensor:
-    return (v.abs() < 900) & (4 * u.abs() < 3 * v.abs() + 540)
-
-
-_IN_ORDER = (
-    *(_disc, _ring, _crescent, _square, _triangle),
-    *(_cross, _star, _heart, _arrow, _hourglass),
-)
-SHAPES: dict[str, Shape] = {shape.__name__[1:]: shape for shape in _IN_ORDER}
+SHAPES: dict[str, Shape] = {
+    "disc": _disc,
+    "ring": lambda u, v: _disc(u, v, 960) & ~_disc(u, v, 580),
+    "crescent": lambda u, v: _disc(u - 100, v, 1000) & ~_disc(u - 650, v, 780),
+    "square": _square,
+    "triangle": lambda u, v: (v < 620) & (7 * u.abs() < 4 * (v + 1170)),  # sqrt(3) is about 7/4
+    "cross": _cross,
+    "star": _star,
+    # A square on its corner, and a disc at the middle of each upper side.
+    "heart": lambda u, v: (u.abs() + (v - 50).abs() < 715) | _disc(u.abs() - 357, v + 307, 505),
+    "arrow": _arrow,
+    "hourglass": lambda u, v: (v.abs() < 900) & (4 * u.abs() < 3 * v.abs() + 540),
+}
 CLASSES = tuple(SHAPES)
 
 

@@ -62,9 +62,6 @@ class Info(NamedTuple):
     preparation: Mapping[str, Any] = MappingProxyType({})  # see dataset.Content
 
 
-# Writing ------------------------------------------------------------------------------------------
-
-
 def save(dataset: Dataset, root: Path) -> Path:
     """Write a data set to the store, replacing one of the same name. Returns the file.
 
@@ -87,9 +84,6 @@ def save(dataset: Dataset, root: Path) -> Path:
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
     return path
-
-
-# Reading ------------------------------------------------------------------------------------------
 
 
 def load(name: str, root: Path) -> Dataset:

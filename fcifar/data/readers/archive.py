@@ -200,9 +200,6 @@ def _without_tops(found: Found) -> Found:
     return Found(files, others)
 
 
-# Kinds of source ----------------------------------------------------------------------------------
-
-
 def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if source.is_dir():
         return _path_members(source, _walk(source), source, progress)

@@ -275,7 +275,7 @@ CORRUPTIONS = (
     *("snow", "frost", "fog", "brightness", "spatter"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression", "saturate"),
 )
-"""Of CIFAR-10-C and CIFAR-100-C."""
+"""Corruptions in CIFAR-10-C and CIFAR-100-C."""
 SEVERITIES = 5
 LABELS_FILE, CLASSES_FILE = "labels.npy", "classes.npy"
 _DATA = re.compile(r"(.+)_(data|images)\.npy")

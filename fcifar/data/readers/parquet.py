@@ -75,7 +75,7 @@ def read_shard(path: str, data: bytes, options: ImportOptions, progress: Progres
                 try:
                     each = image_files.decode(content, one_line(where), options.resize)
                 except UnreadableError as error:
-                    failures.append(error)
+                    failures.append(UnreadableError(str(error)))  # without the data
                     continue
                 pixels += each.pixels
                 decoded.append(each._replace(pixels=b""))
@@ -207,9 +207,6 @@ def _numbered(shards: Mapping[str, Shard]) -> tuple[tuple[str, ...], dict[str, l
     if named:
         return named.pop(), numbers
     return class_names(None, [torch.tensor(each).long() for each in numbers.values()]), numbers
-
-
-# One file -----------------------------------------------------------------------------------------
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
