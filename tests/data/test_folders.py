@@ -172,6 +172,13 @@ def test_every_image_has_one_place_in_any_order(rows: list[list[str]], order: Ra
     assert folder.layout(paths) == found
 
 
+def test_files_outside_of_two_folders_around_the_classes_are_not_of_a_class() -> None:
+    paths = [*classes("train/a/b/"), *classes("test/")]
+    found = folder.layout(paths, ["train/other/1.heic", "train/a/b/emu/1.heic"])
+    assert found.empty == [folder.Labelled("train", "emu", "train/a/b/emu/1.heic")]
+    assert {image.label for image in found.images} == {"cat", "dog"}
+
+
 # Tables of labels ---------------------------------------------------------------------------------
 
 KAGGLE = {
