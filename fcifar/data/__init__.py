@@ -1,10 +1,7 @@
-"""Images in: prepared data sets, and every way of preparing one.
+"""Prepared data sets, and how to prepare them.
 
-A data set is prepared once, by importing or fetching it, and is one file in the data root from
-then on. ``load`` maps that file into memory.
-
-Importing this package loads torch only when a name is first used: where data sets lie, and what
-they are called, is known without it.
+A data set is prepared once, by importing or fetching it, as one file in the data root; ``load``
+maps that file into memory. Importing this package loads torch only when a name is first used.
 """
 
 import importlib
@@ -13,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fcifar.data.paths import data_root
 
 if TYPE_CHECKING:
-    from fcifar.data.dataset import Dataset, Split, content_digest, make_dataset
+    from fcifar.data.dataset import Dataset, ImportOptions, Split, content_digest, make_dataset
     from fcifar.data.download import fetch
-    from fcifar.data.readers import ImportOptions, import_source
+    from fcifar.data.readers import import_source
     from fcifar.data.store import Info, Summary, info, list_prepared, load, save, verify
 
 __all__ = [
@@ -36,18 +33,18 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {
-    "dataset": ("Dataset", "Split", "content_digest", "make_dataset"),
+_MODULES = {
+    "dataset": ("Dataset", "ImportOptions", "Split", "content_digest", "make_dataset"),
     "download": ("fetch",),
-    "readers": ("ImportOptions", "import_source"),
+    "readers": ("import_source",),
     "store": ("Info", "Summary", "info", "list_prepared", "load", "save", "verify"),
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"fcifar.data.{_HOME_OF[name]}"), name)
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"fcifar.data.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'fcifar.data' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""A data set as a value, and what makes one valid."""
+"""A data set as a value, and its validation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,29 @@ class Split(NamedTuple):
 
 
 EMPTY = Split(torch.empty(0, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-"""The training split of a test set alone; the validation split of a set without one."""
+"""The training split of a data set with test images only; the validation split of most sets."""
 
 
 class Content(NamedTuple):
-    """What a reader finds in a source."""
+    """The content of a source, as a reader returns it."""
 
-    train: Split  # without rows for a test set alone
+    train: Split  # EMPTY for a data set with test images only
     test: Split
     classes: tuple[str, ...]
     valid: Split = EMPTY  # given validation images
-    preparation: Mapping[str, Any] = MappingProxyType({})  # what was done and left out, for JSON
+    preparation: Mapping[str, Any] = MappingProxyType({})  # changes and omissions, JSON values
+
+
+class ImportOptions(NamedTuple):
+    """How to read a source that can be read in several ways."""
+
+    resize: str | None = None  # key of image_files.FITS; None: images have to be 32x32
+    labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
+    test_fraction: float = 0.0  # of each class to hold out, in (0, 1); 0: the source has a test set
+    seed: int = 0  # of the key that draws the held-out images
+    skip_unreadable: bool = False  # leave out unreadable images instead of raising an error
+    corruption: str | None = None  # of CIFAR-10-C, such as fog, where a source has several
+    severity: int | None = None  # of the corruption, 1 to 5; None: all of them
 
 
 class Dataset(NamedTuple):
@@ -44,55 +56,29 @@ class Dataset(NamedTuple):
     test_images: Tensor  # uint8 [M, 3, 32, 32]
     test_labels: Tensor  # int64 [M]
     classes: tuple[str, ...]
-    source: str  # where the images came from, for a person
-    digest: str  # SHA-256 of content: see content_digest
-    path: str = ""  # the prepared file that it is mapped from, if it is
-    preparation: Mapping[str, Any] = MappingProxyType(
-        {}
-    )  # see ``importing``; the digest is not of it
-    valid_images: Tensor = EMPTY.images  # uint8 [V, 3, 32, 32]: the given validation split, or none
+    source: str  # description of the origin
+    digest: str  # SHA-256, see content_digest
+    path: str = ""  # the memory-mapped file, if any
+    preparation: Mapping[str, Any] = MappingProxyType({})  # see Content; not part of the digest
+    valid_images: Tensor = EMPTY.images  # uint8 [V, 3, 32, 32], given validation images
     valid_labels: Tensor = EMPTY.labels  # int64 [V]
 
 
 def make_dataset(
-    name: str,
-    train: Split,
-    test: Split,
-    classes: Sequence[str],
-    source: str,
-    valid: Split = EMPTY,
+    name: str, train: Split, test: Split, classes: Sequence[str], source: str, valid: Split = EMPTY
 ) -> Dataset:
-    """A valid data set with its digest.
+    """Return a valid data set with its digest.
 
-    Args:
-        train: ``EMPTY`` for a test set alone, which can be evaluated on and not trained on.
-        valid: the given validation split, ``EMPTY`` where there is none.
+    ``train`` is ``EMPTY`` for a data set to evaluate on, but not to train on.
 
     Raises:
-        UsageError: the test split is empty, a split is of another shape or dtype, a label has no
-            class, or class names are missing, repeated or unprintable.
+        UsageError: the test split is empty, a shape or dtype is wrong, a label has no class, or
+            class names are missing, repeated or unprintable.
     """
     check(train, test, classes, valid)
     digest = content_digest(*train, *test, classes, *valid)
-    return Dataset(
-        name,
-        *train,
-        *test,
-        tuple(classes),
-        source,
-        digest,
-        valid_images=valid.images,
-        valid_labels=valid.labels,
-    )
-
-
-def check(train: Split, test: Split, classes: Sequence[str], valid: Split = EMPTY) -> None:
-    """Raise the UsageError that ``make_dataset`` promises, without reading the images."""
-    _check_classes(classes)
-    for name, split in (("train", train), ("validation", valid), ("test", test)):
-        check_split(name, split, len(classes))
-    if not len(test.images):
-        raise UsageError("the test split is empty; it needs at least one image")
+    dataset = Dataset(name, *train, *test, tuple(classes), source, digest)
+    return dataset._replace(valid_images=valid.images, valid_labels=valid.labels)
 
 
 def content_digest(
@@ -104,63 +90,58 @@ def content_digest(
     valid_images: Tensor = EMPTY.images,
     valid_labels: Tensor = EMPTY.labels,
 ) -> str:
-    """SHA-256 of what a model can learn from: images, labels and the class names in order.
+    """Return the SHA-256 of images, labels and class names in order.
 
-    A data set's name and source do not count, so the same images imported from a folder and from
-    an archive have the same digest. Validation images count where there are any.
+    Name and source of the data set are not included: the same images imported from a folder and
+    from an archive have the same digest. An empty validation split is not included either.
     """
-    names = torch.tensor(list(json.dumps(list(classes)).encode()), dtype=torch.uint8)
-    given = {"valid_images": valid_images, "valid_labels": valid_labels}
-    return tree.digest(
-        {
-            "train_images": train_images,
-            "train_labels": train_labels,
-            "test_images": test_images,
-            "test_labels": test_labels,
-            "classes": names,
-            **(given if len(valid_labels) else {}),
-        }
-    )
+    values = {
+        "train_images": train_images,
+        "train_labels": train_labels,
+        "test_images": test_images,
+        "test_labels": test_labels,
+        "classes": torch.tensor(list(json.dumps(list(classes)).encode()), dtype=torch.uint8),
+    }
+    if len(valid_labels):
+        values |= {"valid_images": valid_images, "valid_labels": valid_labels}
+    return tree.digest(values)
 
 
-def _check_classes(classes: Sequence[str]) -> None:
-    bad = [name for name in classes if not name or not name.isprintable()]
-    if bad:
-        raise UsageError(
-            f"a class is named {one_line(repr(bad[0]))}; class names are printable text"
-        )
+def check(train: Split, test: Split, classes: Sequence[str], valid: Split = EMPTY) -> None:
+    """Raise the UsageError of ``make_dataset``. Images are not read."""
+    if bad := [name for name in classes if not name or not name.isprintable()]:
+        raise UsageError(f"a class is named {one_line(repr(bad[0]))}; names are printable text")
     if not classes or len(set(classes)) < len(classes):
-        raise UsageError(
-            f"the class names are {one_line(list(classes))}; each class needs a name of its own"
-        )
+        raise UsageError(f"the class names are {one_line(list(classes))}; each needs its own name")
+    for name, split in (("train", train), ("validation", valid), ("test", test)):
+        check_split(name, split, len(classes))
+    if not len(test.images):
+        raise UsageError("the test split is empty; it needs at least one image")
 
 
-def check_split(split: str, data: Split, classes: int) -> None:
-    """Raise a UsageError unless images and labels are of the right shapes and dtypes and as many as
-    each other, and labels are below ``classes``.
-
-    Args:
-        split: what messages call it.
+def check_split(name: str, split: Split, classes: int) -> None:
+    """Raise a UsageError unless shapes, dtypes and numbers of images and labels are right and
+    labels lie in [0, ``classes``).
     """
-    images, labels = data
+    images, labels = split
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (3, SIDE, SIDE):
         raise UsageError(
-            f"the {split} images are {_describe(images)}; "
+            f"the {name} images are {_describe(images)}; "
             f"they must be uint8 [N, 3, {SIDE}, {SIDE}] or uint8 [N, {SIDE}, {SIDE}, 3]"
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
-        raise UsageError(f"the {split} labels are {_describe(labels)}; they must be integers [N]")
+        raise UsageError(f"the {name} labels are {_describe(labels)}; they must be integers [N]")
     if len(images) != len(labels):
         raise UsageError(
-            f"the {split} split has {len(images)} images and {len(labels)} labels; "
+            f"the {name} split has {len(images)} images and {len(labels)} labels; "
             "every image needs one label"
         )
-    if not len(images):
+    if not len(labels):
         return
-    low, high = (int(extreme) for extreme in labels.aminmax())
+    low, high = map(int, labels.aminmax())
     if low < 0 or high >= classes:
         raise UsageError(
-            f"the {split} labels run from {low} to {high}, but {classes} classes "
+            f"the {name} labels run from {low} to {high}, but {classes} classes "
             f"have labels 0 to {classes - 1}"
         )
 

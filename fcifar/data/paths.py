@@ -1,4 +1,4 @@
-"""Where prepared data sets lie, and what they may be called. Nothing here needs torch."""
+"""Names and locations of prepared data sets. Must not import torch."""
 
 import os
 import re
@@ -12,34 +12,31 @@ ENDING = ".safetensors"
 
 
 def data_root(data_dir: Path | None = None) -> Path:
-    """The folder of prepared data sets; it need not exist yet.
+    """Return the folder of prepared data sets, which need not exist.
 
-    ``data_dir`` if given, else ``$FCIFAR_DATA``, where ~ is the user's home, else "fcifar" in the
-    user's cache folder.
+    ``data_dir`` if given, else ``$FCIFAR_DATA``, else "fcifar" in the user's cache folder.
     """
     if data_dir is not None:
         return data_dir
     if chosen := os.environ.get("FCIFAR_DATA"):
         return Path(os.path.expanduser(chosen))
-    return _user_cache() / "fcifar"
-
-
-def _user_cache() -> Path:
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return Path(local) if local else Path.home() / "AppData" / "Local"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    # The XDG specification says that a relative path is to be ignored.
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return cache if cache.is_absolute() else Path.home() / ".cache"
+        cache = Path(local) if local else Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        # The XDG specification requires relative paths to be ignored.
+        cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        cache = cache if cache.is_absolute() else Path.home() / ".cache"
+    return cache / "fcifar"
 
 
 def path_of(name: str, root: Path) -> Path:
-    """The file of data set ``name``, whether it exists or not.
+    """Return the file of data set ``name``, which need not exist.
 
     Raises:
-        UsageError: ``name`` is not made of lower-case letters, digits, "-" and "_".
+        UsageError: the name is invalid.
     """
     if not NAME.fullmatch(name):
         raise UsageError(

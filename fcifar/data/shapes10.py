@@ -1,12 +1,12 @@
-"""The built-in data set: ten drawn shapes, 32x32 RGB, made from a key.
+"""The built-in data set: ten shapes, 32x32 RGB, drawn from a key.
 
-Each image is one shape (its class) at a random place, size, stretch and rotation, in a random
-colour and texture, over a random background with clutter, and often with a bar across it. Place,
-colour and texture know nothing of the class, so a classifier has to see the form.
+Each image has one shape (its class) at a random position, size, stretch and rotation, in a random
+colour and texture, over a random background with clutter, and often with a bar across it.
+Position, colour and texture are independent of the class, so a classifier has to see the form.
 
-All arithmetic is on integers, hence the images are the same bits on every machine, for any number
-of threads and in any version of torch. Lengths are in sixteenths of a pixel, sines and cosines in
-1/1024, and a shape is drawn in coordinates of its own in which its radius is about 1024.
+All arithmetic is on integers: the images are the same bits on every machine, for any number of
+threads and in any version of torch. Lengths are in 1/16 pixel, sines and cosines in 1/1024, and a
+shape has coordinates in which its radius is about 1024.
 """
 
 import math
@@ -24,15 +24,15 @@ SOURCE = "drawn by fcifar from a key: textured shapes on cluttered backgrounds"
 
 SIDE = 32  # pixels
 PIXEL = 16  # units of length in a pixel
-ONE = 1024  # the fixed-point 1 of cosines, and the radius of a shape in its own coordinates
-TURN = 256  # angles are counted in 1/256 of a turn
-CHUNK = 500  # images drawn together: enough to be fast, few enough to be modest in memory
+ONE = 1024  # fixed-point 1 of cosines, and the radius of a shape
+TURN = 256  # units of angle in a turn
+CHUNK = 500  # images drawn together: a compromise of speed and memory
 
 COSINES = tuple(round(ONE * math.cos(2 * math.pi * i / TURN)) for i in range(TURN))
 
 
 class Images(NamedTuple):
-    """What ``generate`` makes: images uint8 [N, 3, 32, 32], labels int64 [N] below 10."""
+    """Images uint8 [N, 3, 32, 32], labels int64 [N] in [0, 10)."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -41,10 +41,10 @@ class Images(NamedTuple):
 
 
 def generate(key: Key | None = None, *, train_size: int = 20_000, test_size: int = 5_000) -> Images:
-    """Draw the data set of ``key`` (the published one when it is left out).
+    """Draw the data set of ``key``; the default is the published one.
 
-    Every class has the same number of images, give or take one, and their order is random. The
-    two splits come from independent keys.
+    The numbers of images of two classes differ by at most one, and their order is random. The two
+    splits come from independent keys.
     """
     train_key, test_key = random.split(random.key(10) if key is None else key)
     return Images(*_draw_split(train_key, train_size), *_draw_split(test_key, test_size))
@@ -62,8 +62,8 @@ def _draw_split(key: Key, size: int) -> tuple[Tensor, Tensor]:
 
 
 # The ten shapes ----------------------------------------------------------------------------------
-# Each takes int32 coordinates (u to the right, v downwards) and says which points are inside. Their
-# areas are about the same, so that the mean colour of an image does not tell.
+# Each maps int32 coordinates (u to the right, v downwards) to whether the point is inside. All have
+# about the same area, so that the mean colour of an image does not reveal the class.
 
 Shape = Callable[[Tensor, Tensor], Tensor]
 
@@ -72,20 +72,8 @@ def _disc(u: Tensor, v: Tensor, radius: int = 760) -> Tensor:
     return u * u + v * v < radius * radius
 
 
-def _ring(u: Tensor, v: Tensor) -> Tensor:
-    return _disc(u, v, 960) & ~_disc(u, v, 580)
-
-
-def _crescent(u: Tensor, v: Tensor) -> Tensor:
-    return _disc(u - 100, v, 1000) & ~_disc(u - 650, v, 780)
-
-
 def _square(u: Tensor, v: Tensor) -> Tensor:
     return (u.abs() < 680) & (v.abs() < 680)
-
-
-def _triangle(u: Tensor, v: Tensor) -> Tensor:
-    return (v < 620) & (7 * u.abs() < 4 * (v + 1170))  # 7/4 is the square root of 3, nearly
 
 
 def _cross(u: Tensor, v: Tensor) -> Tensor:
@@ -94,7 +82,7 @@ def _cross(u: Tensor, v: Tensor) -> Tensor:
 
 
 def _star(u: Tensor, v: Tensor) -> Tensor:
-    # Five lines make a pentagram, and a point is inside it when it is beyond at most one of them.
+    # Five lines make a pentagram; points inside are beyond at most one of them.
     beyond = torch.zeros_like(u)
     for i in range(5):
         angle = 2 * math.pi * i / 5
@@ -103,44 +91,36 @@ def _star(u: Tensor, v: Tensor) -> Tensor:
     return beyond <= 1
 
 
-def _heart(u: Tensor, v: Tensor) -> Tensor:
-    # A square that stands on a corner, and a disc at the middle of each of its upper sides.
-    return (u.abs() + (v - 50).abs() < 715) | _disc(u.abs() - 357, v + 307, 505)
-
-
 def _arrow(u: Tensor, v: Tensor) -> Tensor:
     head = (v < 100) & (5 * u.abs() < 4 * (v + 1050))
     shaft = (v >= 100) & (v < 1000) & (u.abs() < 300)
     return head | shaft
 
 
-def _hourglass(u: Tensor, v: Tensor) -> Tensor:
-    return (v.abs() < 900) & (4 * u.abs() < 3 * v.abs() + 540)
-
-
 SHAPES: dict[str, Shape] = {
     "disc": _disc,
-    "ring": _ring,
-    "crescent": _crescent,
+    "ring": lambda u, v: _disc(u, v, 960) & ~_disc(u, v, 580),
+    "crescent": lambda u, v: _disc(u - 100, v, 1000) & ~_disc(u - 650, v, 780),
     "square": _square,
-    "triangle": _triangle,
+    "triangle": lambda u, v: (v < 620) & (7 * u.abs() < 4 * (v + 1170)),  # sqrt(3) is about 7/4
     "cross": _cross,
     "star": _star,
-    "heart": _heart,
+    # A square on its corner, and a disc at the middle of each upper side.
+    "heart": lambda u, v: (u.abs() + (v - 50).abs() < 715) | _disc(u.abs() - 357, v + 307, 505),
     "arrow": _arrow,
-    "hourglass": _hourglass,
+    "hourglass": lambda u, v: (v.abs() < 900) & (4 * u.abs() < 3 * v.abs() + 540),
 }
 CLASSES = tuple(SHAPES)
 
 
-# One picture, back to front ----------------------------------------------------------------------
-# An image here is int32 [n, 3, 32, 32], a field of one value a pixel is int32 [n, 1, 32, 32], and
-# what is drawn once an image is int32 [n, 1, 1, 1], so that everything broadcasts.
+# One image, back to front -------------------------------------------------------------------------
+# Images are int32 [n, 3, 32, 32], values of a pixel int32 [n, 1, 32, 32], and values of an image
+# int32 [n, 1, 1, 1], so that everything broadcasts.
 
 
 def _draw_images(key: Key, shape: Shape, n: int) -> Tensor:
-    keys = iter(random.split(key, 15))  # one for each thing that is drawn at random
-    ground = _colours(next(keys), n) * 5 >> 3  # mostly darker than what stands on it
+    keys = iter(random.split(key, 15))  # one for each random draw
+    ground = _colours(next(keys), n) * 5 >> 3  # mostly darker than the foreground
     image = ground + _clouds(next(keys), n) + _texture(next(keys), n)
     for form in (_disc, _square):
         image = _blend(image, _oblong(next(keys), form, n), _colours(next(keys), n))
@@ -152,7 +132,7 @@ def _draw_images(key: Key, shape: Shape, n: int) -> Tensor:
 
 
 def _blend(image: Tensor, coverage: Tensor, paint: Tensor) -> Tensor:
-    """``paint`` over ``image`` where ``coverage``, in quarters of a pixel, says so."""
+    """``paint`` over ``image``, by ``coverage`` in quarters of a pixel."""
     return image + ((paint - image) * coverage >> 2)
 
 
@@ -162,7 +142,7 @@ def _colours(key: Key, n: int) -> Tensor:
 
 
 def _contrasting(key: Key, ground: Tensor) -> Tensor:
-    """Colours that stand off from ``ground``, each channel by its own amount."""
+    """Colours in contrast to ``ground``, each channel by its own amount."""
     n = ground.shape[0]
     strength_key, distance_key = random.split(key)
     (strength,) = _integers(strength_key, (n, 1, 1, 1), (7, 17))
@@ -171,7 +151,7 @@ def _contrasting(key: Key, ground: Tensor) -> Tensor:
 
 
 def _clouds(key: Key, n: int) -> Tensor:
-    """Smooth light and shade: random values on a lattice of 8 pixels, interpolated between."""
+    """Smooth light and shade: random values on a lattice of 8 pixels, interpolated."""
     cell = 8
     (lattice,) = _integers(key, (n, 3, SIDE // cell + 1, SIDE // cell + 1), (-28, 29))
     index = torch.arange(SIDE, device=key.device)
@@ -182,7 +162,7 @@ def _clouds(key: Key, n: int) -> Tensor:
 
 
 def _texture(key: Key, n: int) -> Tensor:
-    """Stripes or checks of a random period, angle and strength (which is often zero)."""
+    """Stripes or checks of random period, angle and strength (often zero)."""
     strength, checked, period, angle, phase = _integers(
         key, (n, 1, 1, 1), (-24, 25), (0, 2), (36, 100), (0, TURN), (0, 512)
     )
@@ -195,22 +175,21 @@ def _texture(key: Key, n: int) -> Tensor:
 
 
 def _noise(key: Key, n: int) -> Tensor:
-    """Grain with a triangular distribution, of a strength of the image's own."""
+    """Grain with a triangular distribution, whose strength varies by image."""
     strength_key, grain_key = random.split(key)
     (strength,) = _integers(strength_key, (n, 1, 1, 1), (2, 20))
     words = random.bits(grain_key, (n, 1, SIDE, SIDE))
-    # A word has 32 bits: two numbers of 5 bits for each of the three channels.
+    # Two numbers of 5 bits for each of the three channels, in a word of 32 bits.
     shifts = 10 * torch.arange(3, device=key.device)[:, None, None]
     grain = (words >> shifts & 31) + (words >> shifts + 5 & 31) - 31
     return grain.to(torch.int32) * strength >> 4
 
 
-# Where things are --------------------------------------------------------------------------------
-# Coverage is int32 [n, 1, 32, 32], in quarters of a pixel.
+# Positions ---------------------------------------------------------------------------------------
 
 
 def _placed(key: Key, shape: Shape, n: int) -> Tensor:
-    """The shape itself, large and near the middle, a little turned and stretched."""
+    """The shape, large and near the middle, slightly rotated and stretched."""
     x, y, radius, stretch, angle = _integers(
         key, (n, 1, 1, 1), (192, 321), (192, 321), (130, 215), (-2, 3), (-18, 19)
     )
@@ -219,7 +198,7 @@ def _placed(key: Key, shape: Shape, n: int) -> Tensor:
 
 
 def _oblong(key: Key, form: Shape, n: int) -> Tensor:
-    """A small oblong anywhere: a square or a disc, drawn out."""
+    """A small stretched square or disc, anywhere."""
     x, y, width, height, angle = _integers(
         key, (n, 1, 1, 1), (0, 513), (0, 513), (24, 56), (48, 160), (0, TURN)
     )
@@ -227,7 +206,7 @@ def _oblong(key: Key, form: Shape, n: int) -> Tensor:
 
 
 def _bar(key: Key, n: int) -> Tensor:
-    """A bar from edge to edge, in every other image."""
+    """A bar from edge to edge, in half of the images."""
     present, x, y, width, angle = _integers(
         key, (n, 1, 1, 1), (0, 2), (128, 385), (128, 385), (16, 40), (0, TURN)
     )
@@ -237,13 +216,10 @@ def _bar(key: Key, n: int) -> Tensor:
 def _coverage(
     shape: Shape, x: Tensor, y: Tensor, width: Tensor, height: Tensor, angle: Tensor
 ) -> Tensor:
-    """How much of each pixel the shape covers, in quarters: int32 [n, 1, 32, 32].
-
-    ``x`` and ``y`` say where its centre is, ``width`` and ``height`` how long its two radii are.
-    """
+    """Coverage of each pixel in quarters, int32 [n, 1, 32, 32], by centre and two radii."""
     across, down = _pixel_centres(x.device)
     cos, sin = _cos(angle), _cos(angle - TURN // 4)
-    # From lengths to the shape's own coordinates: 1/64 of (cos, sin; -sin, cos) over the radii.
+    # From lengths to the shape's coordinates: 1/64 of (cos, sin; -sin, cos) over the radii.
     a, b = 64 * cos // width, 64 * sin // width
     c, d = -64 * sin // height, 64 * cos // height
     covered = torch.zeros((), dtype=torch.int32, device=x.device)
@@ -266,7 +242,7 @@ def _cos(angle: Tensor) -> Tensor:
 
 
 def _integers(key: Key, shape: tuple[int, ...], *ranges: tuple[int, int]) -> Tensor:
-    """One draw of ``shape`` in [low, high) for each range: int32 [len(ranges), *shape]."""
+    """Draw ``shape`` in [low, high) for each range: int32 [len(ranges), *shape]."""
     words = random.bits(key, (len(ranges), *shape))
     ends = torch.tensor(ranges, device=key.device).reshape(-1, 2, *(1 for _ in shape))
     low, high = ends.unbind(1)

@@ -1,4 +1,4 @@
-"""Holding a part of the training images out."""
+"""Random splits of labelled images."""
 
 from collections.abc import Sequence
 
@@ -6,64 +6,47 @@ import torch
 from torch import Tensor
 
 from fcifar import random
-from fcifar.data.dataset import Split, check_split
+from fcifar.data.dataset import ImportOptions, Split, check_split
 from fcifar.errors import UsageError, one_line
 from fcifar.random import Key
 
 
 def holdout(
-    key: Key, labels: Tensor, fraction: float, *, stratify: bool = False
+    key: Key, labels: Tensor, fraction: float, *, stratify: bool = False, every_class: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Row numbers to train on and row numbers held out, each int64 in ascending order.
+    """Return the rows to train on and the rows held out, each int64 in ascending order.
 
     Args:
-        key: which rows; they are a random sample, however ``labels`` are sorted.
+        key: draws the rows; the sample is random even if ``labels`` are sorted.
         labels: int64 [N].
         fraction: of the rows to hold out, in [0, 1), rounded to the nearest whole row.
         stratify: hold the same fraction of each class out.
+        every_class: with ``stratify``, keep at least one row of each class on both sides. Each
+            class needs two.
     """
-    groups = [torch.nonzero(labels == c).flatten() for c in labels.unique()] if stratify else []
-    groups = groups or [torch.arange(len(labels), device=labels.device)]
+    rows, sizes = torch.arange(len(labels), device=labels.device), [len(labels)]
+    if stratify and len(labels):
+        rows = torch.argsort(labels, stable=True)
+        sizes = labels.unique(return_counts=True)[1].tolist()
     held_out = torch.zeros_like(labels, dtype=torch.bool)
-    for group, k in zip(groups, random.split(key, len(groups)), strict=True):
+    for group, k in zip(rows.split(sizes), random.split(key, len(sizes)), strict=True):
         count = round(fraction * len(group))
-        held_out[random.permutation(k, group)[:count]] = True
-    return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
-
-
-def hold_out_of_each(key: Key, labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """As ``holdout`` stratified, but with a row of each class on both sides, however few it has.
-
-    Args:
-        key: which rows.
-        labels: int64 [N], two or more of each class.
-        fraction: of the rows of each class to hold out, in (0, 1).
-    """
-    order = torch.argsort(labels, stable=True)
-    counts = [count for count in torch.bincount(labels).tolist() if count]
-    held_out = torch.zeros_like(labels, dtype=torch.bool)
-    for group, k in zip(order.split(counts), random.split(key, len(counts)), strict=True):
-        count = min(max(round(fraction * len(group)), 1), len(group) - 1)
+        if every_class:
+            count = min(max(count, 1), len(group) - 1)
         held_out[random.permutation(k, group)[:count]] = True
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
 
 
 def hold_out_test(
-    everything: Split, classes: Sequence[str], fraction: float, seed: int
+    images: Split, classes: Sequence[str], options: ImportOptions
 ) -> tuple[Split, Split]:
-    """Training and test split of images of which nothing says which is which.
-
-    Args:
-        everything: of each class two or more.
-        classes: the names.
-        fraction: of each class, to test with, in (0, 1).
-        seed: of the key that chooses these.
+    """Split images into training and test images, by ``test_fraction`` and ``seed``.
 
     Raises:
-        UsageError: there are none, they are not valid, or a class has a single image.
+        UsageError: there are no images, they are invalid, or a class has a single image.
     """
-    check_split("train", everything, len(classes))
-    labels = everything.labels
+    check_split("train", images, len(classes))
+    labels = images.labels
     if not len(labels):
         raise UsageError("the train split is empty; it needs two or more images of each class")
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
@@ -72,6 +55,8 @@ def hold_out_test(
             f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
             "testing, it needs two or more"
         )
-    kept, held_out = hold_out_of_each(random.key(seed), labels, fraction)
-    train, test = (Split(*(part[rows] for part in everything)) for rows in (kept, held_out))
-    return train, test
+    key = random.key(options.seed)
+    kept, held_out = holdout(key, labels, options.test_fraction, stratify=True, every_class=True)
+    return Split(images.images[kept], labels[kept]), Split(
+        images.images[held_out], labels[held_out]
+    )

@@ -1,18 +1,18 @@
-"""Progress callbacks, throttled. Readers call a function and do not know about terminals."""
+"""Progress callbacks, called at most 20 times a second."""
 
 import time
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int], None]  # (description, done, total); total 0 when unknown
 
-_INTERVAL = 0.05  # seconds between two calls: more than an eye can follow
+_INTERVAL = 0.05  # seconds between two calls
 
 
 def paced(progress: Progress | None) -> Progress:
-    """``progress``, called at most 20 times a second; the first and last of a task always pass."""
+    """Return ``progress`` throttled. The first and last call of a task always pass."""
     if progress is None:
         return lambda description, done, total: None
-    last = (None, 0.0)  # the task described last, and when
+    last = (None, 0.0)  # description and time of the last call
 
     def report(description: str, done: int, total: int) -> None:
         nonlocal last

@@ -122,11 +122,11 @@ def test_three_splits_are_known(tmp_path: Path, root: Path) -> None:
     paths = [*classes("Train/"), *classes("test/"), *classes("valid/", count=2), "cover.png"]
     found = folder.layout(paths)
     assert found.tops == {"train": "Train", "test": "test", "valid": "valid"}
-    assert set(found.places) == {
-        *(folder.Place("train", path.split("/")[1], path) for path in paths[:6]),
-        *(folder.Place("test", path.split("/")[1], path) for path in paths[6:12]),
-        *(folder.Place("valid", path.split("/")[1], path) for path in paths[12:16]),
-        folder.Place("", "", "cover.png"),
+    assert set(found.images) == {
+        *(folder.Labelled("train", path.split("/")[1], path) for path in paths[:6]),
+        *(folder.Labelled("test", path.split("/")[1], path) for path in paths[6:12]),
+        *(folder.Labelled("valid", path.split("/")[1], path) for path in paths[12:16]),
+        folder.Labelled("", "", "cover.png"),
     }
     source = forms.write_zip(tmp_path / "three.zip", images(*paths))
     dataset = data.import_source(source, None, root)
@@ -166,10 +166,17 @@ def test_every_image_has_one_place_in_any_order(rows: list[list[str]], order: Ra
         found = folder.layout(paths)
     except UsageError:  # two folders of one split
         return
-    assert sorted(place.path for place in found.places) == sorted(paths)
-    assert {place.split for place in found.places} <= {"", "train", "test", "valid"}
+    assert sorted(place.path for place in found.images) == sorted(paths)
+    assert {place.split for place in found.images} <= {"", "train", "test", "valid"}
     order.shuffle(paths)
     assert folder.layout(paths) == found
+
+
+def test_files_outside_of_two_folders_around_the_classes_are_not_of_a_class() -> None:
+    paths = [*classes("train/a/b/"), *classes("test/")]
+    found = folder.layout(paths, ["train/other/1.heic", "train/a/b/emu/1.heic"])
+    assert found.empty == [folder.Labelled("train", "emu", "train/a/b/emu/1.heic")]
+    assert {image.label for image in found.images} == {"cat", "dog"}
 
 
 # Tables of labels ---------------------------------------------------------------------------------

@@ -240,13 +240,13 @@ def test_an_extension_header_of_nonsense_is_refused(record: bytes) -> None:
     data = header(b"x", b"x", b"%o" % len(record)) + record + bytes(-len(record) % 512)
     data += header(b"a.png", b"0", b"0") + bytes(1024)
     with pytest.raises(ValueError, match="an extension header is damaged"):
-        list(tars.entries(io.BytesIO(data), 10**6))
+        list(tars.members(io.BytesIO(data), 10**6))
 
 
 def test_an_extension_header_for_ever_is_refused() -> None:
     data = header(b"x", b"x", b"0") * 1000
     with pytest.raises(ValueError, match="too many headers"):
-        list(tars.entries(io.BytesIO(data), 10**6))
+        list(tars.members(io.BytesIO(data), 10**6))
 
 
 def test_a_member_without_content_is_refused_before_memory_is_taken(tmp_path: Path) -> None:

@@ -268,7 +268,8 @@ def test_progress_is_told_at_a_modest_rate(tmp_path: Path, root: Path) -> None:
     calls = []
     source = forms.write_tar(tmp_path / "a.tar.gz", forms.class_folders())
     data.import_source(source, "set", root, progress=lambda *call: calls.append(call))
-    assert calls[-2:] == [("decoding images", 21, 21), ("storing set", 0, 0)]
+    size = source.stat().st_size
+    assert calls[-2:] == [("reading a.tar.gz", size, size), ("storing set", 0, 0)]
     assert len(calls) < 21
 
 
@@ -347,7 +348,7 @@ BAD_FILES = {
     ),
     "unprintable class": (
         {name.replace("ant/", "a\nt/"): content for name, content in FOLDERS.items()},
-        "class names are printable",
+        "names are printable text",
     ),
     "batch missing": (without(OFFICIAL, "data_batch_3"), "data_batch_3 missing"),
     "meta missing": (without(OFFICIAL, "batches.meta"), "batches.meta missing"),
@@ -393,7 +394,7 @@ BAD_FILES = {
     "no class names": (OFFICIAL | {"batches.meta": pickle.dumps({})}, "no list of label_names"),
     "class named twice": (
         OFFICIAL | {"batches.meta": pickle.dumps({"label_names": ["a", "b", "a"]})},
-        "needs a name of its own",
+        "each needs its own name",
     ),
     "records cut short": (
         BINARY | {"data_batch_4.bin": BINARY["data_batch_4.bin"][:-1]},

@@ -307,7 +307,11 @@ def test_torchvision_has_every_set_that_can_be_fetched(name: str) -> None:
         ("cifar-100", {}, "can be fetched; there is cifar10, .*did you mean 'cifar100'"),
         ("mnist", {"md5": "0"}, "--md5 is of an archive of CIFAR; mnist is several files"),
         ("mnist", {"url": "ftp://x"}, "must begin with http"),
-        ("mnist", {"url": "http://x", "downloaded": Path()}, "--url and --md5 are to get them"),
+        (
+            "mnist",
+            {"url": "http://x", "downloaded": Path()},
+            "--root reads local files; leave out --url",
+        ),
     ],
 )
 def test_what_cannot_be_fetched(

@@ -14,7 +14,7 @@ from fcifar import data, random
 from fcifar.data import ImportOptions, image_files
 from fcifar.data.readers import archive
 from fcifar.data.readers.cifar import CLASSES
-from fcifar.data.split import hold_out_of_each
+from fcifar.data.split import holdout
 from fcifar.errors import UsageError
 from tests.helpers import forms
 
@@ -162,7 +162,9 @@ def test_a_part_of_each_class_is_held_out(tmp_path: Path, root: Path, above: str
 def test_every_class_is_on_both_sides(counts: list[int], fraction: float, seed: int) -> None:
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     labels = random.permutation(random.key(1), labels)
-    kept, held = hold_out_of_each(random.key(seed % 2**31), labels, fraction)
+    kept, held = holdout(
+        random.key(seed % 2**31), labels, fraction, stratify=True, every_class=True
+    )
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(len(labels)))
     for number, count in enumerate(counts):
         here = int((labels[held] == number).sum())
@@ -231,7 +233,7 @@ MISTAKES = {
     "no test": (
         {f"train/{n}": c for n, c in TWO.items()},
         ImportOptions(),
-        "no test/<class>/ folder; .*, or add --test-fraction 0.1 for a part of train/",
+        "no test/<class>/ folder; .*, or add --test-fraction 0.1 to test with a part of train/",
     ),
     "one image": (
         flat({"a": 3, "b": 1}),

@@ -47,7 +47,7 @@ def test_exported_test_images_have_the_logits_of_the_evaluation(
     for row in rows:
         pixels = test.images[row].permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(tmp_path / f"{row:03}.png")
-    images = image_files.read_all([tmp_path / f"{row:03}.png" for row in rows])
+    images = torch.stack([image_files.read(tmp_path / f"{row:03}.png") for row in rows])
     assert torch.equal(images, test.images[rows])
     assert torch.equal(predict(network, runtime, images), logits[rows])
     assert torch.equal(predict(network, runtime, images[2:3]), logits[rows[2:3]])

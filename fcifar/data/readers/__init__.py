@@ -1,31 +1,19 @@
-"""From a source in any accepted form to a data set in the store."""
+"""Import a source in any accepted form into the store.
+
+The readers raise a UsageError for content that they do not accept, in one line that names the file.
+"""
 
 import io
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from fcifar.data import image_files, shapes10, store
-from fcifar.data.dataset import Content, Dataset, make_dataset
-from fcifar.data.image_files import Picture
-from fcifar.data.readers import archive, cifar, folder, npz, parquet, testsets
-from fcifar.data.readers.parquet import Shard
+from fcifar.data.dataset import Content, Dataset, ImportOptions, make_dataset
+from fcifar.data.readers import archive, cifar, folder, npz, parquet
 from fcifar.data.throttle import Progress, paced
 from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, shown
-
-
-class ImportOptions(NamedTuple):
-    """How to read a source where there is more than one way."""
-
-    resize: str | None = None  # how images become 32x32, a key of image_files.FITS; None: they are
-    labels: str | None = None  # of CIFAR-100: fine or coarse; None: fine
-    test_fraction: float = 0.0  # of each class, in (0, 1); 0: there is a test folder
-    seed: int = 0  # of the key that chooses these
-    skip_unreadable: bool = False  # leave out images that cannot be read, instead of refusing
-    corruption: str | None = None  # of CIFAR-10-C, such as fog, where a source has several
-    severity: int | None = None  # of it, 1 to 5; None: all of them
 
 
 def import_source(
@@ -39,55 +27,68 @@ def import_source(
 ) -> Dataset:
     """Read a source, store it as ``name`` and return it, memory-mapped.
 
-    The form of the source is told by what is in it, and rows come in an order that does not depend
-    on the order of an archive. ``progress(description, done, total)`` is called at most 20 times a
-    second; total is 0 when unknown.
+    The content of the source determines its form. The order of the images does not depend on the
+    order of an archive. ``progress(description, done, total)`` is called at most 20 times a second;
+    total is 0 when unknown.
 
     Args:
-        name: None for "cifar10" where the classes are those of CIFAR-10, "cifar100" or
-            "cifar100-coarse" for CIFAR-100, such as "cifar10-c-fog-3" for a corruption, and what
-            the source is called for all else.
-        options: how to read it.
+        name: None for "cifar10", "cifar100" or "cifar100-coarse" if that is the content, such as
+            "cifar10-c-fog-3" for a corruption, and the name of the source otherwise.
 
     Raises:
-        UsageError: the source is not acceptable, a wish does not fit it, or the name is taken or
-            not allowed.
-        ExternalError: the source cannot be read, or the store not written.
+        UsageError: the source is not acceptable, an option does not apply to it, or the name is
+            taken or invalid.
+        ExternalError: the source cannot be read, or the store cannot be written.
 
-    Whatever is raised, the store is as it was.
+    The store is not changed if an error is raised.
     """
     _check(options)
     if name is not None:
         check_free(name, root, overwrite)
     report = paced(progress)
-    shards: dict[str, Shard | UsageError] = {}
-    files, others = _gather(source, options, shards, report)
-    form, content, suggested = _read(files, shards, others, source, options, report)
-    rest = _rest(content.preparation)
+    found = _gather(source, options, report)
+    try:
+        known = _read(found, source, options, report)
+    except (UsageError, ExternalError) as error:
+        named = type(error)(f"{one_line(source)}: {error}")
+        for note in getattr(error, "__notes__", ()):
+            named.add_note(note)
+        raise named from error
+    if known is None:
+        if left := image_files.left_out(found.others)[0]:
+            what = f"no images that can be read, but {image_files.in_words(left)}"
+            raise UsageError(f"{one_line(source)} holds {what}")
+        raise archive.unknown(source)
+    form, content, suggested = known
+    if content.classes == cifar.CLASSES and len(content.train.images):
+        suggested = "cifar10"
+    if options.resize:
+        preparation = {"resize": options.resize, **content.preparation}
+        content = content._replace(preparation=preparation)
     if name is None:
         name = _name(source, suggested)
         check_free(name, root, overwrite)
-    origin = f"{form} {one_line(source.resolve().name)}{rest}{_in_words(options)}"
+    origin = f"{form} {one_line(source.resolve().name)}"
+    origin += f"{_omissions(content.preparation)}{_choices(options)}"
     return keep(content, name, root, origin, source=one_line(source), progress=report)
 
 
 def keep(
     content: Content, name: str, root: Path, origin: str, *, source: str, progress: Progress
 ) -> Dataset:
-    """Store what a reader found as ``name`` and return it, memory-mapped.
+    """Store the content of a source as ``name`` and return it, memory-mapped.
 
     Args:
-        origin: where it came from, for a person.
-        source: what a message calls it.
+        origin: description of the source to store.
+        source: its name in messages.
     """
+    train, test, classes, valid, preparation = content
     try:
-        train, test, classes, valid, _ = content
         dataset = make_dataset(name, train, test, classes, origin, valid)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
-    dataset = dataset._replace(preparation=content.preparation)
     progress(f"storing {name}", 0, 0)
-    store.save(dataset, root)
+    store.save(dataset._replace(preparation=preparation), root)
     return store.load(name, root)
 
 
@@ -115,190 +116,104 @@ def _check(options: ImportOptions) -> None:
             )
     if options.test_fraction and not 0 < options.test_fraction < 1:
         raise UsageError(f"--test-fraction is {options.test_fraction}; it must lie between 0 and 1")
-    if options.severity is not None and not 1 <= options.severity <= testsets.SEVERITIES:
+    if options.severity is not None and not 1 <= options.severity <= npz.SEVERITIES:
         raise UsageError(
             f"--severity is {options.severity}; it must be a whole number from 1 to "
-            f"{testsets.SEVERITIES}"
+            f"{npz.SEVERITIES}"
         )
 
 
-def _gather(
-    source: Path, options: ImportOptions, shards: dict[str, Shard | UsageError], progress: Progress
-) -> archive.Found:
-    """The files of a source that may be part of a data set.
+def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive.Found:
+    """Read the files of a source that may be part of a data set.
 
-    Args:
-        shards: is filled with what is in parquet files, whose bytes are not kept, or with what is
-            wrong with them, for beside image files they do not matter.
+    The content of an image is its pixels, and that of a parquet file its ``Shard``; or the error of
+    the file, which matters only if it is used.
     """
     corruptions: set[str] = set()
-    is_array = source.suffix == ".npy"
 
     def wanted(path: str) -> bool:
         stem = PurePosixPath(path).stem
-        if path.endswith(".npy") and stem in testsets.CORRUPTIONS and not is_array:
-            corruptions.add(stem)  # each has 154 MB; all of them together 2.9 GB
+        if path.endswith(".npy") and stem in npz.CORRUPTIONS and source.suffix != ".npy":
+            corruptions.add(stem)  # each has 154 MB, all of them 2.9 GB
             return stem == options.corruption
         known = cifar.is_part(path) or folder.is_table(path)
         return known or path.endswith((".npy", parquet.ENDING)) or image_files.is_image(path)
 
     def convert(path: str, data: bytes) -> Any:
-        """An image that is to be resized as its pixels, or why it cannot be; all else as it is."""
-        if path.endswith(parquet.ENDING):
-            try:
-                shards[path] = parquet.read_shard(path, data, decode, options.labels, progress)
-            except UsageError as error:
-                shards[path] = error
-            return b""
-        if options.resize is None or not folder.is_picture(path, data):
-            return data
         try:
-            return decode(path, data)
+            if path.endswith(parquet.ENDING):
+                return parquet.read_shard(path, data, options, progress)
+            if folder.is_image(path, data):
+                stream, ending = io.BytesIO(data), image_files.ending_of(path)
+                return image_files.decode(stream, one_line(path), options.resize, ending=ending)
         except UsageError as error:
-            return error
+            return type(error)(str(error))  # without the traceback, which holds the data
+        return data
 
-    decode = partial(_decode, how=options.resize)
     selects = options.resize is not None or options.corruption is not None
     limit = archive.CONVERTED_LIMIT if selects else archive.TOTAL_LIMIT
     try:
         found = archive.read(source, wanted, progress, convert, limit=limit)
     except UsageError as error:
-        if corruptions and options.corruption is None:  # all of them are too many, and not listed
-            every = testsets.refusal(testsets.CORRUPTIONS)
+        if corruptions and options.corruption is None:  # together they exceed the limit
+            every = npz.cannot_choose(None, npz.CORRUPTIONS)
             raise UsageError(f"{one_line(source)}: {every}") from error
         raise
-    if not corruptions or options.corruption in corruptions or _has_images(found.files):
-        return found
-    if options.corruption is None:
-        raise UsageError(f"{one_line(source)}: {testsets.refusal(corruptions)}")
-    raise UsageError(f"{one_line(source)}: {testsets.unknown(options.corruption, corruptions)}")
-
-
-def _has_images(files: Mapping[str, Any]) -> bool:
-    return any(folder.is_picture(path, content) for path, content in files.items())
-
-
-def _decode(path: str, data: Any, how: str | None) -> Picture:
-    """An image, unless it has been decoded when it was read, or could not be."""
-    if isinstance(data, Exception):
-        raise data
-    if isinstance(data, Picture):
-        return data
-    ending = image_files.ending_of(path)
-    return image_files.decode(io.BytesIO(data), one_line(path), how, ending=ending)
-
-
-def _read(
-    files: dict[str, Any],
-    shards: dict[str, Shard | UsageError],
-    others: list[str],
-    source: Path,
-    options: ImportOptions,
-    progress: Progress,
-) -> tuple[str, Content, str]:
-    """The form of the source, in words, what is in it, and a name for it, which may be empty."""
-    try:
-        if cifar.is_layout(files):
-            _refuse(options, "CIFAR-10", ())
-            return _called("official Python version", cifar.read(files), options)
-        if cifar.is_layout_100(files):
-            _refuse(options, "CIFAR-100", ("labels",))
-            labels = options.labels or cifar.LABELS[0]
-            name = "cifar100-coarse" if labels == "coarse" else "cifar100"
-            return f"official CIFAR-100, {labels} labels,", cifar.read_100(files, labels), name
-        if cifar.is_binary_layout(files):
-            _refuse(options, "CIFAR-10", ())
-            return _called("official binary version", cifar.read_binary(files), options)
-        has_images = _has_images(files)
-        if shards and not has_images:
-            fitting = ("resize", "test_fraction", "labels", "skip_unreadable")
-            _refuse(options, "parquet files", fitting)
-            content = parquet.read(
-                _sound(shards),
-                test_fraction=options.test_fraction,
-                seed=options.seed,
-                skip_unreadable=options.skip_unreadable,
-            )
-            return _called("parquet", content, options)
-        if (testsets.is_layout(files) or source.suffix == ".npy") and not has_images:
-            _refuse(options, "a test set alone", ("corruption", "severity"))
-            called = "/".join(source.resolve().parts[-2:])
-            read = testsets.read(files, called, options.corruption, options.severity)
-            return "test set alone", *read
-        if npz.is_layout(files) and not has_images:
-            _refuse(options, "an .npz", ("resize", "test_fraction"))
-            content = npz.read(
-                files,
-                options.resize,
-                test_fraction=options.test_fraction,
-                seed=options.seed,
-                progress=progress,
-            )
-            return _called("arrays", content, options)
-        if folder.is_layout(files):
-            fitting = ("resize", "test_fraction", "skip_unreadable")
-            _refuse(options, "a folder of class folders", fitting)
-            content = folder.read(
-                files,
-                progress,
-                decode=partial(_decode, how=options.resize),
-                others=others,
-                test_fraction=options.test_fraction,
-                seed=options.seed,
-                skip_unreadable=options.skip_unreadable,
-            )
-            return _called("class folders", content, options)
-    except (UsageError, ExternalError) as error:
-        named = type(error)(f"{one_line(source)}: {error}")
-        for note in getattr(error, "__notes__", ()):
-            named.add_note(note)
-        raise named from error
-    left, _ = image_files.left_out(others)
-    if left:
-        raise UsageError(
-            f"{one_line(source)} holds no images that can be read, but {image_files.in_words(left)}"
-        )
-    raise archive.unknown(source)
-
-
-def _sound(shards: dict[str, Shard | UsageError]) -> dict[str, Shard]:
-    """Those that could be read. Raises what is wrong with the first that could not."""
-    found = {}
-    for path, shard in shards.items():
-        if isinstance(shard, UsageError):
-            raise shard
-        found[path] = shard
+    if corruptions and options.corruption not in corruptions and not folder.is_layout(found.files):
+        error = npz.cannot_choose(options.corruption, corruptions)
+        raise UsageError(f"{one_line(source)}: {error}")
     return found
 
 
-def _called(form: str, content: Content, options: ImportOptions) -> tuple[str, Content, str]:
-    """With the name cifar10, if there is all of it, and with how images were resized."""
-    is_cifar10 = content.classes == cifar.CLASSES and len(content.train.images) > 0
-    if options.resize:
-        preparation = {"resize": options.resize, **content.preparation}
-        content = content._replace(preparation=preparation)
-    return form, content, "cifar10" if is_cifar10 else ""
+def _read(
+    found: archive.Found, source: Path, options: ImportOptions, progress: Progress
+) -> tuple[str, Content, str] | None:
+    """Return a description of the form, the content, and a name for it, which may be empty."""
+    files, others = found
+
+    def accept(form: str, *accepted: str) -> None:
+        for name, value in options._replace(seed=0)._asdict().items():
+            if value and name not in accepted:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} does not go with {form}, which this is; leave it out")
+
+    if any(name in files for name in (*cifar.TRAIN, cifar.TEST, cifar.META)):
+        accept("CIFAR-10")
+        return "official Python version", cifar.read(files), ""
+    if sum(name in files for name in cifar.PARTS_100) > 1:
+        accept("CIFAR-100", "labels")
+        labels = options.labels or cifar.LABELS[0]
+        name = "cifar100-coarse" if labels == "coarse" else "cifar100"
+        return f"official CIFAR-100, {labels} labels,", cifar.read_100(files, labels), name
+    if any(f"{name}.bin" in files for name in (*cifar.TRAIN, cifar.TEST)):
+        accept("CIFAR-10")
+        return "official binary version", cifar.read_binary(files), ""
+    if folder.is_layout(files):
+        accept("a folder of class folders", "resize", "test_fraction", "skip_unreadable")
+        return "class folders", folder.read(files, others, options), ""
+    if shards := {path: files[path] for path in files if path.endswith(parquet.ENDING)}:
+        accept("parquet files", "resize", "test_fraction", "labels", "skip_unreadable")
+        return "parquet", parquet.read(shards, options), ""
+    if npz.is_test_set(files) or source.suffix == ".npy":
+        accept("a test set alone", "corruption", "severity")
+        called = "/".join(source.resolve().parts[-2:])
+        return "test set alone", *npz.read_test_set(files, called, options)
+    if any(path.endswith(".npy") for path in files):
+        accept("an .npz", "resize", "test_fraction")
+        return "arrays", npz.read(files, options, progress), ""
+    return None
 
 
-def _refuse(options: ImportOptions, what: str, fitting: tuple[str, ...]) -> None:
-    """Raise a UsageError if there is a wish that a form of source does not fulfil."""
-    for name in ("resize", "labels", "test_fraction", "skip_unreadable", "corruption", "severity"):
-        if getattr(options, name) and name not in fitting:
-            raise UsageError(
-                f"--{name.replace('_', '-')} does not go with {what}, which this is; leave it out"
-            )
-
-
-def _rest(preparation: Mapping[str, Any]) -> str:
-    """What was left out of a source, in words."""
+def _omissions(preparation: Mapping[str, Any]) -> str:
+    """Describe what was left out of a source."""
     left: Mapping[str, int] = preparation.get("left_out", {})
     kinds = [f"{count:,} {what}" for what, count in left.items() if what.startswith(".")]
-    places = {what: count for what, count in left.items() if not what.startswith(".")}
-    parts = [f"{', '.join(map(one_line, kinds[:3]))}{', ...' * (len(kinds) > 3)}"] if kinds else []
-    if places:
-        count, where = sum(places.values()), ", ".join(map(one_line, [*places][:3]))
-        more = ", ..." if len(places) > 3 else ""
-        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}{more}")
+    folders = {what: count for what, count in left.items() if not what.startswith(".")}
+    parts = [image_files.first_three(kinds)] if kinds else []
+    if folders:
+        count = sum(folders.values())
+        where = image_files.first_three([*folders])
+        parts.append(f"{count:,} image{'s'[: count > 1]} in {where}")
     if count := preparation.get("unreadable", 0):
         parts.append(f"{count:,} that cannot be read")
     if names := preparation.get("others", []):
@@ -306,7 +221,8 @@ def _rest(preparation: Mapping[str, Any]) -> str:
     return f", without {' and '.join(parts)}" if parts else ""
 
 
-def _in_words(options: ImportOptions) -> str:
+def _choices(options: ImportOptions) -> str:
+    """Describe the options that were used."""
     parts = [f"resized ({options.resize})"] if options.resize else []
     if options.test_fraction:
         parts.append(f"{options.test_fraction:g} of each class to test with (seed {options.seed})")

@@ -1,7 +1,7 @@
-"""Folders, zips and tars, read alike and without writing anything to the disk.
+"""Folders, zips and tars, read without writing to disk.
 
-Archives are not trusted. A member that points outside, that is not a plain file, or that is
-larger than any image or batch of images, is refused before it is read.
+Archives are not trusted: a member that points outside, is not a plain file, or is larger than any
+image or batch of images is refused before it is read.
 """
 
 import errno
@@ -17,18 +17,19 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 from fcifar.data import image_files
-from fcifar.data.readers import folder, tars, testsets
+from fcifar.data.readers import folder, npz, tars
+from fcifar.data.readers.tars import Member
 from fcifar.data.throttle import Progress
 from fcifar.errors import ExternalError, UsageError, one_line, reason
 
 MEMBER_LIMIT = 32 * 2**20  # bytes; an official batch has 31 million
-BATCH_LIMIT = 160 * 2**20  # bytes of a member without an ending; CIFAR-100's has 155 million
-ARRAY_LIMIT = 2**30  # bytes of one .npy or .parquet member
-TOTAL_LIMIT = 2**31  # bytes of all members, those included that are not read
-CONVERTED_LIMIT = 2**38  # the same where members are made small one by one
+BATCH_LIMIT = 160 * 2**20  # bytes of a member without file ending; CIFAR-100's has 155 million
+ARRAY_LIMIT = 2**30  # bytes of a .npy or .parquet member
+TOTAL_LIMIT = 2**31  # bytes of all members, read or not
+CONVERTED_LIMIT = 2**38  # the same if members are made small one by one
 COUNT_LIMIT = 2_000_000  # members
-NAME_LIMIT = 1000  # letters of the path of a member
-DEPTH_LIMIT = 8  # folders within folders; a link to a parent would never end
+NAME_LIMIT = 1000  # characters of a member's path
+DEPTH_LIMIT = 8  # nested folders; a link to a parent would never end
 
 ACCEPTED = (
     "an official CIFAR-10 archive or its unpacked folder (Python or binary version), that of "
@@ -37,9 +38,7 @@ ACCEPTED = (
     "Hugging Face, or a test set as .npy (CIFAR-10.1, CIFAR-10-C)"
 )
 
-Convert = Callable[[str, bytes], Any]
-
-# How files begin that have to be unpacked by another program first.
+# The first bytes of files that another program has to unpack.
 _PACKED = {
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x"),
     b"Rar!": ("a RAR archive", "unrar x"),
@@ -48,93 +47,70 @@ _PACKED = {
     b"\x28\xb5\x2f\xfd": ("packed by zstd", "tar xf"),
 }
 
-# What the libraries raise for bytes that are not what they should be.
+# The errors of the libraries for damaged archives.
 _DAMAGED = (
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    OverflowError,
-    LookupError,  # from zipfile: a member without a name
-    RuntimeError,  # from zipfile: encrypted
-    ValueError,
+    *(zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, struct.error),
+    *(EOFError, OverflowError, ValueError),
+    LookupError,  # zipfile: a member without a name
+    RuntimeError,  # zipfile: encrypted
 )
 
 
-class Member(NamedTuple):
-    """An entry of a folder or archive, not read yet."""
-
-    name: str
-    kind: str  # "file", "folder", or words for something we refuse
-    size: int
-    read: Callable[[], bytes]
-
-
 class Found(NamedTuple):
-    """What a folder or archive holds."""
+    """The content of a folder or archive."""
 
-    files: dict[str, Any]  # content, or what it was converted to, by path
-    others: list[str]  # paths of what is not wanted
+    files: dict[str, Any]  # content by path, converted
+    others: list[str]  # paths of the files that were not read
 
 
 def read(
     source: Path,
     wanted: Callable[[str], bool],
     progress: Progress,
-    convert: Convert | None = None,
+    convert: Callable[[str, bytes], Any] | None = None,
     *,
     limit: int | None = None,
 ) -> Found:
-    """The wanted files of a folder or archive by path, in sorted order, whatever theirs was.
+    """Read files of a folder or archive, sorted by path.
 
-    Paths are relative and use "/". Folders that the source mentions are there as well: their path
-    ends in "/" and their content is empty. Folders that hold everything else are left out of
-    the paths, unless they are of a split or a class. Hidden files are passed over. Of a file in a
-    folder that may not be read, and would be an image, the content is the ExternalError of it.
+    Paths are relative and use "/". Paths of folders end in "/", and their content is empty. A
+    folder that holds everything else is left out of the paths, unless it is a split or a class.
+    Hidden files are ignored. The content of an unreadable image file in a folder is the
+    ExternalError.
 
     Args:
-        wanted: by path. Where the ending of a file says nothing, it is an image inside that is
-            wanted.
-        convert: ``(path, content) -> content``: what to keep of a file that is wanted, as soon as
-            it is read. Of a folder of large images, no more than one is in memory then.
-        limit: bytes of all members; without it, more of them with ``convert`` than without.
-
-    Raises:
-        UsageError: the source does not exist, is nothing we can read, is damaged, or has a member
-            that is refused.
-        ExternalError: the operating system cannot read it.
+        wanted: whether to read a path. A file with an unknown ending is read if it is an image.
+        convert: ``(path, content) -> content``, called as each file is read, so that no more than
+            one of many large images is in memory.
+        limit: bytes of all members; None: ``TOTAL_LIMIT``.
     """
-    where = one_line(source)
+    where, limit = one_line(source), limit or TOTAL_LIMIT
     try:
-        limit = limit or (CONVERTED_LIMIT if convert else TOTAL_LIMIT)
         members = _members(source, limit, progress)
         return _without_tops(_gather(members, wanted, convert, limit, where))
     except (UsageError, ExternalError):
         raise
     except (*_DAMAGED, OSError) as error:
-        # zipfile looks where a header sends it, were that beyond the end of all files.
+        # EINVAL: zipfile followed a damaged header to an impossible offset.
         if isinstance(error, _DAMAGED) or error.errno == errno.EINVAL:
             raise UsageError(
                 f"{where} is damaged or incomplete ({reason(error)}); get a fresh copy of it"
             ) from error
-        raise ExternalError(
-            f"cannot read {where}: {reason(error)}; check the file and its permissions"
-        ) from error
+        raise image_files.unreadable(source, error) from error
 
 
 def unknown(source: Path) -> UsageError:
-    """The error for a source that is not in any form we read."""
+    """Return the error for a source in an unknown format."""
     return UsageError(
         f"{one_line(source)} holds no images that fcifar can import; it accepts {ACCEPTED}"
     )
 
 
 def _gather(
-    members: Iterable[Member],
+    members: Iterator[Member],
     wanted: Callable[[str], bool],
-    convert: Convert | None,
-    most: int,
+    convert: Callable[[str, bytes], Any] | None,
+    total_limit: int,
     source: str,
 ) -> Found:
     files: dict[str, Any] = {}
@@ -150,9 +126,9 @@ def _gather(
         if member.size < 0:
             raise ValueError("a member has a negative size")
         total += member.size + len(member.name)
-        if total > most or count > COUNT_LIMIT:
+        if total > total_limit or count > COUNT_LIMIT:
             raise UsageError(
-                f"{source} has more than {most} bytes or {COUNT_LIMIT} files in it; "
+                f"{source} has more than {total_limit} bytes or {COUNT_LIMIT} files in it; "
                 "these are not 32x32 images, and larger ones need --resize"
             )
         if not name or any(part[0] == "." or part == "__MACOSX" for part in name.split("/")):
@@ -179,8 +155,8 @@ def _gather(
             continue
         if not sure and not image_files.holds_image(io.BytesIO(content)):
             others.append(name)
-            continue
-        files[name] = convert(name, content) if convert else content
+        else:
+            files[name] = convert(name, content) if convert else content
     return Found(dict(sorted(files.items())), sorted(others))
 
 
@@ -191,60 +167,54 @@ def _limit(name: str) -> int:
 
 
 def _inside(name: str, source: str) -> str:
-    """The path without "." parts; refused if it could lead out of a folder on any system."""
+    """The path without "." parts. Refuse one that leads out of a folder on any system."""
     if not 0 < len(name) <= NAME_LIMIT:
         raise ValueError(f"a member has a name of {len(name)} letters")
-    path = PureWindowsPath(name)  # this flavour knows both kinds of slash, and drives
+    path = PureWindowsPath(name)  # splits at both kinds of slash, and knows drives
     if path.anchor or ".." in path.parts or "\0" in name:
         raise UsageError(f"{source} has a member {name!r} that points outside; it is not read")
     return "/".join(path.parts)
 
 
 def _without_tops(found: Found) -> Found:
-    """Paths without the folders that hold everything else and say nothing about it."""
+    """Remove folders that hold everything else and are neither a split nor a class."""
     files, others = found
     while len(tops := {name.partition("/")[0] for name in files if not name.endswith("/")}) == 1:
         top = tops.pop()
-        start = f"{top}/"
-        inside = {name.removeprefix(start): name for name in files if name.startswith(start)}
+        inside = {
+            name.removeprefix(f"{top}/"): content
+            for name, content in files.items()
+            if name.startswith(f"{top}/")
+        }
         real = [name for name in inside if name and not name.endswith("/")]
         below = {folder.split_of(name.partition("/")[0]) for name in real if "/" in name}
-        split = folder.split_of(top) == "train" or top.lower() == "test"
+        is_split = folder.split_of(top) == "train" or top.lower() == "test"
         if (
             not real  # a single file beside folders
-            or (split and not below - {""})
-            or any(
-                "/" not in name and folder.is_picture(name, files[inside[name]]) for name in real
-            )
+            or (is_split and not below - {""})
+            or any("/" not in name and folder.is_image(name, inside[name]) for name in real)
         ):
             break
-        files = {short: files[name] for short, name in inside.items() if short}
-        others = [name.removeprefix(start) for name in others]
+        files = {name: content for name, content in inside.items() if name}
+        others = [name.removeprefix(f"{top}/") for name in others]
     return Found(files, others)
-
-
-# The kinds of source ------------------------------------------------------------------------------
 
 
 def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
     if source.is_dir():
-        return _folder_members(source, progress)
-    if not source.exists():
-        raise UsageError(f"{one_line(source)} does not exist; give the path of {ACCEPTED}")
+        return _path_members(source, _walk(source), source, progress)
+    where = one_line(source)
     if not source.is_file():
-        raise UsageError(
-            f"{one_line(source)} is neither a file nor a folder; give the path of {ACCEPTED}"
-        )
-    if not source.stat().st_size:
-        raise UsageError(f"{one_line(source)} is empty; give the path of {ACCEPTED}")
+        problem = "is neither a file nor a folder" if source.exists() else "does not exist"
+        raise UsageError(f"{where} {problem}; give the path of {ACCEPTED}")
     with source.open("rb") as file:
         magic = file.read(6)
+    if not magic:
+        raise UsageError(f"{where} is empty; give the path of {ACCEPTED}")
     for start, (what, command) in _PACKED.items():
         if magic.startswith(start):
-            raise UsageError(
-                f"{one_line(source)} is {what}; unpack it with `{command} "
-                f"{one_line(source.name)}` and give the folder"
-            )
+            unpack = f"unpack it with `{command} {one_line(source.name)}` and give the folder"
+            raise UsageError(f"{where} is {what}; {unpack}")
     if magic.startswith((b"PAR1", b"\x93NUMPY")):
         return _file_members(source, progress)
     if magic.startswith(b"PK"):
@@ -253,19 +223,18 @@ def _members(source: Path, limit: int, progress: Progress) -> Iterator[Member]:
 
 
 def _file_members(source: Path, progress: Progress) -> Iterator[Member]:
-    """A single file that is not an archive; for an .npy file also its labels and class names."""
-    beside = [testsets.labels_of(source.name), testsets.CLASSES] if source.suffix == ".npy" else []
-    for count, name in enumerate(dict.fromkeys([source.name, *beside])):
-        progress(f"reading {source.name}", count, 0)
-        path = source.with_name(name)
-        if path.is_file():
-            yield Member(name, "file", path.stat().st_size, partial(_read_bytes, path))
+    """A single file; of an .npy file also its labels and class names."""
+    beside = [npz.labels_of(source.name), npz.CLASSES_FILE] if source.suffix == ".npy" else []
+    paths = map(source.with_name, dict.fromkeys([source.name, *beside]))
+    return _path_members(source, filter(Path.is_file, paths), source.parent, progress)
 
 
-def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
-    for count, path in enumerate(_walk(source)):
-        progress(f"reading {source.name}", count, 0)
-        name, size = path.relative_to(source).as_posix(), 0
+def _path_members(
+    source: Path, paths: Iterable[Path], folder: Path, progress: Progress
+) -> Iterator[Member]:
+    paths = list(paths)
+    for count, path in enumerate(paths, 1):
+        name, size = path.relative_to(folder).as_posix(), 0
         if path.is_dir():
             kind = "folder"
         elif path.is_file():
@@ -273,19 +242,18 @@ def _folder_members(source: Path, progress: Progress) -> Iterator[Member]:
         else:
             kind = "a dangling link or a device"
         yield Member(name, kind, size, partial(_read_bytes, path))
+        progress(f"reading {source.name}", count, len(paths))
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ExternalError(
-            f"cannot read {one_line(path)}: {reason(error)}; check the file and its permissions"
-        ) from error
+        raise image_files.unreadable(path, error) from error
 
 
 def _walk(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Everything below a folder. Links are followed here: the folder is the user's own."""
+    """All paths below a folder. Links are followed, because the folder is the user's own."""
     if depth > DEPTH_LIMIT:
         raise UsageError(
             f"{one_line(folder)} lies more than {DEPTH_LIMIT} folders deep; is it a circle?"
@@ -301,21 +269,17 @@ def _zip_members(source: Path, progress: Progress) -> Iterator[Member]:
         entries = archive.infolist()
         for count, entry in enumerate(entries, 1):
             mode = stat.S_IFMT(entry.external_attr >> 16)
-            if entry.is_dir():
-                kind = "folder"
-            else:
-                kind = "file" if mode in (0, stat.S_IFREG) else "a link or a device"
-            yield Member(
-                entry.filename, kind, entry.file_size, lambda entry=entry: _unzip(archive, entry)
-            )
+            kind = "file" if mode in (0, stat.S_IFREG) else "a link or a device"
+            kind = "folder" if entry.is_dir() else kind
+            yield Member(entry.filename, kind, entry.file_size, partial(_unzip, archive, entry))
             progress(f"reading {source.name}", count, len(entries))
 
 
 def _unzip(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """A member's content, whose size has been checked. zipfile compares it with a CRC.
+    """A member's content, whose size has been checked. zipfile checks the CRC.
 
-    ``archive.read`` would unpack all there is before it looks at the size, and so do the other
-    methods of compression whatever one asks for.
+    ``archive.read``, and any compression other than deflate, would unpack everything before
+    looking at the size.
     """
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("it is compressed otherwise than by deflate")
@@ -330,8 +294,8 @@ def _tar_members(
     with source.open("rb") as file:
         stream = gzip.GzipFile(fileobj=file) if compressed else file
         try:
-            for entry in tars.entries(stream, limit):
-                yield Member(*entry)
+            for member in tars.members(stream, limit):
+                yield member
                 progress(f"reading {source.name}", file.tell(), size)
-        except tars.NoTarError as error:
+        except tars.NotATarError as error:
             raise unknown(source) from error

@@ -1,4 +1,4 @@
-"""The official forms: Python pickles of CIFAR-10 and CIFAR-100, and binary records of CIFAR-10."""
+"""The official files: Python pickles of CIFAR-10 and CIFAR-100, binary records of CIFAR-10."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-"""Of CIFAR-10."""
+"""The class names of CIFAR-10."""
 
 CLASSES_100 = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle"),
@@ -37,71 +37,40 @@ CLASSES_100 = (
     *("sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor", "train"),
     *("trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"),
 )
-"""Of CIFAR-100, the fine ones."""
+"""The fine class names of CIFAR-100."""
 
 _PART = re.compile(r"(?:.*/)?(data_batch_\d+|test_batch|batches\.meta)(\.bin|\.txt)?")
 _PART_100 = re.compile(r"(?:[^/]+/)?(meta|train|test)")
-_STEPS_100 = 2**19  # of a pickle: 50,000 rows with a name and two labels each take 200,000
+_STEPS_100 = 2**19  # of a pickle: 50,000 rows with a name and two labels take 200,000
 
 
 def is_part(path: str) -> bool:
-    """Whether a file of this path may be part of an official set, in either form."""
+    """Whether a file may be part of an official data set."""
     return _PART.fullmatch(path) is not None or _PART_100.fullmatch(path) is not None
 
 
-def is_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is any file of the Python version."""
-    return any(name in files for name in (*TRAIN, TEST, META))
-
-
-def is_layout_100(files: Mapping[str, bytes]) -> bool:
-    """Whether there are files of CIFAR-100."""
-    return sum(name in files for name in PARTS_100) > 1
-
-
-def is_binary_layout(files: Mapping[str, bytes]) -> bool:
-    """Whether there is any file of the binary version."""
-    return any(f"{name}.bin" in files for name in (*TRAIN, TEST))
-
-
 def read(files: Mapping[str, bytes]) -> Content:
-    """The official Python version: batches with the keys ``data`` and ``labels``, and a meta file.
-
-    Raises:
-        UsageError: a file is missing, holds something else, or is not a pickle of plain data.
-    """
+    """Read the Python version: batches with the keys ``data`` and ``labels``, and a meta file."""
     _require(files, (META, *TRAIN, TEST))
-    names = _names(META, files[META], "label_names")
-    train = _join([_batch(name, files[name]) for name in TRAIN])
-    return Content(train, _batch(TEST, files[TEST]), names)
+    *train, test = (_batch(name, files[name]) for name in (*TRAIN, TEST))
+    return Content(_join(train), test, _names(META, files[META], "label_names"))
 
 
 def read_100(files: Mapping[str, bytes], labels: str) -> Content:
-    """CIFAR-100 with its 100 "fine" ``labels``, or with the 20 "coarse" ones.
-
-    Raises:
-        UsageError: as ``read``.
-    """
+    """Read CIFAR-100 with its 100 "fine" or 20 "coarse" ``labels``."""
     _require(files, PARTS_100)
-    names = _names("meta", files["meta"], f"{labels}_label_names")
     train, test = (
-        _batch(name, files[name], f"{labels}_labels", _STEPS_100) for name in ("train", "test")
+        _batch(name, files[name], f"{labels}_labels", _STEPS_100) for name in PARTS_100[1:]
     )
-    return Content(train, test, names)
+    return Content(train, test, _names("meta", files["meta"], f"{labels}_label_names"))
 
 
 def read_binary(files: Mapping[str, bytes]) -> Content:
-    """The official binary version: records of a label byte and 3072 pixel bytes.
-
-    Raises:
-        UsageError: a file is missing or does not consist of whole records.
-    """
-    meta, test = f"{META}.txt", f"{TEST}.bin"
-    train = [f"{name}.bin" for name in TRAIN]
-    _require(files, (meta, *train, test))
-    classes = tuple(files[meta].decode("utf-8", "replace").split())
-    rows = _join([_records(name, files[name]) for name in train])
-    return Content(rows, _records(test, files[test]), classes)
+    """Read the binary version: records of a label byte and 3072 pixel bytes."""
+    names = (f"{META}.txt", *(f"{name}.bin" for name in (*TRAIN, TEST)))
+    _require(files, names)
+    *train, test = (_records(name, files[name]) for name in names[1:])
+    return Content(_join(train), test, tuple(files[names[0]].decode("utf-8", "replace").split()))
 
 
 def _require(files: Mapping[str, bytes], names: Sequence[str]) -> None:
@@ -139,24 +108,16 @@ def _batch(name: str, data: bytes, key: str = "labels", steps: int = STEPS) -> S
     if not isinstance(pixels, np.ndarray):
         raise UsageError(f"{name} has no array as its data; it needs uint8 [N, {PIXELS}]")
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXELS:
-        raise UsageError(
-            f"{name} has {pixels.dtype} {list(pixels.shape)} as its data; "
-            f"it needs uint8 [N, {PIXELS}]"
-        )
+        kind = f"{pixels.dtype} {list(pixels.shape)}"
+        raise UsageError(f"{name} has {kind} as its data; it needs uint8 [N, {PIXELS}]")
     if isinstance(labels, np.ndarray):
         labels = labels.tolist()
-    # Labels outside this range are refused later, but first they have to fit in a tensor.
-    if not isinstance(labels, list) or any(
-        type(label) is not int or abs(label) >= 2**31 for label in labels
-    ):
-        raise UsageError(
-            f"{name} has no list of whole numbers as its {key}; it needs one for a row"
-        )
+    # Labels that have no class are refused later; here they only have to fit in a tensor.
+    is_list = isinstance(labels, list)
+    if not is_list or any(type(n) is not int or abs(n) >= 2**31 for n in labels):
+        raise UsageError(f"{name} has no list of whole numbers as its {key}; it needs one per row")
     if len(labels) != len(pixels):
-        raise UsageError(
-            f"{name} has {len(pixels)} rows of data and {len(labels)} labels; they must agree"
-        )
-    return Split(
-        torch.from_numpy(pixels.copy()).reshape(-1, 3, SIDE, SIDE),
-        torch.tensor(labels, dtype=torch.int64),
-    )
+        counts = f"{len(pixels)} rows of data and {len(labels)} labels"
+        raise UsageError(f"{name} has {counts}; they must agree")
+    images = torch.from_numpy(pixels.copy()).reshape(-1, 3, SIDE, SIDE)
+    return Split(images, torch.tensor(labels, dtype=torch.int64))

@@ -1,6 +1,6 @@
 """Folders of images: ``train/<class>/<file>`` and ``test/<class>/<file>``, or ``<class>/<file>``.
 
-``layout`` says of each image which split and class it is of, from paths alone; ``read`` decodes.
+``layout`` derives the split and class of each image from the paths; ``read`` decodes the images.
 """
 
 import csv
@@ -8,22 +8,20 @@ import io
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
-from fcifar import random
 from fcifar.data import image_files
-from fcifar.data.dataset import EMPTY, SIDE, Content, Split
-from fcifar.data.image_files import Picture, UnreadableError
-from fcifar.data.split import hold_out_of_each
-from fcifar.data.throttle import Progress
+from fcifar.data.dataset import EMPTY, Content, ImportOptions, Split
+from fcifar.data.image_files import Decoded, Failure, UnreadableError
+from fcifar.data.split import hold_out_test
 from fcifar.errors import ExternalError, UsageError, one_line
 
-Decode = Callable[[str, Any], Picture]  # raises UsageError or ExternalError
+Members = Mapping[str, Mapping[str, Sequence[str]]]  # sorted paths by split and class
 
 SPLITS = MappingProxyType(
     {
@@ -32,58 +30,56 @@ SPLITS = MappingProxyType(
         **dict.fromkeys(("val", "valid", "validation"), "valid"),
     }
 )
-"""What folders of splits are called, in lower case, and the split."""
+"""Split by the name of its folder, in lower case."""
 
 _SET = re.compile(r"[ _-]?set$")  # "training_set"
-_TABLE = re.compile(r"(train|training|test|testing|val|valid|validation|)_?labels\.csv")
-_ANNOTATIONS = re.compile(r"(train|test|val)_annotations\.txt")  # of tiny-ImageNet
-_INSIDE = ("images", "image", "imgs", "img")  # a folder of nothing but the images of a class
-_MOST_LISTED = 100  # that are recorded by name
+_TABLE = re.compile(
+    r"(train|training|test|testing|val|valid|validation|)_?labels\.csv"
+    r"|(?P<tiny_imagenet>train|test|val)_annotations\.txt"
+)
+_INSIDE = ("images", "image", "imgs", "img")  # a folder around the images of a class
 
 
-class Place(NamedTuple):
-    """Which split and class an image is of."""
+class Labelled(NamedTuple):
+    """The split and class of a file."""
 
-    split: str  # "train", "test" or "valid"; "" for an image in no folder of a split
-    label: str  # the class, composed as Unicode's NFC; "" for an image without one
+    split: str  # "train", "test" or "valid"; "" if it is in no folder of a split
+    label: str  # the class in Unicode's NFC; "" if it has none
     path: str
 
 
 class Layout(NamedTuple):
     """A folder of images, by its paths."""
 
-    places: list[Place]  # of every image
-    tops: dict[str, str]  # what the folder of a split is called; empty where there are none
-    tables: dict[str, str]  # of a split whose classes a table of labels says: its path
-    unmatched: dict[str, int]  # how many rows of a table name no image, by its path
-    empty: list[Place]  # folders, and files that cannot be read here, of a class
+    images: list[Labelled]
+    tops: dict[str, str]  # folder by split; empty if there are none
+    tables: dict[str, str]  # path of the table of labels by split, if it has one
+    unmatched: int  # rows of tables without an image
+    empty: list[Labelled]  # folders and unreadable files of a class
 
 
 def split_of(folder: str) -> str:
-    """``"test"`` of ``"Testing"`` or ``"test_set"``; ``""`` of the name of no split."""
+    """``"test"`` for ``"Testing"`` or ``"test_set"``; ``""`` if the name is not that of a split."""
     return SPLITS.get(_SET.sub("", folder.lower()), "")
 
 
 def is_table(path: str) -> bool:
-    """Whether a path may be a table of labels: Kaggle's ``trainLabels.csv``, and the like."""
-    name = PurePosixPath(path).name.lower()
-    return bool(_TABLE.fullmatch(name) or _ANNOTATIONS.fullmatch(name))
+    """Whether a file may be a table of labels, such as Kaggle's ``trainLabels.csv``."""
+    return _TABLE.fullmatch(PurePosixPath(path).name.lower()) is not None
 
 
-def is_picture(path: str, content: Any) -> bool:
-    """Whether a file is an image, by its name or else by its content; or is one decoded already."""
-    if not isinstance(content, bytes) or image_files.is_image(path):
+def is_image(path: str, content: Any) -> bool:
+    """Whether a file is an image, decoded or not, by its ending or else by its content."""
+    if not image_files.may_be_image(path):
+        return image_files.is_image(path)
+    if not isinstance(content, bytes):
         return True
-    return (
-        not path.endswith("/")
-        and image_files.may_be_image(path)
-        and image_files.holds_image(io.BytesIO(content))
-    )
+    return not path.endswith("/") and image_files.holds_image(io.BytesIO(content))
 
 
 def is_layout(files: Mapping[str, Any]) -> bool:
-    """Whether there is any image."""
-    return any(is_picture(path, content) for path, content in files.items())
+    """Whether there is an image."""
+    return any(is_image(path, content) for path, content in files.items())
 
 
 # Which split and class ----------------------------------------------------------------------------
@@ -92,65 +88,54 @@ def is_layout(files: Mapping[str, Any]) -> bool:
 def layout(
     paths: Iterable[str], beside: Iterable[str] = (), tables: Mapping[str, bytes] | None = None
 ) -> Layout:
-    """Which split and class each image is of.
+    """Derive the split and class of each image.
 
-    The folder of a split is called as in ``SPLITS``, in any case; without one, an image is of no
-    split. Below it comes the folder of a class; single folders that hold all the others do not
-    count, nor does a folder ``images`` in each class. Images that lie in no folder of a class get
-    theirs from a table of labels, where there is one.
+    Folders of splits are named as in ``SPLITS``, in any case. The folders in them are the classes;
+    single folders that hold all others are ignored, and so is a folder ``images`` in each class.
+    Images that are not in class folders have their classes in a table of labels.
 
     Args:
         paths: of the images, relative, with "/".
-        beside: folders, whose paths end in "/", and image files that cannot be read.
+        beside: folders, whose paths end in "/", and unreadable image files.
         tables: content of tables by path, see ``is_table``.
-
-    Raises:
-        UsageError: two folders are of one split, or a table cannot be read.
     """
-    images, beside, tables = sorted(paths, key=_order), sorted(beside, key=_order), tables or {}
-    tops = _tops(images, tables)
-    found, empty, used, unmatched = [], [], {}, {}
-    groups = {**{top: split for split, top in tops.items()}, **({} if tops else {"": ""})}
-    for top, split in groups.items():
+    tables = tables or {}
+    paths, beside = sorted(paths, key=_order), sorted(beside, key=_order)
+    tops = _tops(paths, tables)
+    images, empty, used, unmatched = [], [], {}, 0
+    for split, top in (tops or {"": ""}).items():
         start = f"{top}/" if top else ""
-        here = {path: _parts(path, start) for path in images if path.startswith(start)}
-        rows = _short(list(here.values()))
+        here, lost = ([p for p in group if p.startswith(start)] for group in (paths, beside))
+        parts = [tuple(path.removeprefix(start).split("/")) for path in (*here, *lost)]
+        rows = _short(parts, len(here))
         labels = [row[0] if len(row) == 2 else "" for row in rows]
-        if rows and all(len(row) == 1 for row in rows):
+        if here and all(len(row) == 1 for row in rows[: len(here)]):
+            names = [row[0] for row in rows[: len(here)]]
+            stems = [PurePosixPath(name).stem for name in names]
             table, known = _table(tables, split, top)
-            labels = [known.get(row[0]) or known.get(_stem(row[0]), "") for row in rows]
+            both = zip(names, stems, strict=True)
+            labels[: len(here)] = [known.get(n) or known.get(s, "") for n, s in both]
             if table:
                 used[split] = table
-                names = {name for row in rows for name in (row[0], _stem(row[0]))}
-                unmatched[table] = len(known.keys() - names)
-        found += [Place(split, _nfc(label), path) for path, label in zip(here, labels, strict=True)]
-        others = [path for path in beside if path.startswith(start)]
-        cut = _short([*here.values(), *(_parts(path, start) for path in others)], len(here))
-        empty += [
-            Place(split, _nfc(row[0]), path)
-            for path, row in zip(others, cut[len(here) :], strict=True)
-            if len(row) == 2
+                unmatched += len(known.keys() - {*names, *stems})
+        every = [
+            Labelled(split, _nfc(label), path)
+            for label, path in zip(labels, (*here, *lost), strict=True)
         ]
-    taken = {place.path for place in found}
-    found += [Place("", "", path) for path in images if path not in taken]
-    return Layout(found, tops, used, unmatched, empty)
+        images += every[: len(here)]
+        empty += [file for file in every[len(here) :] if file.label]
+    taken = {image.path for image in images}
+    images += [Labelled("", "", path) for path in paths if path not in taken]
+    return Layout(images, tops, used, unmatched, empty)
 
 
 def _order(path: str) -> tuple[str, str]:
-    """The same for either spelling of a name, composed or not."""
+    """A sort key that is the same for composed and decomposed spellings."""
     return _nfc(path), path
 
 
 def _nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
-
-
-def _parts(path: str, start: str) -> tuple[str, ...]:
-    return tuple(path.removeprefix(start).split("/"))
-
-
-def _stem(name: str) -> str:
-    return PurePosixPath(name).stem
 
 
 def _tops(paths: Sequence[str], tables: Mapping[str, bytes]) -> dict[str, str]:
@@ -159,73 +144,72 @@ def _tops(paths: Sequence[str], tables: Mapping[str, bytes]) -> dict[str, str]:
     for path in paths:
         if "/" in path:
             depths.setdefault(path.split("/")[0], set()).add(path.count("/"))
-    named = [(split_of(top), top) for top in sorted(depths) if split_of(top)]
-    tops = dict(named)
-    for split, top in named:
-        if tops[split] != top:
+    tops: dict[str, str] = {}
+    for top in sorted(depths):
+        split = split_of(top)
+        if split in tops:
             raise UsageError(
-                f"{one_line(top)}/ and {one_line(tops[split])}/ are both of the {split} split; "
+                f"{one_line(tops[split])}/ and {one_line(top)}/ are both of the {split} split; "
                 "keep one, or put all of it into one"
             )
-    others = [top for top in depths if not split_of(top)]
-    # Trains beside buses: a class, which holds images as all the others do.
-    alike = all(depths[top] == {1} for top in depths)
-    if len(tops) == 1 and others and alike and not any(map(is_table, tables)):
+        if split:
+            tops[split] = top
+    # A class "train" beside a class "bus": all folders hold images.
+    alike = len(tops) < len(depths) and all(depths[top] == {1} for top in depths)
+    if len(tops) == 1 and alike and not any(map(is_table, tables)):
         return {}
     return {} if tops.keys() == {"valid"} else tops
 
 
-def _short(rows: Sequence[tuple[str, ...]], count: int | None = None) -> list[tuple[str, ...]]:
-    """Paths below a split without the folders that say nothing: ``(class, file)`` at best.
+def _short(rows: Sequence[tuple[str, ...]], count: int) -> list[tuple[str, ...]]:
+    """Remove the folders around all classes and in all classes: ``(class, file)`` at best.
 
     Args:
-        count: how many of them, from the first, say which folders these are. None: all.
+        rows: parts of paths below a split.
+        count: number of rows, from the first, that determine these folders.
     """
+
+    def wrapped(row: tuple[str, ...]) -> bool:
+        return len(row) > 2 and row[-2].lower() in _INSIDE
+
     rows = list(rows)
-    asked = rows[:count]
-    if asked and all(len(row) > 2 and row[-2].lower() in _INSIDE for row in asked):
-        rows = [
-            (*row[:-2], row[-1]) if len(row) > 2 and row[-2].lower() in _INSIDE else row
-            for row in rows
-        ]
-    while (asked := rows[:count]) and len({row[0] for row in asked}) == 1:
-        depths = {len(row) for row in asked}
-        name = asked[0][0]
+    if count and all(map(wrapped, rows[:count])):
+        rows = [(*row[:-2], row[-1]) if wrapped(row) else row for row in rows]
+    while len({row[0] for row in rows[:count]}) == 1:
+        name, depths = rows[0][0], {len(row) for row in rows[:count]}
         # The last folder above the images is their class.
         if min(depths) > 2 or (depths == {2} and (name.lower() in _INSIDE or split_of(name))):
-            rows = [row[1:] if row[0] == name else () for row in rows]
+            rows = [row[1:] if row[:1] == (name,) else () for row in rows]
         else:
             break
     return rows
 
 
 def _table(tables: Mapping[str, bytes], split: str, top: str) -> tuple[str, dict[str, str]]:
-    """The path of a split's table, and the class of each file by its name; or nothing."""
+    """The path of a split's table and the class by file name, or nothing."""
     for path in sorted(tables):
         folder, _, name = path.rpartition("/")
-        match = _TABLE.fullmatch(name.lower()) or _ANNOTATIONS.fullmatch(name.lower())
-        if match is None or folder not in ("", top):
-            continue
-        # What has labels and is in no folder of a split is to train with.
-        if match[1] and split_of(match[1]) != (split or "train"):
-            continue
-        return path, _labels(path, tables[path])
+        match = _TABLE.fullmatch(name.lower())
+        own = split_of(match[1] or match[2] or "") if match else None
+        # Labelled images outside of the folders of splits are training images.
+        if own in ("", split or "train") and folder in ("", top):
+            return path, _labels(path, tables[path])
     return "", {}
 
 
 def _labels(path: str, content: bytes) -> dict[str, str]:
-    """The class of each file: a table's second column, or the one that is called label."""
+    """The class by file name: column "label" or "class" of a table, else the second."""
     text = content.decode("utf-8-sig", "replace")
-    tabs = path.lower().endswith(".txt")
+    has_head = not path.lower().endswith(".txt")
     try:
-        rows = list(csv.reader(io.StringIO(text), delimiter="\t" if tabs else ","))
+        rows = list(csv.reader(io.StringIO(text), delimiter="," if has_head else "\t"))
     except csv.Error as error:
         raise UsageError(f"{one_line(path)} is not a table of labels: {error}") from error
-    head = [] if tabs else [name.strip().lower() for name in rows[0]] if rows else []
+    head = [name.strip().lower() for name in rows[0]] if has_head and rows else []
     column = next((head.index(name) for name in ("label", "class") if name in head[1:]), 1)
     labels: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
-        if not row or (number == 1 and not tabs):
+    for number, row in enumerate(rows[has_head:], 1 + has_head):
+        if not row:
             continue
         if len(row) <= column or not row[column].strip():
             raise UsageError(
@@ -241,234 +225,163 @@ def _labels(path: str, content: bytes) -> dict[str, str]:
 # Reading ------------------------------------------------------------------------------------------
 
 
-def read(
-    files: Mapping[str, Any],
-    progress: Progress,
-    *,
-    decode: Decode,
-    others: Iterable[str] = (),
-    test_fraction: float = 0.0,
-    seed: int = 0,
-    skip_unreadable: bool = False,
-) -> Content:
-    """Decode every image. Classes, and the rows of each, come in the order of their names.
+def read(files: Mapping[str, Any], others: Sequence[str], options: ImportOptions) -> Content:
+    """Return the images. Classes, and the images of each, are in alphabetical order, which is the
+    official order for CIFAR-10.
 
-    Classes are numbered in the alphabetical order of their names, which for CIFAR-10 is the
-    official order. Where there are images to train and to validate with and none to test with that
-    have labels, those to validate with are the test split; else they are the given validation
-    split. Images of no split are left out.
+    If there are no labelled test images, labelled validation images are the test split; otherwise
+    they are the given validation split. Images outside of the splits are left out.
 
     Args:
-        files: images, encoded or decoded, and tables of labels, by path; folders end in "/".
-        decode: ``(path, content) -> Picture``.
+        files: decoded images or their errors, and tables of labels, by path; folders end in "/".
         others: paths of files that are not in ``files``.
-        test_fraction: of the images of each class, rounded, and at least one, to test with, where
-            there is no test folder. 0 asks for a test folder.
-        seed: of the key that chooses them.
-        skip_unreadable: leave out images that cannot be read, instead of refusing.
-
-    Returns:
-        the splits, with ``preparation``: what was left out, and what was done to pixels.
-
-    Raises:
-        UsageError: a split or class is missing or empty, or files are no 32x32 images. These are
-            named.
-        ExternalError: files may not be read. These are named.
+        options: ``test_fraction``, ``seed`` and ``skip_unreadable`` are used.
     """
-    others = list(others)
-    found = layout(
-        (path for path in files if is_picture(path, files[path])),
-        [path for path in files if path.endswith("/")] + [p for p in others if _is_lost(p)],
-        {path: content for path, content in files.items() if is_table(path)},
-    )
-    members, left = _members(found, test_fraction)
-    _check(found, members, held_out=bool(test_fraction))
-    splits, decoded, failures = _decode_all(members, files, decode, progress)
-    if failures and not skip_unreadable:
+    folders = [path for path in files if path.endswith("/")]
+    unreadable = [path for path in others if image_files.left_out([path])[0]]
+    tables = {path: content for path, content in files.items() if is_table(path)}
+    images = (path for path, content in files.items() if is_image(path, content))
+    found = layout(images, folders + unreadable, tables)
+    roles, left = _roles(found, options)
+    members = {role: _by_class(found, split) for role, split in roles.items()}
+    _check(found, roles, members)
+    splits, decoded, failures = _collect(members, files)
+    if failures and not options.skip_unreadable:
         raise image_files.cannot_read(list(failures.values()), len(decoded) + len(failures))
-    if failures:
-        _check(found, _without(members, failures), held_out=bool(test_fraction))
-    train, test = splits["train"], splits.get("test")
-    if test is None:
-        kept, held_out = hold_out_of_each(random.key(seed), train.labels, test_fraction)
-        train, test = (Split(*(part[rows] for part in train)) for rows in (kept, held_out))
+    for role, classes in members.items():
+        for label, paths in classes.items():
+            if failures.keys() >= set(paths):
+                top = found.tops.get(roles[role])
+                where = f"{one_line(top)}/" if top else "it"
+                raise UsageError(
+                    f"no image of class {one_line(repr(label))} in {where} can be read; replace "
+                    "them, or remove the class"
+                )
+    classes, train = tuple(members["train"]), splits["train"]
+    if options.test_fraction:
+        train, test = hold_out_test(train, classes, options)
+    else:
+        test = splits["test"]
     named, rest = image_files.left_out(others)
-    tested = () if test_fraction else (_test_split(found),)
     preparation = {
-        "images": len(decoded),
-        **image_files.summed(decoded),
-        "unreadable": len(failures),
-        "unreadable_files": [image_files.short(e) for e in [*failures.values()][:_MOST_LISTED]],
+        **image_files.preparation(decoded, list(failures.values())),
         "left_out": {**named, **left},
         "other_files": rest,
         "labels_from": found.tables,
-        "rows_without_image": sum(found.unmatched.values()),
-        "test_from": "" if "valid" not in tested else f"{found.tops['valid']}/",
+        "rows_without_image": found.unmatched,
+        "test_from": f"{found.tops['valid']}/" if roles.get("test") == "valid" else "",
     }
-    valid = splits.get("valid", EMPTY)
-    return Content(train, test, tuple(members["train"]), valid, preparation)
+    return Content(train, test, classes, splits.get("valid", EMPTY), preparation)
 
 
-def _is_lost(path: str) -> bool:
-    """Whether a file is an image of a kind that cannot be read here."""
-    return bool(image_files.left_out([path])[0])
-
-
-Members = Mapping[str, Mapping[str, Sequence[str]]]  # by split and class: paths, in order
-
-
-def _members(found: Layout, test_fraction: float) -> tuple[Members, dict[str, int]]:
-    """The images to decode, and how many are left out by folder."""
+def _roles(found: Layout, options: ImportOptions) -> tuple[dict[str, str], dict[str, int]]:
+    """The split in the folder that is used for each split, and the images left out, by folder."""
     if not found.tops:
-        members = {"train": _by_class(found, "")}
-        if not test_fraction:
+        if not options.test_fraction:
             raise UsageError(
                 "there are class folders, and neither train/ nor test/ above them; add "
                 "--test-fraction 0.1 to hold a tenth of each class out for testing"
             )
-        return members, {}
-    outside = Counter(
-        f"{place.path.split('/')[0]}/" if "/" in place.path else "no folder"
-        for place in found.places
-        if not place.split
-    )
-    test = _test_split(found)
-    labelled = {place.split for place in found.places if place.label}
-    bare = {
-        f"{found.tops[split]}/ (no labels)": sum(place.split == split for place in found.places)
-        for split in found.tops
-        if split != "train" and split not in labelled
-    }
-    if test_fraction:
+        return {"train": ""}, {}
+    labelled = {image.split for image in found.images if image.label}
+    bare = [split for split in found.tops if split != "train" and split not in labelled]
+    roles = {"train": "train"}
+    if options.test_fraction:
         if "test" in labelled:
             raise UsageError("there is a test folder already; leave --test-fraction out")
-        test = ""
-    elif not test:
+    elif test := [split for split in ("test", "valid") if split in labelled]:
+        roles["test"] = test[0]
+    else:
+        problem = "there is no test/<class>/ folder; both train and test are needed, or"
         if bare:
             where = one_line(found.tops.get("test", found.tops.get("valid")))
-            raise UsageError(
-                f"the images in {where}/ have no labels; add --test-fraction 0.1 to test with a "
-                "part of train/"
-            )
-        raise UsageError(
-            "there is no test/<class>/ folder; both train and test are needed, or add "
-            "--test-fraction 0.1 for a part of train/"
-        )
+            problem = f"the images in {where}/ have no labels;"
+        raise UsageError(f"{problem} add --test-fraction 0.1 to test with a part of train/")
     if "train" not in found.tops:
         raise UsageError("there is no train/<class>/ folder; both train and test are needed")
-    used = {"train": "train", **({"test": test} if test else {})}
-    if "valid" in labelled and test != "valid":
-        used["valid"] = "valid"
-    left = {**dict(sorted(outside.items())), **bare}
-    return {name: _by_class(found, split) for name, split in used.items()}, left
-
-
-def _test_split(found: Layout) -> str:
-    """The split to test with: that of validation where images to test with have no labels."""
-    labelled = {place.split for place in found.places if place.label}
-    return next((split for split in ("test", "valid") if split in labelled), "")
+    if "valid" in labelled and roles.get("test") != "valid":
+        roles["valid"] = "valid"
+    outside = Counter(
+        f"{image.path.split('/')[0]}/" if "/" in image.path else "no folder"
+        for image in found.images
+        if not image.split
+    )
+    counts = Counter(image.split for image in found.images)
+    unused = {f"{found.tops[split]}/ (no labels)": counts[split] for split in bare}
+    return roles, {**dict(sorted(outside.items())), **unused}
 
 
 def _by_class(found: Layout, split: str) -> dict[str, list[str]]:
-    """Image paths by class, both in sorted order."""
-    start = f"{found.tops[split]}/" if split in found.tops else ""
-    here = [place for place in found.places if place.split == split]
-    if lost := [place.path for place in here if not place.label]:
+    """Image paths by class, both sorted."""
+    here = [image for image in found.images if image.split == split]
+    if lost := [image.path for image in here if not image.label]:
         if split in found.tables:
             raise UsageError(
                 f"{one_line(found.tables[split])} has no class for {len(lost):,} of {len(here):,} "
                 f"images, {one_line(lost[0])} among them; add them, or move these files away"
             )
+        start = f"{found.tops[split]}/" if split in found.tops else ""
         raise UsageError(
             f"{one_line(lost[0])} does not lie in a folder {one_line(start)}<class>/; move it there"
         )
     classes: dict[str, list[str]] = {}
-    for place in sorted(here, key=lambda place: (place.label, _order(place.path))):
-        classes.setdefault(place.label, []).append(place.path)
+    for image in sorted(here, key=lambda image: (image.label, _order(image.path))):
+        classes.setdefault(image.label, []).append(image.path)
     return classes
 
 
-def _without(members: Members, lost: Iterable[str]) -> Members:
-    gone = set(lost)
-    return {
-        split: {name: [p for p in paths if p not in gone] for name, paths in classes.items()}
-        for split, classes in members.items()
-    }
-
-
-def _check(found: Layout, members: Members, *, held_out: bool) -> None:
+def _check(found: Layout, roles: Mapping[str, str], members: Members) -> None:
     """Raise a UsageError unless every class has images wherever it needs some."""
-    tops = {
-        name: found.tops.get(_test_split(found) if name == "test" else name, "") for name in members
-    }
-    for name, classes in members.items():
-        start = f"{tops[name]}/" if tops[name] else ""
-        split = _test_split(found) if name == "test" else name if found.tops else ""
-        for place in found.empty:
-            if place.split == split and place.label not in classes:
+    tops = {role: found.tops.get(split, "") for role, split in roles.items()}
+    for role, split in roles.items():
+        for file in found.empty:
+            if file.split == split and file.label not in members[role]:
                 lost = Counter(
                     image_files.ending_of(other.path)
                     for other in found.empty
-                    if other[:2] == place[:2] and not other.path.endswith("/")
+                    if other[:2] == file[:2] and not other.path.endswith("/")
                 )
-                there = (
+                what = (
                     f" that can be read in it: {image_files.in_words(lost)}" if lost else " in it"
                 )
+                start = f"{tops[role]}/" if tops[role] else ""
                 raise UsageError(
-                    f"{one_line(start + place.label)}/ has no image{there}; put image files "
+                    f"{one_line(start + file.label)}/ has no image{what}; put image files "
                     "(.png, .jpg, ...) there or remove the folder"
                 )
-        if gone := [label for label, paths in classes.items() if not paths]:
+    for role, other, solution in (
+        ("valid", "train", "put images of it there, or remove it"),
+        ("test", "train", "every class needs both"),
+        ("train", "test", "every class needs both"),
+    ):
+        lost = sorted(set(members.get(role, ())) - set(members.get(other, ())))
+        if lost and other in roles:
             raise UsageError(
-                f"no image of class {one_line(repr(gone[0]))} in {one_line(start) or 'it'} can be "
-                "read; replace them, or remove the class"
-            )
-    if lost := sorted(set(members.get("valid", ())) - set(members["train"])):
-        raise UsageError(
-            f"class {one_line(repr(lost[0]))} is in {one_line(tops['valid'])}/ but not in "
-            f"{one_line(tops['train'])}/; put images of it there, or remove it"
-        )
-    if held_out:
-        if few := [name for name, paths in members["train"].items() if len(paths) < 2]:
-            raise UsageError(
-                f"class {one_line(repr(few[0]))} has a single image; to hold a part of it out for "
-                "testing, it needs two or more"
-            )
-        return
-    for split, other in (("train", "test"), ("test", "train")):
-        if lost := sorted(set(members[other]) - set(members[split])):
-            raise UsageError(
-                f"class {one_line(repr(lost[0]))} is in {one_line(tops[other])}/ but not in "
-                f"{one_line(tops[split])}/; every class needs both"
+                f"class {one_line(repr(lost[0]))} is in {one_line(tops[role])}/ but not in "
+                f"{one_line(tops[other])}/; {solution}"
             )
 
 
-def _decode_all(
-    members: Members, files: Mapping[str, Any], decode: Decode, progress: Progress
-) -> tuple[dict[str, Split], list[Picture], dict[str, UsageError | ExternalError]]:
-    """The splits, what was done to their images, and which of them cannot be read."""
-    total = sum(len(paths) for classes in members.values() for paths in classes.values())
+def _collect(
+    members: Members, files: Mapping[str, Any]
+) -> tuple[dict[str, Split], list[Decoded], dict[str, Failure]]:
+    """The splits, the changes to their images, and the errors of the others."""
     splits: dict[str, Split] = {}
-    decoded: list[Picture] = []
-    failures: dict[str, UsageError | ExternalError] = {}
+    decoded: list[Decoded] = []
+    failures: dict[str, Failure] = {}
     numbers = {name: number for number, name in enumerate(members["train"])}
     for split, classes in members.items():
         pixels, labels = bytearray(), []
-        for name, paths in classes.items():
-            for path in paths:
-                try:
-                    picture = decode(path, files[path])
-                except (UnreadableError, ExternalError) as error:
-                    failures[path] = error
-                else:
-                    pixels += picture.pixels
-                    labels.append(numbers[name])
-                    decoded.append(picture._replace(pixels=b""))
-                progress("decoding images", len(decoded) + len(failures), total)
-        splits[split] = Split(_to_images(pixels), torch.tensor(labels, dtype=torch.int64))
+        for name, path in ((name, path) for name, paths in classes.items() for path in paths):
+            image = files[path]
+            if isinstance(image, Decoded):
+                pixels += image.pixels
+                labels.append(numbers[name])
+                decoded.append(image._replace(pixels=b""))
+            elif isinstance(image, UnreadableError | ExternalError):
+                failures[path] = image
+            else:
+                raise image
+        labels = torch.tensor(labels, dtype=torch.int64)
+        splits[split] = Split(image_files.to_tensor(pixels), labels)
     return splits, decoded, failures
-
-
-def _to_images(pixels: bytearray) -> torch.Tensor:
-    rows = torch.frombuffer(pixels, dtype=torch.uint8) if pixels else torch.empty(0).byte()
-    return rows.reshape(-1, SIDE, SIDE, 3).permute(0, 3, 1, 2).contiguous()

@@ -1,31 +1,31 @@
-"""Parquet files as Hugging Face publishes data sets: encoded images, labels, and class names.
+"""Parquet files of data sets on Hugging Face: encoded images, labels and class names.
 
-A repository of a data set has ``train-00000-of-00001.parquet`` and the like, often in ``data/``.
+The repository of a data set has ``train-00000-of-00001.parquet`` and the like, often in ``data/``.
 An image is a struct of ``bytes`` and ``path``, or bytes. Class names are in the schema's metadata.
 """
 
 import importlib.util
+import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import torch
 
 from fcifar.data import image_files
-from fcifar.data.dataset import EMPTY, SIDE, Content, Split
-from fcifar.data.image_files import Picture, UnreadableError
+from fcifar.data.dataset import Content, ImportOptions, Split
+from fcifar.data.image_files import Decoded, UnreadableError
 from fcifar.data.readers.npz import class_names
 from fcifar.data.split import hold_out_test
 from fcifar.data.throttle import Progress
 from fcifar.errors import UsageError, names_of, one_line, reason
 
 ENDING = ".parquet"
-ROWS_LIMIT = 2_000_000  # of one file
-BYTES_LIMIT = 2**31  # of one column of a file, decompressed
-_MOST_LISTED = 100  # images that cannot be read that are recorded by name
-_BATCH = 64  # rows that are in memory as encoded images
+ROWS_LIMIT = 2_000_000  # of a file
+BYTES_LIMIT = 2**31  # of a column of a file, decompressed
+_BATCH = 64  # rows in memory as encoded images
 
 _IMAGES = ("img", "image", "images")
 _LABELS = ("label", "labels", "fine_label", "fine_labels", "class", "target")
@@ -34,44 +34,21 @@ _SPLITS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-"""By the words that Hugging Face takes in the name of a file or folder."""
-
-Decode = Callable[[str, bytes], Picture]
+"""Split by the words that Hugging Face recognizes in names of files and folders."""
 
 
 class Shard(NamedTuple):
-    """What is in one file."""
+    """The content of a file."""
 
-    pixels: bytes  # 3072 of each image that could be read, rows of RGB triples
-    labels: tuple[int | str, ...]  # of these
-    classes: tuple[str, ...]  # the names of labels that are numbers; empty where they have none
-    decoded: tuple[Picture, ...] = ()  # what was done to each image, without its pixels
-    failures: tuple[UsageError, ...] = ()  # why the others could not be read
-
-
-def is_layout(paths: Sequence[str]) -> bool:
-    """Whether there is any such file."""
-    return any(path.endswith(ENDING) for path in paths)
+    pixels: bytes  # 3072 of each readable image, rows of RGB triples
+    labels: tuple[int | str, ...]  # of these images
+    classes: tuple[str, ...]  # names of integer labels, if known
+    decoded: tuple[Decoded, ...]  # changes to these images, without pixels
+    failures: tuple[UsageError, ...]  # errors of the other images
 
 
-def read_shard(
-    path: str,
-    data: bytes,
-    decode: Decode,
-    labels: str | None = None,
-    progress: Progress | None = None,
-) -> Shard:
-    """Decode every image of a file, ``_BATCH`` rows at a time.
-
-    Args:
-        path: what messages call the file.
-        decode: ``(where, content of an image file) -> Picture``, which may raise an
-            ``UnreadableError``.
-        labels: "fine" or "coarse", of CIFAR-100; None for fine, and for all else.
-
-    Raises:
-        UsageError: pyarrow is not installed, or the file is damaged or has no images and labels.
-    """
+def read_shard(path: str, data: bytes, options: ImportOptions, progress: Progress) -> Shard:
+    """Decode every image of a file. ``labels`` and ``resize`` of the options are used."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UsageError(
             f"{one_line(path)} needs pyarrow, which is not installed; pip install 'fcifar[parquet]'"
@@ -84,124 +61,101 @@ def read_shard(
         schema = file.schema_arrow
         features = _features(schema.metadata)
         image = _column(path, schema.names, features, "Image", _IMAGES)
-        wanted = (f"{labels}_label", f"{labels}_labels") if labels else _LABELS
-        label = _column(path, schema.names, features, "" if labels else "ClassLabel", wanted)
+        labels = options.labels
+        names = (f"{labels}_label", f"{labels}_labels") if labels else _LABELS
+        label = _column(path, schema.names, features, "" if labels else "ClassLabel", names)
         rows = file.metadata.num_rows
         _check_size(path, file.metadata)
         pixels, found, decoded, failures = bytearray(), [], [], []
         for batch in file.iter_batches(_BATCH, columns=[image, label], use_threads=False):
             for row in batch.to_pylist():
                 where = f"{path}, image {len(found) + len(failures)}"
-                content, number = (
-                    _content(where, image, row[image]),
-                    _label(where, label, row[label]),
-                )
+                content = io.BytesIO(_content(where, image, row[image]))
+                number = _label(where, label, row[label])
                 try:
-                    picture = decode(where, content)
+                    each = image_files.decode(content, one_line(where), options.resize)
                 except UnreadableError as error:
-                    failures.append(error)
+                    failures.append(UnreadableError(str(error)))  # without the data
                     continue
-                pixels += picture.pixels
-                decoded.append(picture._replace(pixels=b""))
+                pixels += each.pixels
+                decoded.append(each._replace(pixels=b""))
                 found.append(number)
-            if progress is not None:
-                progress("decoding images", len(found) + len(failures), rows)
+            progress("decoding images", len(found) + len(failures), rows)
     except UsageError:
         raise
-    except Exception as error:  # damaged bytes lead pyarrow to errors of many kinds
+    except Exception as error:  # damaged bytes lead pyarrow to errors of many types
         raise UsageError(
             f"{one_line(path)} cannot be read as a parquet file ({reason(error)}); get a fresh "
             "copy of it"
         ) from error
-    names = _names(features.get(label))
+    classes = features.get(label, {}).get("names")
+    is_text = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    names = tuple(classes) if is_text else ()
     return Shard(bytes(pixels), tuple(found), names, tuple(decoded), tuple(failures))
 
 
-def read(
-    shards: Mapping[str, Shard],
-    *,
-    test_fraction: float = 0.0,
-    seed: int = 0,
-    skip_unreadable: bool = False,
-) -> Content:
-    """The data set in ``shards``, by the paths of their files, which tell the splits.
+def read(files: Mapping[str, Shard | UsageError], options: ImportOptions) -> Content:
+    """Return the data set in ``files``, by path.
 
-    A file is of the split that its name or its folder says, as ``train-00000-of-00001.parquet`` or
-    ``test/0000.parquet``; where no file says one, all are training images. Where there are training
-    and validation images and no test images with labels, the validation images are the test split.
-    Without any training images it is a test set alone.
-
-    Args:
-        test_fraction: of each class, to test with, where there is no file of test images.
-        seed: of the key that chooses these.
-        skip_unreadable: leave out images that cannot be read, instead of refusing.
-
-    Returns:
-        the splits, with ``preparation``: what was left out, and what was done to pixels.
-
-    Raises:
-        UsageError: there are no test images, several data sets, labels that do not agree, or images
-            that cannot be read.
+    The name or folder of a file determines its split: ``train-00000-of-00001.parquet``,
+    ``test/0000.parquet``. If none does, all images are training images. If there are training and
+    validation images and no labelled test images, the validation images are the test split. Without
+    training images there is a test split only. ``test_fraction``, ``seed`` and ``skip_unreadable``
+    of the options are used.
     """
+    shards: dict[str, Shard] = {}
+    for path, shard in sorted(files.items()):
+        if isinstance(shard, UsageError):
+            raise shard
+        shards[path] = shard
     _check_one(shards)
-    failures = [error for path in sorted(shards) for error in shards[path].failures]
-    decoded = [picture for shard in shards.values() for picture in shard.decoded]
-    if failures and not skip_unreadable:
-        raise image_files.cannot_read(failures, len(decoded) + len(failures))
-    splits = {path: split_of(path) for path in sorted(shards)}
-    if not any(splits.values()):
-        splits = dict.fromkeys(splits, "train")
-    test_from = ""
-    if not test_fraction:
-        splits, test_from = _with_test(splits, shards)
-    elif "test" in splits.values():  # unlabelled ones too: nothing says to leave them out
-        raise UsageError("there are test images already; leave --test-fraction out")
-    used = {path: shards[path] for path, own in splits.items() if own}
+    failures = [error for shard in shards.values() for error in shard.failures]
+    if failures and not options.skip_unreadable:
+        count = len(failures) + sum(len(shard.decoded) for shard in shards.values())
+        raise image_files.cannot_read(failures, count)
+    splits, test_from = _splits(shards, options)
+    used = {path: shards[path] for path, split in splits.items() if split}
     classes, numbers = _numbered(used)
-
-    def split(name: str) -> Split:
-        paths = [path for path, own in splits.items() if own == name]
-        if not paths:
-            return EMPTY
-        pixels = bytearray().join(shards[path].pixels for path in paths)
+    parts = {}
+    for split in ("train", "valid", "test"):
+        paths = [path for path in used if splits[path] == split]
+        pixels = bytearray().join(used[path].pixels for path in paths)
         labels = [number for path in paths for number in numbers[path]]
-        if not labels:
-            return EMPTY
-        rows = torch.frombuffer(pixels, dtype=torch.uint8).reshape(-1, SIDE, SIDE, 3)
-        return Split(rows.permute(0, 3, 1, 2).contiguous(), torch.tensor(labels))
-
-    train, valid, test = map(split, ("train", "valid", "test"))
-    if test_fraction:
-        train, test = hold_out_test(train, classes, test_fraction, seed)
+        labels = torch.tensor(labels, dtype=torch.int64)
+        parts[split] = Split(image_files.to_tensor(pixels), labels)
+    train, valid, test = parts.values()
+    if options.test_fraction:
+        train, test = hold_out_test(train, classes, options)
+    decoded = [image for shard in used.values() for image in shard.decoded]
     preparation = {
-        "images": sum(len(shard.decoded) for shard in used.values()),
-        **image_files.summed(picture for shard in used.values() for picture in shard.decoded),
-        "unreadable": len(failures),
-        "unreadable_files": [image_files.short(error) for error in failures[:_MOST_LISTED]],
-        "others": [path for path, own in splits.items() if not own],
+        **image_files.preparation(decoded, failures),
+        "others": [path for path, split in splits.items() if not split],
         "test_from": test_from,
     }
     return Content(train, test, classes, valid, preparation)
 
 
-def _with_test(
-    splits: Mapping[str, str], shards: Mapping[str, Shard]
-) -> tuple[dict[str, str], str]:
-    """The split of each file, one of them "test", and what these files are in the source, if it is
-    not that.
-    """
-    # As ImageNet has it: labels of test images are not published, and are -1.
+def _splits(shards: Mapping[str, Shard], options: ImportOptions) -> tuple[dict[str, str], str]:
+    """The split of each file, "" if it is left out; "validation" if that is the test split."""
+    splits = {path: split_of(path) for path in shards}
+    if not any(splits.values()):
+        splits = dict.fromkeys(splits, "train")
+    if options.test_fraction:
+        if "test" in splits.values():  # labelled or not
+            raise UsageError("there are test images already; leave --test-fraction out")
+        return splits, ""
+    # Unpublished labels of test images are -1, as in ImageNet.
     bare = [
         path
-        for path, own in splits.items()
-        if own == "test" and shards[path].labels and set(shards[path].labels) == {-1}
+        for path, split in splits.items()
+        if split == "test" and set(shards[path].labels) == {-1}
     ]
-    there = {own for path, own in splits.items() if path not in bare}
+    there = {split for path, split in splits.items() if path not in bare}
     if "test" in there:
-        return dict(splits), ""
+        return splits, ""
     if {"train", "valid"} <= there:
-        renamed = {path: "test" if own == "valid" else own for path, own in splits.items()}
-        return {path: "" if path in bare else own for path, own in renamed.items()}, "validation"
+        roles = {"train": "train", "valid": "test"}
+        return {path: roles.get(split, "") for path, split in splits.items()}, "validation"
     why = f"no file is called test-*{ENDING}, and test images are needed"
     if bare:
         why = f"the labels in {one_line(bare[0])} are all -1, and test images need theirs"
@@ -209,7 +163,7 @@ def _with_test(
 
 
 def split_of(path: str) -> str:
-    """The split that a file is of by its name, or else by its folder: train, valid, test, or "".
+    """Return the split of a file by its name, or else by its folder: train, valid, test, or "".
 
     >>> from fcifar.data.readers.parquet import split_of
     >>> split_of("data/validation-00000-of-00002.parquet"), split_of("test/0000.parquet")
@@ -222,8 +176,8 @@ def split_of(path: str) -> str:
     return ""
 
 
-def _check_one(paths: Mapping[str, Any]) -> None:
-    """Raise a UsageError where files lie as those of several data sets do."""
+def _check_one(paths: Collection[str]) -> None:
+    """Raise a UsageError if there are several data sets, each in its own folder."""
     folders = {
         "/".join(part for part in PurePosixPath(path).parent.parts if part.lower() not in _SPLITS)
         for path in paths
@@ -235,54 +189,39 @@ def _check_one(paths: Mapping[str, Any]) -> None:
         )
 
 
-def _numbered(
-    shards: Mapping[str, Shard],
-) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Class names, and the labels of each shard as numbers of them."""
+def _numbered(shards: Mapping[str, Shard]) -> tuple[tuple[str, ...], dict[str, list[int]]]:
+    """Class names, and the integer labels of each shard."""
     named = {shard.classes for shard in shards.values() if shard.classes}
     texts = {label for shard in shards.values() for label in shard.labels if isinstance(label, str)}
+    index: dict[int | str, int] = {name: number for number, name in enumerate(sorted(texts))}
+    if texts and any(isinstance(n, int) for shard in shards.values() for n in shard.labels):
+        raise UsageError("labels are text here and numbers there; give files of one data set")
     numbers = {
-        path: [label for label in shard.labels if isinstance(label, int)]
+        path: [index[label] if isinstance(label, str) else label for label in shard.labels]
         for path, shard in shards.items()
     }
-    if texts and any(numbers.values()):
-        raise UsageError("labels are text here and numbers there; give files of one data set")
     if texts:
-        classes = tuple(sorted(texts))
-        number_of: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
-        return classes, {
-            path: [number_of[label] for label in shard.labels] for path, shard in shards.items()
-        }
+        return tuple(sorted(texts)), numbers
     if len(named) > 1:
         raise UsageError("the files have different class names; give files of one data set")
     if named:
         return named.pop(), numbers
-    each = [torch.tensor(labels, dtype=torch.int64) for labels in numbers.values()]
-    return class_names(None, each), numbers
-
-
-# One file -----------------------------------------------------------------------------------------
+    return class_names(None, [torch.tensor(each).long() for each in numbers.values()]), numbers
 
 
 def _features(metadata: Mapping[bytes, bytes] | None) -> dict[str, Any]:
-    """What Hugging Face says of each column, by its name; nothing where that is not there."""
+    """Hugging Face's description of each column, if there is one."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: about for name, about in features.items() if isinstance(about, dict)}
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
     except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-
-
-def _names(feature: Mapping[str, Any] | None) -> tuple[str, ...]:
-    names = (feature or {}).get("names")
-    is_text = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_text else ()
 
 
 def _column(
     path: str, columns: Sequence[str], features: Mapping[str, Any], kind: str, names: Sequence[str]
 ) -> str:
-    """The first column of those names, or the one of a kind that Hugging Face gives to it."""
+    """The first column of these names, else the only one of this kind on Hugging Face."""
     for name in names:
         if name in columns:
             return name
@@ -295,16 +234,16 @@ def _column(
     )
 
 
-def _check_size(path: str, about: Any) -> None:
-    """Raise a UsageError for more than fits into memory, by what the file says of itself."""
-    sizes = [0] * about.num_columns
-    for group in map(about.row_group, range(about.num_row_groups)):
+def _check_size(path: str, metadata: Any) -> None:
+    """Raise a UsageError if the file would not fit into memory, according to its metadata."""
+    sizes = [0] * metadata.num_columns
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for i in range(group.num_columns):
             sizes[i] += group.column(i).total_uncompressed_size
-    if about.num_rows > ROWS_LIMIT or max(sizes, default=0) > BYTES_LIMIT:
+    if metadata.num_rows > ROWS_LIMIT or max(sizes, default=0) > BYTES_LIMIT:
         raise UsageError(
-            f"{one_line(path)} has {about.num_rows:,} rows of {max(sizes, default=0):,} bytes; at "
-            f"most {ROWS_LIMIT:,} rows of {BYTES_LIMIT:,} bytes are accepted"
+            f"{one_line(path)} has {metadata.num_rows:,} rows of {max(sizes, default=0):,} bytes; "
+            f"at most {ROWS_LIMIT:,} rows of {BYTES_LIMIT:,} bytes are accepted"
         )
 
 

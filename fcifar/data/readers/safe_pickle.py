@@ -1,8 +1,7 @@
-"""Pickles of plain values and numpy arrays, and of nothing else.
+"""Pickles of plain values and numpy arrays of integers, and nothing else.
 
-A pickle is a program: loading it can call any function there is. Here it finds no functions, only
-stand-ins that keep what numpy would have been given. Arrays are made of that afterwards, once it
-has been seen to be numbers.
+Unpickling can call any function. Here it finds none, only stand-ins that keep the arguments, from
+which arrays are made afterwards, once they have been checked.
 """
 
 import io
@@ -18,33 +17,29 @@ from fcifar.errors import UsageError, one_line, reason
 
 STEPS = 2**18  # a batch of 10,000 images has about 40,000; an empty set takes 216 bytes
 
-# What unpickling malformed bytes raises.
+# The errors of unpickling malformed bytes.
 _MALFORMED = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    Warning,
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, LookupError),
+    *(OverflowError, MemoryError, RecursionError, Warning),
 )
+_INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 
 
 def load_pickle(name: str, data: bytes, steps: int = STEPS) -> dict[str, Any]:
-    """The dict in a pickle of any protocol, written by Python 2 or 3. No code is run.
+    """Return the dict in a pickle of any protocol, written by Python 2 or 3. No code is run.
 
-    Keys are text. A value that is an array is a numpy array of whole numbers; bytes in a list are
-    text. ``name`` is for messages, and ``steps`` is the most that the pickle may have.
+    Keys become str, bytes in lists as well, and arrays become numpy arrays of integers.
+
+    Args:
+        name: of the file in messages.
+        steps: largest number of opcodes.
 
     Raises:
-        UsageError: it asks for a function, is damaged, or holds no dict.
+        UsageError: the pickle calls a function, is damaged, or is not a dict.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Python warns of some damage, such as a wrong escape
+            warnings.simplefilter("error")  # Python warns about some damage, such as wrong escapes
             _check_opcodes(data, steps)
             value = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(value, dict):
@@ -61,7 +56,7 @@ def load_pickle(name: str, data: bytes, steps: int = STEPS) -> dict[str, Any]:
 
 
 class _RefusedError(Exception):
-    """The pickle is well formed, and asks for what it shall not have."""
+    """The pickle is well formed, but not allowed."""
 
 
 def _plain(value: Any) -> Any:
@@ -91,8 +86,8 @@ class _Unpickler(pickle.Unpickler):
             raise _RefusedError(f"tries to load {one_line(repr(f'{module}.{name}'))}") from None
 
 
-class _Dtype:
-    """``dtype("u1", align, copy)``, then a state (version, byte order, ...)."""
+class _StandIn:
+    """Keeps the arguments and the state that numpy's object would have been given."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -101,22 +96,19 @@ class _Dtype:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+
+class _Dtype(_StandIn):
+    """``dtype("u1", align, copy)``, then a state (version, byte order, ...)."""
+
     def to_numpy(self) -> np.dtype:
         code, order = _text(self.arguments[0]), _text(self.state[1])
-        if code not in _WHOLE_NUMBERS or order not in ("<", ">", "|"):
+        if code not in _INTEGERS or order not in ("<", ">", "|"):
             raise ValueError("its array is not of whole numbers")
         return np.dtype(order + code)
 
 
-class _Array:
+class _Array(_StandIn):
     """``_reconstruct(ndarray, shape, code)``, then a state (1, shape, dtype, order, bytes)."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments = arguments
-        self.state: Any = ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
 
     def to_numpy(self) -> np.ndarray:
         _, shape, dtype, fortran, raw = self.state
@@ -124,7 +116,7 @@ class _Array:
 
 
 class _Buffer(_Array):
-    """``_frombuffer(bytes, dtype, shape, order)``: what numpy writes in pickle protocol 5."""
+    """``_frombuffer(bytes, dtype, shape, order)``, as numpy writes in pickle protocol 5."""
 
     def to_numpy(self) -> np.ndarray:
         raw, dtype, shape, order = self.arguments
@@ -137,14 +129,14 @@ def _array(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     if not isinstance(shape, tuple) or len(shape) > 4 or any(type(n) is not int for n in shape):
         raise TypeError("its array has no shape")
     kind = dtype.to_numpy()
-    # Of numbers with a million digits, the product would take for ever.
+    # The product of numbers with a million digits would never end.
     if any(not 0 <= n < 2**31 for n in shape) or math.prod(shape) * kind.itemsize != len(raw):
         raise ValueError("its array has more or fewer bytes than its shape says")
     return np.frombuffer(raw, kind).reshape(shape, order=order)
 
 
 class _Encoded(bytes):
-    """``_codecs.encode(text, "latin1")``: how Python 3 writes bytes in pickle protocol 2."""
+    """``_codecs.encode(text, "latin1")``, as Python 3 writes bytes in pickle protocol 2."""
 
     def __new__(cls, text: str, encoding: str) -> "_Encoded":
         if encoding != "latin1":
@@ -155,9 +147,7 @@ class _Encoded(bytes):
         raise _RefusedError("sets the state of bytes")
 
 
-_WHOLE_NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
-
-# Classes all, and each with a __setstate__: a pickle can set the attributes of anything else.
+# All are classes with a __setstate__: a pickle can set the attributes of anything else.
 _ALLOWED: dict[tuple[str, str], type] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
@@ -171,23 +161,23 @@ _ALLOWED: dict[tuple[str, str], type] = {
 
 # Exhaustion without a call ------------------------------------------------------------------------
 
-_TUPLES = 64  # an array brings six
-_KEYS = 64  # the values of all may be one list
+_TUPLES = 64  # an array takes six
+_KEYS = 64  # all values may be the same list
 _SHORT = 100  # bytes of text that may be used again, as keys and names of types are
 _STORES = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _FETCHES = {"GET", "BINGET", "LONG_BINGET"}
 _CONTAINERS = {"GLOBAL", "STACK_GLOBAL", "REDUCE", "EMPTY_LIST", "EMPTY_DICT", "LIST", "DICT"}
-# Arrays never need these. The first take what others have put into a registry, past find_class.
+# Arrays never need these. The EXT opcodes load from a registry and bypass find_class.
 _FOREIGN = {"EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"}
 
 
 def _check_opcodes(data: bytes, steps: int) -> None:
-    """Refuse what costs very much memory or time though no function is called.
+    """Refuse pickles that exhaust memory or time without calling a function.
 
-    Storing at a high memo index makes a table of that length. A tuple that holds a tuple twice,
-    which holds a tuple twice, and so on, takes for ever to hash as the key of a dict; one that is
-    deep exhausts the stack. A long text that is used again can be copied each time. So tuples are
-    few, as is all else, and only short texts and objects other than tuples can be memoised.
+    A high memo index allocates a table of that length. A tuple of two equal tuples of two equal
+    tuples, and so on, takes exponential time to hash; a deeply nested one exhausts the stack. A
+    long text that is used again can be copied each time. So everything is limited in number, and
+    only short texts and objects other than tuples can be used again.
     """
     stored: dict[int, bool] = {}  # memo index: may be used again
     tuples, reusable = 0, False  # reusable: the value on top of the stack
