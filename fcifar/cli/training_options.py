@@ -26,7 +26,7 @@ def with_recipe_options(command: Command) -> Command:
         field.name: _option(field)
         for panel in _PANELS
         for field in dataclasses.fields(recipes.Recipe)
-        if field.metadata.get("flags") and field.metadata["panel"] == panel
+        if field.metadata.get("panel") == panel
     }
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
@@ -47,7 +47,7 @@ def _option(field: "dataclasses.Field[Any]") -> Any:
     about, panel = field.metadata["about"], field.metadata["panel"]
     kind = field.type if field.type in _TYPES else str
     option = typer.Option(
-        *field.metadata["flags"],
+        *recipes.option_flags(field),
         help=about,
         show_default=False,
         rich_help_panel=f"{_RECIPE}: {panel}" if panel else _RECIPE,

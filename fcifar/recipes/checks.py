@@ -1,14 +1,12 @@
-"""What the values of a recipe may be. The limits are here and nowhere else."""
+"""Checks of a recipe's values, and their limits."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from fcifar.errors import UsageError, did_you_mean, shown
 
-# A billion epochs, of as many images as fit into any memory, are fewer than 2**63 steps.
-LARGEST_COUNT = 10**9
-# float32 holds these, and what a step makes of one of them.
-SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30
+LARGEST_COUNT = 10**9  # so that the steps of a run stay below 2**63
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # so that a step stays within float32
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -21,7 +19,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_text(name: str, value: Any) -> None:
-    """Raise a UsageError unless ``value`` is text that fits on a line and steers no terminal."""
+    """Raise a UsageError unless ``value`` is one line without control characters."""
     if not isinstance(value, str) or not value.isprintable():
         raise UsageError(f"{name} is {shown(value)}; it must be one line of printable text")
 
@@ -41,7 +39,7 @@ def check_count(name: str, value: Any, least: int, most: int = LARGEST_COUNT) ->
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise a UsageError unless ``value`` is 0, or positive and of a size that float32 holds."""
+    """Raise a UsageError unless ``value`` is 0 or within the limits above."""
     if not _is_number(value) or not (value == 0 or SMALLEST_NUMBER <= value <= LARGEST_NUMBER):
         raise UsageError(
             f"{name} is {shown(value)}; it must be 0, or a number from {SMALLEST_NUMBER} to "
@@ -78,7 +76,7 @@ def _is_number(value: Any) -> bool:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UsageError."""
+    """Return ``seed``, or raise a UsageError unless it is a whole number in [-2**31, 2**32)."""
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise UsageError(f"--seed is {shown(seed)}; it must be a whole number")
     if not -(2**31) <= seed < 2**32:

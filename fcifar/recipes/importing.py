@@ -1,7 +1,6 @@
-"""What a text such as ``my_package.nets:Net`` names: something of a module that can be imported.
+"""Import of models and recipes by MODULE:NAME, such as ``my_package.nets:Net``.
 
-Such a text stands in a recipe, and recipes are read from files that others have written. So it
-cannot name just any function: see ``model_factory``.
+Recipes are read from files of others, so ``model_factory`` restricts what such a text can name.
 """
 
 import importlib
@@ -18,56 +17,57 @@ from fcifar.models import Model, from_factory
 
 
 class NotImportableError(UsageError):
-    """What a text names is not here, or not now."""
+    """The module or the name cannot be imported."""
 
 
 def is_import(name: object) -> bool:
-    """Whether a name is that of something to import."""
+    """Whether a name has the form MODULE:NAME."""
     return isinstance(name, str) and ":" in name
 
 
 def imported(what: str, text: str) -> tuple[Any, Any]:
-    """The module and the thing in it that MODULE:NAME names.
+    """Return the module and the object of MODULE:NAME.
 
     Args:
-        what: what a message calls it.
+        what: its description in messages.
 
     Raises:
-        UsageError: the text has another form; as ``NotImportableError`` where it cannot be found.
+        UsageError: the text has another form.
+        NotImportableError: the module or the name cannot be found.
     """
-    place, _, name = text.partition(":")
-    if not all(part.isidentifier() for part in (*place.split("."), *name.split("."))):
+    path, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in (*path.split("."), *name.split("."))):
         raise UsageError(f"{what} is {shown(text)}; it must be MODULE:NAME, such as my_nets:Net")
     cannot = f"{what} {shown(text)} cannot be imported"
-    if place.partition(".")[0] in sys.stdlib_module_names:
-        raise NotImportableError(f"{cannot}: {place} is a part of Python; name a module of yours")
+    if _package(path) in sys.stdlib_module_names:
+        raise NotImportableError(f"{cannot}: {path} is a part of Python; name a module of yours")
     try:
-        module = importlib.import_module(place)
+        module = importlib.import_module(path)
     except (Exception, SystemExit) as error:  # whatever its code does
         raise NotImportableError(
             f"{cannot} ({located(error)}); install its package, or run fcifar in the folder of "
-            f"{place.partition('.')[0]}"
+            f"{_package(path)}"
         ) from error
     value: Any = module
     for part in name.split("."):
         if not hasattr(value, part):
-            raise NotImportableError(f"{cannot}: there is no {part} in {place}; correct the name")
+            raise NotImportableError(f"{cannot}: there is no {part} in {path}; correct the name")
         value = getattr(value, part)
     return module, value
 
 
 def model_factory(text: str) -> Callable[..., Model]:
-    """The function like those of ``MODELS`` that MODULE:FACTORY names.
+    """Return MODULE:FACTORY as a function like those of ``MODELS``.
 
-    The factory is a class of modules, or a function of that package. A function of an installed
-    package must say that it returns a ``Model`` or an ``nn.Module``: the text and the options may
-    come from a file of a stranger, and installed packages have functions that do anything.
+    The factory is a class of ``nn.Module``, or a function of the same package. A function of an
+    installed package must be annotated to return a ``Model`` or an ``nn.Module``: the text and the
+    options may come from an untrusted file, which must not call arbitrary functions.
 
     Raises:
         UsageError: it is something else; or as ``imported``.
     """
     module, factory = imported("the model", text)
-    own = getattr(factory, "func", factory)  # of a functools.partial
+    own = getattr(factory, "func", factory)  # unwraps a functools.partial
     if isinstance(own, type) and issubclass(own, nn.Module):
         return from_factory(factory)
     if not inspect.isfunction(own) or _package(own.__module__) != _package(module.__name__):
@@ -91,6 +91,6 @@ def _package(module: str) -> str:
 def _returns_a_model(function: Callable[..., Any]) -> bool:
     try:
         given = typing.get_type_hints(function).get("return")
-    except Exception:  # a hint that is not there at run time
+    except Exception:  # such as a name that only type checkers import
         return False
     return isinstance(given, type) and (given is Model or issubclass(given, nn.Module))

@@ -1,4 +1,4 @@
-"""Recipes by name."""
+"""The registry of recipes."""
 
 from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
@@ -11,7 +11,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SP
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name, or the one that MODULE:NAME names.
+    """Return a registered recipe, or the one at MODULE:NAME.
 
     Raises:
         UsageError: there is none.
@@ -36,7 +36,7 @@ def register(recipe: Recipe) -> None:
     """Add a recipe to ``RECIPES`` under its name, for the command line (see ``$FCIFAR_IMPORT``).
 
     Raises:
-        ValueError: the name is taken or no word, or ``recipe`` is no ``Recipe``.
+        ValueError: the name is taken or invalid, or ``recipe`` is not a ``Recipe``.
     """
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{shown(recipe)} is to be a recipe; it must be a Recipe")

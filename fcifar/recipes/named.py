@@ -1,4 +1,4 @@
-"""What a recipe names: its network, and its augmentations."""
+"""Models, augmentations and stages from their names in a recipe."""
 
 import inspect
 import itertools
@@ -13,32 +13,21 @@ from fcifar.recipes import importing
 from fcifar.recipes.checks import check_choice
 from fcifar.step import Augment
 
-IMPORT = "FCIFAR_IMPORT"  # the variable that names packages which the command line imports first
+IMPORT = "FCIFAR_IMPORT"  # environment variable: modules that the command line imports first
 SMALLEST_IMAGE, LARGEST_IMAGE = 16, 64  # pixels a side, of resolutions
-
-
-def _color_jitter(strength: float) -> Augment:
-    return augment.color_jitter(strength, strength, strength)
-
-
-def _reflect_crop(padding: int) -> Augment:
-    return augment.random_crop(padding, mode="reflect")
-
-
-def _mean_cutout(size: int) -> Augment:
-    return augment.cutout(size, fill=(0.4914, 0.4822, 0.4465))  # of CIFAR-10's training images
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 
 AUGMENTS: dict[str, Callable[..., Augment]] = {
     "random_flip": augment.random_flip,
     "random_rotation": augment.random_rotation,
     "random_crop": augment.random_crop,
-    "reflect_crop": _reflect_crop,
+    "reflect_crop": lambda padding: augment.random_crop(padding, mode="reflect"),
     "cutout": augment.cutout,
-    "mean_cutout": _mean_cutout,
-    "color_jitter": _color_jitter,
+    "mean_cutout": lambda size: augment.cutout(size, fill=_CIFAR10_MEAN),
+    "color_jitter": lambda strength: augment.color_jitter(strength, strength, strength),
 }
-"""By name, each callable with its strength alone: a probability, degrees or pixels."""
+"""Factories by name; the first argument is the strength: a probability, degrees or pixels."""
 
 
 def register_augment(name: str, make: Callable[..., Augment]) -> None:
@@ -55,11 +44,7 @@ def register_augment(name: str, make: Callable[..., Augment]) -> None:
 
 
 def model_factory(name: str) -> Callable[..., Model]:
-    """The entry of ``MODELS``, or what MODULE:FACTORY names.
-
-    Raises:
-        UsageError: there is no such model.
-    """
+    """Return the factory of a registered model, or MODULE:FACTORY; else raise a UsageError."""
     if importing.is_import(name):
         return importing.model_factory(name)
     if not isinstance(name, str) or name not in MODELS:
@@ -71,7 +56,7 @@ def model_factory(name: str) -> Callable[..., Model]:
 
 
 def options_of(name: str) -> tuple[list[str], bool]:
-    """The options that a model takes by name, and whether it takes any others.
+    """Return a model's named options, and whether it takes ``**kwargs``.
 
     Raises:
         UsageError: there is no such model.
@@ -89,10 +74,10 @@ def options_of(name: str) -> tuple[list[str], bool]:
 def named_model(
     name: str, options: Mapping[str, Any], num_classes: int, axis: Axis = ALONE
 ) -> Model:
-    """An entry of ``MODELS``, or what MODULE:FACTORY names, with its options.
+    """Return a registered model or MODULE:FACTORY, with its options.
 
     Args:
-        axis: the ranks over which its batch norm takes its statistics, if it has any.
+        axis: the ranks that share the statistics of batch norm.
 
     Raises:
         UsageError: there is no such model, or the options do not fit it.
@@ -118,10 +103,10 @@ def named_model(
 
 
 def named_augment(text: str) -> Augment:
-    """The augmentation that NAME or NAME:STRENGTH asks for.
+    """Return the augmentation NAME or NAME:STRENGTH.
 
     Raises:
-        UsageError: there is no such augmentation, or none of that strength.
+        UsageError: there is no such augmentation, or the strength is missing or invalid.
     """
     name, colon, strength = text.partition(":")
     check_choice("augment", name, AUGMENTS)
@@ -142,17 +127,17 @@ def named_augment(text: str) -> Augment:
 
 
 class Stage(NamedTuple):
-    """A part of a run, and the size of its images."""
+    """A part of a run with one image size."""
 
-    size: int  # pixels a side; 0 for as they are
-    until: float  # part of the steps, in (0, 1]
+    size: int  # pixels a side; 0: unchanged
+    until: float  # end, as a fraction of the steps in (0, 1]
 
 
 def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
-    """What SIZE:PART, ..., SIZE ask for; one stage that leaves the images alone if nothing does.
+    """Return the stages of SIZE:PART, ..., SIZE; without texts, one stage of unchanged images.
 
     Raises:
-        UsageError: a text of another form, a size below 16, or parts that do not rise to 1.
+        UsageError: a text has another form, a size is out of range, or parts do not rise to 1.
     """
     stages = []
     for text in texts:
@@ -164,7 +149,7 @@ def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
                 f"resolutions has {shown(text)}; each must be SIZE:PART, such as 24:0.5, or SIZE"
             ) from None
     ends = [stage.until for stage in stages]
-    rising = all(a < b for a, b in itertools.pairwise([0.0, *ends]))  # NaN is neither
+    rising = all(a < b for a, b in itertools.pairwise([0.0, *ends]))  # false for NaN
     if stages and not (rising and ends[-1] == 1):
         raise UsageError(
             f"resolutions is {shown(tuple(texts))}; the parts must rise and end with 1, as in "

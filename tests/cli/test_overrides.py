@@ -14,13 +14,9 @@ from fcifar.cli.overrides import with_changes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
-from fcifar.recipes.recipe import option_name
+from fcifar.recipes.recipe import option_flags, option_name
 
-FLAGS = {
-    field.name: field.metadata["flags"]
-    for field in dataclasses.fields(Recipe)
-    if field.metadata.get("flags")
-}
+FLAGS = {field.name: option_flags(field) for field in dataclasses.fields(Recipe)}
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
 SPEED = recipes.get("speed94")
 
