@@ -1,8 +1,9 @@
-"""Networks on the command line: runs, files of ours, and other people's state_dicts."""
+"""Models on the command line: runs, ``final.safetensors``, and state_dicts from elsewhere."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,79 +16,58 @@ if TYPE_CHECKING:
     from fcifar.recipes import Recipe
     from fcifar.runs.inference import Trained
 
-_SAVED = "A state_dict from elsewhere (.pth, .pt, .safetensors)"
-DEFAULT = "cifar10"  # the data set of a network that does not say what it was trained on
+DEFAULT = "cifar10"  # the data set of a model that does not record its own
 
+_option = functools.partial(
+    typer.Option, rich_help_panel="A state_dict from elsewhere (.pth, .pt, .safetensors)"
+)
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="The model it is of, with mean and standard deviation 0.5.",
-        show_default=False,
-        rich_help_panel=_SAVED,
-    ),
+    _option("--model", metavar="NAME", help="Its model, with mean and standard deviation 0.5."),
 ]
 RecipeName = Annotated[
     str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME",
-        help="Or the recipe with its model and normalisation.",
-        show_default=False,
-        rich_help_panel=_SAVED,
-    ),
+    _option("--recipe", metavar="NAME", help="Or the recipe of its model and normalisation."),
 ]
 Changes = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="An option of the model, or mean or std.",
-        show_default=False,
-        rich_help_panel=_SAVED,
-    ),
+    _option("--set", metavar="NAME=VALUE", help="An option of the model, or mean or std."),
 ]
 ClassesOf = Annotated[
     str | None,
-    typer.Option(
-        "--dataset",
-        metavar="NAME",
-        help="The data set that it has the classes of.",
-        show_default="cifar10",
-        rich_help_panel=_SAVED,
-    ),
+    _option("--dataset", metavar="NAME", help="The data set of its classes.", show_default=DEFAULT),
 ]
 
 
-def asked_recipe(
+def recipe_of(
     model: str | None, recipe: str | None, changes: Sequence[str] | None
 ) -> "Recipe | None":
-    """What ``--model``, ``--recipe`` and ``--set`` say of a state_dict; None where nothing is said.
+    """Return the recipe of ``--model``, ``--recipe`` and ``--set``; None without any of them.
 
     Raises:
-        UsageError: they contradict each other, or are of no network.
+        UsageError: they contradict each other, or do not fit a model.
     """
     from fcifar import recipes
 
     if model is not None and recipe is not None:
         raise UsageError("--model and --recipe both name the model; give one of them")
+    start: dict[str, Any] = {}
     if model is not None:
-        name, start = model, {"name": model or "none", "model": model, "model_options": {}}
+        start = {"name": model or "none", "model": model, "model_options": {}}
         base = recipes.Recipe(name="none")
     elif recipe is not None:
-        base, start = recipes.get(recipe), {}
-        name = base.model
+        base = recipes.get(recipe)
     elif changes:
         raise UsageError("--set is of the model in a state_dict; give --model or --recipe too")
     else:
         return None
+    name = start.get("model", base.model)
     options, any_other = recipes.options_of(name)
     fields = recipes.to_dict(base)
     for change in changes or ():
         key, equals, _ = change.partition("=")
-        takes_it = key in (*options, "mean", "std") or (any_other and key not in fields)
-        if equals and not takes_it:
+        accepted = key in (*options, "mean", "std") or (any_other and key not in fields)
+        if equals and not accepted:
             known = f"an option of {name} ({', '.join(options)}), " if options else ""
             raise UsageError(
                 f"--set {shown(key)} changes nothing of a trained model; give {known}mean or std"
@@ -95,73 +75,72 @@ def asked_recipe(
     return with_changes(base, changes or [], overrides=start)
 
 
-def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | Saved]":
-    """The networks at ``paths``.
+def load_all(paths: Sequence[Path], recipe: "Recipe | None") -> "list[Trained | Saved]":
+    """Return the models at ``paths``.
 
     Raises:
-        UsageError: as ``export.load.load``; or something was asked that no path needs.
+        UsageError: as ``export.load.load``; or a recipe is given and no path needs it.
         ExternalError: a file is damaged.
     """
     from fcifar.export import load
 
-    if asked is not None and all(map(load.says_what_it_is, paths)):
+    if recipe is not None and all(map(load.says_what_it_is, paths)):
         for path in paths:
-            load.load(path, None)  # is it there at all?
+            load.load(path, None)  # an error if it is missing
         raise UsageError(
-            f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
-            "itself which model it holds; leave them out"
+            f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} "
+            "records its own model; leave them out"
         )
-    return [load.load(path, asked) for path in paths]
+    return [load.load(path, recipe) for path in paths]
 
 
 def dataset_of(found: "Sequence[Trained | Saved]") -> str:
-    """The data set that the first network which says so was trained on."""
+    """Return the data set of the first model that records one."""
     from fcifar.runs.inference import Trained
 
-    known = (network.dataset for network in found if isinstance(network, Trained))
+    known = (model.dataset for model in found if isinstance(model, Trained))
     return next(filter(None, known), DEFAULT)
 
 
 def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -> "list[Trained]":
-    """The networks, those from elsewhere with the class names. Raises as ``export.load.complete``.
+    """Return the models, those from elsewhere with ``classes``. Raises as ``export.load``.
 
-    What was done to get at a state_dict's values is said on stderr.
+    How a state_dict was converted is printed on stderr.
     """
     from fcifar.export import load
 
     result = []
     for each in found:
-        network, notes = load.with_classes(each, classes)
-        result.append(network)
+        model, notes = load.with_classes(each, classes)
+        result.append(model)
         for note in notes:
             output.note(note)
     return result
 
 
 def load_one(
-    path: Path, asked: "Recipe | None", dataset: str | None, data_dir: Path | None = None
+    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None = None
 ) -> "Trained":
-    """The network at ``path``; one from elsewhere with the class names of a data set.
+    """Return the model at ``path``; one from elsewhere with the classes of a data set.
 
     Raises:
-        UsageError: as ``load_all``; or the network has names already, or there is no such data set.
+        UsageError: as ``load_all``; or the model has classes already, or the data set is missing.
     """
     from fcifar.runs.inference import Trained
 
-    (found,) = load_all([path], asked)
-    if isinstance(found, Trained):
-        if dataset is not None:
-            raise UsageError(
-                f"--dataset names the classes of a state_dict from elsewhere, and {path} has its "
-                "own; leave it out"
-            )
-        return found
-    (network,) = with_classes([found], class_names(dataset or DEFAULT, data_dir))
-    return network
+    (found,) = load_all([path], recipe)
+    if not isinstance(found, Trained):
+        (found,) = with_classes([found], _class_names(dataset or DEFAULT, data_dir))
+    elif dataset is not None:
+        raise UsageError(
+            f"--dataset names the classes of a state_dict from elsewhere, and {path} has its own; "
+            "leave it out"
+        )
+    return found
 
 
-def class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
-    """The classes of a data set, whose images need not be there if it is CIFAR-10 or built in.
+def _class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
+    """Return the classes of a data set, which need not be prepared if it is CIFAR-10 or built in.
 
     Raises:
         UsageError: there is no such data set.

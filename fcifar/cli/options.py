@@ -1,18 +1,20 @@
 """Options that several commands share."""
 
+import functools
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fcifar.cli import completion
 from fcifar.errors import UsageError, shown
 
-_RUNTIME = "Where and how to compute"
-OUTPUT = "Data and output"
+_runtime = functools.partial(typer.Option, rich_help_panel="Where and how to compute")
+output_option = functools.partial(typer.Option, rich_help_panel="Data and output")
 
 
 def in_utf8(path: Path | None) -> Path | None:
-    """``path``, unless safetensors would write files there and could not read them again."""
+    """Return ``path``; safetensors writes files at any path, and reads them at UTF-8 ones only."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -23,97 +25,85 @@ def in_utf8(path: Path | None) -> Path | None:
 
 
 def where_run_is(path: Path | None) -> Path | None:
-    """A run by its name in the folder of runs as a path; a path as it is."""
+    """Return a path as it is, and the name of a run as its path in the folder of runs."""
     from fcifar.runs.listing import named
     from fcifar.train.run_dir import runs_root
 
-    if path is None or path.exists():
-        return path
-    return named(path, runs_root())
+    return path if path is None or path.exists() else named(path, runs_root())
 
 
-def where_runs_are(paths: list[Path]) -> list[Path]:
-    """As ``where_run_is``, of each."""
-    return [where_run_is(path) or path for path in paths]
+def where_runs_are(paths: list[Path]) -> list[Path | None]:
+    return [where_run_is(path) for path in paths]
 
+
+run_argument = functools.partial(
+    typer.Argument, metavar="RUN", callback=where_run_is, autocompletion=completion.runs
+)
+runs_argument = functools.partial(
+    typer.Argument, metavar="RUN", callback=where_runs_are, autocompletion=completion.runs
+)
+dataset_option = functools.partial(
+    typer.Option, "--dataset", help="See fcifar data list.", autocompletion=completion.datasets
+)
 
 Device = Annotated[
     str | None,
-    typer.Option(
+    _runtime(
         "--device",
         metavar="auto|cpu|cuda[:N]|mps",
-        help="Where to compute; auto takes the first accelerator there is.",
+        help="Where to compute; auto: the first accelerator there is.",
         show_default="auto",
-        rich_help_panel=_RUNTIME,
     ),
 ]
 Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        help="The number that every random draw comes from.",
-        show_default="0",
-        rich_help_panel=_RUNTIME,
-    ),
+    int | None, _runtime("--seed", help="The seed of every random draw.", show_default="0")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    _runtime(
         "--threads",
         help="CPU threads; results depend on it in the last bits.",
         show_default="in fcifar train by the work of a step; else one a core",
-        rich_help_panel=_RUNTIME,
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
+    _runtime(
         "--precision",
         metavar="fp32|bf16",
         help="Arithmetic; parameters stay float32.",
         show_default="the recipe's, else fp32",
-        rich_help_panel=_RUNTIME,
     ),
 ]
 Deterministic = Annotated[
     bool | None,
-    typer.Option(
+    _runtime(
         "--deterministic/--fast",
         help="Only kernels that give the same bits each time, or the fastest ones.",
         show_default="deterministic on CPU, fast elsewhere",
-        rich_help_panel=_RUNTIME,
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(
+    output_option(
         "--data-dir",
         help="The folder of prepared data sets.",
         callback=in_utf8,
         show_default="$FCIFAR_DATA, else the user's cache folder",
-        rich_help_panel=OUTPUT,
     ),
 ]
 RunsDir = Annotated[
     Path | None,
-    typer.Option(
+    output_option(
         "--runs-dir",
         help="The folder of runs.",
         callback=in_utf8,
         show_default="$FCIFAR_RUNS, else runs/",
-        rich_help_panel=OUTPUT,
     ),
 ]
 SkipUnreadable = Annotated[
-    bool,
-    typer.Option("--skip-unreadable", help="Go on without images that cannot be read."),
+    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
 ]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", help="Show the traceback on errors.", rich_help_panel=OUTPUT),
-]
+Json = Annotated[bool, output_option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, output_option("--quiet", "-q", help="No progress.")]
+Debug = Annotated[bool, output_option("--debug", help="Show the traceback on errors.")]

@@ -2,18 +2,18 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fcifar.cli import options, output, render
 from fcifar.cli import training_options as training
-from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
+from fcifar.cli.overrides import given, make_sweep, refuse_changes, with_changes
 from fcifar.errors import UsageError
 
 
 @training.with_recipe_options
 def train(
     recipe: training.Recipe = None,
-    dataset: training.Dataset = None,
+    dataset: Annotated[str | None, options.dataset_option(show_default="cifar10")] = None,
     compile: training.Compile = None,
     out: training.Out = None,
     resume: training.Resume = None,
@@ -39,7 +39,7 @@ def train(
     debug: options.Debug = False,
     **overrides: Any,
 ) -> int:
-    """Train a recipe on a data set, evaluate it, and leave a run directory behind.
+    """Train a recipe on a data set, evaluate it, and write a run directory.
 
     [dim]fcifar train --dataset shapes10 --compile
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
@@ -47,19 +47,14 @@ def train(
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     from fcifar import recipes
-    from fcifar.cli import progress, train_sweep
+    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.export import tensorboard as event_files
+    from fcifar.report import groups
     from fcifar.report import run as drawing
+    from fcifar.train import config as configs
     from fcifar.train import distributed, loop, run_dir
     from fcifar.train import sweep as sweeps
-    from fcifar.train.config import (
-        CheckpointConfig,
-        check_same_data,
-        extend_config,
-        make_config,
-        read_config,
-    )
     from fcifar.train.runtime import make_runtime
     from fcifar.train.signals import catching_signals
 
@@ -68,20 +63,15 @@ def train(
     if "augment" in overrides:
         augment = overrides["augment"]
         overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
-    options_of_model = given(dropout=dropout, hidden=hidden)
-    where = given(
-        device=device,
-        threads=threads,
-        precision=precision,
-        deterministic=deterministic,
-    )
-    care = given(
+    model_options = given(dropout=dropout, hidden=hidden)
+    where = given(device=device, threads=threads, precision=precision, deterministic=deterministic)
+    checkpoint = given(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         allow_nonfinite=allow_nonfinite,
     )
-    is_group = replicas is not None or bool(sweep)
-    if replica_method is not None and not is_group and resume is None:
+    is_sweep = replicas is not None or bool(sweep)
+    if replica_method is not None and not is_sweep and resume is None:
         raise UsageError("--replica-method is of --replicas and --sweep; give one of them too")
     if tensorboard:
         event_files.check()
@@ -89,109 +79,116 @@ def train(
     if resume is not None:
         refuse_changes(
             overrides
-            | options_of_model
+            | model_options
             | where
             | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
             | given(compile=compile, set=changes or None, sweep=sweep or None)
             | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
         )
     else:
-        resume = _restarted(out, is_sweep=is_group)
-    if resume is not None:
-        run = resume
-        tensorboard = tensorboard or _goes_on_with_events(run)
-        if run_dir.is_group(run):
-            if more_epochs is not None:
-                raise UsageError(
-                    f"{run} is a group of runs, and --epochs goes on with a run by itself; begin a "
-                    "new group with more epochs"
-                )
-            spec = sweeps.read(run)
-            checkpoint = dataclasses.replace(spec.config.checkpoint, **care)
-            spec = spec._replace(config=spec.config.replace(checkpoint=checkpoint))
-            data = open_dataset(spec.config.dataset, data_dir, quiet=quiet)
-            return train_sweep.train(
-                run, spec, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
+        resume = _restarted(out, is_sweep=is_sweep)
+
+    spec = None
+    if resume is not None and run_dir.is_group(resume):
+        if more_epochs is not None:
+            raise UsageError(
+                f"{resume} is a group of runs, and --epochs extends a single run; begin a new "
+                "group with more epochs"
             )
+        run, spec = resume, sweeps.read(resume)
+        config = spec.config.replace(
+            checkpoint=dataclasses.replace(spec.config.checkpoint, **checkpoint)
+        )
+        spec = spec._replace(config=config)
+        data = open_dataset(config.dataset, data_dir, quiet=quiet)
+    elif resume is not None:
+        run = resume
         with distributed.main_first("manifest"):  # which it may write
-            config = read_config(run)
+            config = configs.read_config(run)
             data = open_dataset(config.dataset, data_dir, quiet=quiet)
-            check_same_data(run, config, data)
+            configs.check_same_data(run, config, data)
             if more_epochs is not None and distributed.is_main():
-                config = extend_config(run, config, more_epochs)
-        config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **care))
+                config = configs.extend_config(run, config, more_epochs)
+        config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **checkpoint))
     else:
-        the_recipe = recipes.get(recipe or "blitz")
-        overrides["model_options"] = options_of_model
-        overrides = with_model(the_recipe, model, overrides)
-        the_recipe = with_changes(the_recipe, changes or [], overrides=overrides)
+        base = recipes.get(recipe or "blitz")
+        if model is not None and model != base.model:
+            overrides |= {"model": model, "model_options": model_options}
+        else:
+            overrides["model_options"] = {**base.model_options, **model_options}
+        base = with_changes(base, changes or [], overrides=overrides)
         size = distributed.world_size()
         runtime = make_runtime(
             **where,
-            preferred=the_recipe.precision,
+            preferred=base.precision,
             processes=size,
-            step_flops=recipes.count_flops(the_recipe) / size,
+            step_flops=recipes.count_flops(base) / size,
         )
         if out is not None and runs_dir is not None:
             raise UsageError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
         which = f"seed{recipes.check_seed(seed or 0)}"
-        run = out or run_dir.new_run(root, the_recipe.name, name, which)
+        run = out or run_dir.new_run(root, base.name, name, which)
         if distributed.is_main():
             run_dir.check_free(run)
         data = open_dataset(name, data_dir, quiet=quiet)
-        config = make_config(
-            the_recipe,
+        config = configs.make_config(
+            base,
             data,
             seed=seed or 0,
             runtime=runtime,
-            compile=the_recipe.compile if compile is None else compile,
-            checkpoint=CheckpointConfig(**care),
+            compile=base.compile if compile is None else compile,
+            checkpoint=configs.CheckpointConfig(**checkpoint),
         )
-        if is_group:
-            spec = train_sweep.plan(
-                config, replicas=replicas, grid=sweep or [], method=replica_method or "auto"
-            )
+        if is_sweep:
+            method = replica_method or "auto"
+            spec = make_sweep(config, replicas=replicas, grid=sweep or [], method=method)
             which = f"{len(spec.trials)}runs"
-            run = out or run_dir.new_run(root, the_recipe.name, name, which)
-            return train_sweep.train(
-                run, spec, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
-            )
-        run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
+            run = out or run_dir.new_run(root, base.name, name, which)
+        else:
+            run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
 
+    tensorboard = tensorboard or (resume is not None and _has_event_files(run))
     events = run if tensorboard and distributed.is_main() else None
+    resumed = resume is not None
     command = f"{distributed.command(config.runtime.processes)} train --resume {run}"
     try:
         with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
-            result = loop.train(
-                run, config, data, resume=resume is not None, observe=observe, stop=stop
-            )
+            if spec is None:
+                result = loop.train(run, config, data, resume=resumed, observe=observe, stop=stop)
+            else:
+                result = sweeps.train(run, spec, data, resume=resumed, observe=observe, stop=stop)
     except distributed.LostError as error:
-        begun = (run / run_dir.MANIFEST).exists()
-        raise distributed.LostError(
-            f"{error}; resume with: {command}" if begun else error
-        ) from error
+        if not (run / run_dir.MANIFEST).exists():
+            raise
+        raise distributed.LostError(f"{error}; resume with: {command}") from error
     if isinstance(result, loop.Interrupted):
-        output.note(f"stopped after step {result.step:,}; go on with: {command}")
+        if spec is None:
+            message = f"stopped after step {result.step:,}; resume with: {command}"
+        elif run_dir.is_group(run):
+            message = f"stopped after step {result.step:,} of a run; resume with: {command}"
+        else:
+            message = "stopped before the first run"
+        output.note(message)
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
         return 128 + (result.signum or 0)
     if not distributed.is_main():
         return 0
     with progress.doing("drawing the figures", quiet=quiet):
-        drawing.draw(run, data)
-    if json:
-        output.document(result)
-    else:
-        render.show_report(result)
+        if spec is None:
+            drawing.draw(run, data)
+        else:
+            groups.draw(run)
+    output.result(result, render.show_report if spec is None else render.show_sweep, json)
     return 0
 
 
 def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
-    """The run to resume after torchrun has restarted the processes.
+    """Return the run to resume after torchrun has restarted the processes.
 
     Raises:
-        UsageError: nothing says where it would be.
+        UsageError: the processes need --out to find it.
     """
     from fcifar.train import distributed, run_dir
 
@@ -205,8 +202,8 @@ def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
     return out if count and begun else None
 
 
-def _goes_on_with_events(run: Path) -> bool:
-    """Whether a run that is resumed had event files for TensorBoard, and can have more."""
+def _has_event_files(run: Path) -> bool:
+    """Whether a run to be resumed has event files for TensorBoard, and can have more."""
     from fcifar.export import tensorboard
 
     if not tensorboard.is_begun(run):

@@ -302,7 +302,7 @@ def test_signals_end_a_run_that_can_go_on(
     process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signum, err
-    assert "go on with: fcifar train --resume run" in err.splitlines()[-1]
+    assert "resume with: fcifar train --resume run" in err.splitlines()[-1]
     assert json.loads(out)["interrupted"] is True
 
     def finish(*words: str) -> dict:

@@ -90,7 +90,7 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     assert changed.model == "speednet"
     assert changed.model_options == {"widths": (8, 8), "depth": 3}
     assert with_changes(blitz, ["model=lenet"]) == blitz
-    with pytest.raises(UsageError, match="--set 'widths': no value of a recipe is called so"):
+    with pytest.raises(UsageError, match="--set 'widths' is neither a field of a recipe nor"):
         with_changes(SPEED, ["model=resnet18", "widths=8,8"])
 
 
@@ -99,9 +99,9 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     [
         (["epochs"], "--set is 'epochs'; it must be NAME=VALUE"),
         ([""], "--set is ''; it must be NAME=VALUE"),
-        (["=3"], "--set '': no value of a recipe is called so, and no option of the model"),
+        (["=3"], "--set '' is neither a field of a recipe nor an option of the model"),
         (["epoch=3"], "--set 'epoch': no value .* model 'speednet'; fcifar recipes show speed94"),
-        (["width=3"], "--set 'width': no value of a recipe is called so"),
+        (["width=3"], "--set 'width' is neither a field of a recipe nor"),
         (["name=x"], "--set 'name': no value"),
         (["model_options={}"], "--set 'model_options': no value"),
         (["epochs=many"], "epochs is 'many'; it must be a whole number from 1 up"),
@@ -121,8 +121,8 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
         (["widths=64"], "widths is 64; it must be one to three widths"),
         (["num_classes=3"], "do not fit the model speednet, which takes widths"),
         (["model=foo"], "model is 'foo'; it must be one of lenet"),
-        (["model=foo", "widths=8"], "--set 'widths': no value of a recipe is called so"),
-        (["model=[1]", "widths=8"], "--set 'widths': no value of a recipe is called so"),
+        (["model=foo", "widths=8"], "--set 'widths' is neither a field of a recipe nor"),
+        (["model=[1]", "widths=8"], "--set 'widths' is neither a field of a recipe nor"),
         (["tta=flip"], "tta is 'flip'; it must be one of none, mirror, translate"),
     ],
 )
