@@ -3,8 +3,6 @@
 import math
 from typing import Annotated, Any
 
-import typer
-
 from fcifar.cli import options, output
 
 NAMES = {
@@ -16,8 +14,7 @@ NAMES = {
 
 def bench(
     seconds: Annotated[
-        int,
-        typer.Option("--seconds", help="Time for all measurements, without set-up and compiling."),
+        int, options.option("--seconds", "Time for all measurements, without compiling.")
     ] = 30,
     device: options.Device = None,
     threads: options.Threads = None,

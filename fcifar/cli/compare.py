@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fcifar.cli import models, options, output
 
 _DIGITS = 8  # of the 64 of a digest
@@ -14,13 +12,11 @@ def compare(
     runs: Annotated[
         list[Path],
         options.runs_argument(
-            help="Runs, by path or name; final.safetensors files or state_dicts; two or more."
+            "Runs, by path or name; final.safetensors files or state_dicts; two or more."
         ),
     ],
-    dataset: Annotated[str | None, options.dataset_option(show_default="the first run's")] = None,
-    split: Annotated[
-        str, typer.Option("--split", metavar="test|train", help="Which images.")
-    ] = "test",
+    dataset: Annotated[str | None, options.dataset_option("the first run's")] = None,
+    split: Annotated[str, options.option("--split", "Which images.", "test|train")] = "test",
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,

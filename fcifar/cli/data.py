@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcifar.cli import completion, options, output
+from fcifar.cli.options import argument, option
 from fcifar.errors import UsageError, names_of
 
 if TYPE_CHECKING:
@@ -14,13 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME", help="See fcifar data list.", autocompletion=completion.prepared
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace a data set of that name.")]
+Name = Annotated[str, argument("NAME", "See fcifar data list.", autocompletion=completion.prepared)]
 _ROWS = 30  # most rows of a table of classes
 
 
@@ -48,23 +43,19 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
 @app.command()
 def fetch(
     name: Annotated[
-        str,
-        typer.Argument(metavar="NAME", help="See --list.", autocompletion=completion.fetchable),
+        str, argument("NAME", "See --list.", autocompletion=completion.fetchable)
     ] = "cifar10",
-    list_: Annotated[bool, typer.Option("--list", help="List what can be fetched.")] = False,
+    list_: Annotated[bool, option("--list", "List what can be fetched.")] = False,
     url: Annotated[
-        str | None,
-        typer.Option("--url", help="A mirror of the CIFAR archive, or of the folder of files."),
+        str | None, option("--url", "A mirror of the CIFAR archive, or of the folder of files.")
     ] = None,
     md5: Annotated[
-        str | None,
-        typer.Option("--md5", help="Checksum of a CIFAR archive other than the official one."),
+        str | None, option("--md5", "Checksum of a CIFAR archive other than the official one.")
     ] = None,
     root: Annotated[
-        Path | None,
-        typer.Option("--root", metavar="DIR", help="Use torchvision's download in this folder."),
+        Path | None, option("--root", "Use torchvision's download in this folder.", "DIR")
     ] = None,
-    force: Force = False,
+    force: options.Force = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -107,67 +98,52 @@ def _list_fetchable(json: bool) -> None:
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A folder of images, a .zip or .tar.gz of one, an official archive, an .npz, "
+        argument(
+            "SOURCE",
+            "A folder of images, a .zip or .tar.gz of one, an official archive, an .npz, "
             ".parquet files of Hugging Face or their folder, or a test set as .npy.",
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--name",
-            help="Name of the data set.",
-            show_default="cifar10 or cifar100 for those, else the source's name",
+            "Name of the data set.",
+            default="cifar10 or cifar100 for those, else the source's name",
         ),
     ] = None,
     resize: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--resize",
-            metavar="crop|stretch",
-            help="Make images of any size 32x32: crop cuts the middle out of the longer side, "
+            "Make images of any size 32x32: crop cuts the middle out of the longer side, "
             "stretch changes proportions.",
-            show_default="refuse other sizes",
+            "crop|stretch",
+            "refuse other sizes",
         ),
     ] = None,
     test_fraction: Annotated[
         float | None,
-        typer.Option(
-            "--test-fraction",
-            metavar="PART",
-            help="Hold out this part of each class for testing, if there is no test folder.",
+        option(
+            "--test-fraction", "Part of each class to test with, without a test folder.", "PART"
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="The seed of --test-fraction.", show_default="0")
+        int | None, option("--seed", "The seed of --test-fraction.", default="0")
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
-            "--labels",
-            metavar="fine|coarse",
-            help="CIFAR-100: 100 classes, or 20 groups.",
-            show_default="fine",
-        ),
+        option("--labels", "CIFAR-100: 100 classes, or 20 groups.", "fine|coarse", "fine"),
     ] = None,
     corruption: Annotated[
-        str | None,
-        typer.Option(
-            "--corruption", metavar="NAME", help="CIFAR-10-C: which of its files, such as fog."
-        ),
+        str | None, option("--corruption", "CIFAR-10-C: one of its files, such as fog.", "NAME")
     ] = None,
     severity: Annotated[
         int | None,
-        typer.Option(
-            "--severity",
-            metavar="1|2|3|4|5",
-            help="CIFAR-10-C: which of the five parts of a file.",
-            show_default="all five",
-        ),
+        option("--severity", "CIFAR-10-C: one of five parts of a file.", "1|2|3|4|5", "all five"),
     ] = None,
     skip_unreadable: options.SkipUnreadable = False,
-    force: Force = False,
+    force: options.Force = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -361,10 +337,9 @@ def verify(
 def preview(
     name: Name,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The PNG file.", dir_okay=False, show_default="NAME.png"),
+        Path | None, option("--out", "The PNG file.", None, "NAME.png", dir_okay=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="The seed of the choice of images.")] = 0,
+    seed: Annotated[int, option("--seed", "The seed of the choice of images.")] = 0,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     debug: options.Debug = False,

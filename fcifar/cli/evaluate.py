@@ -3,45 +3,30 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from fcifar.cli import models, options, output, render
+from fcifar.cli.options import option
 
 
 def evaluate(
     runs: Annotated[
         list[Path],
         options.runs_argument(
-            help="A run or a group of runs, by path or name; a final.safetensors, or a "
+            "A run or a group of runs, by path or name; a final.safetensors, or a "
             "state_dict. Of several, the first is evaluated in full, and then all together."
         ),
     ],
-    dataset: Annotated[
-        str | None, options.dataset_option(show_default="the run's, else cifar10")
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", metavar="test|train|valid", help="Which images.")
-    ] = "test",
+    dataset: Annotated[str | None, options.dataset_option("the run's, else cifar10")] = None,
+    split: Annotated[str, option("--split", "Which images.", "test|train|valid")] = "test",
     tta: Annotated[
-        str,
-        typer.Option(
-            "--tta",
-            metavar="none|mirror|translate",
-            help="Evaluate again with several views of each image.",
-        ),
+        str, option("--tta", "Evaluate several views of each image, too.", "none|mirror|translate")
     ] = "none",
     per_example: Annotated[
         Path | None,
-        typer.Option(
-            "--per-example",
-            metavar="FILE",
-            dir_okay=False,
-            help="Write scores of each image: .csv, .npz or .parquet.",
+        option(
+            "--per-example", "Scores of each image: .csv, .npz or .parquet.", "FILE", dir_okay=False
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="A folder for report.json and figures.")
-    ] = None,
+    out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,

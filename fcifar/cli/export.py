@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from fcifar.cli import models, options, output
 from fcifar.errors import UsageError
 
@@ -18,22 +16,21 @@ def export(
     run: Annotated[
         Path,
         options.run_argument(
-            help="A run, by path or name; a final.safetensors, or a state_dict; for .csv a run or "
+            "A run, by path or name; a final.safetensors, or a state_dict; for .csv a run or "
             "a group of runs."
         ),
     ],
     to: Annotated[
         Path,
-        typer.Option(
+        options.path_option(
             "--to",
-            metavar="FILE",
-            help="The file; its ending is the format: .pth, .safetensors, .onnx or .pt2 for the "
+            "The file; its ending is the format: .pth, .safetensors, .onnx or .pt2 for the "
             "model, .csv for the metrics.",
+            "FILE",
             dir_okay=False,
-            callback=options.in_utf8,
         ),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    force: options.Force = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,

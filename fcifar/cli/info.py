@@ -21,9 +21,7 @@ def _print_version(show: bool) -> None:
 def version(
     show: Annotated[
         bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
+        options.option("--version", "Print the version.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     """CIFAR-10 image classification as pure functions in PyTorch."""
@@ -53,7 +51,7 @@ def list_recipes(
 @recipes_app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The recipe.", autocompletion=completion.recipes)
+        str, options.argument("NAME", "The recipe.", autocompletion=completion.recipes)
     ],
     json: options.Json = False,
     debug: options.Debug = False,

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from fcifar.cli import output
+from fcifar.cli.options import option
 from fcifar.cli.overrides import with_changes
 from fcifar.errors import UsageError, shown
 
@@ -19,23 +18,19 @@ if TYPE_CHECKING:
 DEFAULT = "cifar10"  # the data set of a model that does not record its own
 
 _option = functools.partial(
-    typer.Option, rich_help_panel="A state_dict from elsewhere (.pth, .pt, .safetensors)"
+    option, rich_help_panel="A state_dict from elsewhere (.pth, .pt, .safetensors)"
 )
 Model = Annotated[
-    str | None,
-    _option("--model", metavar="NAME", help="Its model, with mean and standard deviation 0.5."),
+    str | None, _option("--model", "Its model, with mean and standard deviation 0.5.", "NAME")
 ]
 RecipeName = Annotated[
-    str | None,
-    _option("--recipe", metavar="NAME", help="Or the recipe of its model and normalisation."),
+    str | None, _option("--recipe", "Or the recipe of its model and normalisation.", "NAME")
 ]
 Changes = Annotated[
-    list[str] | None,
-    _option("--set", metavar="NAME=VALUE", help="An option of the model, or mean or std."),
+    list[str] | None, _option("--set", "An option of the model, or mean or std.", "NAME=VALUE")
 ]
 ClassesOf = Annotated[
-    str | None,
-    _option("--dataset", metavar="NAME", help="The data set of its classes.", show_default=DEFAULT),
+    str | None, _option("--dataset", "The data set of its classes.", "NAME", DEFAULT)
 ]
 
 

@@ -2,15 +2,25 @@
 
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fcifar.cli import completion
 from fcifar.errors import UsageError, shown
 
-_runtime = functools.partial(typer.Option, rich_help_panel="Where and how to compute")
-output_option = functools.partial(typer.Option, rich_help_panel="Data and output")
+
+def option(
+    flags: str, help: str, metavar: str | None = None, default: str | None = None, **more: Any
+) -> Any:
+    """Return a ``typer.Option``. ``default`` describes a default that is not a value."""
+    more |= {"help": help, "metavar": metavar, "show_default": default or True}
+    return typer.Option(*flags.split(), **more)
+
+
+def argument(metavar: str, help: str, **more: Any) -> Any:
+    """Return a ``typer.Argument``."""
+    return typer.Argument(metavar=metavar, help=help, **more)
 
 
 def in_utf8(path: Path | None) -> Path | None:
@@ -36,74 +46,69 @@ def where_runs_are(paths: list[Path]) -> list[Path | None]:
     return [where_run_is(path) for path in paths]
 
 
-run_argument = functools.partial(
-    typer.Argument, metavar="RUN", callback=where_run_is, autocompletion=completion.runs
-)
-runs_argument = functools.partial(
-    typer.Argument, metavar="RUN", callback=where_runs_are, autocompletion=completion.runs
-)
+_find = {"callback": where_run_is, "autocompletion": completion.runs}
+run_argument = functools.partial(argument, "RUN", **_find)
+runs_argument = functools.partial(run_argument, callback=where_runs_are)
+run_option = functools.partial(option, metavar="RUN", **_find)
 dataset_option = functools.partial(
-    typer.Option, "--dataset", help="See fcifar data list.", autocompletion=completion.datasets
+    option, "--dataset", "See fcifar data list.", None, autocompletion=completion.datasets
 )
+path_option = functools.partial(option, callback=in_utf8)
+output_option = functools.partial(option, rich_help_panel="Data and output")
+_runtime = functools.partial(option, rich_help_panel="Where and how to compute")
 
 Device = Annotated[
     str | None,
-    _runtime(
-        "--device",
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="Where to compute; auto: the first accelerator there is.",
-        show_default="auto",
-    ),
+    _runtime("--device", "Device; auto: the first accelerator.", "auto|cpu|cuda[:N]|mps", "auto"),
 ]
-Seed = Annotated[
-    int | None, _runtime("--seed", help="The seed of every random draw.", show_default="0")
-]
+Seed = Annotated[int | None, _runtime("--seed", "The seed of every random draw.", default="0")]
 Threads = Annotated[
     int | None,
     _runtime(
         "--threads",
-        help="CPU threads; results depend on it in the last bits.",
-        show_default="in fcifar train by the work of a step; else one a core",
+        "CPU threads; results depend on it in the last bits.",
+        default="in fcifar train by the work of a step; else one a core",
     ),
 ]
 Precision = Annotated[
     str | None,
     _runtime(
         "--precision",
-        metavar="fp32|bf16",
-        help="Arithmetic; parameters stay float32.",
-        show_default="the recipe's, else fp32",
+        "Arithmetic; parameters stay float32.",
+        "fp32|bf16",
+        "the recipe's, else fp32",
     ),
 ]
 Deterministic = Annotated[
     bool | None,
     _runtime(
         "--deterministic/--fast",
-        help="Only kernels that give the same bits each time, or the fastest ones.",
-        show_default="deterministic on CPU, fast elsewhere",
+        "Only kernels that give the same bits each time, or the fastest ones.",
+        default="deterministic on CPU, fast elsewhere",
     ),
 ]
 DataDir = Annotated[
     Path | None,
     output_option(
         "--data-dir",
-        help="The folder of prepared data sets.",
+        "The folder of prepared data sets.",
+        default="$FCIFAR_DATA, else the user's cache folder",
         callback=in_utf8,
-        show_default="$FCIFAR_DATA, else the user's cache folder",
     ),
 ]
 RunsDir = Annotated[
     Path | None,
     output_option(
         "--runs-dir",
-        help="The folder of runs.",
+        "The folder of runs.",
+        default="$FCIFAR_RUNS, else runs/",
         callback=in_utf8,
-        show_default="$FCIFAR_RUNS, else runs/",
     ),
 ]
+Force = Annotated[bool, option("--force", "Overwrite an existing file or data set.")]
 SkipUnreadable = Annotated[
-    bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
+    bool, option("--skip-unreadable", "Leave out images that cannot be read.")
 ]
-Json = Annotated[bool, output_option("--json", help="Print one JSON document on stdout.")]
-Quiet = Annotated[bool, output_option("--quiet", "-q", help="No progress.")]
-Debug = Annotated[bool, output_option("--debug", help="Show the traceback on errors.")]
+Json = Annotated[bool, output_option("--json", "Print one JSON document on stdout.")]
+Quiet = Annotated[bool, output_option("--quiet -q", "No progress.")]
+Debug = Annotated[bool, output_option("--debug", "Show the traceback on errors.")]

@@ -50,7 +50,7 @@ def with_changes(
         elif name == "valid" and value == "given":
             held_out = {"valid_fraction": 0.0, "stratify": False}
             values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
-        elif name in _TEXTS:
+        elif name in ("augment", "resolutions"):
             values[name] = _texts(value)
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)
@@ -81,10 +81,8 @@ def _is_option(model: Any, name: str) -> bool:
     return any_other or name in known or name == "num_classes"
 
 
-_TEXTS = ("augment", "resolutions")  # lists of texts, which may look like numbers
-
-
 def _texts(text: str) -> Any:
+    """Return a list of texts, which may look like numbers."""
     parsed = _parsed(text)
     if isinstance(parsed, list) and text.startswith("["):
         return parsed
@@ -96,15 +94,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return [_parsed(part) for part in text.split(",")] if "," in text else text
-
-
-def refuse_changes(changes: dict[str, Any]) -> None:
-    """Raise a UsageError if a run to be resumed is given other settings."""
-    if changes:
-        raise UsageError(
-            f"--resume continues a run with its own settings, and {', '.join(changes)} would "
-            "change them; leave that out, or begin a new run"
-        )
 
 
 # Sweeps -------------------------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from fcifar.cli import models, options, output
+from fcifar.cli.options import argument, option
 from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,14 +19,11 @@ RANKS = ("first", "second", "third", "fourth", "fifth")
 def predict(
     run: Annotated[
         Path,
-        options.run_argument(help="A run, by path or name; a final.safetensors, or a state_dict."),
+        options.run_argument("A run, by path or name; a final.safetensors, or a state_dict."),
     ],
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
-    ],
+    images: Annotated[list[Path], argument("IMAGE", "Image files, or folders of them.")],
     grid: Annotated[
-        Path | None,
-        typer.Option("--grid", help="Draw the images with their classes.", dir_okay=False),
+        Path | None, option("--grid", "Draw the images with their classes (PNG).", dir_okay=False)
     ] = None,
     skip_unreadable: options.SkipUnreadable = False,
     model: models.Model = None,

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from fcifar.cli import options, output
+from fcifar.cli.options import option
 from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -14,23 +13,19 @@ if TYPE_CHECKING:
 
 _TENSORS = 5  # rows of a table of differing tensors
 
-Run = Annotated[Path, options.run_argument(help="A run or a group of runs, by path or name.")]
+Run = Annotated[Path, options.run_argument("A run or a group of runs, by path or name.")]
 
 
 def reproduce(
     run: Run,
     until: Annotated[
-        int | None,
-        typer.Option(
-            "--until", min=1, help="Compare up to this step.", show_default="the run's end"
-        ),
+        int | None, option("--until", "Compare up to this step.", None, "the run's end", min=1)
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Keep the new run in this directory.", callback=options.in_utf8),
+        Path | None, options.path_option("--out", "Keep the new run in this directory.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="Another device than the run's; it will differ.")
+        str | None, option("--device", "Another device than the run's; it will differ.")
     ] = None,
     data_dir: options.DataDir = None,
     json: options.Json = False,

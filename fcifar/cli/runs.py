@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from fcifar.cli import completion, options, output, render
+from fcifar.cli.options import argument, option
 from fcifar.errors import ExternalError, UsageError
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
@@ -51,10 +52,7 @@ def list_(
 
 @app.command()
 def show(
-    run: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="Its name or path.", autocompletion=completion.runs),
-    ],
+    run: Annotated[str, argument("RUN", "Its name or path.", autocompletion=completion.runs)],
     runs_dir: options.RunsDir = None,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -75,11 +73,8 @@ def show(
 
 @app.command()
 def rm(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN", help="Names or paths.", autocompletion=completion.runs),
-    ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Skip confirmation.")] = False,
+    runs: Annotated[list[str], argument("RUN", "Names or paths.", autocompletion=completion.runs)],
+    yes: Annotated[bool, option("--yes -y", "Skip confirmation.")] = False,
     runs_dir: options.RunsDir = None,
     json: options.Json = False,
     debug: options.Debug = False,

@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from fcifar.cli import options, output, render
 from fcifar.cli import training_options as training
-from fcifar.cli.overrides import given, make_sweep, refuse_changes, with_changes
+from fcifar.cli.overrides import given, make_sweep, with_changes
 from fcifar.errors import UsageError
 
 
 @training.with_recipe_options
 def train(
     recipe: training.Recipe = None,
-    dataset: Annotated[str | None, options.dataset_option(show_default="cifar10")] = None,
+    dataset: Annotated[str | None, options.dataset_option("cifar10")] = None,
     compile: training.Compile = None,
     out: training.Out = None,
     resume: training.Resume = None,
@@ -76,17 +76,20 @@ def train(
     if tensorboard:
         event_files.check()
     more_epochs = overrides.pop("epochs", None) if resume is not None else None
-    if resume is not None:
-        refuse_changes(
-            overrides
-            | model_options
-            | where
-            | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
-            | given(compile=compile, set=changes or None, sweep=sweep or None)
-            | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
-        )
-    else:
+    if resume is None:
         resume = _restarted(out, is_sweep=is_sweep)
+    elif others := (
+        overrides
+        | model_options
+        | where
+        | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
+        | given(compile=compile, set=changes or None, sweep=sweep or None)
+        | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
+    ):
+        raise UsageError(
+            f"--resume continues a run with its own settings, and {', '.join(others)} would change "
+            "them; leave that out, or begin a new run"
+        )
 
     spec = None
     if resume is not None and run_dir.is_group(resume):

@@ -7,18 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import typer
-
 from fcifar.cli import completion, options
+from fcifar.cli.options import argument, option
 from fcifar.recipes import recipe as recipes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _RECIPE = "Recipe overrides"
 _PANELS = ("", recipes.LENGTH, recipes.OPTIMIZER, recipes.IMAGES)
-_recipe = functools.partial(typer.Option, rich_help_panel=_RECIPE)
-_many = functools.partial(typer.Option, rich_help_panel="Many at once")
-_checkpoints = functools.partial(typer.Option, rich_help_panel="Checkpoints")
+_recipe = functools.partial(option, rich_help_panel=_RECIPE)
+_many = functools.partial(option, rich_help_panel="Many at once")
+_checkpoints = functools.partial(option, rich_help_panel="Checkpoints")
 
 
 def with_recipe_options(command: Command) -> Command:
@@ -46,105 +45,71 @@ def with_recipe_options(command: Command) -> Command:
 
 
 def _option(field: dataclasses.Field[Any]) -> Any:
-    panel = field.metadata["panel"]
-    option = typer.Option(
-        *recipes.option_flags(field),
-        help=field.metadata["about"],
-        rich_help_panel=f"{_RECIPE}: {panel}" if panel else _RECIPE,
-    )
+    panel = ": ".join(filter(None, (_RECIPE, field.metadata["panel"])))
+    flags = " ".join(recipes.option_flags(field))
     kind = field.type if field.type in (int, float, bool) else str
-    return Annotated[kind | None, option]  # type: ignore[operator]
+    return Annotated[  # type: ignore[operator]
+        kind | None, option(flags, field.metadata["about"], rich_help_panel=panel)
+    ]
 
 
 Recipe = Annotated[
     str | None,
-    typer.Argument(
-        metavar="RECIPE",
-        help="See fcifar recipes; or MODULE:RECIPE.",
+    argument(
+        "RECIPE",
+        "See fcifar recipes; or MODULE:RECIPE.",
         show_default="blitz",
         autocompletion=completion.recipes,
     ),
 ]
 Compile = Annotated[
     bool | None,
-    typer.Option(
-        "--compile/--no-compile",
-        help="Compile the training step with torch.compile.",
-        show_default="the recipe's",
+    option(
+        "--compile/--no-compile", "Use torch.compile for the training step.", None, "the recipe's"
     ),
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        help="The run directory.",
-        callback=options.in_utf8,
-        show_default="a new one in --runs-dir",
-    ),
+    options.path_option("--out", "The run directory.", None, "a new one in --runs-dir"),
 ]
 Resume = Annotated[
     Path | None,
-    typer.Option(
-        "--resume",
-        metavar="RUN",
-        help="Resume an interrupted run, or group of runs, by path or name.",
-        callback=options.where_run_is,
-        autocompletion=completion.runs,
-    ),
+    options.run_option("--resume", "Resume an interrupted run, or group of runs, by path or name."),
 ]
 Dropout = Annotated[
-    float | None, _recipe("--dropout", help="Dropout probability, if the model has any.")
+    float | None, _recipe("--dropout", "Dropout probability, if the model has any.")
 ]
-Hidden = Annotated[int | None, _recipe("--hidden", help="Hidden units of the model.")]
+Hidden = Annotated[int | None, _recipe("--hidden", "Hidden units of the model.")]
 Changes = Annotated[
     list[str] | None,
-    _recipe(
-        "--set", metavar="NAME=VALUE", help="Any other field of a recipe, or option of its model."
-    ),
+    _recipe("--set", "Any other field of a recipe, or option of its model.", "NAME=VALUE"),
 ]
 Replicas = Annotated[
-    int | None,
-    _many("--replicas", metavar="N", help="Train N seeds, from --seed on, and summarize."),
+    int | None, _many("--replicas", "Train N seeds, from --seed on, and summarize.", "N")
 ]
 Sweep = Annotated[
     list[str] | None,
     _many(
         "--sweep",
-        metavar="NAME=V1,V2,...",
-        help="Train with each value, such as lr=0.01,0.1; several make a grid.",
+        "Train with each value, such as lr=0.01,0.1; several make a grid.",
+        "NAME=V1,V2,...",
     ),
 ]
 ReplicaMethod = Annotated[
     str | None,
-    _many(
-        "--replica-method",
-        metavar="auto|loop|vmap",
-        help="Train one run after another, or all at once by vmap.",
-        show_default="auto",
-    ),
+    _many("--replica-method", "Train one after another, or all by vmap.", "auto|loop|vmap", "auto"),
 ]
 CheckpointEvery = Annotated[
     str | None,
-    _checkpoints(
-        "--checkpoint-every",
-        metavar="STEPS|TIME",
-        help="How often to save, such as 500 or 5min.",
-        show_default="30s",
-    ),
+    _checkpoints("--checkpoint-every", "How often, such as 500 or 5min.", "STEPS|TIME", "30s"),
 ]
 KeepCheckpoints = Annotated[
-    int | None,
-    _checkpoints("--keep-checkpoints", help="How many of the latest to keep.", show_default="2"),
+    int | None, _checkpoints("--keep-checkpoints", "How many of the latest to keep.", None, "2")
 ]
 AllowNonfinite = Annotated[
     bool | None,
-    _checkpoints(
-        "--allow-nonfinite", help="Continue when a loss is not finite.", show_default="stop"
-    ),
+    _checkpoints("--allow-nonfinite", "Continue when a loss is not finite.", None, "stop"),
 ]
 Tensorboard = Annotated[
-    bool,
-    options.output_option(
-        "--tensorboard", help="Write event files into tensorboard/ of the run while it trains."
-    ),
+    bool, options.output_option("--tensorboard", "Write event files to tensorboard/ in the run.")
 ]

@@ -14,6 +14,7 @@ from torch import nn
 
 from fcifar.errors import UsageError, located, shown
 from fcifar.models import Model, from_factory
+from fcifar.recipes.checks import refused
 
 
 class NotImportableError(UsageError):
@@ -37,7 +38,7 @@ def imported(what: str, text: str) -> tuple[Any, Any]:
     """
     path, _, name = text.partition(":")
     if not all(part.isidentifier() for part in (*path.split("."), *name.split("."))):
-        raise UsageError(f"{what} is {shown(text)}; it must be MODULE:NAME, such as my_nets:Net")
+        raise refused(what, text, "MODULE:NAME, such as my_nets:Net")
     cannot = f"{what} {shown(text)} cannot be imported"
     if _package(path) in sys.stdlib_module_names:
         raise NotImportableError(f"{cannot}: {path} is a part of Python; name a module of yours")
@@ -71,10 +72,8 @@ def model_factory(text: str) -> Callable[..., Model]:
     if isinstance(own, type) and issubclass(own, nn.Module):
         return from_factory(factory)
     if not inspect.isfunction(own) or _package(own.__module__) != _package(module.__name__):
-        raise UsageError(
-            f"the model {shown(text)} is {shown(factory)}; it must be a class of nn.Module, or a "
-            "function of that package which returns one or a fcifar.Model"
-        )
+        accepted = "a class of nn.Module, or a function of that package which returns one or a "
+        raise refused(f"the model {shown(text)}", factory, f"{accepted}fcifar.Model")
     installed = "-packages" in (getattr(module, "__file__", None) or "-packages")
     if installed and not _returns_a_model(own):
         raise UsageError(

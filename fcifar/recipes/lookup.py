@@ -2,6 +2,7 @@
 
 from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
+from fcifar.recipes.checks import refused
 from fcifar.recipes.importing import imported, is_import
 from fcifar.recipes.recipe import Recipe
 from fcifar.recipes.speed import SPEED
@@ -23,7 +24,7 @@ def get(name: str) -> Recipe:
     if is_import(name):
         _, recipe = imported("the recipe", name)
         if not isinstance(recipe, Recipe):
-            raise UsageError(f"the recipe {shown(name)} is {shown(recipe)}; it must be a Recipe")
+            raise refused(f"the recipe {shown(name)}", recipe, "a Recipe")
         return recipe
     if name not in RECIPES:
         raise UsageError(

@@ -10,7 +10,7 @@ from fcifar.errors import UsageError, did_you_mean, one_line, shown
 from fcifar.models import MODELS, Model
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes import importing
-from fcifar.recipes.checks import check_choice
+from fcifar.recipes.checks import check_choice, refused
 from fcifar.step import Augment
 
 IMPORT = "FCIFAR_IMPORT"  # environment variable: modules that the command line imports first
@@ -48,10 +48,8 @@ def model_factory(name: str) -> Callable[..., Model]:
     if importing.is_import(name):
         return importing.model_factory(name)
     if not isinstance(name, str) or name not in MODELS:
-        raise UsageError(
-            f"model is {shown(name)}; it must be one of {', '.join(MODELS)}, or MODULE:FACTORY "
-            f"(a package that registers more is named in ${IMPORT}){did_you_mean(name, MODELS)}"
-        )
+        hint = f"(a package that registers more is named in ${IMPORT}){did_you_mean(name, MODELS)}"
+        raise refused("model", name, f"one of {', '.join(MODELS)}, or MODULE:FACTORY {hint}")
     return MODELS[name]
 
 
@@ -63,11 +61,8 @@ def options_of(name: str) -> tuple[list[str], bool]:
     """
     parameters = inspect.signature(model_factory(name)).parameters.values()
     several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    known = [
-        p.name
-        for p in parameters
-        if p.name != "num_classes" and p.kind not in several and not isinstance(p.default, Axis)
-    ]
+    named = [p for p in parameters if p.kind not in several and not isinstance(p.default, Axis)]
+    known = [p.name for p in named if p.name != "num_classes"]
     return known, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
@@ -84,9 +79,7 @@ def named_model(
     """
     make = model_factory(name)
     if not isinstance(options, Mapping):
-        raise UsageError(
-            f"model_options is {shown(options)}; it must be options by name, such as dropout"
-        )
+        raise refused("model_options", options, "options by name, such as dropout")
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
     known, any_other = options_of(name)
     unknown = [] if any_other else [option for option in options if option not in known]

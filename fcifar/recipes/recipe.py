@@ -9,17 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fcifar.errors import UsageError, shown
-from fcifar.recipes.checks import (
-    LARGEST_NUMBER,
-    SMALLEST_NUMBER,
-    check_channels,
-    check_choice,
-    check_count,
-    check_number,
-    check_rates,
-    check_switch,
-    check_text,
-)
+from fcifar.recipes import checks
 
 LENGTH, OPTIMIZER, IMAGES = "length", "optimizer", "images"  # groups of options
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
@@ -41,7 +31,9 @@ def _value(default: Any, about: str, panel: str | None = None, *flags: str) -> A
         panel: where ``fcifar train --help`` shows the field's option, if it has one.
         flags: names of the option where they are not the field's name.
     """
-    initial = {"default_factory": default} if default is dict else {"default": default}
+    initial: dict[str, Any] = (
+        {"default_factory": default} if default is dict else {"default": default}
+    )
     return field(**initial, metadata={"about": about, "panel": panel, "flags": flags})
 
 
@@ -149,44 +141,40 @@ class Recipe:
         from fcifar.recipes.named import named_augment, named_model, named_stages
 
         for name in _TEXTS:
-            check_text(name, getattr(self, name))
+            checks.check_text(name, getattr(self, name))
         if not self.name:
             raise UsageError("a recipe needs a name, and an empty one was given")
         model = named_model(self.model, self.model_options, num_classes=10)
-        check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
-        check_choice("schedule", self.schedule, SCHEDULES)
-        check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
-        check_choice("class_weights", self.class_weights, ("none", "balanced"))
-        check_choice("tta", self.tta, VIEWS)
-        check_choice("precision", self.precision, POLICIES)
-        check_choice("valid", self.valid, ("fraction", "given"))
+        checks.check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
+        checks.check_choice("schedule", self.schedule, SCHEDULES)
+        checks.check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
+        checks.check_choice("class_weights", self.class_weights, ("none", "balanced"))
+        checks.check_choice("tta", self.tta, VIEWS)
+        checks.check_choice("precision", self.precision, POLICIES)
+        checks.check_choice("valid", self.valid, ("fraction", "given"))
         for name, kind in ((f.name, f.type) for f in dataclasses.fields(self)):
             value = getattr(self, name)
             if kind is int:
-                check_count(name, value, 1 if name in ("batch_size", "epochs") else 0)
+                checks.check_count(name, value, 1 if name in ("batch_size", "epochs") else 0)
             elif kind is bool:
-                check_switch(name, value)
+                checks.check_switch(name, value)
             elif kind is float:
-                check_number(name, value)
+                checks.check_number(name, value)
                 if name in _FRACTIONS and value >= 1:
                     raise UsageError(f"{name} is {value}; it must lie in [0, 1)")
-        check_rates("group_learning_rates", self.group_learning_rates, GROUPS)
+        checks.check_rates("group_learning_rates", self.group_learning_rates, GROUPS)
         if not isinstance(self.resolutions, tuple):
-            raise UsageError(
-                f"resolutions is {shown(self.resolutions)}; it must be texts such as 24:0.5"
-            )
+            raise checks.refused("resolutions", self.resolutions, "texts such as 24:0.5")
         for stage in named_stages(self.resolutions):
             if stage.size and not takes_images(model, stage.size):
                 raise UsageError(
                     f"resolutions has {stage.size}, and {self.model} takes no images of that size; "
                     "leave resolutions out, or take speednet or resnet18"
                 )
-        check_channels("mean", self.mean, -LARGEST_NUMBER)
-        check_channels("std", self.std, SMALLEST_NUMBER)
+        checks.check_channels("mean", self.mean, -checks.LARGEST_NUMBER)
+        checks.check_channels("std", self.std, checks.SMALLEST_NUMBER)
         if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
-            raise UsageError(
-                f"augment is {shown(self.augment)}; it must be names such as random_flip"
-            )
+            raise checks.refused("augment", self.augment, "names such as random_flip")
         for text in self.augment:
             named_augment(text)
         if self.valid == "given" and (self.valid_fraction or self.stratify):
@@ -199,20 +187,13 @@ class Recipe:
                 "patience, restore_best and stratify need validation images; "
                 "give valid_fraction, such as 0.2, or valid=given"
             )
-        if self.optimizer not in ("sgd", "muon"):
-            if self.momentum or self.group_learning_rates:
+        for name in ("momentum", "group_learning_rates", "whiten_epochs", "nesterov"):
+            accepted = ("sgd",) if name == "nesterov" else ("sgd", "muon")
+            if getattr(self, name) and self.optimizer not in accepted:
                 raise UsageError(
-                    "momentum and group_learning_rates belong to the optimizers sgd and muon, not "
-                    f"to {self.optimizer}; leave them out"
+                    f"{name} is of the optimizer {' or '.join(accepted)}, not of {self.optimizer}; "
+                    "leave it out"
                 )
-            if self.whiten_epochs:
-                raise UsageError(
-                    f"whiten_epochs belongs to sgd and muon, not to {self.optimizer}; leave it out"
-                )
-        if self.optimizer != "sgd" and self.nesterov:
-            raise UsageError(
-                f"nesterov belongs to the optimizer sgd, not to {self.optimizer}; leave it out"
-            )
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum; give momentum, such as 0.9")
         if self.dp_noise and not self.dp_clip:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fcifar import random
-from fcifar.errors import UsageError, shown
+from fcifar.errors import UsageError
 from fcifar.recipes.build import Hyperparams, make_model
-from fcifar.recipes.checks import check_seed
+from fcifar.recipes.checks import check_seed, refused
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
 
 LARGEST = 10_000  # trials
@@ -109,7 +109,7 @@ def choose_method(method: str, recipe: Recipe, device: str) -> str:
     if method in METHODS:
         return method
     if method != "auto":
-        raise UsageError(f"--replica-method is {shown(method)}; it must be auto, loop or vmap")
+        raise refused("--replica-method", method, "auto, loop or vmap")
     if not device.startswith("cuda"):
         return "loop"
     params = make_model(recipe, 10).init(random.key(0)).params
