@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fcifar.cli import completion, options, output
-from fcifar.cli.options import argument, option
+from fcifar.cli import completion, output
+from fcifar.cli.options import DataDir, Debug, Force, Json, Quiet, SkipUnreadable, argument, option
 from fcifar.errors import UsageError, names_of
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def fetch(
     root: Annotated[
         Path | None, option("--root", "Use torchvision's download in this folder.", "DIR")
     ] = None,
-    force: options.Force = False,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    force: Force = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Download a published data set, check its md5, and prepare it.
 
@@ -142,12 +142,12 @@ def import_(
         int | None,
         option("--severity", "CIFAR-10-C: one of five parts of a file.", "1|2|3|4|5", "all five"),
     ] = None,
-    skip_unreadable: options.SkipUnreadable = False,
-    force: options.Force = False,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    skip_unreadable: SkipUnreadable = False,
+    force: Force = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Prepare a data set from files.
 
@@ -251,9 +251,7 @@ def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 @app.command("list")
-def list_(
-    data_dir: options.DataDir = None, json: options.Json = False, debug: options.Debug = False
-) -> None:
+def list_(data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """List the prepared data sets."""
     from fcifar import data
 
@@ -277,12 +275,7 @@ def list_(
 
 
 @app.command()
-def info(
-    name: Name,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+def info(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """Show counts, pixel statistics, source and digest of a data set."""
     from fcifar import data
 
@@ -317,12 +310,7 @@ def info(
 
 
 @app.command()
-def verify(
-    name: Name,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+def verify(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """Read every byte of a data set, and compare it with the recorded digest."""
     from fcifar import data
 
@@ -340,9 +328,9 @@ def preview(
         Path | None, option("--out", "The PNG file.", None, "NAME.png", dir_okay=False)
     ] = None,
     seed: Annotated[int, option("--seed", "The seed of the choice of images.")] = 0,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Draw a grid of training images, one row per class.
 

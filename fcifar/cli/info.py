@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 import fcifar
-from fcifar.cli import completion, options, output
+from fcifar.cli import completion, output
+from fcifar.cli.options import Debug, Json, argument, option
 
 recipes_app = typer.Typer(help="List the recipes, or show one.", invoke_without_command=True)
 
@@ -21,16 +22,14 @@ def _print_version(show: bool) -> None:
 def version(
     show: Annotated[
         bool,
-        options.option("--version", "Print the version.", is_eager=True, callback=_print_version),
+        option("--version", "Print the version.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     """CIFAR-10 image classification as pure functions in PyTorch."""
 
 
 @recipes_app.callback()
-def list_recipes(
-    context: typer.Context, json: options.Json = False, debug: options.Debug = False
-) -> None:
+def list_recipes(context: typer.Context, json: Json = False, debug: Debug = False) -> None:
     """List the recipes."""
     if context.invoked_subcommand is not None:
         return
@@ -50,11 +49,9 @@ def list_recipes(
 
 @recipes_app.command()
 def show(
-    name: Annotated[
-        str, options.argument("NAME", "The recipe.", autocompletion=completion.recipes)
-    ],
-    json: options.Json = False,
-    debug: options.Debug = False,
+    name: Annotated[str, argument("NAME", "The recipe.", autocompletion=completion.recipes)],
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show every setting of a recipe.
 
@@ -76,7 +73,7 @@ def _show_recipe(values: dict[str, Any]) -> None:
 
 
 @recipes_app.command()
-def parts(json: options.Json = False, debug: options.Debug = False) -> None:
+def parts(json: Json = False, debug: Debug = False) -> None:
     """List the models with their options, optimizers, schedules and augmentations for recipes."""
     import inspect
 
@@ -102,7 +99,7 @@ def parts(json: options.Json = False, debug: options.Debug = False) -> None:
     output.table(("part", "name", "takes"), rows)
 
 
-def env(json: options.Json = False, debug: options.Debug = False) -> None:
+def env(json: Json = False, debug: Debug = False) -> None:
     """Show the environment that results depend on: versions, machine, compilers."""
     from fcifar.train import environment
 

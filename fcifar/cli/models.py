@@ -39,8 +39,7 @@ def recipe_of(
 ) -> "Recipe | None":
     """Return the recipe of ``--model``, ``--recipe`` and ``--set``; None without any of them.
 
-    Raises:
-        UsageError: they contradict each other, or do not fit a model.
+    Raise a UsageError if they contradict each other, or do not fit a model.
     """
     from fcifar import recipes
 
@@ -71,11 +70,9 @@ def recipe_of(
 
 
 def load_all(paths: Sequence[Path], recipe: "Recipe | None") -> "list[Trained | Saved]":
-    """Return the models at ``paths``.
+    """Return the models at ``paths``, or raise as ``export.load.load``.
 
-    Raises:
-        UsageError: as ``export.load.load``; or a recipe is given and no path needs it.
-        ExternalError: a file is damaged.
+    Raise a UsageError, too, if a recipe is given that no path needs.
     """
     from fcifar.export import load
 
@@ -98,9 +95,9 @@ def dataset_of(found: "Sequence[Trained | Saved]") -> str:
 
 
 def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -> "list[Trained]":
-    """Return the models, those from elsewhere with ``classes``. Raises as ``export.load``.
+    """Return the models, those from elsewhere with ``classes``, or raise as ``export.load``.
 
-    How a state_dict was converted is printed on stderr.
+    Notes on converted state_dicts go to stderr.
     """
     from fcifar.export import load
 
@@ -118,8 +115,7 @@ def load_one(
 ) -> "Trained":
     """Return the model at ``path``; one from elsewhere with the classes of a data set.
 
-    Raises:
-        UsageError: as ``load_all``; or the model has classes already, or the data set is missing.
+    Raise a UsageError as ``load_all``, or if the data set is missing or not needed.
     """
     from fcifar.runs.inference import Trained
 
@@ -135,18 +131,12 @@ def load_one(
 
 
 def _class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
-    """Return the classes of a data set, which need not be prepared if it is CIFAR-10 or built in.
-
-    Raises:
-        UsageError: there is no such data set.
-    """
+    """Return the classes of a data set; CIFAR-10 and the built-in one need not be prepared."""
     from fcifar import data
     from fcifar.export.load import CIFAR10
 
     root = data.data_root(data_dir)
-    summaries = {s.name: s for s in data.list_prepared(root)}
-    if dataset == DEFAULT and dataset not in summaries:
+    summary = next((s for s in data.list_prepared(root) if s.name == dataset), None)
+    if summary is None and dataset == DEFAULT:
         return CIFAR10
-    if dataset in summaries and not summaries[dataset].problem:
-        return summaries[dataset].classes
-    return data.load(dataset, root).classes
+    return summary.classes if summary and not summary.problem else data.load(dataset, root).classes

@@ -27,14 +27,12 @@ def with_changes(
     """Return the recipe with each NAME=VALUE: a field, or an option of its model.
 
     A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another model
-    drops the options of the one before, and ``valid=given`` the fraction held out.
+    drops the options of the one before, and ``valid=given`` the fraction held out. The result is
+    validated: raises a UsageError.
 
     Args:
         option: the name of the option in messages.
-        overrides: fields to change first; only the result is validated.
-
-    Raises:
-        UsageError: a text has another form, or the recipe does not accept a value.
+        overrides: fields to change first.
     """
     from fcifar import models, recipes
 
@@ -58,10 +56,10 @@ def with_changes(
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
             own = recipes.options_of(model)[0] if model in models.MODELS else []
+            example = recipe.name if recipe.name in recipes.RECIPES else "blitz"
             raise UsageError(
-                f"{option} {shown(name)} is neither a field of a recipe nor an option of the model "
-                f"{shown(model)}; fcifar recipes show "
-                f"{recipe.name if recipe.name in recipes.RECIPES else 'blitz'} lists the fields"
+                f"{option} {shown(name)} is neither a setting of recipes nor an option of the model "
+                f"{shown(model)}; fcifar recipes show {example} lists the settings"
                 f"{did_you_mean(name, [*values, *own])}"
             )
     return from_dict(values) if changes or overrides else recipe
@@ -102,11 +100,7 @@ def _parsed(text: str) -> Any:
 def make_sweep(
     config: "RunConfig", *, replicas: int | None, grid: Sequence[str], method: str
 ) -> "Sweep":
-    """Return the sweep of ``--replicas``, ``--sweep`` and ``--replica-method``.
-
-    Raises:
-        UsageError: one of them has another form or is out of range.
-    """
+    """Return the sweep of ``--replicas``, ``--sweep`` and ``--replica-method``."""
     from fcifar.recipes import trials
     from fcifar.train import sweep
 

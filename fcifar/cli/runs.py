@@ -5,17 +5,15 @@ from typing import Annotated
 
 import typer
 
-from fcifar.cli import completion, options, output, render
-from fcifar.cli.options import argument, option
+from fcifar.cli import completion, output, render
+from fcifar.cli.options import Debug, Json, RunsDir, argument, option
 from fcifar.errors import ExternalError, UsageError
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_(
-    runs_dir: options.RunsDir = None, json: options.Json = False, debug: options.Debug = False
-) -> None:
+def list_(runs_dir: RunsDir = None, json: Json = False, debug: Debug = False) -> None:
     """List runs and groups of runs, the latest last.
 
     [dim]fcifar runs list
@@ -53,9 +51,9 @@ def list_(
 @app.command()
 def show(
     run: Annotated[str, argument("RUN", "Its name or path.", autocompletion=completion.runs)],
-    runs_dir: options.RunsDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    runs_dir: RunsDir = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show the settings and results of a run, and the commands that use it.
 
@@ -75,9 +73,9 @@ def show(
 def rm(
     runs: Annotated[list[str], argument("RUN", "Names or paths.", autocompletion=completion.runs)],
     yes: Annotated[bool, option("--yes -y", "Skip confirmation.")] = False,
-    runs_dir: options.RunsDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    runs_dir: RunsDir = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Remove runs and groups of runs, with all files in their folders.
 

@@ -188,11 +188,7 @@ def train(
 
 
 def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
-    """Return the run to resume after torchrun has restarted the processes.
-
-    Raises:
-        UsageError: the processes need --out to find it.
-    """
+    """Return the run to resume after torchrun has restarted the processes."""
     from fcifar.train import distributed, run_dir
 
     count, most = distributed.restarts()

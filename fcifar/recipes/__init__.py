@@ -35,9 +35,16 @@ if TYPE_CHECKING:
         steps_per_epoch,
         tied_to_end,
     )
-    from fcifar.recipes.importing import NotImportableError, imported, is_import
     from fcifar.recipes.lookup import RECIPES, get, register
-    from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
+    from fcifar.recipes.named import (
+        AUGMENTS,
+        IMPORT,
+        NotImportableError,
+        imported,
+        is_import,
+        options_of,
+        register_augment,
+    )
 
 __all__ = [
     "AUGMENTS",
@@ -75,12 +82,10 @@ __all__ = [
     "to_dict",
 ]
 
-_LAZY = ("build", "importing", "lookup", "named")  # modules that load torch
-
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        for module in _LAZY:
+        for module in ("build", "lookup", "named"):
             found = importlib.import_module(f"fcifar.recipes.{module}")
             if hasattr(found, name):
                 return getattr(found, name)

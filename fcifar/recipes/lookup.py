@@ -3,7 +3,7 @@
 from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
 from fcifar.recipes.checks import refused
-from fcifar.recipes.importing import imported, is_import
+from fcifar.recipes.named import imported, is_import
 from fcifar.recipes.recipe import Recipe
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS

@@ -1,15 +1,22 @@
-"""Models, augmentations and stages from their names in a recipe."""
+"""Models, augmentations and stages from their names in a recipe.
 
+Recipes are read from files of others, so ``model_factory`` restricts what MODULE:NAME can import.
+"""
+
+import importlib
 import inspect
 import itertools
+import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from fcifar import augment, entries
-from fcifar.errors import UsageError, did_you_mean, one_line, shown
-from fcifar.models import MODELS, Model
+from fcifar.errors import UsageError, did_you_mean, located, one_line, shown
+from fcifar.models import MODELS, Model, from_factory
 from fcifar.parallel import ALONE, Axis
-from fcifar.recipes import importing
 from fcifar.recipes.checks import check_choice, refused
 from fcifar.step import Augment
 
@@ -18,39 +25,87 @@ SMALLEST_IMAGE, LARGEST_IMAGE = 16, 64  # pixels a side, of resolutions
 _CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 
-AUGMENTS: dict[str, Callable[..., Augment]] = {
-    "random_flip": augment.random_flip,
-    "random_rotation": augment.random_rotation,
-    "random_crop": augment.random_crop,
-    "reflect_crop": lambda padding: augment.random_crop(padding, mode="reflect"),
-    "cutout": augment.cutout,
-    "mean_cutout": lambda size: augment.cutout(size, fill=_CIFAR10_MEAN),
-    "color_jitter": lambda strength: augment.color_jitter(strength, strength, strength),
-}
-"""Factories by name; the first argument is the strength: a probability, degrees or pixels."""
+class NotImportableError(UsageError):
+    """The module or the name cannot be imported."""
 
 
-def register_augment(name: str, make: Callable[..., Augment]) -> None:
-    """Add an entry to ``AUGMENTS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+def is_import(name: object) -> bool:
+    """Whether a name has the form MODULE:NAME."""
+    return isinstance(name, str) and ":" in name
+
+
+def imported(what: str, text: str) -> tuple[Any, Any]:
+    """Return the module and the object of MODULE:NAME.
 
     Args:
-        name: what ``--augment NAME`` or ``NAME:STRENGTH`` calls it.
-        make: ``(strength) -> augmentation``, or without an argument.
+        what: its description in messages.
 
     Raises:
-        ValueError: the name is taken or invalid, or ``make`` is not callable.
+        UsageError: the text has another form.
+        NotImportableError: the module or the name cannot be found.
     """
-    entries.add_function(AUGMENTS, "an augmentation", name, make)
+    path, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in (*path.split("."), *name.split("."))):
+        raise refused(what, text, "MODULE:NAME, such as my_nets:Net")
+    cannot = f"{what} {shown(text)} cannot be imported"
+    if _package(path) in sys.stdlib_module_names:
+        raise NotImportableError(f"{cannot}: {path} is a part of Python; name a module of yours")
+    try:
+        module = importlib.import_module(path)
+    except (Exception, SystemExit) as error:  # whatever its code does
+        raise NotImportableError(
+            f"{cannot} ({located(error)}); install its package, or run fcifar in the folder of "
+            f"{_package(path)}"
+        ) from error
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise NotImportableError(f"{cannot}: there is no {part} in {path}; correct the name")
+        value = getattr(value, part)
+    return module, value
 
 
 def model_factory(name: str) -> Callable[..., Model]:
-    """Return the factory of a registered model, or MODULE:FACTORY; else raise a UsageError."""
-    if importing.is_import(name):
-        return importing.model_factory(name)
-    if not isinstance(name, str) or name not in MODELS:
-        hint = f"(a package that registers more is named in ${IMPORT}){did_you_mean(name, MODELS)}"
-        raise refused("model", name, f"one of {', '.join(MODELS)}, or MODULE:FACTORY {hint}")
-    return MODELS[name]
+    """Return the factory of a registered model, or MODULE:FACTORY.
+
+    The latter is a class of ``nn.Module``, or a function of the same package. A function of an
+    installed package must be annotated to return a ``Model`` or an ``nn.Module``: the text and the
+    options may come from an untrusted file, which must not call arbitrary functions.
+
+    Raises:
+        UsageError: there is no such model, or it is something else; or as ``imported``.
+    """
+    if not is_import(name):
+        if not isinstance(name, str) or name not in MODELS:
+            hint = f"(${IMPORT} names packages that register more){did_you_mean(name, MODELS)}"
+            raise refused("model", name, f"one of {', '.join(MODELS)}, or MODULE:FACTORY {hint}")
+        return MODELS[name]
+    module, factory = imported("the model", name)
+    own = getattr(factory, "func", factory)  # unwraps a functools.partial
+    if isinstance(own, type) and issubclass(own, nn.Module):
+        return from_factory(factory)
+    if not inspect.isfunction(own) or _package(own.__module__) != _package(module.__name__):
+        accepted = "a class of nn.Module, or a function of that package which returns one or a "
+        raise refused(f"the model {shown(name)}", factory, f"{accepted}fcifar.Model")
+    installed = "-packages" in (getattr(module, "__file__", None) or "-packages")
+    if installed and not _returns_a_model(own):
+        raise UsageError(
+            f"the model {shown(name)} does not say that it returns one, as a function of an "
+            "installed package must; annotate it with -> fcifar.Model or -> nn.Module"
+        )
+    return from_factory(factory)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _returns_a_model(function: Callable[..., Any]) -> bool:
+    try:
+        given = typing.get_type_hints(function).get("return")
+    except Exception:  # such as a name that only type checkers import
+        return False
+    return isinstance(given, type) and (given is Model or issubclass(given, nn.Module))
 
 
 def options_of(name: str) -> tuple[list[str], bool]:
@@ -93,6 +148,31 @@ def named_model(
     except ValueError as error:
         what = does_not_fit if options else f"the model {name} cannot be used"
         raise UsageError(one_line(f"{what}: {error}")) from error
+
+
+AUGMENTS: dict[str, Callable[..., Augment]] = {
+    "random_flip": augment.random_flip,
+    "random_rotation": augment.random_rotation,
+    "random_crop": augment.random_crop,
+    "reflect_crop": lambda padding: augment.random_crop(padding, mode="reflect"),
+    "cutout": augment.cutout,
+    "mean_cutout": lambda size: augment.cutout(size, fill=_CIFAR10_MEAN),
+    "color_jitter": lambda strength: augment.color_jitter(strength, strength, strength),
+}
+"""Factories by name; the first argument is the strength: a probability, degrees or pixels."""
+
+
+def register_augment(name: str, make: Callable[..., Augment]) -> None:
+    """Add an entry to ``AUGMENTS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+
+    Args:
+        name: what ``--augment NAME`` or ``NAME:STRENGTH`` calls it.
+        make: ``(strength) -> augmentation``, or without an argument.
+
+    Raises:
+        ValueError: the name is taken or invalid, or ``make`` is not callable.
+    """
+    entries.add_function(AUGMENTS, "an augmentation", name, make)
 
 
 def named_augment(text: str) -> Augment:

@@ -60,30 +60,20 @@ class Recipe:
     model_options: Mapping[str, Any] = _value(dict, "Options of the model, such as dropout.")
 
     optimizer: str = _value(
-        "sgd",
-        "sgd, adam, adamw, muon for kernels and sgd for the rest, or a registered name.",
-        OPTIMIZER,
+        "sgd", "sgd, adam, adamw, muon (sgd for all but kernels), or a registered name.", OPTIMIZER
     )
     learning_rate: float = _value(1e-3, "Peak learning rate.", OPTIMIZER, "--lr", "--learning-rate")
     momentum: float = _value(0.0, "For sgd, and for muon's kernels; in [0, 1).", OPTIMIZER)
     nesterov: bool = _value(False, "Nesterov momentum for sgd.", OPTIMIZER)
-    group_learning_rates: Mapping[str, float] = _value(
-        dict, "Learning rates by group, for sgd and muon."
-    )
+    group_learning_rates: Mapping[str, float] = _value(dict, "By group, for sgd and muon.")
     group_momentum: float = _value(0.85, "Nesterov momentum of the groups that muon leaves to sgd.")
     # Learning rate x weight decay is the same in every group; muon's kernels, whose norms are
     # fixed, have none.
     weight_decay: float = _value(0.0, "L2 penalty; decoupled for adamw.", OPTIMIZER)
     clip_norm: float = _value(0.0, "Largest global gradient norm; 0 disables clipping.", OPTIMIZER)
-    dp_clip: float = _value(
-        0.0, "Private training: largest gradient norm per image; 0 disables it.", OPTIMIZER
-    )
-    dp_noise: float = _value(
-        0.0, "Private training: noise on a sum of gradients, relative to dp_clip.", OPTIMIZER
-    )
-    schedule: str = _value(
-        "constant", "Learning rate over the run: constant, linear or cosine.", OPTIMIZER
-    )
+    dp_clip: float = _value(0.0, "Private training: gradient norm per image; 0: off.", OPTIMIZER)
+    dp_noise: float = _value(0.0, "Private training: noise, relative to dp_clip.", OPTIMIZER)
+    schedule: str = _value("constant", "Learning rate: constant, linear or cosine.", OPTIMIZER)
     warmup_steps: int = _value(0, "Linear warm-up, in steps.", OPTIMIZER)
     warmup_fraction: float = _value(0.0, "Linear warm-up, as a fraction of the run.")
     initial_rate: float = _value(0.0, "Start of the warm-up, as a fraction of the learning rate.")
@@ -95,19 +85,17 @@ class Recipe:
 
     loss_reduction: str = _value("mean", "mean or sum over a batch.")
     label_smoothing: float = _value(0.0, "Share of a label that is divided among all classes.")
-    class_weights: str = _value(
-        "none", "none, or balanced: all classes weigh the same in the loss.", IMAGES
-    )
+    class_weights: str = _value("none", "none, or balanced: equal weight of all classes.", IMAGES)
 
     batch_size: int = _value(4, "Images per step, over all processes.", LENGTH)
     epochs: int = _value(2, "Passes over the training images.", LENGTH, "--epochs", "--max-epochs")
     drop_last: bool = _value(
-        False, "Drop the last incomplete batch of an epoch.", LENGTH, "--drop-last/--keep-last"
+        False, "Drop an incomplete last batch.", LENGTH, "--drop-last/--keep-last"
     )
     augment: tuple[str, ...] = _value((), "Such as random_flip,random_crop:4; or none.", IMAGES)
     alternating_flip: bool = _value(False, "Mirror each image in every other epoch.")
     resolutions: tuple[str, ...] = _value(
-        (), "SIZE:PART: pixels a side up to that part of the steps."
+        (), "SIZE:PART: pixels a side up to that part of the run."
     )
 
     sync_batch_norm: bool = _value(True, "Batch norm over the batch of all processes.")
@@ -117,10 +105,7 @@ class Recipe:
     stratify: bool = _value(False, "Hold out the same part of each class.", IMAGES)
     patience: int = _value(0, "Early stopping: epochs without improvement; 0: off.", IMAGES)
     restore_best: bool = _value(
-        False,
-        "Keep the model with the lowest validation loss.",
-        IMAGES,
-        "--restore-best/--keep-last-epoch",
+        False, "Keep the best model by validation loss.", IMAGES, "--restore-best/--keep-last-epoch"
     )
 
     mean: tuple[float, float, float] = _value((0.5, 0.5, 0.5), "Channel means on a [0, 1] scale.")

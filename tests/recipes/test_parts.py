@@ -100,10 +100,22 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"group_learning_rates": {"vector": 0}}, "of vector is 0; it must be above"),
         ({"group_learning_rates": {"vector": -1}}, "group_learning_rates of vector is -1; it must"),
         ({"group_learning_rates": {"vector": "1"}}, "group_learning_rates of vector is '1'"),
-        ({"optimizer": "adam", "group_learning_rates": {"vector": 1}}, "group_learning_rates is of the optimizer sgd or muon"),
-        ({"optimizer": "adam", "whiten_epochs": 1.0}, "whiten_epochs is of the optimizer sgd or muon, not of adam"),
-        ({"optimizer": "adamw", "momentum": 0.9}, "momentum is of the optimizer sgd or muon, not of"),
-        ({"optimizer": "muon", "momentum": 0.6, "nesterov": True}, "nesterov is of the optimizer sgd, not of muon"),
+        (
+            {"optimizer": "adam", "group_learning_rates": {"vector": 1}},
+            "group_learning_rates is of the optimizer sgd or muon",
+        ),
+        (
+            {"optimizer": "adam", "whiten_epochs": 1.0},
+            "whiten_epochs is of the optimizer sgd or muon, not of adam",
+        ),
+        (
+            {"optimizer": "adamw", "momentum": 0.9},
+            "momentum is of the optimizer sgd or muon, not of",
+        ),
+        (
+            {"optimizer": "muon", "momentum": 0.6, "nesterov": True},
+            "nesterov is of the optimizer sgd, not of muon",
+        ),
         ({"warmup_steps": 3, "warmup_fraction": 0.1}, "both set the warm-up; give one of them"),
         ({"lookahead_every": 5, "ema_decay": 0.9}, "are two averages; give one of them"),
         ({"resolutions": "24:0.5"}, "resolutions is '24:0.5'; it must be texts such as 24:0.5"),
