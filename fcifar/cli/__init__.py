@@ -134,7 +134,7 @@ def _fail(error: BaseException, status: int, message: str | None = None) -> int:
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as one rank failed
     if distributed.should_print(error):
-        output.speak()
+        output.stderr.quiet = False
         _print_error(error, message)
     if isinstance(error, distributed.LostError):
         # A thread of torch that waits for the lost rank can keep Python from exiting.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 
-Name = Annotated[str, argument("NAME", "See fcifar data list.", autocompletion=completion.prepared)]
+Name = Annotated[str, argument("NAME", "See fcifar data list.", completion.prepared)]
 _ROWS = 30  # most rows of a table of classes
 
 
@@ -42,9 +42,7 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
 
 @app.command()
 def fetch(
-    name: Annotated[
-        str, argument("NAME", "See --list.", autocompletion=completion.fetchable)
-    ] = "cifar10",
+    name: Annotated[str, argument("NAME", "See --list.", completion.fetchable)] = "cifar10",
     list_: Annotated[bool, option("--list", "List what can be fetched.")] = False,
     url: Annotated[
         str | None, option("--url", "A mirror of the CIFAR archive, or of the folder of files.")
@@ -106,11 +104,7 @@ def import_(
     ],
     name: Annotated[
         str | None,
-        option(
-            "--name",
-            "Name of the data set.",
-            default="cifar10 or cifar100 for those, else the source's name",
-        ),
+        option("--name", "Name of the data set.", None, "cifar10, cifar100, or the source's name"),
     ] = None,
     resize: Annotated[
         str | None,
@@ -124,9 +118,7 @@ def import_(
     ] = None,
     test_fraction: Annotated[
         float | None,
-        option(
-            "--test-fraction", "Part of each class to test with, without a test folder.", "PART"
-        ),
+        option("--test-fraction", "Part of each class for testing, without a test folder.", "PART"),
     ] = None,
     seed: Annotated[
         int | None, option("--seed", "The seed of --test-fraction.", default="0")

@@ -49,7 +49,7 @@ def list_recipes(context: typer.Context, json: Json = False, debug: Debug = Fals
 
 @recipes_app.command()
 def show(
-    name: Annotated[str, argument("NAME", "The recipe.", autocompletion=completion.recipes)],
+    name: Annotated[str, argument("NAME", "The recipe.", completion.recipes)],
     json: Json = False,
     debug: Debug = False,
 ) -> None:

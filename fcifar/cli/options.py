@@ -18,9 +18,9 @@ def option(
     return typer.Option(*flags.split(), **more)
 
 
-def argument(metavar: str, help: str, **more: Any) -> Any:
+def argument(metavar: str, help: str, complete: Any = None, **more: Any) -> Any:
     """Return a ``typer.Argument``."""
-    return typer.Argument(metavar=metavar, help=help, **more)
+    return typer.Argument(metavar=metavar, help=help, autocompletion=complete, **more)
 
 
 def in_utf8(path: Path | None) -> Path | None:
@@ -46,15 +46,14 @@ def where_runs_are(paths: list[Path]) -> list[Path | None]:
     return [where_run_is(path) for path in paths]
 
 
-_find = {"callback": where_run_is, "autocompletion": completion.runs}
-run_argument = functools.partial(argument, "RUN", **_find)
+run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=where_run_is)
 runs_argument = functools.partial(run_argument, callback=where_runs_are)
-run_option = functools.partial(option, metavar="RUN", **_find)
 dataset_option = functools.partial(
     option, "--dataset", "See fcifar data list.", None, autocompletion=completion.datasets
 )
 path_option = functools.partial(option, callback=in_utf8)
 output_option = functools.partial(option, rich_help_panel="Data and output")
+_folder = functools.partial(output_option, callback=in_utf8)
 _runtime = functools.partial(option, rich_help_panel="Where and how to compute")
 
 Device = Annotated[
@@ -73,10 +72,7 @@ Threads = Annotated[
 Precision = Annotated[
     str | None,
     _runtime(
-        "--precision",
-        "Arithmetic; parameters stay float32.",
-        "fp32|bf16",
-        "the recipe's, else fp32",
+        "--precision", "Arithmetic; parameters are float32.", "fp32|bf16", "the recipe's, else fp32"
     ),
 ]
 Deterministic = Annotated[
@@ -89,21 +85,10 @@ Deterministic = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    output_option(
-        "--data-dir",
-        "The folder of prepared data sets.",
-        default="$FCIFAR_DATA, else the user's cache folder",
-        callback=in_utf8,
-    ),
+    _folder("--data-dir", "The folder of data sets.", None, "$FCIFAR_DATA, else the user's cache"),
 ]
 RunsDir = Annotated[
-    Path | None,
-    output_option(
-        "--runs-dir",
-        "The folder of runs.",
-        default="$FCIFAR_RUNS, else runs/",
-        callback=in_utf8,
-    ),
+    Path | None, _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/")
 ]
 Force = Annotated[bool, option("--force", "Overwrite an existing file or data set.")]
 SkipUnreadable = Annotated[

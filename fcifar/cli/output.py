@@ -34,11 +34,6 @@ def silence() -> None:
     stdout.quiet = stderr.quiet = True
 
 
-def speak() -> None:
-    """Print to stderr again."""
-    stderr.quiet = False
-
-
 def error(message: str) -> None:
     """Write an error in one line on stderr."""
     stderr.print("[bold red]error:[/] ", end="", soft_wrap=True)

@@ -58,8 +58,8 @@ def with_changes(
             own = recipes.options_of(model)[0] if model in models.MODELS else []
             example = recipe.name if recipe.name in recipes.RECIPES else "blitz"
             raise UsageError(
-                f"{option} {shown(name)} is neither a setting of recipes nor an option of the model "
-                f"{shown(model)}; fcifar recipes show {example} lists the settings"
+                f"{option} {shown(name)} is neither a setting of recipes nor an option of the "
+                f"model {shown(model)}; fcifar recipes show {example} lists the settings"
                 f"{did_you_mean(name, [*values, *own])}"
             )
     return from_dict(values) if changes or overrides else recipe

@@ -19,21 +19,16 @@ _HARDEST = 5  # images
 
 def show_report(report: dict[str, Any]) -> None:
     """Print a run's report."""
+    train_eval, process = report["convention_seconds"], report["process_seconds"]
     output.class_table(report["per_class"])
     output.stdout.print()
-    seconds = report["convention_seconds"], report["process_seconds"]
     output.facts(
         [
             *measured("test accuracy", report, f" of {report['test_n']:,}", "test_"),
             ("model", _selected(report)),
             _training(report),
             ("compiling", f"{report['compile_seconds']:.1f} s"),
-            (
-                "timings",
-                "{:.1f} s by the field's convention, {:.1f} s from the start of the process".format(
-                    *seconds
-                ),
-            ),
+            ("timings", f"{train_eval:.1f} s of training and evaluation, {process:.1f} s in all"),
             ("run", report["run_dir"]),
             ("digest", report["params_digest"]),
         ]

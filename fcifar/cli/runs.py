@@ -50,7 +50,7 @@ def list_(runs_dir: RunsDir = None, json: Json = False, debug: Debug = False) ->
 
 @app.command()
 def show(
-    run: Annotated[str, argument("RUN", "Its name or path.", autocompletion=completion.runs)],
+    run: Annotated[str, argument("RUN", "Its name or path.", completion.runs)],
     runs_dir: RunsDir = None,
     json: Json = False,
     debug: Debug = False,
@@ -71,7 +71,7 @@ def show(
 
 @app.command()
 def rm(
-    runs: Annotated[list[str], argument("RUN", "Names or paths.", autocompletion=completion.runs)],
+    runs: Annotated[list[str], argument("RUN", "Names or paths.", completion.runs)],
     yes: Annotated[bool, option("--yes -y", "Skip confirmation.")] = False,
     runs_dir: RunsDir = None,
     json: Json = False,

@@ -56,17 +56,12 @@ def _option(field: dataclasses.Field[Any]) -> Any:
 Recipe = Annotated[
     str | None,
     argument(
-        "RECIPE",
-        "See fcifar recipes; or MODULE:RECIPE.",
-        show_default="blitz",
-        autocompletion=completion.recipes,
+        "RECIPE", "See fcifar recipes; or MODULE:RECIPE.", completion.recipes, show_default="blitz"
     ),
 ]
 Compile = Annotated[
     bool | None,
-    option(
-        "--compile/--no-compile", "Use torch.compile for the training step.", None, "the recipe's"
-    ),
+    option("--compile/--no-compile", "Use torch.compile for the step.", None, "the recipe's"),
 ]
 Out = Annotated[
     Path | None,
@@ -74,7 +69,13 @@ Out = Annotated[
 ]
 Resume = Annotated[
     Path | None,
-    options.run_option("--resume", "Resume an interrupted run, or group of runs, by path or name."),
+    option(
+        "--resume",
+        "Resume an interrupted run, or group of runs, by path or name.",
+        "RUN",
+        callback=options.where_run_is,
+        autocompletion=completion.runs,
+    ),
 ]
 Dropout = Annotated[
     float | None, _recipe("--dropout", "Dropout probability, if the model has any.")

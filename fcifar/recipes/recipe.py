@@ -71,7 +71,9 @@ class Recipe:
     # fixed, have none.
     weight_decay: float = _value(0.0, "L2 penalty; decoupled for adamw.", OPTIMIZER)
     clip_norm: float = _value(0.0, "Largest global gradient norm; 0 disables clipping.", OPTIMIZER)
-    dp_clip: float = _value(0.0, "Private training: gradient norm per image; 0: off.", OPTIMIZER)
+    dp_clip: float = _value(
+        0.0, "Private training: largest gradient norm per image; 0 disables it.", OPTIMIZER
+    )
     dp_noise: float = _value(0.0, "Private training: noise, relative to dp_clip.", OPTIMIZER)
     schedule: str = _value("constant", "Learning rate: constant, linear or cosine.", OPTIMIZER)
     warmup_steps: int = _value(0, "Linear warm-up, in steps.", OPTIMIZER)
