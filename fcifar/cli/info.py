@@ -80,7 +80,7 @@ def parts(json: Json = False, debug: Debug = False) -> None:
     from fcifar import models, optim, recipes
     from fcifar.recipes import recipe
 
-    networks = {name: recipes.options_of(name)[0] for name in models.MODELS}
+    known_models = {name: recipes.options_of(name)[0] for name in models.MODELS}
     strengths = {
         name: [p.upper() for p in list(inspect.signature(make).parameters)[:1]]
         for name, make in recipes.AUGMENTS.items()
@@ -88,10 +88,10 @@ def parts(json: Json = False, debug: Debug = False) -> None:
     optimizers, schedules = [*recipe.OPTIMIZERS, *optim.REGISTERED], list(recipe.SCHEDULES)
     if json:
         plain = {"optimizers": optimizers, "schedules": schedules, "augmentations": list(strengths)}
-        output.document({"models": networks, **plain})
+        output.document({"models": known_models, **plain})
         return
     rows = [
-        *(("model", name, ", ".join(known) or "-") for name, known in networks.items()),
+        *(("model", name, ", ".join(known) or "-") for name, known in known_models.items()),
         *(("optimizer", name, "-") for name in optimizers),
         *(("schedule", name, "-") for name in schedules),
         *(("augment", name, ", ".join(s) or "-") for name, s in strengths.items()),

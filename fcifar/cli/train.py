@@ -1,32 +1,130 @@
 """fcifar train."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from fcifar.cli import options, output, render
-from fcifar.cli import training_options as training
+from fcifar.cli import completion, options, output, render
+from fcifar.cli.options import argument, option
 from fcifar.cli.overrides import given, make_sweep, with_changes
 from fcifar.errors import UsageError
+from fcifar.recipes import recipe as recipe_fields
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RECIPE = "Recipe overrides"
+_PANELS = ("", recipe_fields.LENGTH, recipe_fields.OPTIMIZER, recipe_fields.IMAGES)
+_recipe = functools.partial(option, rich_help_panel=_RECIPE)
+_many = functools.partial(option, rich_help_panel="Many at once")
+_checkpoints = functools.partial(option, rich_help_panel="Checkpoints")
 
 
-@training.with_recipe_options
+def _with_recipe_options(command: Command) -> Command:
+    """Replace a command's ``**overrides`` by an option for each field of a recipe that has one."""
+    annotations = {
+        field.name: _option(field)
+        for panel in _PANELS
+        for field in dataclasses.fields(recipe_fields.Recipe)
+        if field.metadata.get("panel") == panel
+    }
+    parameters = [
+        parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind != parameter.VAR_KEYWORD
+    ]
+    index = [p.name for p in parameters].index("resume") + 1
+    parameters[index:index] = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {**annotations, **command.__annotations__}
+    del command.__annotations__["overrides"]
+    return command
+
+
+def _option(field: dataclasses.Field[Any]) -> Any:
+    panel = ": ".join(filter(None, (_RECIPE, field.metadata["panel"])))
+    flags = " ".join(recipe_fields.option_flags(field))
+    kind = field.type if field.type in (int, float, bool) else str
+    return Annotated[  # type: ignore[operator]
+        kind | None, option(flags, field.metadata["about"], rich_help_panel=panel)
+    ]
+
+
+@_with_recipe_options
 def train(
-    recipe: training.Recipe = None,
+    recipe: Annotated[
+        str | None,
+        argument(
+            "RECIPE",
+            "See fcifar recipes; or MODULE:RECIPE.",
+            completion.recipes,
+            show_default="blitz",
+        ),
+    ] = None,
     dataset: Annotated[str | None, options.dataset_option("cifar10")] = None,
-    compile: training.Compile = None,
-    out: training.Out = None,
-    resume: training.Resume = None,
-    dropout: training.Dropout = None,
-    hidden: training.Hidden = None,
-    changes: training.Changes = None,
-    replicas: training.Replicas = None,
-    sweep: training.Sweep = None,
-    replica_method: training.ReplicaMethod = None,
-    checkpoint_every: training.CheckpointEvery = None,
-    keep_checkpoints: training.KeepCheckpoints = None,
-    allow_nonfinite: training.AllowNonfinite = None,
-    tensorboard: training.Tensorboard = False,
+    compile: Annotated[
+        bool | None,
+        option("--compile/--no-compile", "Use torch.compile for the step.", None, "the recipe's"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        options.path_option("--out", "The run directory.", None, "a new one in --runs-dir"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        option(
+            "--resume",
+            "Resume an interrupted run, or group of runs, by path or name.",
+            "RUN",
+            callback=options.where_run_is,
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    dropout: Annotated[
+        float | None, _recipe("--dropout", "Dropout probability, if the model has any.")
+    ] = None,
+    hidden: Annotated[int | None, _recipe("--hidden", "Hidden units of the model.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        _recipe("--set", "Any other field of a recipe, or option of its model.", "NAME=VALUE"),
+    ] = None,
+    replicas: Annotated[
+        int | None, _many("--replicas", "Train N seeds, from --seed on, and summarize.", "N")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        _many(
+            "--sweep",
+            "Train with each value, such as lr=0.01,0.1; several make a grid.",
+            "NAME=V1,V2,...",
+        ),
+    ] = None,
+    replica_method: Annotated[
+        str | None,
+        _many(
+            "--replica-method", "Train one after another, or all by vmap.", "auto|loop|vmap", "auto"
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        _checkpoints("--checkpoint-every", "How often, such as 500 or 5min.", "STEPS|TIME", "30s"),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, _checkpoints("--keep-checkpoints", "How many of the latest to keep.", None, "2")
+    ] = None,
+    allow_nonfinite: Annotated[
+        bool | None,
+        _checkpoints("--allow-nonfinite", "Continue when a loss is not finite.", None, "stop"),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        options.output_option("--tensorboard", "Write event files to tensorboard/ in the run."),
+    ] = False,
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
