@@ -32,7 +32,7 @@ def compare(
     """Evaluate trained models on the same images, and test each against the first.
 
     The test is McNemar's, exact and two-sided, at the 5 % level for each pair. It
-    compares these models; whether other seeds rank the same takes more runs.
+    compares these models; with other seeds the order may differ.
 
     [dim]fcifar compare runs/a runs/b[/]
     """

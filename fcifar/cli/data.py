@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fcifar.cli import completion, output
-from fcifar.cli.options import DataDir, Debug, Force, Json, Quiet, SkipUnreadable, argument, option
+from fcifar.cli.options import DataDir, Debug, Json, Quiet, SkipUnreadable, argument, option
 from fcifar.errors import UsageError, names_of
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 
 Name = Annotated[str, argument("NAME", "See fcifar data list.", completion.prepared)]
+Force = Annotated[bool, option("--force", "Overwrite a data set of that name.")]
 _ROWS = 30  # most rows of a table of classes
 
 

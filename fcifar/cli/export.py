@@ -30,7 +30,7 @@ def export(
             dir_okay=False,
         ),
     ],
-    force: options.Force = False,
+    force: Annotated[bool, options.option("--force", "Overwrite an existing file.")] = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,

@@ -90,7 +90,6 @@ DataDir = Annotated[
 RunsDir = Annotated[
     Path | None, _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/")
 ]
-Force = Annotated[bool, option("--force", "Overwrite an existing file or data set.")]
 SkipUnreadable = Annotated[
     bool, option("--skip-unreadable", "Leave out images that cannot be read.")
 ]

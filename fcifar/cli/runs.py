@@ -71,7 +71,7 @@ def show(
 
 @app.command()
 def rm(
-    runs: Annotated[list[str], argument("RUN", "Names or paths.", completion.runs)],
+    runs: Annotated[list[str], argument("RUN", "Names or paths of runs.", completion.runs)],
     yes: Annotated[bool, option("--yes -y", "Skip confirmation.")] = False,
     runs_dir: RunsDir = None,
     json: Json = False,
