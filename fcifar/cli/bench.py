@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Any
 
-from fcifar.cli import options, output
+from fcifar.cli import options, output, progress
 
 NAMES = {
     "module": "PyTorch module",
@@ -29,7 +29,6 @@ def bench(
     Measurements of the steps are interleaved; figures are medians.
     """
     from fcifar.bench import bench as measuring
-    from fcifar.cli import progress
     from fcifar.errors import UsageError
     from fcifar.train import environment
     from fcifar.train.runtime import make_runtime

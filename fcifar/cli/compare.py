@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from fcifar.cli import models, options, output
+from fcifar.cli import models, options, output, progress
 
 _DIGITS = 8  # of the 64 of a digest
 
@@ -36,7 +36,6 @@ def compare(
 
     [dim]fcifar compare runs/a runs/b[/]
     """
-    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.runs import compare as comparison
     from fcifar.runs import inference

@@ -2,6 +2,9 @@
 
 import typer
 
+from fcifar.data.catalog import KNOWN
+from fcifar.data.paths import ENDING, NAME, data_root
+
 RECIPES = (
     *("blitz", "blitz64", "blitz10", "dropout-adam", "conv3-aug"),
     *("speed94", "speed93", "speed90", "speed95", "speed96", "resnet18"),
@@ -15,15 +18,11 @@ def recipes(incomplete: str) -> list[str]:
 
 def fetchable(incomplete: str) -> list[tuple[str, str]]:
     """Names and summaries of data sets that can be fetched."""
-    from fcifar.data.catalog import KNOWN
-
     return [(k.name, k.summary) for k in KNOWN.values() if k.name.startswith(incomplete)]
 
 
 def prepared(context: typer.Context, incomplete: str) -> list[str]:
     """Names of prepared data sets, and of the built-in one."""
-    from fcifar.data.paths import ENDING, NAME, data_root
-
     try:
         paths = list(data_root(context.params.get("data_dir")).glob(f"*{ENDING}"))
     except OSError:

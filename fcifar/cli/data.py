@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from fcifar import data
 from fcifar.cli import completion, output
 from fcifar.cli.options import DataDir, Debug, Json, Quiet, SkipUnreadable, argument, option
+from fcifar.cli.progress import counting
+from fcifar.data.catalog import KNOWN
 from fcifar.errors import UsageError, names_of
-
-if TYPE_CHECKING:
-    from fcifar.data import Dataset
 
 app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 
@@ -20,11 +20,8 @@ Force = Annotated[bool, option("--force", "Overwrite a data set of that name.")]
 _ROWS = 30  # most rows of a table of classes
 
 
-def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
+def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "data.Dataset":
     """Load a data set and check its digest; fetch it first if it is known and not prepared."""
-    from fcifar import data
-    from fcifar.cli.progress import counting
-    from fcifar.data.catalog import KNOWN
     from fcifar.train.distributed import main_first
 
     root = data.data_root(data_dir)
@@ -68,8 +65,6 @@ def fetch(
     fcifar data fetch cifar100
     fcifar data fetch fashion-mnist --root ~/data[/]
     """
-    from fcifar import data
-    from fcifar.cli.progress import counting
 
     if list_:
         _list_fetchable(json)
@@ -83,8 +78,6 @@ def fetch(
 
 
 def _list_fetchable(json: bool) -> None:
-    from fcifar.data.catalog import KNOWN
-
     if json:
         names = ("name", "summary", "images", "bytes")
         output.document([{name: getattr(k, name) for name in names} for k in KNOWN.values()])
@@ -155,8 +148,6 @@ def import_(
     fcifar data import cifar-100-python.tar.gz --labels coarse
     fcifar data import CIFAR-10-C/fog.npy --severity 3[/]
     """
-    from fcifar import data
-    from fcifar.cli.progress import counting
     from fcifar.recipes import check_seed
 
     if test_fraction is not None and not 0 < test_fraction < 1:
@@ -180,7 +171,7 @@ def import_(
     _announce(dataset, json)
 
 
-def _announce(dataset: "Dataset", json: bool) -> None:
+def _announce(dataset: "data.Dataset", json: bool) -> None:
     train, valid, test = (
         len(labels) for labels in (dataset.train_labels, dataset.valid_labels, dataset.test_labels)
     )
@@ -246,8 +237,6 @@ def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
 @app.command("list")
 def list_(data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """List the prepared data sets."""
-    from fcifar import data
-
     root = data.data_root(data_dir)
     summaries = data.list_prepared(root)
     if json:
@@ -270,8 +259,6 @@ def list_(data_dir: DataDir = None, json: Json = False, debug: Debug = False) ->
 @app.command()
 def info(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """Show counts, pixel statistics, source and digest of a data set."""
-    from fcifar import data
-
     facts = data.info(name, data.data_root(data_dir))
     if json:
         output.document(facts._asdict())
@@ -305,8 +292,6 @@ def info(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug 
 @app.command()
 def verify(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """Read every byte of a data set, and compare it with the recorded digest."""
-    from fcifar import data
-
     digest = data.verify(name, data.data_root(data_dir))
     if json:
         output.document({"name": name, "digest": digest, "intact": True})
@@ -331,7 +316,7 @@ def preview(
 
     [dim]fcifar data preview cifar10 --out cifar10.png[/]
     """
-    from fcifar import data, random
+    from fcifar import random
     from fcifar.recipes import check_seed
     from fcifar.report import pictures
 

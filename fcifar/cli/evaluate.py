@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from fcifar.cli import models, options, output, render
+from fcifar.cli import models, options, output, progress, render
 from fcifar.cli.options import option
 
 
@@ -50,7 +50,6 @@ def evaluate(
     fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.analysis import ensembles, score_tables
-    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.export import tables
     from fcifar.io import write_json

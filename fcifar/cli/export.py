@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fcifar.cli import models, options, output
+from fcifar.cli import models, options, output, progress
 from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def export(
     [dim]fcifar export RUN --to cifar_net.pth
     fcifar export RUN --to net.onnx[/]
     """
-    from fcifar.cli import progress
     from fcifar.export import csv_log, exporting
     from fcifar.train import run_dir, sweep
     from fcifar.train.runtime import make_runtime

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fcifar.cli import models, options, output
 from fcifar.cli.options import argument, option
+from fcifar.cli.progress import counting
 from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def predict(
     import torch
 
     from fcifar.analysis.predictions import best_guesses
-    from fcifar.cli.progress import counting
     from fcifar.data import image_files
     from fcifar.runs import inference
     from fcifar.train.runtime import make_runtime

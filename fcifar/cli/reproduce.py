@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fcifar.cli import options, output
+from fcifar.cli import options, output, progress
 from fcifar.cli.options import option
 from fcifar.errors import UsageError
 
@@ -39,7 +39,6 @@ def reproduce(
     [dim]fcifar reproduce runs/a
     fcifar reproduce runs/a --until 4000[/]
     """
-    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.runs import reproduce
     from fcifar.train import distributed, loop, run_dir, sweep

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from fcifar.cli import completion, options, output, render
+from fcifar.cli import completion, options, output, progress, render
 from fcifar.cli.options import argument, option
 from fcifar.cli.overrides import given, make_sweep, with_changes
 from fcifar.errors import UsageError
@@ -145,7 +145,6 @@ def train(
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     from fcifar import recipes
-    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
     from fcifar.export import tensorboard as event_files
     from fcifar.report import groups
