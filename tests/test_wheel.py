@@ -78,7 +78,12 @@ def test_the_wheel_is_the_package_and_nothing_else(wheel: Path) -> None:
     expected = {name: path.read_bytes() for name, path in files_of_the_package().items()}
     assert {name: data for name, data in held.items() if name in expected} == expected
     assert {name for name in held if name.startswith("fcifar/")} == set(expected)
-    for name in ("py.typed", "kernels/conv_pool.c", "report/page/page.html", "report/page/page.css"):
+    for name in (
+        "py.typed",
+        "kernels/conv_pool.c",
+        "report/page/page.html",
+        "report/page/page.css",
+    ):
         assert f"fcifar/{name}" in held
     licence = held[f"{TAG}.dist-info/licenses/LICENSE"]
     assert licence == (ROOT / "LICENSE").read_bytes()

@@ -1,9 +1,10 @@
-"""How long a training step takes on this machine, beside the same step in plain PyTorch.
+"""The time of a training step on this machine, beside the same step in plain PyTorch.
 
-Candidates do the same work: gather a batch from images that lie on the device as uint8, normalise,
-forward, backward, update. How they are measured: ``timing.py``.
+Candidates do the same work: gather a batch from uint8 images on the device, normalise, forward,
+backward, update. ``timing.py`` measures them.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,13 +24,13 @@ from fcifar.train.runtime import Runtime, activate
 from fcifar.train.setup import make_training
 
 LONGEST = 3600  # seconds
-IMAGES = 10_240  # in memory, as many as make a gather miss the caches
+IMAGES = 10_240  # enough for a gather to miss the caches
 
-Make = Callable[[Recipe, Runtime, Dataset], Candidate]  # under ``activate(runtime)``
+Make = Callable[[Recipe, Runtime, Dataset], Candidate]  # called under ``activate(runtime)``
 
 
 class Case(NamedTuple):
-    """What is to be trained."""
+    """A model and the size of its batches."""
 
     network: str
     batch_size: int
@@ -38,11 +39,11 @@ class Case(NamedTuple):
 CASES = (Case("lenet", 4), Case("lenet", 64), Case("lenet", 512), Case("conv3", 512))
 
 
-# What is measured --------------------------------------------------------------------------------
+# Candidates --------------------------------------------------------------------------------------
 
 
 def recipe_for(case: Case) -> Recipe:
-    """The first recipe of the network, with its optimizer; without augmentation or validation."""
+    """Return the first recipe with the model, without augmentation and validation."""
     recipe = next(r for r in RECIPES.values() if r.model == case.network)
     return recipe.replace(
         batch_size=case.batch_size,
@@ -58,14 +59,13 @@ def recipe_for(case: Case) -> Recipe:
 
 
 def synthetic(size: int = IMAGES) -> Dataset:
-    """Noise with labels, for steps take the same time on anything."""
+    """Return noise with labels; the time of a step does not depend on its images."""
     image_key, label_key = random.split(random.key(0))
-    few = min(size, 1024)  # distinct ones; drawing more would take longer than measuring
-    images = random.randint(image_key, (few, 3, 32, 32), 0, 256).to(torch.uint8)
-    train = Split(
-        images.repeat(-(-size // few), 1, 1, 1)[:size], random.randint(label_key, (size,), 0, 10)
-    )
-    test = Split(*(part[:few] for part in train))
+    distinct = min(size, 1024)  # drawing more would take longer than measuring
+    images = random.randint(image_key, (distinct, 3, 32, 32), 0, 256).to(torch.uint8)
+    images = images.repeat(-(-size // distinct), 1, 1, 1)[:size]
+    train = Split(images, random.randint(label_key, (size,), 0, 10))
+    test = Split(*(part[:distinct] for part in train))
     return make_dataset("synthetic", train, test, tuple("abcdefghij"), "noise")
 
 
@@ -74,14 +74,12 @@ def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     net = reference_models.make_module(recipe, training.init().state.variables.params)
     optimizer = reference_models.make_optimizer(recipe, net.parameters())
-    inputs_of, normalise = (
-        repeated(training.inputs),
-        reference_models.make_normalise(recipe, runtime.device),
-    )
+    normalise = reference_models.make_normalise(recipe, runtime.device)
+    batches = repeated(training.inputs)
     images, labels = training.train
 
     def once() -> float:
-        batch = next(inputs_of).indices
+        batch = next(batches).indices
         inputs, targets = normalise(images[batch]), labels[batch]
         optimizer.zero_grad()
         loss = F.cross_entropy(net(inputs), targets)
@@ -90,24 +88,6 @@ def module(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
         return loss.item()
 
     return Candidate(once, wait_for(runtime.device), params=lambda: dict(net.state_dict()))
-
-
-def fcifar_eager(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
-    """The step of ``fcifar train``."""
-    return _fcifar(recipe, runtime, dataset, compiled=False)
-
-
-def fcifar_compiled(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
-    """The step of ``fcifar train --compile``."""
-    return _fcifar(recipe, runtime, dataset, compiled=True)
-
-
-CANDIDATES: dict[str, Make] = {
-    "module": module,
-    "fcifar_eager": fcifar_eager,
-    "fcifar_compiled": fcifar_compiled,
-}
-YARDSTICK = "module"  # what ratios are taken to
 
 
 def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: bool) -> Candidate:
@@ -123,11 +103,21 @@ def _fcifar(recipe: Recipe, runtime: Runtime, dataset: Dataset, *, compiled: boo
 
 
 def repeated(batches_from: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    """The batches of an epoch, again and again; drawn now, for drawing them is not in the step."""
+    """Cycle through the batches of epoch 0, drawn in advance so that steps do not include it."""
     return itertools.cycle(list(batches_from(0)))
 
 
-# Steps of a network, and of all ------------------------------------------------------------------
+fcifar_eager = functools.partial(_fcifar, compiled=False)  # as in ``fcifar train``
+fcifar_compiled = functools.partial(_fcifar, compiled=True)  # as in ``fcifar train --compile``
+CANDIDATES: dict[str, Make] = {
+    "module": module,
+    "fcifar_eager": fcifar_eager,
+    "fcifar_compiled": fcifar_compiled,
+}
+YARDSTICK = "module"  # the reference of ratios
+
+
+# Measurements ------------------------------------------------------------------------------------
 
 
 def measure_step(
@@ -140,35 +130,26 @@ def measure_step(
     repetitions: int = REPETITIONS,
     observe: Callable[[str], object] = lambda name: None,
 ) -> dict[str, dict[str, Any]]:
-    """As ``measure``, of the steps of ``work``, with images a second and the ratio to the module.
+    """Return the figures of ``measure``, with images per second and the speed-up over the module.
 
-    All run under the same switches. Those of a deterministic runtime cost the module nothing on the
-    CPU, where none of its kernels has a faster form that differs.
+    All candidates run under the same switches. The deterministic ones do not slow the module down
+    on the CPU, where its kernels have no faster variants.
     """
     recipe = recipe_for(case)
     torch._dynamo.reset()  # a step compiled for another batch would be tried first
     with activate(runtime):
         made = {name: make(recipe, runtime, dataset) for name, make in makes.items()}
         figures = measure(made, seconds=seconds, repetitions=repetitions, observe=observe)
-    return {
-        name: {
-            **f,
-            "images_per_second": case.batch_size / f["median_seconds"],
-            **_ratio(f, figures),
-        }
-        for name, f in figures.items()
-    }
-
-
-def _ratio(figures: dict[str, Any], all_: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """How many times as fast as the reference, where that was measured as well."""
-    if YARDSTICK not in all_:
-        return {}
-    return {f"times_{YARDSTICK}": all_[YARDSTICK]["median_seconds"] / figures["median_seconds"]}
+    reference = figures.get(YARDSTICK)
+    for each in figures.values():
+        each["images_per_second"] = case.batch_size / each["median_seconds"]
+        if reference is not None:
+            each[f"times_{YARDSTICK}"] = reference["median_seconds"] / each["median_seconds"]
+    return figures
 
 
 def group(case: Case, runtime: Runtime) -> str:
-    """The name of ``work`` in a record."""
+    """Return the name of a case in a record."""
     device = runtime.device.partition(":")[0]
     return f"step {case.network} batch {case.batch_size} {device}"
 
@@ -180,12 +161,12 @@ def run(
     compiled: bool = True,
     observe: Callable[[str, int, int], object] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """The steps of ``CASES``, with the environment, as values that JSON holds.
+    """Measure the steps of ``CASES``, and return them with the environment as JSON values.
 
     Args:
-        seconds: for all measurements together; making the steps, and compiling them, comes on top.
+        seconds: for all measurements, without making and compiling the steps.
         compiled: whether to measure the compiled step as well.
-        observe: is told what is being measured, how many measurements are done and of how many.
+        observe: called with a description, the number of the measurement and their total.
 
     Raises:
         UsageError: ``seconds`` is out of range.
@@ -193,22 +174,17 @@ def run(
     check_seconds(seconds)
     makes = {n: make for n, make in CANDIDATES.items() if compiled or n != "fcifar_compiled"}
     turns = len(CASES) * len(makes)
-    told = itertools.count(1)
+    each = seconds / turns / REPETITIONS
+    number = itertools.count(1)
     results = {}
     dataset = synthetic()
     for case in CASES:
 
-        def say(name: str, where: str = f"{case.network}, batch {case.batch_size}") -> None:
-            observe(where, next(told), turns * (REPETITIONS + 1))
+        def progress(name: str, where: str = f"{case.network}, batch {case.batch_size}") -> None:
+            observe(where, next(number), turns * (REPETITIONS + 1))
 
         results[group(case, runtime)] = measure_step(
-            case,
-            makes,
-            runtime,
-            dataset,
-            seconds=seconds / turns / REPETITIONS,
-            repetitions=REPETITIONS,
-            observe=say,
+            case, makes, runtime, dataset, seconds=each, repetitions=REPETITIONS, observe=progress
         )
     with activate(runtime):
         described = environment.describe()
@@ -222,6 +198,6 @@ def run(
 
 
 def check_seconds(seconds: int) -> None:
-    """Raise a UsageError unless that can be spent on measuring."""
+    """Raise a UsageError unless ``seconds`` is in range."""
     if not 1 <= seconds <= LONGEST:
         raise UsageError(f"--seconds is {shown(seconds)}; it must lie between 1 and {LONGEST}")

@@ -1,10 +1,11 @@
-"""The tutorials' networks and optimizers in plain PyTorch: what fcifar is measured against.
+"""The tutorials' models and optimizers in plain PyTorch, as references for measurements.
 
-They are written out here as published and not taken from ``fcifar.models``, for a network that is
-made faster there must not take its reference along. Tests hold the two to the same values.
+They are copies of the published code, so that a faster model in ``fcifar.models`` does not speed up
+its reference. Tests compare the values of the two.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ class LeNet(nn.Module):
 
     def __init__(self, *, num_classes: int = 10, hidden: int = 84, dropout: float = 0.0) -> None:
         super().__init__()
-        self.dropout = dropout  # of the input; the page has none
+        self.dropout = dropout  # of the input; not on the page
         self.conv1 = nn.Conv2d(3, 6, 5)
         self.pool = nn.MaxPool2d(2, 2)
         self.conv2 = nn.Conv2d(6, 16, 5)
@@ -58,13 +59,13 @@ class Conv3(nn.Module):
 
 
 MODULES: dict[str, Callable[..., nn.Module]] = {"lenet": LeNet, "conv3": Conv3}
-"""By the names of ``models.MODELS``, each callable with the same options."""
+"""Modules by their names in ``models.MODELS``, with the same options."""
 
 
 def make_module(recipe: Recipe, params: Params) -> nn.Module:
-    """The recipe's network as a module in training mode that begins with ``params``."""
-    num_classes = len(list(params.values())[-1])  # numbers in the bias of the last layer
-    with torch.device("meta"):  # its own initial values would be drawn from a global generator
+    """Return the recipe's model as a module in training mode with copies of ``params``."""
+    num_classes = len(list(params.values())[-1])  # the length of the last bias
+    with torch.device("meta"):  # draws nothing from the global generator
         module = MODULES[recipe.model](num_classes=num_classes, **recipe.model_options)
     copies = {name: param.detach().clone() for name, param in params.items()}
     module.load_state_dict(copies, assign=True)
@@ -72,7 +73,7 @@ def make_module(recipe: Recipe, params: Params) -> nn.Module:
 
 
 def make_normalise(recipe: Recipe, device: str) -> Callable[[Tensor], Tensor]:
-    """The recipe's normalisation of uint8 images, its constants waiting on the device."""
+    """Return the recipe's normalisation of uint8 images, with constants on the device."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (recipe.mean, recipe.std))
     return lambda images: (images.float() / 255 - mean) / std
 
@@ -80,21 +81,11 @@ def make_normalise(recipe: Recipe, device: str) -> Callable[[Tensor], Tensor]:
 def make_optimizer(
     recipe: Recipe, params: Iterable[nn.Parameter], *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer at its peak learning rate."""
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    # None is what a tutorial leaves it at: torch chooses between a loop and a batched update.
-    how = True if fused else None
-    match recipe.optimizer:
-        case "adam":
-            return torch.optim.Adam(params, rate, weight_decay=decay, fused=how)
-        case "adamw":
-            return torch.optim.AdamW(params, rate, weight_decay=decay, fused=how)
-        case _:
-            return torch.optim.SGD(
-                params,
-                rate,
-                momentum=recipe.momentum,
-                weight_decay=decay,
-                nesterov=recipe.nesterov,
-                fused=how,
-            )
+    """Return the recipe's optimizer at its peak learning rate."""
+    # None, the tutorials' default, lets torch choose between a loop and a batched update.
+    common: dict[str, Any] = {"weight_decay": recipe.weight_decay, "fused": fused or None}
+    if recipe.optimizer in ("adam", "adamw"):
+        make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+        return make(params, recipe.learning_rate, **common)
+    momentum = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    return torch.optim.SGD(params, recipe.learning_rate, **momentum, **common)

@@ -1,7 +1,7 @@
 """Interleaved timing of several functions.
 
-Interleaving spreads machine noise evenly over the candidates. Each candidate is warmed up, and
-called many times per measurement; results are medians over measurements.
+Interleaving spreads machine noise evenly over the candidates. Each is warmed up, and called many
+times per measurement; results are medians over measurements.
 """
 
 import math
@@ -18,16 +18,16 @@ REPETITIONS = 7
 
 
 class Candidate(NamedTuple):
-    """Something to be timed."""
+    """A function to time."""
 
     once: Callable[[], object]
-    wait: Callable[[], object] = lambda: None  # until what was asked of the device is done
-    steps: int = 1  # that one call makes
-    params: Callable[[], Params] = dict  # as they are now; for those that train
+    wait: Callable[[], object] = lambda: None  # synchronises the device
+    steps: int = 1  # steps per call
+    params: Callable[[], Params] = dict  # current parameters, if it trains
 
 
 def wait_for(device: str) -> Callable[[], object]:
-    """What waits until a device has done all that it was asked to."""
+    """Return the function that synchronises a device."""
     match device.partition(":")[0]:
         case "cuda":
             return lambda: torch.cuda.synchronize(device)
@@ -46,13 +46,13 @@ def measure(
     """Time candidates in turns.
 
     Args:
-        seconds: of one measurement of one candidate; at least one call is made.
-        repetitions: measurements of each.
-        observe: is told who is next.
+        seconds: time of one measurement of one candidate; at least one call is made.
+        repetitions: measurements per candidate.
+        observe: called with the name of the next candidate.
 
     Returns:
-        By name: ``seconds``, those of a step, one for each repetition; their median and spread;
-        ``first_call_seconds``, with whatever had to be compiled for it.
+        By name: ``seconds`` of a step in each repetition; their median and spread;
+        ``first_call_seconds``, including compilation.
     """
     first, calls = {}, {}
     for name, candidate in candidates.items():
@@ -66,7 +66,7 @@ def measure(
         for name in (*names[turn:], *names[:turn]):
             observe(name)
             candidate = candidates[name]
-            _timed(candidate, 1)  # caches hold what the one before left
+            _timed(candidate, 1)  # fills the caches
             measured[name].append(_timed(candidate, calls[name]) / candidate.steps)
     return {
         name: {
@@ -80,7 +80,7 @@ def measure(
 
 
 def spread(values: Sequence[float]) -> float:
-    """The distance between the quartiles, as a part of the median."""
+    """Return the interquartile range, relative to the median."""
     if len(values) < 2:
         return math.nan
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -88,14 +88,14 @@ def spread(values: Sequence[float]) -> float:
 
 
 def warm_up(candidate: Candidate) -> float:
-    """Seconds of the first call, with whatever had to be compiled for it."""
+    """Return the seconds of the first call, including compilation."""
     seconds = _timed(candidate, 1)
-    _timed(candidate, 2)  # the second call may still choose and allocate
+    _timed(candidate, 2)  # the second call may still tune and allocate
     return seconds
 
 
 def _timed(candidate: Candidate, calls: int) -> float:
-    """Seconds a call."""
+    """Return the seconds per call."""
     candidate.wait()
     started = time.perf_counter()
     for _ in range(calls):

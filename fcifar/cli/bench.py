@@ -3,9 +3,7 @@
 import math
 from typing import Annotated, Any
 
-import typer
-
-from fcifar.cli import options, output
+from fcifar.cli import options, output, progress
 
 NAMES = {
     "module": "PyTorch module",
@@ -16,10 +14,7 @@ NAMES = {
 
 def bench(
     seconds: Annotated[
-        int,
-        typer.Option(
-            "--seconds", help="To spend on measuring; making and compiling the steps is extra."
-        ),
+        int, options.option("--seconds", "Time for all measurements, without compiling.")
     ] = 30,
     device: options.Device = None,
     threads: options.Threads = None,
@@ -28,15 +23,12 @@ def bench(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Measure training steps on this machine, beside the tutorial's step in PyTorch.
+    """Time training steps on this machine, beside the tutorial's step in PyTorch.
 
-    The images are synthetic and lie on the device; loading them is not in it. Steps
-    are measured in turns; what is shown are medians.
+    Images are synthetic and on the device, so loading them is not measured.
+    Measurements of the steps are interleaved; figures are medians.
     """
-    import logging
-
     from fcifar.bench import bench as measuring
-    from fcifar.cli import progress
     from fcifar.errors import UsageError
     from fcifar.train import environment
     from fcifar.train.runtime import make_runtime
@@ -49,18 +41,13 @@ def bench(
     except UsageError:
         compiled = False
         output.note("without fcifar --compile, which needs a C++ compiler")
-    # A machine with nvcc and without a GPU gets a warning about that from torch.compile.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     with progress.counting(quiet=quiet) as observe:
         result = measuring.run(runtime, seconds=seconds, compiled=compiled, observe=observe)
-    if json:
-        output.document(result)
-    else:
-        _show(result)
+    output.result(result, _show, json)
 
 
 def _show(result: dict[str, Any]) -> None:
-    about = result["environment"]
+    environment = result["environment"]
     output.table(
         ("training step", "", "a step", "images/s", "times", "spread"),
         [
@@ -76,28 +63,22 @@ def _show(result: dict[str, Any]) -> None:
             for name, figures in implementations.items()
         ],
     )
+    compiled = [steps.get("fcifar_compiled") for steps in result["results"].values()]
+    compiling = sum(figures["first_call_seconds"] for figures in compiled if figures)
     output.stdout.print()
     output.facts(
         [
-            ("times", "as fast as the PyTorch module"),
-            ("spread", "the middle half of the measurements, of their median"),
-            ("compiling", f"{_compiling(result):.1f} s, in no figure above"),
-            ("machine", f"{about['cpu']}, {output.count(result['threads'], 'thread')}"),
+            ("times", "speed relative to the PyTorch module"),
+            ("spread", "interquartile range, relative to the median"),
+            ("compiling", f"{compiling:.1f} s, in no figure above"),
+            ("machine", f"{environment['cpu']}, {output.count(result['threads'], 'thread')}"),
             ("device", result["device"]),
-            ("torch", about["versions"]["torch"]),
+            ("torch", environment["versions"]["torch"]),
         ]
     )
 
 
-def _compiling(result: dict[str, Any]) -> float:
-    return sum(
-        implementations["fcifar_compiled"]["first_call_seconds"]
-        for implementations in result["results"].values()
-        if "fcifar_compiled" in implementations
-    )
-
-
 def _time(seconds: float) -> str:
-    """Three digits, in ms: from a few microseconds to a few seconds."""
+    """Return milliseconds with three digits."""
     milliseconds = 1000 * seconds
     return f"{milliseconds:.{max(0, 2 - math.floor(math.log10(milliseconds)))}f} ms"

@@ -3,39 +3,23 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from fcifar.cli import models, options, output, progress
 
-from fcifar.cli import completion, options, output
-from fcifar.cli import models as opening
-
-SHORT = 8  # of the 64 letters of a digest
+_DIGITS = 8  # of the 64 of a digest
 
 
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="RUN",
-            help="Runs, by path or name; final.safetensors files or state_dicts; two or more.",
-            callback=options.where_runs_are,
-            autocompletion=completion.runs,
+        options.runs_argument(
+            "Runs, by path or name; final.safetensors files or state_dicts; two or more."
         ),
     ],
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            "--dataset",
-            help="See fcifar data list.",
-            show_default="the first run's",
-            autocompletion=completion.datasets,
-        ),
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", metavar="test|train", help="Which images.")
-    ] = "test",
-    model: opening.Model = None,
-    recipe: opening.RecipeName = None,
-    changes: opening.Changes = None,
+    dataset: Annotated[str | None, options.dataset_option("the first run's")] = None,
+    split: Annotated[str, options.option("--split", "Which images.", "test|train")] = "test",
+    model: models.Model = None,
+    recipe: models.RecipeName = None,
+    changes: models.Changes = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -44,42 +28,33 @@ def compare(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> int:
-    """Measure trained networks on the same images, and test each against the first.
+) -> None:
+    """Evaluate trained models on the same images, and test each against the first.
 
     The test is McNemar's, exact and two-sided, at the 5 % level for each pair. It
-    is about these networks: whether other seeds give the same order takes more
-    runs to see.
+    compares these models; with other seeds the order may differ.
 
     [dim]fcifar compare runs/a runs/b[/]
     """
-    from fcifar.cli import progress
     from fcifar.cli.data import open_dataset
-    from fcifar.runs import compare as comparing
+    from fcifar.runs import compare as comparison
     from fcifar.runs import inference
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
     runs = sweep.expand(runs)
-    found = opening.load_all(runs, opening.asked_recipe(model, recipe, changes))
-    comparing.check(runs, [])
+    found = models.load_all(runs, models.recipe_of(model, recipe, changes))
+    comparison.check(runs, [])
     runtime = make_runtime(
-        device=device or "auto",
-        threads=threads,
-        precision=precision or "fp32",
-        deterministic=deterministic,
+        device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
     )
-    data = open_dataset(dataset or opening.dataset_of(found), data_dir, quiet=quiet)
-    networks = opening.with_classes(found, data.classes)
-    comparing.check(runs, networks)
-    inference.check_images(networks, data, split)
+    data = open_dataset(dataset or models.dataset_of(found), data_dir, quiet=quiet)
+    trained = models.with_classes(found, data.classes)
+    comparison.check(runs, trained)
+    inference.check_images(trained, data, split)
     with progress.doing("evaluating", quiet=quiet):
-        result = comparing.compare(runs, networks, runtime, data, split)
-    if json:
-        output.document(result)
-    else:
-        _show(result)
-    return 0
+        result = comparison.compare(runs, trained, runtime, data, split)
+    output.result(result, _show, json)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -98,7 +73,7 @@ def _show(result: dict[str, Any]) -> None:
                 "{:.2f} to {:.2f}".format(*(100 * end for end in run["interval95"])),
                 _or_dash(run["loss"], ".4f"),
                 _or_dash(run["train_seconds"], ".1f", " s"),
-                run["params_digest"][:SHORT],
+                run["params_digest"][:_DIGITS],
             )
             for run in runs
         ],

@@ -2,39 +2,26 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import completion, options, output
+from fcifar import data
+from fcifar.cli import completion, output
+from fcifar.cli.options import DataDir, Debug, Json, Quiet, SkipUnreadable, argument, option
+from fcifar.cli.progress import counting
+from fcifar.data.catalog import KNOWN
 from fcifar.errors import UsageError, names_of
 
-if TYPE_CHECKING:
-    from fcifar.data import Dataset
+app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
 
-app = typer.Typer(
-    help="Prepare data sets, and look at them.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Name = Annotated[
-    str,
-    typer.Argument(
-        metavar="NAME",
-        help="See fcifar data list.",
-        autocompletion=completion.prepared,
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace a data set of that name.")]
-_ROWS = 30  # of a table of classes; --json has all
+Name = Annotated[str, argument("NAME", "See fcifar data list.", completion.prepared)]
+Force = Annotated[bool, option("--force", "Overwrite a data set of that name.")]
+_ROWS = 30  # most rows of a table of classes
 
 
-def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
-    """The data set, checked against its digest; one that can be fetched is, if it is not there."""
-    from fcifar import data
-    from fcifar.cli.progress import counting
-    from fcifar.data.catalog import KNOWN
+def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "data.Dataset":
+    """Load a data set and check its digest; fetch it first if it is known and not prepared."""
     from fcifar.train.distributed import main_first
 
     root = data.data_root(data_dir)
@@ -51,43 +38,24 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "Dataset":
         return dataset
 
 
-@app.command(name="fetch")
+@app.command()
 def fetch(
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="Which; --list shows them.",
-            autocompletion=completion.fetchable,
-        ),
-    ] = "cifar10",
-    list_: Annotated[
-        bool, typer.Option("--list", help="Show what can be fetched, and do nothing.")
-    ] = False,
+    name: Annotated[str, argument("NAME", "See --list.", completion.fetchable)] = "cifar10",
+    list_: Annotated[bool, option("--list", "List what can be fetched.")] = False,
     url: Annotated[
-        str | None,
-        typer.Option(
-            "--url",
-            help="A mirror: of the archive of CIFAR, or of the folder of the other sets' files.",
-        ),
+        str | None, option("--url", "A mirror of the CIFAR archive, or of the folder of files.")
     ] = None,
     md5: Annotated[
-        str | None,
-        typer.Option("--md5", help="Checksum of an archive of CIFAR, if not the official one."),
+        str | None, option("--md5", "Checksum of a CIFAR archive other than the official one.")
     ] = None,
     root: Annotated[
-        Path | None,
-        typer.Option(
-            "--root",
-            metavar="DIR",
-            help="Where torchvision has downloaded it already; nothing is downloaded.",
-        ),
+        Path | None, option("--root", "Use torchvision's download in this folder.", "DIR")
     ] = None,
     force: Force = False,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Download a published data set, check its md5, and prepare it.
 
@@ -97,138 +65,95 @@ def fetch(
     fcifar data fetch cifar100
     fcifar data fetch fashion-mnist --root ~/data[/]
     """
-    from fcifar import data
-    from fcifar.cli.progress import counting
 
     if list_:
         _list_fetchable(json)
         return
+    store = data.data_root(data_dir)
     with counting(quiet=quiet) as progress:
         dataset = data.fetch(
-            data.data_root(data_dir),
-            name,
-            url=url,
-            md5=md5,
-            downloaded=root,
-            progress=progress,
-            overwrite=force,
+            store, name, url=url, md5=md5, downloaded=root, progress=progress, overwrite=force
         )
     _announce(dataset, json)
 
 
 def _list_fetchable(json: bool) -> None:
-    from fcifar.data.catalog import KNOWN
-
     if json:
-        output.document(
-            [
-                {"name": k.name, "summary": k.summary, "images": k.images, "bytes": k.bytes}
-                for k in KNOWN.values()
-            ]
-        )
+        names = ("name", "summary", "images", "bytes")
+        output.document([{name: getattr(k, name) for name in names} for k in KNOWN.values()])
         return
-    output.table(
-        ("name", "what", "images", "download"),
-        [(k.name, k.summary, k.images, f"{k.bytes / 1e6:,.0f} MB") for k in KNOWN.values()],
-    )
+    rows = [(k.name, k.summary, k.images, f"{k.bytes / 1e6:,.0f} MB") for k in KNOWN.values()]
+    output.table(("name", "what", "images", "download"), rows)
 
 
 @app.command(name="import")
 def import_(
     source: Annotated[
         Path,
-        typer.Argument(
-            metavar="SOURCE",
-            help="A folder of images, a .zip or .tar.gz of one, an official archive, an .npz, "
+        argument(
+            "SOURCE",
+            "A folder of images, a .zip or .tar.gz of one, an official archive, an .npz, "
             ".parquet files of Hugging Face or their folder, or a test set as .npy.",
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option(
-            "--name",
-            help="What to call it.",
-            show_default="cifar10 or cifar100 if it is that, else the source's name",
-        ),
+        option("--name", "Name of the data set.", None, "cifar10, cifar100, or the source's name"),
     ] = None,
     resize: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--resize",
-            metavar="crop|stretch",
-            help="Make images of any size 32x32: crop cuts the middle out of the longer side, "
+            "Make images of any size 32x32: crop cuts the middle out of the longer side, "
             "stretch changes proportions.",
-            show_default="refuse other sizes",
+            "crop|stretch",
+            "refuse other sizes",
         ),
     ] = None,
     test_fraction: Annotated[
         float | None,
-        typer.Option(
-            "--test-fraction",
-            metavar="PART",
-            help="Part of each class to test with, where there is no test folder.",
-            show_default=False,
-        ),
+        option("--test-fraction", "Part of each class for testing, without a test folder.", "PART"),
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", help="Which images --test-fraction takes.", show_default="0"),
+        int | None, option("--seed", "The seed of --test-fraction.", default="0")
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(
-            "--labels",
-            metavar="fine|coarse",
-            help="Of CIFAR-100: 100 classes, or 20 groups.",
-            show_default="fine",
-        ),
+        option("--labels", "CIFAR-100: 100 classes, or 20 groups.", "fine|coarse", "fine"),
     ] = None,
     corruption: Annotated[
-        str | None,
-        typer.Option(
-            "--corruption",
-            metavar="NAME",
-            help="Of CIFAR-10-C: which of its files, such as fog.",
-            show_default=False,
-        ),
+        str | None, option("--corruption", "CIFAR-10-C: one of its files, such as fog.", "NAME")
     ] = None,
     severity: Annotated[
         int | None,
-        typer.Option(
-            "--severity",
-            metavar="1|2|3|4|5",
-            help="Of CIFAR-10-C: which of the five parts of a file.",
-            show_default="all five",
-        ),
+        option("--severity", "CIFAR-10-C: one of five parts of a file.", "1|2|3|4|5", "all five"),
     ] = None,
-    skip_unreadable: options.SkipUnreadable = False,
+    skip_unreadable: SkipUnreadable = False,
     force: Force = False,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    debug: options.Debug = False,
+    data_dir: DataDir = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Prepare a data set from files.
 
     A folder has train/CLASS/*.png and test/CLASS/*.png (or val/ without test/);
     CLASS/*.png; train/*.png and trainLabels.csv, as Kaggle's CIFAR-10; or the
-    form of tiny-ImageNet. Any kind of image that Pillow reads is taken. Images
-    are turned as EXIF says, and transparent ones are composited on white. What
-    was done and what was left out is shown here and by fcifar data info.
+    layout of tiny-ImageNet. Images have any format that Pillow reads. EXIF
+    orientation is applied, and transparent pixels are composited on white. What
+    was changed or left out is shown here and by fcifar data info.
 
     [dim]fcifar data import cifar-10-python.tar.gz
     fcifar data import photos/ --resize crop --test-fraction 0.1
     fcifar data import cifar-100-python.tar.gz --labels coarse
     fcifar data import CIFAR-10-C/fog.npy --severity 3[/]
     """
-    from fcifar import data
-    from fcifar.cli.progress import counting
     from fcifar.recipes import check_seed
 
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UsageError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")
     if seed is not None and test_fraction is None:
-        raise UsageError("--seed chooses what --test-fraction holds out; give that too")
+        raise UsageError("--seed is of --test-fraction; give that too")
     chosen = data.ImportOptions(
         resize=resize,
         labels=labels,
@@ -238,142 +163,108 @@ def import_(
         severity=severity,
         skip_unreadable=skip_unreadable,
     )
+    store = data.data_root(data_dir)
     with counting(quiet=quiet) as progress:
         dataset = data.import_source(
-            source,
-            name,
-            data.data_root(data_dir),
-            options=chosen,
-            progress=progress,
-            overwrite=force,
+            source, name, store, options=chosen, progress=progress, overwrite=force
         )
     _announce(dataset, json)
 
 
-def _announce(dataset: "Dataset", json: bool) -> None:
+def _announce(dataset: "data.Dataset", json: bool) -> None:
     train, valid, test = (
         len(labels) for labels in (dataset.train_labels, dataset.valid_labels, dataset.test_labels)
     )
     if json:
-        output.document(
-            {
-                "name": dataset.name,
-                "train": train,
-                "valid": valid,
-                "test": test,
-                "classes": dataset.classes,
-                "source": dataset.source,
-                "digest": dataset.digest,
-                "preparation": dict(dataset.preparation),
-            }
-        )
+        fields = {n: getattr(dataset, n) for n in ("name", "classes", "source", "digest")}
+        sizes = {"train": train, "valid": valid, "test": test}
+        output.document({**fields, **sizes, "preparation": dict(dataset.preparation)})
         return
+    counts = {"training": train, "validation": valid, "testing": test}
     given = " --set valid=given" if valid else ""
+    use = ("train on it", f"fcifar train --dataset {dataset.name}{given}")
     output.facts(
         [
             ("prepared", dataset.name),
-            (
-                "images",
-                (f"{train:,} for training, " if train else "")
-                + (f"{valid:,} for validation, " if valid else "")
-                + f"{test:,} for testing",
-            ),
+            ("images", ", ".join(f"{n:,} for {what}" for what, n in counts.items() if n)),
             ("classes", f"{len(dataset.classes):,}: {names_of(dataset.classes)}"),
             ("from", dataset.source),
             *_preparation(dataset.preparation),
             ("digest", dataset.digest),
-            ("train on it", f"fcifar train --dataset {dataset.name}{given}")
-            if train
-            else ("evaluate on it", f"fcifar eval RUN --dataset {dataset.name}"),
+            use if train else ("evaluate on it", f"fcifar eval RUN --dataset {dataset.name}"),
         ]
     )
 
 
 def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What an import did to pixels, and what it left out: names and values."""
+    """Lines on what an import did to pixels, and what it left out."""
     from fcifar.data.image_files import in_words, others_in_words
 
-    def several(name: str, what: str, more: str = "") -> list[str]:
-        return [output.count(about[name], what, more or what)] if about.get(name) else []
+    def counts(*texts: tuple[str, str]) -> list[str]:
+        return [f"{about[key]:,} {text}" for key, text in texts if about.get(key)]
 
-    done = [
-        *several("oriented", "turned as EXIF says"),
-        *several("on_white", "composited on white"),
-        *several("resized", f"resized ({about.get('resize', 'crop')})"),
-        *several("first_frame", "the first of several frames"),
-        *several("cut_to_8_bits", "cut to 8 bits a channel"),
+    def plural(key: str, one: str, several: str) -> list[str]:
+        return [output.count(about[key], one, several)] if about.get(key) else []
+
+    changed = [
+        *counts(
+            ("oriented", "turned as EXIF says"),
+            ("on_white", "composited on white"),
+            ("resized", f"resized ({about.get('resize', 'crop')})"),
+            ("first_frame", "the first of several frames"),
+            ("cut_to_8_bits", "cut to 8 bits a channel"),
+        ),
         *(f"{count:,} from {mode}" for mode, count in about.get("converted", {}).items()),
     ]
-    left = [
+    left_out = [
         *([in_words(about["left_out"])] if about.get("left_out") else []),
         *([others_in_words(about["others"])] if about.get("others") else []),
-        *several("unreadable", "that cannot be read"),
-        *several("other_files", "other file", "other files"),
-        *several("rows_without_image", "label without image", "labels without image"),
+        *counts(("unreadable", "that cannot be read")),
+        *plural("other_files", "other file", "other files"),
+        *plural("rows_without_image", "label without image", "labels without image"),
     ]
+    pixels = ", ".join(changed) or "as they are in the files"
     tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
-    return [
-        *([("pixels", ", ".join(done) or "as they are in the files")] if "images" in about else []),
-        *([("left out", ", ".join(left))] if left else []),
-        *([("labels", ", ".join(tables))] if tables else []),
-        *([("test split", about["test_from"])] if about.get("test_from") else []),
-    ]
+    pairs = (
+        ("pixels", pixels if "images" in about else ""),
+        ("left out", ", ".join(left_out)),
+        ("labels", ", ".join(tables)),
+        ("test split", about.get("test_from")),
+    )
+    return [(name, text) for name, text in pairs if text]
 
 
 @app.command("list")
-def list_(
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """List what is prepared."""
-    from fcifar import data
-
+def list_(data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
+    """List the prepared data sets."""
     root = data.data_root(data_dir)
     summaries = data.list_prepared(root)
     if json:
         output.document([s._asdict() for s in summaries])
         return
     given = any(s.valid_size for s in summaries)
-    output.table(
-        ("name", "train", *(["valid"] if given else []), "test", "classes", "size", "source"),
-        [
-            (s.name, "-", *(["-"] if given else []), "-", "-", "-", s.problem)
-            if s.problem
-            else (
-                s.name,
-                f"{s.train_size:,}" if s.train_size else "-",
-                *([f"{s.valid_size:,}" if s.valid_size else "-"] if given else []),
-                f"{s.test_size:,}" if s.bytes else "-",
-                str(len(s.classes)),
-                output.size(s.bytes) if s.bytes else "built in",
-                s.source,
-            )
-            for s in summaries
-        ],
-        title=str(root),
-    )
+    columns = ("name", "train", *(["valid"] if given else []), "test", "classes", "size", "source")
+    rows = []
+    for s in summaries:
+        sizes = [s.train_size, *([s.valid_size] if given else []), s.test_size if s.bytes else 0]
+        counts = ["-" if s.problem or not size else f"{size:,}" for size in sizes]
+        if s.problem:
+            rows.append((s.name, *counts, "-", "-", s.problem))
+        else:
+            size = output.size(s.bytes) if s.bytes else "built in"
+            rows.append((s.name, *counts, str(len(s.classes)), size, s.source))
+    output.table(columns, rows, title=str(root))
 
 
 @app.command()
-def info(
-    name: Name,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+def info(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
     """Show counts, pixel statistics, source and digest of a data set."""
-    from fcifar import data
-
     facts = data.info(name, data.data_root(data_dir))
     if json:
         output.document(facts._asdict())
         return
-    counts = {
-        "train": facts.train_counts,
-        **({"valid": facts.valid_counts} if facts.valid_counts else {}),
-        "test": facts.test_counts,
-    }
+    train, valid, test = facts.train_counts, facts.valid_counts, facts.test_counts
+    counts = {"train": train, **({"valid": valid} if valid else {}), "test": test}
     rows = list(zip(facts.classes, *counts.values(), strict=True))
     output.table(
         ("class", *counts),
@@ -385,13 +276,9 @@ def info(
     output.facts(
         [
             ("classes", f"{len(rows):,}"),
-            ("images", f"{sum(facts.train_counts):,} + {sum(facts.test_counts):,}"),
-            *(
-                [("validation", f"{sum(facts.valid_counts):,}, for --set valid=given")]
-                if facts.valid_counts
-                else []
-            ),
-            *([] if any(facts.train_counts) else [("training", "none: a test set alone")]),
+            ("images", f"{sum(train):,} + {sum(test):,}"),
+            *([("validation", f"{sum(valid):,}, for --set valid=given")] if valid else []),
+            *([] if any(train) else [("training", "none: a test set alone")]),
             ("mean", ", ".join(f"{m:.4f}" for m in facts.mean)),
             ("std", ", ".join(f"{s:.4f}" for s in facts.std)),
             ("source", facts.source),
@@ -403,15 +290,8 @@ def info(
 
 
 @app.command()
-def verify(
-    name: Name,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Read every byte and compare with the recorded digest."""
-    from fcifar import data
-
+def verify(name: Name, data_dir: DataDir = None, json: Json = False, debug: Debug = False) -> None:
+    """Read every byte of a data set, and compare it with the recorded digest."""
     digest = data.verify(name, data.data_root(data_dir))
     if json:
         output.document({"name": name, "digest": digest, "intact": True})
@@ -423,21 +303,20 @@ def verify(
 def preview(
     name: Name,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The PNG file.", dir_okay=False, show_default="NAME.png"),
+        Path | None, option("--out", "The PNG file.", None, "NAME.png", dir_okay=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which images.")] = 0,
-    data_dir: options.DataDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    seed: Annotated[int, option("--seed", "The seed of the choice of images.")] = 0,
+    data_dir: DataDir = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Draw a grid of training images, a row a class; of many classes, some.
+    """Draw a grid of training images, one row per class.
 
-    Of a test set alone, these are test images.
+    Shows some classes if there are many, and test images of a test set alone.
 
     [dim]fcifar data preview cifar10 --out cifar10.png[/]
     """
-    from fcifar import data, random
+    from fcifar import random
     from fcifar.recipes import check_seed
     from fcifar.report.figures import canvas, grids
 

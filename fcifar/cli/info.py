@@ -1,22 +1,20 @@
 """fcifar recipes, fcifar env, fcifar --version."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 import fcifar
-from fcifar.cli import completion, options, output
+from fcifar.cli import completion, output
+from fcifar.cli.options import Debug, Json, argument, option
 
-recipes_app = typer.Typer(
-    help="List the recipes, or show one.",
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+recipes_app = typer.Typer(help="List the recipes, or show one.", invoke_without_command=True)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(show: bool) -> None:
+    if show:
         print(f"fcifar {fcifar.__version__}")
         raise typer.Exit
 
@@ -24,18 +22,14 @@ def _print_version(asked: bool) -> None:
 def version(
     show: Annotated[
         bool,
-        typer.Option(
-            "--version", help="Print the version.", is_eager=True, callback=_print_version
-        ),
+        option("--version", "Print the version.", is_eager=True, callback=_print_version),
     ] = False,
 ) -> None:
     """CIFAR-10 image classification as pure functions in PyTorch."""
 
 
 @recipes_app.callback()
-def list_recipes(
-    context: typer.Context, json: options.Json = False, debug: options.Debug = False
-) -> None:
+def list_recipes(context: typer.Context, json: Json = False, debug: Debug = False) -> None:
     """List the recipes."""
     if context.invoked_subcommand is not None:
         return
@@ -44,28 +38,20 @@ def list_recipes(
     if json:
         output.document([to_dict(recipe) for recipe in RECIPES.values()])
         return
-    output.table(
-        ("recipe", "what", "batch", "epochs", "expected"),
-        [
-            (r.name, r.summary, str(r.batch_size), str(r.epochs), r.expected or "-")
-            for r in RECIPES.values()
-        ],
-    )
-    output.stdout.print()
-    output.stdout.print(
-        "expected: test accuracy on CIFAR-10 (JPEG copy) and training time, on two CPU cores "
-        "with --compile",
-        style="dim",
-    )
+    rows = [
+        (r.name, r.summary, str(r.batch_size), str(r.epochs), r.expected or "-")
+        for r in RECIPES.values()
+    ]
+    output.table(("recipe", "what", "batch", "epochs", "expected"), rows)
+    text = "expected: test accuracy on CIFAR-10 (JPEG copy) and training time, on two CPU cores "
+    output.stdout.print(f"\n{text}with --compile", style="dim")
 
 
 @recipes_app.command()
 def show(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME", help="The recipe.", autocompletion=completion.recipes)
-    ],
-    json: options.Json = False,
-    debug: options.Debug = False,
+    name: Annotated[str, argument("NAME", "The recipe.", completion.recipes)],
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Show every setting of a recipe.
 
@@ -73,81 +59,67 @@ def show(
     """
     from fcifar import recipes
 
-    values = recipes.to_dict(recipes.get(name))
-    if json:
-        output.document(values)
-    else:
-        about = {f.name: f.metadata.get("about") for f in dataclasses.fields(recipes.Recipe)}
-        output.facts((name, value) for name, value in values.items() if not about[name])
-        output.stdout.print()
-        settings = [(name, str(values[name]), text) for name, text in about.items() if text]
-        output.table(("setting", "value", ""), settings)
+    output.result(recipes.to_dict(recipes.get(name)), _show_recipe, json)
+
+
+def _show_recipe(values: dict[str, Any]) -> None:
+    from fcifar.recipes import Recipe
+
+    about = {f.name: f.metadata.get("about") for f in dataclasses.fields(Recipe)}
+    output.facts((name, value) for name, value in values.items() if not about[name])
+    output.stdout.print()
+    settings = [(name, str(values[name]), text) for name, text in about.items() if text]
+    output.table(("setting", "value", ""), settings)
 
 
 @recipes_app.command()
-def parts(json: options.Json = False, debug: options.Debug = False) -> None:
-    """List what a recipe can name: networks with their options, optimizers, augmentations."""
+def parts(json: Json = False, debug: Debug = False) -> None:
+    """List the models with their options, optimizers, schedules and augmentations for recipes."""
     import inspect
 
     from fcifar import models, optim, recipes
     from fcifar.recipes import recipe
 
-    networks = {name: recipes.options_of(name)[0] for name in models.MODELS}
+    known_models = {name: recipes.options_of(name)[0] for name in models.MODELS}
     strengths = {
         name: [p.upper() for p in list(inspect.signature(make).parameters)[:1]]
         for name, make in recipes.AUGMENTS.items()
     }
-    optimizers = [*recipe.OPTIMIZERS, *optim.REGISTERED]
+    optimizers, schedules = [*recipe.OPTIMIZERS, *optim.REGISTERED], list(recipe.SCHEDULES)
     if json:
-        output.document(
-            {
-                "models": networks,
-                "optimizers": optimizers,
-                "schedules": list(recipe.SCHEDULES),
-                "augmentations": list(strengths),
-            }
-        )
+        plain = {"optimizers": optimizers, "schedules": schedules, "augmentations": list(strengths)}
+        output.document({"models": known_models, **plain})
         return
-    output.table(
-        ("part", "name", "takes"),
-        [
-            *(("model", name, ", ".join(known) or "-") for name, known in networks.items()),
-            *(("optimizer", name, "-") for name in optimizers),
-            *(("schedule", name, "-") for name in recipe.SCHEDULES),
-            *(("augment", name, ", ".join(s) or "-") for name, s in strengths.items()),
-        ],
-    )
+    rows = [
+        *(("model", name, ", ".join(known) or "-") for name, known in known_models.items()),
+        *(("optimizer", name, "-") for name in optimizers),
+        *(("schedule", name, "-") for name in schedules),
+        *(("augment", name, ", ".join(s) or "-") for name, s in strengths.items()),
+    ]
+    output.table(("part", "name", "takes"), rows)
 
 
-def env(json: options.Json = False, debug: options.Debug = False) -> None:
-    """Show what a result depends on besides the recipe: versions, machine, compilers."""
+def env(json: Json = False, debug: Debug = False) -> None:
+    """Show the environment that results depend on: versions, machine, compilers."""
     from fcifar.train import environment
 
-    values = environment.describe()
-    if json:
-        output.document(values)
-    else:
-        output.facts(_flatten(values))
+    output.result(environment.describe(), _show_environment, json)
 
 
-def _leaves(values: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    """Nested values by dotted name."""
-    return [
-        leaf
-        for name, value in values.items()
-        for leaf in (
-            _leaves(value, f"{above}{name}.")
-            if isinstance(value, dict)
-            else [(f"{above}{name}", value)]
-        )
-    ]
+def _leaves(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """Nested values with their dotted names."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name} {value}"
 
 
-def _flatten(values: dict[str, Any]) -> list[tuple[str, Any]]:
+def _show_environment(values: dict[str, Any]) -> None:
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
         if name == "switches":
-            pairs.append((name, ", ".join(f"{k} {v}" for k, v in _leaves(value))))
+            pairs.append((name, ", ".join(_leaves(value))))
         elif name == "variables":
             pairs += [(f"${variable}", setting) for variable, setting in value.items()]
         elif isinstance(value, dict):
@@ -156,4 +128,4 @@ def _flatten(values: dict[str, Any]) -> list[tuple[str, Any]]:
             pairs.append((name, ", ".join(value)))
         else:
             pairs.append((name, "none" if value is None else value))
-    return pairs
+    output.facts(pairs)

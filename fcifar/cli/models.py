@@ -1,12 +1,12 @@
-"""Networks on the command line: runs, files of ours, and other people's state_dicts."""
+"""Models on the command line: runs, ``final.safetensors``, and state_dicts from elsewhere."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fcifar.cli import output
+from fcifar.cli.options import option
 from fcifar.cli.overrides import with_changes
 from fcifar.errors import UsageError, shown
 
@@ -15,79 +15,53 @@ if TYPE_CHECKING:
     from fcifar.recipes import Recipe
     from fcifar.runs.inference import Trained
 
-_SAVED = "A state_dict from elsewhere (.pth, .pt, .safetensors)"
-DEFAULT = "cifar10"  # the data set of a network that does not say what it was trained on
+DEFAULT = "cifar10"  # the data set of a model that does not record its own
 
+_option = functools.partial(
+    option, rich_help_panel="A state_dict from elsewhere (.pth, .pt, .safetensors)"
+)
 Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="The model it is of, with mean and standard deviation 0.5.",
-        show_default=False,
-        rich_help_panel=_SAVED,
-    ),
+    str | None, _option("--model", "Its model, with mean and standard deviation 0.5.", "NAME")
 ]
 RecipeName = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME",
-        help="Or the recipe with its model and normalisation.",
-        show_default=False,
-        rich_help_panel=_SAVED,
-    ),
+    str | None, _option("--recipe", "Or the recipe of its model and normalisation.", "NAME")
 ]
 Changes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="An option of the model, or mean or std.",
-        show_default=False,
-        rich_help_panel=_SAVED,
-    ),
+    list[str] | None, _option("--set", "An option of the model, or mean or std.", "NAME=VALUE")
 ]
 ClassesOf = Annotated[
-    str | None,
-    typer.Option(
-        "--dataset",
-        metavar="NAME",
-        help="The data set that it has the classes of.",
-        show_default="cifar10",
-        rich_help_panel=_SAVED,
-    ),
+    str | None, _option("--dataset", "The data set of its classes.", "NAME", DEFAULT)
 ]
 
 
-def asked_recipe(
+def recipe_of(
     model: str | None, recipe: str | None, changes: Sequence[str] | None
 ) -> "Recipe | None":
-    """What ``--model``, ``--recipe`` and ``--set`` say of a state_dict; None where nothing is said.
+    """Return the recipe of ``--model``, ``--recipe`` and ``--set``; None without any of them.
 
-    Raises:
-        UsageError: they contradict each other, or are of no network.
+    Raise a UsageError if they contradict each other, or do not fit a model.
     """
     from fcifar import recipes
 
     if model is not None and recipe is not None:
         raise UsageError("--model and --recipe both name the model; give one of them")
+    start: dict[str, Any] = {}
     if model is not None:
-        name, start = model, {"name": model or "none", "model": model, "model_options": {}}
+        start = {"name": model or "none", "model": model, "model_options": {}}
         base = recipes.Recipe(name="none")
     elif recipe is not None:
-        base, start = recipes.get(recipe), {}
-        name = base.model
+        base = recipes.get(recipe)
     elif changes:
         raise UsageError("--set is of the model in a state_dict; give --model or --recipe too")
     else:
         return None
+    name = start.get("model", base.model)
     options, any_other = recipes.options_of(name)
     fields = recipes.to_dict(base)
     for change in changes or ():
         key, equals, _ = change.partition("=")
-        takes_it = key in (*options, "mean", "std") or (any_other and key not in fields)
-        if equals and not takes_it:
+        accepted = key in (*options, "mean", "std") or (any_other and key not in fields)
+        if equals and not accepted:
             known = f"an option of {name} ({', '.join(options)}), " if options else ""
             raise UsageError(
                 f"--set {shown(key)} changes nothing of a trained model; give {known}mean or std"
@@ -95,84 +69,74 @@ def asked_recipe(
     return with_changes(base, changes or [], overrides=start)
 
 
-def load_all(paths: Sequence[Path], asked: "Recipe | None") -> "list[Trained | Saved]":
-    """The networks at ``paths``.
+def load_all(paths: Sequence[Path], recipe: "Recipe | None") -> "list[Trained | Saved]":
+    """Return the models at ``paths``, or raise as ``export.load.load``.
 
-    Raises:
-        UsageError: as ``export.load.load``; or something was asked that no path needs.
-        ExternalError: a file is damaged.
+    Raise a UsageError, too, if a recipe is given that no path needs.
     """
     from fcifar.export import load
 
-    if asked is not None and all(map(load.says_what_it_is, paths)):
+    if recipe is not None and all(map(load.says_what_it_is, paths)):
         for path in paths:
-            load.load(path, None)  # is it there at all?
+            load.load(path, None)  # an error if it is missing
         raise UsageError(
-            f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} says "
-            "itself which model it holds; leave them out"
+            f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} "
+            "records its own model; leave them out"
         )
-    return [load.load(path, asked) for path in paths]
+    return [load.load(path, recipe) for path in paths]
 
 
 def dataset_of(found: "Sequence[Trained | Saved]") -> str:
-    """The data set that the first network which says so was trained on."""
+    """Return the data set of the first model that records one."""
     from fcifar.runs.inference import Trained
 
-    known = (network.dataset for network in found if isinstance(network, Trained))
+    known = (model.dataset for model in found if isinstance(model, Trained))
     return next(filter(None, known), DEFAULT)
 
 
 def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -> "list[Trained]":
-    """The networks, those from elsewhere with the class names. Raises as ``export.load.complete``.
+    """Return the models, those from elsewhere with ``classes``, or raise as ``export.load``.
 
-    What was done to get at a state_dict's values is said on stderr.
+    Notes on converted state_dicts go to stderr.
     """
     from fcifar.export import load
 
     result = []
     for each in found:
-        network, notes = load.with_classes(each, classes)
-        result.append(network)
+        model, notes = load.with_classes(each, classes)
+        result.append(model)
         for note in notes:
             output.note(note)
     return result
 
 
 def load_one(
-    path: Path, asked: "Recipe | None", dataset: str | None, data_dir: Path | None = None
+    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None = None
 ) -> "Trained":
-    """The network at ``path``; one from elsewhere with the class names of a data set.
+    """Return the model at ``path``; one from elsewhere with the classes of a data set.
 
-    Raises:
-        UsageError: as ``load_all``; or the network has names already, or there is no such data set.
+    Raise a UsageError as ``load_all``, or if the data set is missing or not needed.
     """
     from fcifar.runs.inference import Trained
 
-    (found,) = load_all([path], asked)
-    if isinstance(found, Trained):
-        if dataset is not None:
-            raise UsageError(
-                f"--dataset names the classes of a state_dict from elsewhere, and {path} has its "
-                "own; leave it out"
-            )
-        return found
-    (network,) = with_classes([found], class_names(dataset or DEFAULT, data_dir))
-    return network
+    (found,) = load_all([path], recipe)
+    if not isinstance(found, Trained):
+        (found,) = with_classes([found], _class_names(dataset or DEFAULT, data_dir))
+    elif dataset is not None:
+        raise UsageError(
+            f"--dataset names the classes of a state_dict from elsewhere, and {path} has its own; "
+            "leave it out"
+        )
+    return found
 
 
-def class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
-    """The classes of a data set, whose images need not be there if it is CIFAR-10 or built in.
-
-    Raises:
-        UsageError: there is no such data set.
-    """
+def _class_names(dataset: str, data_dir: Path | None) -> tuple[str, ...]:
+    """Return the classes of a data set; CIFAR-10 and the built-in one need not be prepared."""
     from fcifar import data
     from fcifar.export.load import CIFAR10
 
     root = data.data_root(data_dir)
-    summaries = {s.name: s for s in data.list_prepared(root)}
-    if dataset == DEFAULT and dataset not in summaries:
+    summary = next((s for s in data.list_prepared(root) if s.name == dataset), None)
+    if summary is None and dataset == DEFAULT:
         return CIFAR10
-    if dataset in summaries and not summaries[dataset].problem:
-        return summaries[dataset].classes
-    return data.load(dataset, root).classes
+    return summary.classes if summary and not summary.problem else data.load(dataset, root).classes

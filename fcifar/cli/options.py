@@ -1,18 +1,30 @@
 """Options that several commands share."""
 
+import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fcifar.cli import completion
 from fcifar.errors import UsageError, shown
 
-_RUNTIME = "Where and how to compute"
-OUTPUT = "Data and output"
+
+def option(
+    flags: str, help: str, metavar: str | None = None, default: str | None = None, **more: Any
+) -> Any:
+    """Return a ``typer.Option``. ``default`` describes a default that is not a value."""
+    more |= {"help": help, "metavar": metavar, "show_default": default or True}
+    return typer.Option(*flags.split(), **more)
+
+
+def argument(metavar: str, help: str, complete: Any = None, **more: Any) -> Any:
+    """Return a ``typer.Argument``."""
+    return typer.Argument(metavar=metavar, help=help, autocompletion=complete, **more)
 
 
 def in_utf8(path: Path | None) -> Path | None:
-    """``path``, unless safetensors would write files there and could not read them again."""
+    """Return ``path``; safetensors writes files at any path, and reads them at UTF-8 ones only."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -23,97 +35,64 @@ def in_utf8(path: Path | None) -> Path | None:
 
 
 def where_run_is(path: Path | None) -> Path | None:
-    """A run by its name in the folder of runs as a path; a path as it is."""
+    """Return a path as it is, and the name of a run as its path in the folder of runs."""
     from fcifar.runs.listing import named
     from fcifar.train.run_dir import runs_root
 
-    if path is None or path.exists():
-        return path
-    return named(path, runs_root())
+    return path if path is None or path.exists() else named(path, runs_root())
 
 
-def where_runs_are(paths: list[Path]) -> list[Path]:
-    """As ``where_run_is``, of each."""
-    return [where_run_is(path) or path for path in paths]
+def where_runs_are(paths: list[Path]) -> list[Path | None]:
+    return [where_run_is(path) for path in paths]
 
+
+run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=where_run_is)
+runs_argument = functools.partial(run_argument, callback=where_runs_are)
+dataset_option = functools.partial(
+    option, "--dataset", "See fcifar data list.", None, autocompletion=completion.datasets
+)
+path_option = functools.partial(option, callback=in_utf8)
+output_option = functools.partial(option, rich_help_panel="Data and output")
+_folder = functools.partial(output_option, callback=in_utf8)
+_runtime = functools.partial(option, rich_help_panel="Where and how to compute")
 
 Device = Annotated[
     str | None,
-    typer.Option(
-        "--device",
-        metavar="auto|cpu|cuda[:N]|mps",
-        help="Where to compute; auto takes the first accelerator there is.",
-        show_default="auto",
-        rich_help_panel=_RUNTIME,
-    ),
+    _runtime("--device", "Device; auto: the first accelerator.", "auto|cpu|cuda[:N]|mps", "auto"),
 ]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        help="The number that every random draw comes from.",
-        show_default="0",
-        rich_help_panel=_RUNTIME,
-    ),
-]
+Seed = Annotated[int | None, _runtime("--seed", "The seed of every random draw.", default="0")]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    _runtime(
         "--threads",
-        help="CPU threads; results depend on it in the last bits.",
-        show_default="in fcifar train by the work of a step; else one a core",
-        rich_help_panel=_RUNTIME,
+        "CPU threads; results depend on it in the last bits.",
+        default="in fcifar train by the work of a step; else one a core",
     ),
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
-        "--precision",
-        metavar="fp32|bf16",
-        help="Arithmetic; parameters stay float32.",
-        show_default="the recipe's, else fp32",
-        rich_help_panel=_RUNTIME,
+    _runtime(
+        "--precision", "Arithmetic; parameters are float32.", "fp32|bf16", "the recipe's, else fp32"
     ),
 ]
 Deterministic = Annotated[
     bool | None,
-    typer.Option(
+    _runtime(
         "--deterministic/--fast",
-        help="Only kernels that give the same bits each time, or the fastest ones.",
-        show_default="deterministic on CPU, fast elsewhere",
-        rich_help_panel=_RUNTIME,
+        "Only kernels that give the same bits each time, or the fastest ones.",
+        default="deterministic on CPU, fast elsewhere",
     ),
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(
-        "--data-dir",
-        help="The folder of prepared data sets.",
-        callback=in_utf8,
-        show_default="$FCIFAR_DATA, else the user's cache folder",
-        rich_help_panel=OUTPUT,
-    ),
+    _folder("--data-dir", "The folder of data sets.", None, "$FCIFAR_DATA, else the user's cache"),
 ]
 RunsDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--runs-dir",
-        help="The folder of runs.",
-        callback=in_utf8,
-        show_default="$FCIFAR_RUNS, else runs/",
-        rich_help_panel=OUTPUT,
-    ),
+    Path | None, _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/")
 ]
 SkipUnreadable = Annotated[
-    bool,
-    typer.Option("--skip-unreadable", help="Go on without images that cannot be read."),
+    bool, option("--skip-unreadable", "Leave out images that cannot be read.")
 ]
-Json = Annotated[
-    bool,
-    typer.Option("--json", help="Print one JSON document on stdout.", rich_help_panel=OUTPUT),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.", rich_help_panel=OUTPUT)]
-Debug = Annotated[
-    bool,
-    typer.Option("--debug", help="Show the traceback on errors.", rich_help_panel=OUTPUT),
-]
+Json = Annotated[bool, output_option("--json", "Print one JSON document on stdout.")]
+Quiet = Annotated[bool, output_option("--quiet -q", "No progress.")]
+Debug = Annotated[bool, output_option("--debug", "Show the traceback on errors.")]

@@ -1,30 +1,28 @@
-"""What a person sees: results on stdout, everything else on stderr."""
+"""Text for a terminal: results on stdout, everything else on stderr."""
 
 import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal as size  # noqa: F401 - used as output.size
 from rich.markup import escape
 from rich.table import Table
 
-_CLASSES, _EXTREMES = 40, 10  # classes of a table; and of each end of it, where there are more
+_CLASSES, _EXTREMES = 40, 10  # most classes of a table; classes at each end of a longer one
 
-# Without emoji, for ":smile:" may be the name of a file. rich respects NO_COLOR and FORCE_COLOR;
-# the latter is of colours, and shall not bring a moving bar into a file.
+# Without emoji, because ":smile:" may be the name of a file. FORCE_COLOR makes rich write colours
+# to a file; it must not make it write moving bars, too.
 _live = None if sys.stderr is not None and sys.stderr.isatty() else False
 stderr = Console(stderr=True, highlight=False, emoji=False, force_interactive=_live)
 stdout = Console(highlight=False, emoji=False)
 
 
 def escape_unencodable() -> None:
-    """Have the standard streams write what their encoding lacks as an escape, such as ``\\u732b``.
-
-    For what comes by other ways than the functions here: help, bars, warnings.
-    """
+    """Let help, bars and warnings escape what the streams' encoding lacks, as ``\\u732b``."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -36,34 +34,34 @@ def silence() -> None:
     stdout.quiet = stderr.quiet = True
 
 
-def speak() -> None:
-    """Print to stderr again."""
-    stderr.quiet = False
-
-
 def error(message: str) -> None:
-    """One line, however long, on stderr."""
+    """Write an error in one line on stderr."""
     stderr.print("[bold red]error:[/] ", end="", soft_wrap=True)
     stderr.print(_visible(message, stderr), markup=False, soft_wrap=True)
 
 
 def note(message: str) -> None:
-    """A message in one line on stderr."""
+    """Write a message in one line on stderr."""
     stderr.print(_visible(message, stderr), markup=False, soft_wrap=True)
 
 
 def line(message: str) -> None:
-    """A result in one line, however long, on stdout."""
+    """Write a result in one line on stdout."""
     stdout.print(_visible(message, stdout), markup=False, soft_wrap=True)
 
 
 def document(values: Any) -> None:
-    """One JSON document on stdout."""
+    """Write one JSON document on stdout."""
     print(json.dumps(values, indent=2, default=str))
 
 
+def result(values: Any, show: Callable[[Any], object], as_json: bool) -> None:
+    """Write ``values`` on stdout, as a JSON document or by ``show``."""
+    (document if as_json else show)(values)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """A table on stdout; numbers, which start with a digit or a sign, go to the right."""
+    """Write a table on stdout, with columns of numbers aligned to the right."""
     rows = [list(row) for row in rows]
     title = title and printable(title)
     result = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
@@ -78,7 +76,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
-    """Names and values on stdout, a pair a line."""
+    """Write names and values on stdout, one pair per line."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
@@ -88,30 +86,22 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
 
 
 def printable(text: str) -> str:
-    """Text from outside, such as a file's name, that shows on stdout and steers no terminal."""
+    """Return text from outside, such as a file's name, without markup and control characters."""
     return escape("\n".join(_visible(line, stdout) for line in text.split("\n")))
 
 
 def _visible(text: str, console: Console) -> str:
-    """One line without the characters that steer a terminal.
+    """Return one line without control characters.
 
-    Those that its encoding lacks are escapes already here, for a table counts its columns.
+    Characters that the encoding lacks are escaped here, before a table measures its columns.
     """
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-    return shown.encode(console.encoding, "backslashreplace").decode(console.encoding)
+    clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return clean.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def count(number: int, what: str, several: str = "") -> str:
     """``1 step``, ``2 steps``."""
     return f"{number:,} {what if number == 1 else several or what + 's'}"
-
-
-def size(count: int) -> str:
-    """Bytes as ``2.5 MB``."""
-    for unit, bytes_ in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= bytes_:
-            return f"{count / bytes_:.1f} {unit}"
-    return f"{count} B"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -120,36 +110,28 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 
 
 def number(value: float | None) -> str:
-    """``0.6934``, or a dash for what JSON cannot hold."""
+    """``0.6934``, or a dash for a value that JSON cannot hold."""
     return "-" if value is None else f"{value:.4f}"
 
 
-def calibration(report: dict[str, Any]) -> str:
-    """Confidence beside accuracy, in words."""
-    confidence, ece = percent(report["mean_confidence"]), percent(report["ece"])
-    return f"mean confidence {confidence}, expected calibration error {ece}"
+def accuracy(value: float, interval: Sequence[float], of: str = "") -> str:
+    """``56.40 % (95 % interval 55.4 to 57.4 %)``, with ``of`` behind the value."""
+    low, high = interval
+    return f"{percent(value, 2)}{of} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
 
 
-def confusions(report: dict[str, Any], count: int = 3) -> str:
-    """The most frequent mistakes, in words."""
-    classes = list(report["per_class"])
-    cells = [cell for cell in _cells(report) if cell[0] != cell[1]]
-    worst = sorted(cells, key=lambda cell: -cell[2])[:count]
+def confusions(report: dict[str, Any], most: int = 3) -> str:
+    """The most frequent mistakes, as text."""
+    classes, cells = list(report["per_class"]), report.get("confusion_cells")
+    if cells is None:
+        rows = enumerate(report["confusion"])
+        cells = [(i, j, number) for i, row in rows for j, number in enumerate(row) if number]
+    worst = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])[:most]
     return ", ".join(f"{classes[i]} as {classes[j]} ({number:,})" for i, j, number in worst)
 
 
-def _cells(report: dict[str, Any]) -> list[list[int]]:
-    """True class, predicted class and count, where that is not 0."""
-    if "confusion_cells" in report:
-        return report["confusion_cells"]
-    matrix = report["confusion"]
-    return [
-        [i, j, number] for i, row in enumerate(matrix) for j, number in enumerate(row) if number
-    ]
-
-
 def class_table(per_class: dict[str, dict[str, Any]]) -> None:
-    """Accuracy class by class, with counts; of many classes, the lowest and the highest."""
+    """Write accuracy and counts by class; of many classes, the lowest and the highest ones."""
     rows = [
         (name, percent(c["accuracy"]), f"{c['correct']:,}", f"{c['total']:,}")
         for name, c in per_class.items()

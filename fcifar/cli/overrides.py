@@ -1,82 +1,77 @@
-"""What the command line changes of a recipe."""
+"""Changes to a recipe from the command line, and the axes of a sweep."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcifar.errors import UsageError, did_you_mean, shown
+from fcifar.recipes.recipe import Recipe, from_dict, option_name, to_dict
+
+if TYPE_CHECKING:
+    from fcifar.train.config import RunConfig
+    from fcifar.train.sweep import Sweep
 
 
 def given(**values: Any) -> dict[str, Any]:
-    """Those that are not None."""
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
 
 
 def with_changes(
-    recipe: Any,
+    recipe: Recipe,
     changes: Sequence[str],
     option: str = "--set",
     overrides: Mapping[str, Any] | None = None,
-) -> Any:
-    """The recipe with each NAME=VALUE: a field of it, or an option of its network.
+) -> Recipe:
+    """Return the recipe with each NAME=VALUE: a field, or an option of its model.
 
-    A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another network
-    comes without the options of the one before, and ``valid=given`` without the fraction that the
-    recipe would hold out. ``option`` is what a message calls them.
-    ``overrides`` are fields that change before them; what comes of it all is validated once.
+    A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another model
+    drops the options of the one before, and ``valid=given`` the fraction held out. The result is
+    validated: raises a UsageError.
 
-    Raises:
-        UsageError: a text of another form, or what the recipe does not accept.
+    Args:
+        option: the name of the option in messages.
+        overrides: fields to change first.
     """
     from fcifar import models, recipes
-    from fcifar.recipes import RECIPES, from_dict, to_dict
 
     values = {**to_dict(recipe), **(overrides or {})}
-    asked = {*(overrides or {}), *(text.partition("=")[0] for text in changes)}
+    changed = {*(overrides or {}), *(text.partition("=")[0] for text in changes)}
     for text in changes:
         name, equals, value = text.partition("=")
-        network = values["model"]
+        model = values["model"]
         if not equals:
             raise UsageError(f"{option} is {shown(text)}; it must be NAME=VALUE")
-        if name == "model" and value != network:
+        if name == "model" and value != model:
             values |= {"model": value, "model_options": {}}
         elif name == "valid" and value == "given":
             held_out = {"valid_fraction": 0.0, "stratify": False}
-            values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in asked}}
-        elif name in _TEXTS:
+            values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
+        elif name in ("augment", "resolutions"):
             values[name] = _texts(value)
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)
-        elif _is_option(network, name):
+        elif _is_option(model, name):
             values["model_options"] = {**values["model_options"], name: _parsed(value)}
         else:
-            own = recipes.options_of(network)[0] if network in models.MODELS else []
+            own = recipes.options_of(model)[0] if model in models.MODELS else []
+            example = recipe.name if recipe.name in recipes.RECIPES else "blitz"
             raise UsageError(
-                f"{option} {shown(name)}: no value of a recipe is called so, and no option of the "
-                f"model {shown(network)}; fcifar recipes show "
-                f"{recipe.name if recipe.name in RECIPES else 'blitz'} lists the values"
+                f"{option} {shown(name)} is neither a setting of recipes nor an option of the "
+                f"model {shown(model)}; fcifar recipes show {example} lists the settings"
                 f"{did_you_mean(name, [*values, *own])}"
             )
     return from_dict(values) if changes or overrides else recipe
 
 
-def with_model(recipe: Any, model: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Changes to a recipe, ``model_options`` among them, together with another model, which comes
-    without the options of the one before.
-    """
-    own = overrides.pop("model_options", {})
-    if model is None or model == recipe.model:
-        return {**overrides, "model_options": {**recipe.model_options, **own}}
-    return {**overrides, "model": model, "model_options": own}
-
-
-def _is_option(network: Any, name: str) -> bool:
+def _is_option(model: Any, name: str) -> bool:
     from fcifar import recipes
 
     if not name.isidentifier():
         return False
     try:
-        known, any_other = recipes.options_of(network)
+        known, any_other = recipes.options_of(model)
     except recipes.NotImportableError:
         raise
     except UsageError:
@@ -84,10 +79,8 @@ def _is_option(network: Any, name: str) -> bool:
     return any_other or name in known or name == "num_classes"
 
 
-_TEXTS = ("augment", "resolutions")  # lists of texts, each of which may look like a number
-
-
 def _texts(text: str) -> Any:
+    """Return a list of texts, which may look like numbers."""
     parsed = _parsed(text)
     if isinstance(parsed, list) and text.startswith("["):
         return parsed
@@ -101,11 +94,59 @@ def _parsed(text: str) -> Any:
         return [_parsed(part) for part in text.split(",")] if "," in text else text
 
 
-def refuse_changes(changes: dict[str, Any]) -> None:
-    """Raise a UsageError if a run to be continued is given other settings."""
-    if changes:
-        names = ", ".join(changes)
+# Sweeps -------------------------------------------------------------------------------------------
+
+
+def make_sweep(
+    config: "RunConfig", *, replicas: int | None, grid: Sequence[str], method: str
+) -> "Sweep":
+    """Return the sweep of ``--replicas``, ``--sweep`` and ``--replica-method``."""
+    from fcifar.recipes import trials
+    from fcifar.train import sweep
+
+    if replicas is not None and not 1 <= replicas <= trials.LARGEST:
         raise UsageError(
-            f"--resume continues a run with the settings it began with, and {names} would change "
-            "them; leave that out, or begin a new run"
+            f"--replicas is {replicas}; it must be a whole number from 1 to {trials.LARGEST:,}"
         )
+    seeds = range(config.seed, config.seed + (replicas or 1))
+    axes = dict(_axis(config.recipe, text) for text in grid)
+    if len(axes) < len(grid):
+        raise UsageError("--sweep names the same value twice; give all of its values at once")
+    return sweep.Sweep(
+        trials=trials.make_trials(config.recipe, axes, seeds),
+        method=trials.choose_method(method, config.recipe, config.runtime.device),
+        config=config,
+    )
+
+
+def _axis(recipe: Recipe, text: str) -> tuple[str, list[tuple[Any, Recipe]]]:
+    """Return the name and the values of ``lr=0.1,0.2``, with the recipe changed to each."""
+    name, equals, values = text.partition("=")
+    each = _split(values)
+    if not equals or not name or not all(each):
+        raise UsageError(f"--sweep is {shown(text)}; it must be NAME=VALUE,VALUE,...")
+    if len(set(each)) < len(each):
+        raise UsageError(f"--sweep {shown(text)} has a value twice; give each once")
+    names = {option_name(f.name): f.name for f in dataclasses.fields(Recipe)}
+    field = names.get(name, name)
+    return option_name(field), [
+        (_number(value), with_changes(recipe, [f"{field}={value}"], "--sweep")) for value in each
+    ]
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas outside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _number(text: str) -> Any:
+    """Return JSON numbers and booleans as such, and other text as it is."""
+    value = text if "," in text else _parsed(text)
+    return value if isinstance(value, int | float) else text

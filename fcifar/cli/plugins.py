@@ -1,4 +1,4 @@
-"""Modules with entries of the user's own: installed plugins and those of ``$FCIFAR_IMPORT``.
+"""Installed plugins, and the modules of ``$FCIFAR_IMPORT``.
 
 A plugin is a module that registers models, optimizers, augmentations or recipes when it is
 imported. A package declares one as an entry point:
@@ -22,22 +22,21 @@ GROUP = "fcifar.plugins"
 
 @contextlib.contextmanager
 def importable(words: Sequence[str] = ()) -> Iterator[None]:
-    """Import all plugins; inside, modules in the current folder can be imported, too.
+    """Import all plugins, and allow imports from the current folder.
 
-    Installed plugins come first, in the order of their names, then the modules that
-    ``$FCIFAR_IMPORT`` names, separated by commas.
+    Installed plugins come first, sorted by name, then the modules in ``$FCIFAR_IMPORT``, separated
+    by commas.
 
     Args:
-        words: of the command line. Help and shell completion load no installed plugin, so that
-            they stay quick.
+        words: the command line. Help and shell completion skip installed plugins to stay fast.
 
     Raises:
-        UsageError: one of them cannot be imported.
+        UsageError: a plugin cannot be imported.
     """
     here = ""
-    with contextlib.suppress(OSError):  # of a folder that is gone
+    with contextlib.suppress(OSError):  # the folder has been removed
         here = os.getcwd()
-    sys.path.append(here)  # last, so that nothing installed is hidden by a file of its name
+    sys.path.append(here)  # last, so that its files hide no installed package
     try:
         if not {"-h", "--help"} & set(words) and "_FCIFAR_COMPLETE" not in os.environ:
             for plugin in sorted(importlib.metadata.entry_points(group=GROUP)):

@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from fcifar.cli import completion, options, output
-from fcifar.cli import models as opening
+from fcifar.cli import models, options, output
+from fcifar.cli.options import argument, option
+from fcifar.cli.progress import counting
 from fcifar.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from fcifar.analysis.predictions import Guess
 
 GRID_LIMIT = 400  # images; the sheet is then 2000 by 16000 pixels
@@ -23,30 +20,17 @@ RANKS = ("first", "second", "third", "fourth", "fifth")
 def predict(
     run: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN",
-            help="A run, by path or name; a final.safetensors, or a state_dict.",
-            callback=options.where_run_is,
-            autocompletion=completion.runs,
-        ),
+        options.run_argument("A run, by path or name; a final.safetensors, or a state_dict."),
     ],
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE", help="Image files, or folders of them."),
-    ],
+    images: Annotated[list[Path], argument("IMAGE", "Image files, or folders of them.")],
     grid: Annotated[
-        Path | None,
-        typer.Option(
-            "--grid",
-            help="Draw the images with their classes into this PNG file.",
-            dir_okay=False,
-        ),
+        Path | None, option("--grid", "Draw the images with their classes (PNG).", dir_okay=False)
     ] = None,
     skip_unreadable: options.SkipUnreadable = False,
-    model: opening.Model = None,
-    recipe: opening.RecipeName = None,
-    changes: opening.Changes = None,
-    dataset: opening.ClassesOf = None,
+    model: models.Model = None,
+    recipe: models.RecipeName = None,
+    changes: models.Changes = None,
+    dataset: models.ClassesOf = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -54,13 +38,13 @@ def predict(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> int:
+) -> None:
     """Classify image files of any size with a trained model.
 
     The shorter side is resized to 32 pixels and the middle of the longer one cut
-    out; an image of 32x32 pixels is taken as it is. It is turned as its EXIF
-    orientation says, and what is transparent is seen on white: as in data import.
-    Folders are searched, with those in them.
+    out; an image of 32x32 pixels is used as it is. As in data import, EXIF
+    orientation is applied, and transparent pixels are composited on white.
+    Folders are searched recursively.
 
     [dim]fcifar predict runs/a photo.jpg
     fcifar predict runs/a photos/ --grid sheet.png[/]
@@ -68,18 +52,13 @@ def predict(
     import torch
 
     from fcifar.analysis.predictions import best_guesses
-    from fcifar.cli.progress import counting
     from fcifar.data import image_files
-    from fcifar.runs import inference as prediction
+    from fcifar.runs import inference
     from fcifar.train.runtime import make_runtime
 
-    asked = opening.asked_recipe(model, recipe, changes)
-    network = opening.load_one(run, asked, dataset)
+    trained = models.load_one(run, models.recipe_of(model, recipe, changes), dataset)
     runtime = make_runtime(
-        device=device or "auto",
-        threads=threads,
-        precision=precision or "fp32",
-        deterministic=deterministic,
+        device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
     )
     paths, left_out, _ = image_files.find(images)
     if left_out:
@@ -98,10 +77,13 @@ def predict(
         for words in image_files.listed(list(failures.values())):
             output.note(f"  {words}")
     pixels, paths = torch.stack(rows), [path for path in paths if path not in failures]
-    logits = prediction.predict(network, runtime, pixels)
-    guesses = best_guesses(logits, network.classes, len(RANKS))
+    logits = inference.predict(trained, runtime, pixels)
+    guesses = best_guesses(logits, trained.classes, len(RANKS))
     if grid is not None:
-        _draw(pixels, guesses, grid)
+        from fcifar.report.figures import canvas, grids
+
+        titles = [f"{row[0].name}\n{_percent(row[0])}" for row in guesses]
+        canvas.save(grids.image_grid(pixels, titles), grid)
     if json:
         output.document(
             [
@@ -114,34 +96,22 @@ def predict(
                 for path, row in zip(paths, guesses, strict=True)
             ]
         )
-        return 0
+        return
     _show(paths, guesses)
     if grid is not None:
         output.stdout.print()
         output.facts([("drawn", grid)])
-    return 0
-
-
-def _draw(pixels: "Tensor", guesses: Sequence[Sequence["Guess"]], path: Path) -> None:
-    from fcifar.report.figures import canvas, grids
-
-    titles = [f"{row[0].name}\n{_percent(row[0])}" for row in guesses]
-    canvas.save(grids.image_grid(pixels, titles), path)
 
 
 def _show(paths: Sequence[Path], guesses: Sequence[Sequence["Guess"]]) -> None:
-    ranks = RANKS[: len(guesses[0])]
-    output.table(
-        ("image", *ranks),
-        [
-            (_one_line(path), *(f"{g.name}\n{_percent(g)}" for g in row))
-            for path, row in zip(paths, guesses, strict=True)
-        ],
-    )
-
-
-def _one_line(path: Path) -> str:
-    return str(path).replace("\n", "\N{REPLACEMENT CHARACTER}")
+    rows = [
+        (
+            str(path).replace("\n", "\N{REPLACEMENT CHARACTER}"),
+            *(f"{guess.name}\n{_percent(guess)}" for guess in row),
+        )
+        for path, row in zip(paths, guesses, strict=True)
+    ]
+    output.table(("image", *RANKS[: len(guesses[0])]), rows)
 
 
 def _percent(guess: "Guess") -> str:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from rich.progress import (
     BarColumn,
@@ -23,7 +22,7 @@ from fcifar.train.events import Advanced, Event, Logged, Noted, Preparing
 
 @contextlib.contextmanager
 def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that follows calls of ``progress(description, done, total)``."""
+    """Show a bar for calls of ``progress(description, done, total)``."""
     with _bar(_Count(), quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -39,21 +38,20 @@ def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextlib.contextmanager
 def doing(what: str, *, quiet: bool) -> Iterator[None]:
-    """A sign of life while something takes a while."""
-    if not quiet and output.stderr.is_interactive:
-        with output.stderr.status(what):
-            yield
-        return
-    if not quiet:
+    """Show a spinner in a terminal, and a line elsewhere."""
+    if not quiet and not output.stderr.is_interactive:
         output.note(what)
-    yield
+    live = not quiet and output.stderr.is_interactive
+    with output.stderr.status(what) if live else contextlib.nullcontext():
+        yield
 
 
 @contextlib.contextmanager
 def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[Event], None]]:
-    """A bar that follows the events of a training run, and a line for each log point.
+    """Show a bar for the events of training, and a line for each log point.
 
-    With ``events``, the directory of the run, also files for TensorBoard there.
+    Args:
+        events: directory of the run in which to write files for TensorBoard, if any.
     """
     fields = "loss {task.fields[loss]} acc {task.fields[acc]} {task.fields[rate]} img/s"
     with _bar(TextColumn(fields), quiet=quiet) as bar:
@@ -71,15 +69,19 @@ def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[E
                         description=f"{event.name} epoch {event.epoch}/{event.epochs}".strip(),
                         completed=event.step,
                         total=event.total_steps,
-                        **_running(event),
+                        rate=f"{event.images_per_second:,.0f}",
                     )
+                    if event.loss == event.loss:  # NaN: no step since the last log point
+                        accuracy = output.percent(event.accuracy)
+                        bar.update(task, loss=f"{event.loss:.3f}", acc=accuracy)
                 case Noted(text):
                     output.note(text)
                 case Logged(record, name) if not quiet:
+                    split = _SPLITS.get(record["split"]) or str(record["split"])
                     output.note(
                         (f"{name}  " if name else "")
                         + f"epoch {record['epoch']:6.2f}  step {record['step']:>8,}  "
-                        f"{_split(record):10}  loss {record['loss']:.3f}  "
+                        f"{split:10}  loss {record['loss']:.3f}  "
                         f"accuracy {output.percent(record['accuracy'])}"
                     )
 
@@ -95,25 +97,15 @@ def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[E
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 
 
-def _running(event: Advanced) -> dict[str, Any]:
-    if event.loss != event.loss:  # NaN: no step since the last log point
-        return {"rate": f"{event.images_per_second:,.0f}"}
-    return {
-        "loss": f"{event.loss:.3f}",
-        "acc": output.percent(event.accuracy),
-        "rate": f"{event.images_per_second:,.0f}",
-    }
-
-
 class _Count(MofNCompleteColumn):
-    """How many are done, where it is known of how many."""
+    """A count that stays empty while the total is unknown."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.total is None else super().render(task)
 
 
 class _Remaining(TimeRemainingColumn):
-    """The time that is left, where there is something to tell it by."""
+    """A remaining time that stays empty while the total is unknown."""
 
     def render(self, task: Task) -> Text:
         return Text() if task.total is None else super().render(task)
@@ -131,8 +123,3 @@ def _bar(fields: ProgressColumn, *, quiet: bool) -> Progress:
         disable=quiet or not output.stderr.is_interactive,
         refresh_per_second=5,
     )
-
-
-def _split(record: dict[str, Any]) -> str:
-    split = record["split"]
-    return _SPLITS.get(split) or str(split)

@@ -10,91 +10,90 @@ if TYPE_CHECKING:
     from fcifar.analysis.score_tables import Examined
     from fcifar.runs.listing import Entry
 
-_MEMBERS = 40  # rows shown of a table of runs
+_MEMBERS = 40  # most rows of a table of runs
 _HARDEST = 5  # images
 
 
 # The report of a run ------------------------------------------------------------------------------
 
 
-def _chosen(report: dict[str, Any]) -> str:
-    selected, steps = report["selected"], report["steps"]
-    stopped = f"; stopped early after step {steps:,}" if report["stopped_early"] else ""
-    if "valid_loss" not in selected:
-        return f"of the last step, {steps:,}{stopped}"
-    loss = selected["valid_loss"]
-    # Reports of earlier versions do not have the number.
-    count = f" of {report['valid_n']:,} images" if report.get("valid_n") else ""
-    return f"of step {selected['step']:,}, chosen by validation loss {loss:.4f}{count}{stopped}"
-
-
 def show_report(report: dict[str, Any]) -> None:
     """Print a run's report."""
-    low, high = report["interval95"]
+    train_eval, process = report["convention_seconds"], report["process_seconds"]
     output.class_table(report["per_class"])
     output.stdout.print()
     output.facts(
         [
-            (
-                "test accuracy",
-                f"{output.percent(report['test_accuracy'], 2)} of {report['test_n']:,} "
-                f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
-            ),
-            *tta_facts(report),
-            ("test loss", f"{report['test_loss']:.4f}"),
-            ("calibration", output.calibration(report)),
-            ("mistakes", output.confusions(report) or "none"),
-            ("model", _chosen(report)),
-            (
-                "training",
-                f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, "
-                f"{report['images_per_second']:,.0f} images/s",
-            ),
+            *measured("test accuracy", report, f" of {report['test_n']:,}", "test_"),
+            ("model", _selected(report)),
+            _training(report),
             ("compiling", f"{report['compile_seconds']:.1f} s"),
-            (
-                "timings",
-                f"{report['convention_seconds']:.1f} s by the field's convention, "
-                f"{report['process_seconds']:.1f} s from the start of the process",
-            ),
+            ("timings", f"{train_eval:.1f} s of training and evaluation, {process:.1f} s in all"),
             ("run", report["run_dir"]),
             ("digest", report["params_digest"]),
         ]
     )
 
 
-def tta_facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The line of a figure with test-time augmentation, if there is one."""
+def measured(name: str, report: dict[str, Any], of: str, prefix: str = "") -> list[tuple[str, str]]:
+    """Lines on accuracy, which is called ``name``, loss, calibration and mistakes.
+
+    Args:
+        of: text behind the accuracy, such as the number of images.
+        prefix: of the report's keys for accuracy and loss.
+    """
+    confidence, error = (output.percent(report[key]) for key in ("mean_confidence", "ece"))
+    return [
+        (name, output.accuracy(report[f"{prefix}accuracy"], report["interval95"], of)),
+        *_tta(report),
+        (f"{prefix}loss".replace("_", " "), output.number(report[f"{prefix}loss"])),
+        ("calibration", f"mean confidence {confidence}, expected calibration error {error}"),
+        ("mistakes", output.confusions(report) or "none"),
+    ]
+
+
+def _tta(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line on the accuracy with test-time augmentation, if there is one."""
     if "tta" not in report:
         return []
-    low, high = report["tta_interval95"]
-    return [
-        (
-            f"with --tta {report['tta']}",
-            f"{output.percent(report['tta_accuracy'], 2)} "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
-        )
-    ]
+    accuracy = output.accuracy(report["tta_accuracy"], report["tta_interval95"])
+    return [(f"with --tta {report['tta']}", accuracy)]
+
+
+def _selected(report: dict[str, Any]) -> str:
+    selected, steps = report["selected"], report["steps"]
+    stopped = f"; stopped early after step {steps:,}" if report["stopped_early"] else ""
+    if "valid_loss" not in selected:
+        return f"of the last step, {steps:,}{stopped}"
+    loss = output.number(selected["valid_loss"])
+    # Reports of earlier versions lack the number of images.
+    count = f" of {report['valid_n']:,} images" if report.get("valid_n") else ""
+    return f"of step {selected['step']:,}, chosen by validation loss {loss}{count}{stopped}"
+
+
+def _training(report: dict[str, Any]) -> tuple[str, str]:
+    steps = f"{report['steps']:,} steps in {report['train_seconds']:.1f} s"
+    return "training", f"{steps}, {report['images_per_second']:,.0f} images/s"
 
 
 # Per-example scores, and several models -----------------------------------------------------------
 
 
 def ensemble_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """Lines on several networks, if there are several."""
+    """Lines on several models, if there are several."""
     if "networks" not in result:
         return []
     networks = result["networks"]
-    low, high = networks["interval95"]
+    accuracy, disagreement = networks["ensemble_accuracy"], networks["mean_disagreement"]
     return [
         (
             f"{networks['replicas']} models",
-            f"{output.percent(networks['mean_accuracy'], 2)} on average "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
+            output.accuracy(networks["mean_accuracy"], networks["interval95"], " on average"),
         ),
         (
             "together",
-            f"{output.percent(networks['ensemble_accuracy'], 2)} by their mean probabilities; "
-            f"{output.percent(networks['mean_disagreement'])} of pairs disagree on an image",
+            f"{output.percent(accuracy, 2)} by their mean probabilities; "
+            f"{output.percent(disagreement)} of pairs disagree on an image",
         ),
         ("spread", _spread(networks)),
     ]
@@ -111,27 +110,27 @@ def _spread(figures: dict[str, Any]) -> str:
 
 
 def show_hardest(examined: "Examined", classes: Sequence[str], written: dict[str, Any]) -> None:
-    """Print where the scores are, and the hardest examples."""
+    """Print the hardest examples, and the file of the scores."""
     from fcifar.analysis import score_tables
 
     together = examined.together
-    answers = examined.scores if together is None else together
-    losses = examined.scores.loss if together is None else together.mean_loss
-    rows = score_tables.hardest(examined)[:_HARDEST].tolist()
+    if together is None:
+        predictions, losses = examined.scores.prediction, examined.scores.loss
+    else:
+        predictions, losses = together.prediction, together.mean_loss
+    rows = [
+        (
+            examined.names[row],
+            classes[int(examined.labels[row])],
+            classes[int(predictions[row])],
+            f"{losses[row].item():.2f}",
+            *(() if together is None else (output.percent(together.error_rate[row].item()),)),
+        )
+        for row in score_tables.hardest(examined)[:_HARDEST].tolist()
+    ]
     output.stdout.print()
-    output.table(
-        ("hardest", "class", "predicted", "loss", *(() if together is None else ("wrong",))),
-        [
-            (
-                examined.names[row],
-                classes[int(examined.labels[row])],
-                classes[int(answers.prediction[row])],
-                f"{losses[row].item():.2f}",
-                *(() if together is None else (output.percent(together.error_rate[row].item()),)),
-            )
-            for row in rows
-        ],
-    )
+    wrong = () if together is None else ("wrong",)
+    output.table(("hardest", "class", "predicted", "loss", *wrong), rows)
     output.stdout.print()
     count = f"{output.count(written['rows'], 'image')}, {len(written['columns'])} columns"
     output.facts([("written", f"{written['file']}: {count}")])
@@ -141,29 +140,21 @@ def show_hardest(examined: "Examined", classes: Sequence[str], written: dict[str
 
 
 def show_sweep(summary: dict[str, Any]) -> None:
-    """Print what a group came to."""
-    if len(summary["cells"]) > 1:
+    """Print the summary of a sweep."""
+    cells, members = summary["cells"], summary["members"]
+    if len(cells) > 1:
         _show_cells(summary)
     else:
-        _show_members(summary["members"])
+        _show_members(members)
     output.stdout.print()
-    facts = [
-        fact
-        for cell in summary["cells"]
-        if cell["together"] and len(summary["cells"]) == 1
-        for fact in _of_replicas(cell)
-    ]
-    failed = [member for member in summary["members"] if "failed" in member]
-    facts += [("failed", f"{member['name']}: {member['failed']}") for member in failed]
-    if len(summary["cells"]) > 1:
+    facts = _of_replicas(cells[0]) if len(cells) == 1 and cells[0]["together"] else []
+    facts += [("failed", f"{m['name']}: {m['failed']}") for m in members if "failed" in m]
+    if len(cells) > 1:
         facts.append(("best", _best(summary)))
     how = "one after another" if summary["method"] == "loop" else "all at once, by vmap"
+    runs = output.count(len(members), "run")
     facts += [
-        (
-            "training",
-            f"{output.count(len(summary['members']), 'run')}, {how}: "
-            f"{summary['train_seconds']:.1f} s",
-        ),
+        ("training", f"{runs}, {how}: {summary['train_seconds']:.1f} s"),
         ("compiling", f"{summary['compile_seconds']:.1f} s"),
         ("process", f"{summary['process_seconds']:.1f} s from its start"),
         ("runs", summary["run_dir"]),
@@ -213,43 +204,39 @@ def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _show_members(members: Sequence[dict[str, Any]]) -> None:
-    output.table(
-        ("run", "test accuracy", "test loss", "training"),
-        [
-            (member["name"], "failed", "-", "-")
-            if "failed" in member
-            else (
-                member["name"],
-                output.percent(member["test_accuracy"], 2),
-                f"{member['test_loss']:.4f}",
-                f"{member['train_seconds']:.1f} s",
-            )
-            for member in members[:_MEMBERS]
-        ],
-    )
-    _say_more(len(members), "run")
+    rows = [
+        (m["name"], "failed", "-", "-")
+        if "failed" in m
+        else (
+            m["name"],
+            output.percent(m["test_accuracy"], 2),
+            output.number(m["test_loss"]),
+            f"{m['train_seconds']:.1f} s",
+        )
+        for m in members[:_MEMBERS]
+    ]
+    output.table(("run", "test accuracy", "test loss", "training"), rows)
+    _show_rest(len(members), "run", "in the summary")
 
 
 def _show_cells(summary: dict[str, Any]) -> None:
-    output.table(
-        (*summary["swept"], "validation", "test", "test loss", "runs"),
-        [
-            (
-                *map(str, cell["changes"].values()),
-                _mean(cell["valid_accuracy"]),
-                _mean(cell["test_accuracy"]),
-                f"{cell['test_loss']['mean']:.4f}" if cell["test_loss"] else "-",
-                str(len(cell["runs"])) + (f", {cell['failed']} failed" if cell["failed"] else ""),
-            )
-            for cell in summary["cells"][:_MEMBERS]
-        ],
-    )
-    _say_more(len(summary["cells"]), "cell")
+    rows = [
+        (
+            *map(str, cell["changes"].values()),
+            _mean(cell["valid_accuracy"]),
+            _mean(cell["test_accuracy"]),
+            f"{cell['test_loss']['mean']:.4f}" if cell["test_loss"] else "-",
+            str(len(cell["runs"])) + (f", {cell['failed']} failed" if cell["failed"] else ""),
+        )
+        for cell in summary["cells"][:_MEMBERS]
+    ]
+    output.table((*summary["swept"], "validation", "test", "test loss", "runs"), rows)
+    _show_rest(len(summary["cells"]), "grid point", "in the summary")
 
 
-def _say_more(number: int, what: str) -> None:
+def _show_rest(number: int, what: str, where: str) -> None:
     if number > _MEMBERS:
-        output.line(f"... and {output.count(number - _MEMBERS, what)} more in the summary")
+        output.line(f"... and {output.count(number - _MEMBERS, what)} more {where}")
 
 
 def _mean(figures: dict[str, float] | None) -> str:
@@ -261,7 +248,7 @@ def _mean(figures: dict[str, float] | None) -> str:
 
 def _best(summary: dict[str, Any]) -> str:
     if summary["best"] is None:
-        return "not chosen, for no images were held out to choose by; give --valid-fraction 0.1"
+        return "not chosen: needs validation images; give --valid-fraction 0.1"
     (cell,) = [cell for cell in summary["cells"] if cell["name"] == summary["best"]]
     accuracy = output.percent(cell["valid_accuracy"]["mean"], 2)
     return f"{summary['best']}, by its accuracy on validation images, {accuracy}"
@@ -282,7 +269,7 @@ def entry_summary(entry: "Entry") -> str:
 
 
 def date(created: str) -> str:
-    """In this machine's time, to the minute."""
+    """Return an ISO date in local time, to the minute."""
     try:
         return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M")
     except (ValueError, OverflowError, OSError):
@@ -290,30 +277,21 @@ def date(created: str) -> str:
 
 
 def show_run(entry: "Entry", json: bool) -> None:
+    """Print what a run directory holds, and the commands that use it."""
     from fcifar.train import run_dir
 
     manifest = run_dir.read_manifest(entry.path)
     report = run_dir.read_report(entry.path) if entry.state == "finished" else None
-    changes = _changes(manifest["recipe"])
-    commands = _commands(entry)
+    changes, commands = _changes(manifest["recipe"]), _commands(entry)
     if json:
-        output.document(
-            {
-                **entry_values(entry),
-                "changes": changes,
-                "commands": commands,
-                "manifest": manifest,
-                "report": report,
-            }
-        )
+        values = {"changes": changes, "commands": commands, "manifest": manifest, "report": report}
+        output.document({**entry_values(entry), **values})
         return
     output.facts(
         [
-            ("run", entry.path),
-            ("state", f"{entry.state}, {entry.about}"),
-            ("recipe", entry.recipe),
+            *_state(entry),
             *[("" if i else "changed", text) for i, text in enumerate(_in_words(changes))],
-            *_asked(manifest),
+            *_settings(manifest),
             ("begun", date(entry.created)),
             *(_figures(report) if report else []),
             ("size", output.size(entry.bytes)),
@@ -322,54 +300,42 @@ def show_run(entry: "Entry", json: bool) -> None:
     )
 
 
-def _asked(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    runtime, data, about = (manifest[name] for name in ("runtime", "dataset", "environment"))
+def _state(entry: "Entry") -> list[tuple[str, str]]:
+    return [
+        ("group" if entry.members else "run", str(entry.path)),
+        ("state", f"{entry.state}, {entry.about}"),
+        ("recipe", entry.recipe),
+    ]
+
+
+def _settings(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
+    runtime, data = manifest["runtime"], manifest["dataset"]
+    versions = manifest["environment"]["versions"]
+    classes = output.count(len(data["classes"]), "class", "classes")
+    images = f"{data['train']:,} + {data['test']:,} images of {classes}"
     how = "compiled" if manifest["compile"] else "eager"
     exact = "deterministic" if runtime["deterministic"] else "fast"
+    where = f"{runtime['device']}, {output.count(runtime['threads'], 'thread')}"
+    given = manifest["recipe"].get("valid") == "given"
+    valid = [("validation", f"{data['valid']:,} images of the data set's own")] if given else []
     return [
-        (
-            "data set",
-            f"{data['name']}, {data['train']:,} + {data['test']:,} images of "
-            f"{output.count(len(data['classes']), 'class', 'classes')}, "
-            f"digest {data['digest'][:12]}",
-        ),
-        *(
-            [("validation", f"{data['valid']:,} images that the data set has besides")]
-            if manifest["recipe"].get("valid") == "given"
-            else []
-        ),
+        ("data set", f"{data['name']}, {images}, digest {data['digest'][:12]}"),
+        *valid,
         ("seed", str(manifest["seed"])),
-        (
-            "computed",
-            f"{runtime['device']}, {output.count(runtime['threads'], 'thread')}, "
-            f"{runtime['precision']}, {how}, {exact}",
-        ),
-        (
-            "versions",
-            f"fcifar {about['versions']['fcifar']}, torch {about['versions']['torch']}",
-        ),
+        ("computed", f"{where}, {runtime['precision']}, {how}, {exact}"),
+        ("versions", f"fcifar {versions['fcifar']}, torch {versions['torch']}"),
     ]
 
 
-def _figures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    low, high = report["interval95"]
-    pairs = [
-        (
-            "test accuracy",
-            f"{output.percent(report['test_accuracy'], 2)} of {report['test_n']:,} "
-            f"(95 % interval {100 * low:.1f} to {100 * high:.1f} %)",
-        ),
+def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
+    of = f" of {report['test_n']:,}"
+    return [
+        ("test accuracy", output.accuracy(report["test_accuracy"], report["interval95"], of)),
+        *_tta(report),
         ("test loss", output.number(report["test_loss"])),
-        (
-            "training",
-            f"{report['steps']:,} steps in {report['train_seconds']:.1f} s, "
-            f"{report['images_per_second']:,.0f} images/s",
-        ),
+        _training(report),
         ("digest", report["params_digest"]),
     ]
-    if "tta" in report:
-        pairs.insert(1, (f"with --tta {report['tta']}", output.percent(report["tta_accuracy"], 2)))
-    return pairs
 
 
 def _changes(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -401,45 +367,32 @@ def _commands(entry: "Entry") -> dict[str, str]:
         return {"go on": entry.resume}
     if entry.state != "finished":
         return {}
-    return {
-        "check": f"fcifar verify {entry.path}",
-        "reproduce": f"fcifar reproduce {entry.path}",
-    }
+    return {"check": f"fcifar verify {entry.path}", "reproduce": f"fcifar reproduce {entry.path}"}
 
 
 def show_group(entry: "Entry", json: bool) -> None:
+    """Print what a directory of a sweep holds, and the commands that use it."""
     from fcifar.runs import listing
     from fcifar.train import run_dir
 
     spec = run_dir.read_manifest(entry.path, run_dir.SWEEP)
-    members = list(listing.members(entry.path))
-    commands = _commands(entry)
+    members, commands = list(listing.members(entry.path)), _commands(entry)
     if json:
-        output.document(
-            {
-                **entry_values(entry),
-                "runs": [entry_values(m) for m in members],
-                "commands": commands,
-            }
-        )
+        values = {"runs": [entry_values(member) for member in members], "commands": commands}
+        output.document({**entry_values(entry), **values})
         return
-    output.table(
-        ("run", "state", "", "test", "size"),
-        [
-            (m.name, m.state, m.about, output.percent(m.test_accuracy, 2), output.size(m.bytes))
-            for m in members[:_MEMBERS]
-        ],
-    )
-    if len(members) > _MEMBERS:
-        output.line(f"... and {output.count(len(members) - _MEMBERS, 'run')} more; --json has all")
+    rows = [
+        (m.name, m.state, m.about, output.percent(m.test_accuracy, 2), output.size(m.bytes))
+        for m in members[:_MEMBERS]
+    ]
+    output.table(("run", "state", "", "test", "size"), rows)
+    _show_rest(len(members), "run", "in --json")
     output.stdout.print()
-    swept = {name: None for m in spec["members"] for name in m["changes"]}
+    swept = ", ".join({name: None for m in spec["members"] for name in m["changes"]})
     output.facts(
         [
-            ("group", entry.path),
-            ("state", f"{entry.state}, {entry.about}"),
-            ("recipe", entry.recipe),
-            *([("swept", ", ".join(swept))] if swept else []),
+            *_state(entry),
+            *([("swept", swept)] if swept else []),
             ("data set", f"{entry.dataset}, digest {spec['dataset']['digest'][:12]}"),
             ("method", spec["method"]),
             ("begun", date(entry.created)),

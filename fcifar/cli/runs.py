@@ -5,22 +5,15 @@ from typing import Annotated
 
 import typer
 
-from fcifar.cli import completion, options, output, render
+from fcifar.cli import completion, output, render
+from fcifar.cli.options import Debug, Json, RunsDir, argument, option
 from fcifar.errors import ExternalError, UsageError
 
-app = typer.Typer(
-    help="List, show and remove runs.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_(
-    runs_dir: options.RunsDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
+def list_(runs_dir: RunsDir = None, json: Json = False, debug: Debug = False) -> None:
     """List runs and groups of runs, the latest last.
 
     [dim]fcifar runs list
@@ -37,42 +30,32 @@ def list_(
     if not entries:
         output.line(f"there is no run in {root} yet; fcifar train makes one")
         return
-    output.table(
-        ("run", "state", "test", "begun", "size"),
-        [
-            (
-                f"{entry.name}\n  {render.entry_summary(entry)}".rstrip(),
-                entry.state,
-                output.percent(entry.test_accuracy, 2),
-                render.date(entry.created)[:10],
-                output.size(entry.bytes),
-            )
-            for entry in entries
-        ],
-        title=str(root),
-    )
-    rest = [entry for entry in entries if entry.resume or entry.state == "damaged"]
-    if rest:
+    rows = [
+        (
+            f"{entry.name}\n  {render.entry_summary(entry)}".rstrip(),
+            entry.state,
+            output.percent(entry.test_accuracy, 2),
+            render.date(entry.created)[:10],
+            output.size(entry.bytes),
+        )
+        for entry in entries
+    ]
+    output.table(("run", "state", "test", "begun", "size"), rows, title=str(root))
+    unfinished = [entry for entry in entries if entry.resume or entry.state == "damaged"]
+    if unfinished:
         output.stdout.print()
-    for entry in rest:
-        output.line(f"go on with: {entry.resume}" if entry.resume else f"damaged: {entry.about}")
+    for entry in unfinished:
+        output.line(f"resume with: {entry.resume}" if entry.resume else f"damaged: {entry.about}")
 
 
 @app.command()
 def show(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN",
-            help="Its name in the folder of runs, or its path.",
-            autocompletion=completion.runs,
-        ),
-    ],
-    runs_dir: options.RunsDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    run: Annotated[str, argument("RUN", "Its name or path.", completion.runs)],
+    runs_dir: RunsDir = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Show what a run was, what came of it, and what can be done with it.
+    """Show the settings and results of a run, and the commands that use it.
 
     [dim]fcifar runs show blitz-cifar10-seed0-20260102-030405[/]
     """
@@ -83,31 +66,21 @@ def show(
     entry = listing.describe(path)
     if entry.state == "damaged":
         raise ExternalError(f"{entry.path} is damaged: {entry.about}")
-    if entry.members:
-        render.show_group(entry, json)
-    else:
-        render.show_run(entry, json)
+    (render.show_group if entry.members else render.show_run)(entry, json)
 
 
 @app.command()
 def rm(
-    runs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN",
-            help="Names in the folder of runs, or paths.",
-            autocompletion=completion.runs,
-        ),
-    ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    runs_dir: options.RunsDir = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
+    runs: Annotated[list[str], argument("RUN", "Names or paths of runs.", completion.runs)],
+    yes: Annotated[bool, option("--yes -y", "Skip confirmation.")] = False,
+    runs_dir: RunsDir = None,
+    json: Json = False,
+    debug: Debug = False,
 ) -> None:
-    """Remove runs and groups of runs, with all that is in their folders.
+    """Remove runs and groups of runs, with all files in their folders.
 
-    Refuses other folders, links, single runs of a group, and runs that a
-    process is training into; nothing is removed then.
+    Refuses other folders, links, single runs of a group, and runs that are being
+    trained, and then removes nothing.
 
     [dim]fcifar runs rm blitz-cifar10-seed0-20260102-030405[/]
     """

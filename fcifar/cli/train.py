@@ -1,32 +1,130 @@
 """fcifar train."""
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from fcifar.cli import options, output, render
-from fcifar.cli import training_options as training
-from fcifar.cli.overrides import given, refuse_changes, with_changes, with_model
+from fcifar.cli import completion, options, output, progress, render
+from fcifar.cli.options import argument, option
+from fcifar.cli.overrides import given, make_sweep, with_changes
 from fcifar.errors import UsageError
+from fcifar.recipes import recipe as recipe_fields
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_RECIPE = "Recipe overrides"
+_PANELS = ("", recipe_fields.LENGTH, recipe_fields.OPTIMIZER, recipe_fields.IMAGES)
+_recipe = functools.partial(option, rich_help_panel=_RECIPE)
+_many = functools.partial(option, rich_help_panel="Many at once")
+_checkpoints = functools.partial(option, rich_help_panel="Checkpoints")
 
 
-@training.with_recipe_options
+def _with_recipe_options(command: Command) -> Command:
+    """Replace a command's ``**overrides`` by an option for each field of a recipe that has one."""
+    annotations = {
+        field.name: _option(field)
+        for panel in _PANELS
+        for field in dataclasses.fields(recipe_fields.Recipe)
+        if field.metadata.get("panel") == panel
+    }
+    parameters = [
+        parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.kind != parameter.VAR_KEYWORD
+    ]
+    index = [p.name for p in parameters].index("resume") + 1
+    parameters[index:index] = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in annotations.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {**annotations, **command.__annotations__}
+    del command.__annotations__["overrides"]
+    return command
+
+
+def _option(field: dataclasses.Field[Any]) -> Any:
+    panel = ": ".join(filter(None, (_RECIPE, field.metadata["panel"])))
+    flags = " ".join(recipe_fields.option_flags(field))
+    kind = field.type if field.type in (int, float, bool) else str
+    return Annotated[  # type: ignore[operator]
+        kind | None, option(flags, field.metadata["about"], rich_help_panel=panel)
+    ]
+
+
+@_with_recipe_options
 def train(
-    recipe: training.Recipe = None,
-    dataset: training.Dataset = None,
-    compile: training.Compile = None,
-    out: training.Out = None,
-    resume: training.Resume = None,
-    dropout: training.Dropout = None,
-    hidden: training.Hidden = None,
-    changes: training.Changes = None,
-    replicas: training.Replicas = None,
-    sweep: training.Sweep = None,
-    replica_method: training.ReplicaMethod = None,
-    checkpoint_every: training.CheckpointEvery = None,
-    keep_checkpoints: training.KeepCheckpoints = None,
-    allow_nonfinite: training.AllowNonfinite = None,
-    tensorboard: training.Tensorboard = False,
+    recipe: Annotated[
+        str | None,
+        argument(
+            "RECIPE",
+            "See fcifar recipes; or MODULE:RECIPE.",
+            completion.recipes,
+            show_default="blitz",
+        ),
+    ] = None,
+    dataset: Annotated[str | None, options.dataset_option("cifar10")] = None,
+    compile: Annotated[
+        bool | None,
+        option("--compile/--no-compile", "Use torch.compile for the step.", None, "the recipe's"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        options.path_option("--out", "The run directory.", None, "a new one in --runs-dir"),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        option(
+            "--resume",
+            "Resume an interrupted run, or group of runs, by path or name.",
+            "RUN",
+            callback=options.where_run_is,
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    dropout: Annotated[
+        float | None, _recipe("--dropout", "Dropout probability, if the model has any.")
+    ] = None,
+    hidden: Annotated[int | None, _recipe("--hidden", "Hidden units of the model.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        _recipe("--set", "Any other field of a recipe, or option of its model.", "NAME=VALUE"),
+    ] = None,
+    replicas: Annotated[
+        int | None, _many("--replicas", "Train N seeds, from --seed on, and summarize.", "N")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        _many(
+            "--sweep",
+            "Train with each value, such as lr=0.01,0.1; several make a grid.",
+            "NAME=V1,V2,...",
+        ),
+    ] = None,
+    replica_method: Annotated[
+        str | None,
+        _many(
+            "--replica-method", "Train one after another, or all by vmap.", "auto|loop|vmap", "auto"
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        str | None,
+        _checkpoints("--checkpoint-every", "How often, such as 500 or 5min.", "STEPS|TIME", "30s"),
+    ] = None,
+    keep_checkpoints: Annotated[
+        int | None, _checkpoints("--keep-checkpoints", "How many of the latest to keep.", None, "2")
+    ] = None,
+    allow_nonfinite: Annotated[
+        bool | None,
+        _checkpoints("--allow-nonfinite", "Continue when a loss is not finite.", None, "stop"),
+    ] = None,
+    tensorboard: Annotated[
+        bool,
+        options.output_option("--tensorboard", "Write event files to tensorboard/ in the run."),
+    ] = False,
     device: options.Device = None,
     seed: options.Seed = None,
     threads: options.Threads = None,
@@ -39,7 +137,7 @@ def train(
     debug: options.Debug = False,
     **overrides: Any,
 ) -> int:
-    """Train a recipe on a data set, evaluate it, and leave a run directory behind.
+    """Train a recipe on a data set, evaluate it, and write a run directory.
 
     [dim]fcifar train --dataset shapes10 --compile
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
@@ -47,19 +145,12 @@ def train(
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
     from fcifar import recipes
-    from fcifar.cli import progress, train_sweep
     from fcifar.cli.data import open_dataset
     from fcifar.export import tensorboard as event_files
     from fcifar.report import draw
+    from fcifar.train import config as configs
     from fcifar.train import distributed, loop, run_dir
     from fcifar.train import sweep as sweeps
-    from fcifar.train.config import (
-        CheckpointConfig,
-        check_same_data,
-        extend_config,
-        make_config,
-        read_config,
-    )
     from fcifar.train.runtime import make_runtime
     from fcifar.train.signals import catching_signals
 
@@ -68,131 +159,132 @@ def train(
     if "augment" in overrides:
         augment = overrides["augment"]
         overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
-    options_of_model = given(dropout=dropout, hidden=hidden)
-    where = given(
-        device=device,
-        threads=threads,
-        precision=precision,
-        deterministic=deterministic,
-    )
-    care = given(
+    model_options = given(dropout=dropout, hidden=hidden)
+    where = given(device=device, threads=threads, precision=precision, deterministic=deterministic)
+    checkpoint = given(
         checkpoint_every=checkpoint_every,
         keep_checkpoints=keep_checkpoints,
         allow_nonfinite=allow_nonfinite,
     )
-    is_group = replicas is not None or bool(sweep)
-    if replica_method is not None and not is_group and resume is None:
+    is_sweep = replicas is not None or bool(sweep)
+    if replica_method is not None and not is_sweep and resume is None:
         raise UsageError("--replica-method is of --replicas and --sweep; give one of them too")
     if tensorboard:
         event_files.check()
     more_epochs = overrides.pop("epochs", None) if resume is not None else None
-    if resume is not None:
-        refuse_changes(
-            overrides
-            | options_of_model
-            | where
-            | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
-            | given(compile=compile, set=changes or None, sweep=sweep or None)
-            | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
+    if resume is None:
+        resume = _restarted(out, is_sweep=is_sweep)
+    elif others := (
+        overrides
+        | model_options
+        | where
+        | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
+        | given(compile=compile, set=changes or None, sweep=sweep or None)
+        | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
+    ):
+        raise UsageError(
+            f"--resume continues a run with its own settings, and {', '.join(others)} would change "
+            "them; leave that out, or begin a new run"
         )
-    else:
-        resume = _restarted(out, is_sweep=is_group)
-    if resume is not None:
-        run = resume
-        tensorboard = tensorboard or _goes_on_with_events(run)
-        if run_dir.is_group(run):
-            if more_epochs is not None:
-                raise UsageError(
-                    f"{run} is a group of runs, and --epochs goes on with a run by itself; begin a "
-                    "new group with more epochs"
-                )
-            spec = sweeps.read(run)
-            checkpoint = dataclasses.replace(spec.config.checkpoint, **care)
-            spec = spec._replace(config=spec.config.replace(checkpoint=checkpoint))
-            data = open_dataset(spec.config.dataset, data_dir, quiet=quiet)
-            return train_sweep.train(
-                run, spec, data, resume=True, json=json, quiet=quiet, tensorboard=tensorboard
+
+    spec = None
+    if resume is not None and run_dir.is_group(resume):
+        if more_epochs is not None:
+            raise UsageError(
+                f"{resume} is a group of runs, and --epochs extends a single run; begin a new "
+                "group with more epochs"
             )
+        run, spec = resume, sweeps.read(resume)
+        config = spec.config.replace(
+            checkpoint=dataclasses.replace(spec.config.checkpoint, **checkpoint)
+        )
+        spec = spec._replace(config=config)
+        data = open_dataset(config.dataset, data_dir, quiet=quiet)
+    elif resume is not None:
+        run = resume
         with distributed.main_first("manifest"):  # which it may write
-            config = read_config(run)
+            config = configs.read_config(run)
             data = open_dataset(config.dataset, data_dir, quiet=quiet)
-            check_same_data(run, config, data)
+            configs.check_same_data(run, config, data)
             if more_epochs is not None and distributed.is_main():
-                config = extend_config(run, config, more_epochs)
-        config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **care))
+                config = configs.extend_config(run, config, more_epochs)
+        config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **checkpoint))
     else:
-        the_recipe = recipes.get(recipe or "blitz")
-        overrides["model_options"] = options_of_model
-        overrides = with_model(the_recipe, model, overrides)
-        the_recipe = with_changes(the_recipe, changes or [], overrides=overrides)
+        base = recipes.get(recipe or "blitz")
+        if model is not None and model != base.model:
+            overrides |= {"model": model, "model_options": model_options}
+        else:
+            overrides["model_options"] = {**base.model_options, **model_options}
+        base = with_changes(base, changes or [], overrides=overrides)
         size = distributed.world_size()
         runtime = make_runtime(
             **where,
-            preferred=the_recipe.precision,
+            preferred=base.precision,
             processes=size,
-            step_flops=recipes.count_flops(the_recipe) / size,
+            step_flops=recipes.count_flops(base) / size,
         )
         if out is not None and runs_dir is not None:
             raise UsageError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
         which = f"seed{recipes.check_seed(seed or 0)}"
-        run = out or run_dir.new_run(root, the_recipe.name, name, which)
+        run = out or run_dir.new_run(root, base.name, name, which)
         if distributed.is_main():
             run_dir.check_free(run)
         data = open_dataset(name, data_dir, quiet=quiet)
-        config = make_config(
-            the_recipe,
+        config = configs.make_config(
+            base,
             data,
             seed=seed or 0,
             runtime=runtime,
-            compile=the_recipe.compile if compile is None else compile,
-            checkpoint=CheckpointConfig(**care),
+            compile=base.compile if compile is None else compile,
+            checkpoint=configs.CheckpointConfig(**checkpoint),
         )
-        if is_group:
-            spec = train_sweep.plan(
-                config, replicas=replicas, grid=sweep or [], method=replica_method or "auto"
-            )
+        if is_sweep:
+            method = replica_method or "auto"
+            spec = make_sweep(config, replicas=replicas, grid=sweep or [], method=method)
             which = f"{len(spec.trials)}runs"
-            run = out or run_dir.new_run(root, the_recipe.name, name, which)
-            return train_sweep.train(
-                run, spec, data, resume=False, json=json, quiet=quiet, tensorboard=tensorboard
-            )
-        run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
+            run = out or run_dir.new_run(root, base.name, name, which)
+        else:
+            run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
 
+    tensorboard = tensorboard or (resume is not None and _has_event_files(run))
     events = run if tensorboard and distributed.is_main() else None
+    resumed = resume is not None
     command = f"{distributed.command(config.runtime.processes)} train --resume {run}"
     try:
         with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
-            result = loop.train(
-                run, config, data, resume=resume is not None, observe=observe, stop=stop
-            )
+            if spec is None:
+                result = loop.train(run, config, data, resume=resumed, observe=observe, stop=stop)
+            else:
+                result = sweeps.train(run, spec, data, resume=resumed, observe=observe, stop=stop)
     except distributed.LostError as error:
-        begun = (run / run_dir.MANIFEST).exists()
-        raise distributed.LostError(
-            f"{error}; resume with: {command}" if begun else error
-        ) from error
+        if not (run / run_dir.MANIFEST).exists():
+            raise
+        raise distributed.LostError(f"{error}; resume with: {command}") from error
     if isinstance(result, loop.Interrupted):
-        output.note(f"stopped after step {result.step:,}; go on with: {command}")
+        if spec is None:
+            message = f"stopped after step {result.step:,}; resume with: {command}"
+        elif run_dir.is_group(run):
+            message = f"stopped after step {result.step:,} of a run; resume with: {command}"
+        else:
+            message = "stopped before the first run"
+        output.note(message)
         if json:
             output.document({"run_dir": str(run), "interrupted": True, "steps": result.step})
         return 128 + (result.signum or 0)
     if not distributed.is_main():
         return 0
     with progress.doing("drawing the figures", quiet=quiet):
-        draw.run(run, data)
-    if json:
-        output.document(result)
-    else:
-        render.show_report(result)
+        if spec is None:
+            draw.run(run, data)
+        else:
+            draw.group(run)
+    output.result(result, render.show_report if spec is None else render.show_sweep, json)
     return 0
 
 
 def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
-    """The run to resume after torchrun has restarted the processes.
-
-    Raises:
-        UsageError: nothing says where it would be.
-    """
+    """Return the run to resume after torchrun has restarted the processes."""
     from fcifar.train import distributed, run_dir
 
     count, most = distributed.restarts()
@@ -205,8 +297,8 @@ def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
     return out if count and begun else None
 
 
-def _goes_on_with_events(run: Path) -> bool:
-    """Whether a run that is resumed had event files for TensorBoard, and can have more."""
+def _has_event_files(run: Path) -> bool:
+    """Whether a run to be resumed has event files for TensorBoard, and can have more."""
     from fcifar.export import tensorboard
 
     if not tensorboard.is_begun(run):

@@ -1,8 +1,8 @@
 """Recipes: named, frozen, validated configurations of a training run.
 
-A recipe is plain values, so that it can be printed, stored in a manifest and read back;
-``make_...`` turn those values into the parts of a step. ``RECIPES`` has them by name, and the
-contract tests cover every entry.
+A recipe holds plain values, so that it can be printed, stored in a manifest and read back;
+``make_...`` turn those values into the parts of a step. ``RECIPES`` has the recipes by name, and
+the contract tests cover every entry.
 
 Importing this package loads torch only when a name other than ``Recipe`` is first used.
 """
@@ -35,9 +35,16 @@ if TYPE_CHECKING:
         steps_per_epoch,
         tied_to_end,
     )
-    from fcifar.recipes.importing import NotImportableError, imported, is_import
     from fcifar.recipes.lookup import RECIPES, changes, get, register
-    from fcifar.recipes.named import AUGMENTS, IMPORT, options_of, register_augment
+    from fcifar.recipes.named import (
+        AUGMENTS,
+        IMPORT,
+        NotImportableError,
+        imported,
+        is_import,
+        options_of,
+        register_augment,
+    )
 
 __all__ = [
     "AUGMENTS",
@@ -76,52 +83,13 @@ __all__ = [
     "to_dict",
 ]
 
-_HOMES = {
-    "build": (
-        "Hyperparams",
-        "check_model",
-        "check_sizes",
-        "count_flops",
-        "make_augment",
-        "make_average",
-        "make_class_weights",
-        "make_gradient",
-        "make_hyperparams",
-        "make_loss",
-        "make_model",
-        "make_optimizer",
-        "make_preprocess",
-        "make_reduction",
-        "make_schedule",
-        "make_stages",
-        "make_views",
-        "steps_per_epoch",
-        "tied_to_end",
-    ),
-    "importing": (
-        "NotImportableError",
-        "imported",
-        "is_import",
-    ),
-    "lookup": (
-        "RECIPES",
-        "changes",
-        "get",
-        "register",
-    ),
-    "named": (
-        "AUGMENTS",
-        "IMPORT",
-        "options_of",
-        "register_augment",
-    ),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(importlib.import_module(f"fcifar.recipes.{_HOME_OF[name]}"), name)
+    if name in __all__:
+        for module in ("build", "lookup", "named"):
+            found = importlib.import_module(f"fcifar.recipes.{module}")
+            if hasattr(found, name):
+                return getattr(found, name)
     raise AttributeError(f"module 'fcifar.recipes' has no attribute {name!r}")
 
 

@@ -1,5 +1,6 @@
-"""From the values of a recipe to the parts of a step."""
+"""Make the parts of a step from a recipe."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,17 +24,17 @@ from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
 from fcifar.step import Augment, Preprocess, Reduction, normalize
 
-# Of the peak, the part of it that is left at the end, and the steps until then.
+# Functions of the peak, the final rate as a fraction of it, and the number of steps.
 _SCHEDULES: dict[str, Callable[[Any, float, int], Schedule]] = {
     "constant": lambda peak, final, steps: schedules.constant_schedule(peak),
     "linear": lambda peak, final, steps: schedules.linear_schedule(peak, final * peak, steps),
     "cosine": lambda peak, final, steps: schedules.cosine_decay_schedule(peak, steps, final),
 }
-LONGEST = 2**53  # steps, which any number of a schedule can count exactly
+_LONGEST = 2**53  # steps; float64 counts up to here exactly
 
 
 class Hyperparams(NamedTuple):
-    """The numbers of a recipe that may be tensors: arguments of a compiled step, or mapped over."""
+    """The numbers of a recipe that may be traced, or mapped over, as tensors."""
 
     learning_rate: float | Tensor
     momentum: float | Tensor
@@ -42,24 +43,21 @@ class Hyperparams(NamedTuple):
 
 
 def make_hyperparams(recipe: Recipe, values: Mapping[str, Tensor] | None = None) -> Hyperparams:
-    """The recipe's, but for those that ``values`` gives by name as 0-d tensors."""
+    """Return the recipe's hyperparameters; ``values`` replaces some of them by 0-d tensors."""
     given = values or {}
     return Hyperparams(*(given.get(name, getattr(recipe, name)) for name in Hyperparams._fields))
 
 
 def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
-    """The recipe's network for a data set of ``num_classes`` classes.
-
-    Args:
-        axis: the ranks that divide a batch.
-    """
+    """Return the recipe's model. ``axis`` has the ranks that share a batch."""
     over = axis if recipe.sync_batch_norm else ALONE
     return named_model(recipe.model, recipe.model_options, num_classes, over)
 
 
 def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
-    """Floating-point operations of one training step: products and sums of its convolutions and
-    matrix products, forward and twice that backward, over the whole batch.
+    """Return the floating-point operations of one training step over the whole batch.
+
+    Counts convolutions and matrix products: the forward pass, and twice that for the backward pass.
 
     >>> recipe = fcifar.recipes.get("blitz")  # 4 images of 1.3 MFLOP
     >>> f"{fcifar.recipes.count_flops(recipe) / 1e6:.1f} MFLOP"
@@ -77,31 +75,32 @@ def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
 def make_optimizer(
     recipe: Recipe, total_steps: int, numbers: Hyperparams | None = None
 ) -> Optimizer:
-    """The recipe's optimizer with its schedule spread over ``total_steps``."""
+    """Return the recipe's optimizer, with a schedule of ``total_steps``."""
     numbers = numbers or make_hyperparams(recipe)
     parts = [optim.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
     if recipe.group_learning_rates or recipe.whiten_epochs or recipe.optimizer == "muon":
-        groups = {group: _of_group(recipe, group, total_steps, numbers) for group in GROUPS}
+        groups = {g: _group_optimizer(recipe, g, total_steps, numbers) for g in GROUPS}
         return optim.chain(*parts, optim.multi_transform(groups, group_of))
-    return optim.chain(*parts, *_of_all(recipe, total_steps, numbers))
+    return optim.chain(*parts, *_common_optimizer(recipe, total_steps, numbers))
 
 
 def group_of(name: str, value: Tensor) -> str:
-    """Which group a parameter belongs to, by its name and its dimensions.
+    """Return the group of a parameter.
 
-    ``whiten``, the whitening layer; else ``kernel`` of four dimensions, ``linear`` of two, and
-    ``vector`` of one.
+    ``whiten`` is the whitening layer; the others are ``kernel`` (4-d), ``linear`` (2-d) and
+    ``vector``.
     """
     if name.startswith("whiten."):
         return "whiten"
     return {4: "kernel", 2: "linear"}.get(value.ndim, "vector")
 
 
-def _of_all(recipe: Recipe, total_steps: int, numbers: Hyperparams) -> list[Optimizer]:
+def _common_optimizer(recipe: Recipe, total_steps: int, numbers: Hyperparams) -> list[Optimizer]:
+    """Return the parts of an optimizer that treats all parameters alike."""
     learning_rate = make_schedule(recipe, total_steps, numbers.learning_rate)
-    if recipe.optimizer == "adamw":
-        return [optim.adamw(learning_rate, weight_decay=numbers.weight_decay)]
     decay = numbers.weight_decay
+    if recipe.optimizer == "adamw":
+        return [optim.adamw(learning_rate, weight_decay=decay)]
     parts = [optim.add_decayed_weights(decay)] if _is_used(decay) else []
     if recipe.optimizer == "adam":
         return [*parts, optim.adam(learning_rate)]
@@ -110,11 +109,13 @@ def _of_all(recipe: Recipe, total_steps: int, numbers: Hyperparams) -> list[Opti
     return [*parts, optim.sgd(learning_rate, _momentum(numbers), nesterov=recipe.nesterov)]
 
 
-def _of_group(recipe: Recipe, group: str, total_steps: int, numbers: Hyperparams) -> Optimizer:
+def _group_optimizer(
+    recipe: Recipe, group: str, total_steps: int, numbers: Hyperparams
+) -> Optimizer:
     peak = recipe.group_learning_rates.get(group, numbers.learning_rate)
     if group == "whiten" and recipe.whiten_epochs:
         steps = math.ceil(total_steps * recipe.whiten_epochs / recipe.epochs)
-        steps = min(max(1, steps), LONGEST)
+        steps = min(max(1, steps), _LONGEST)
         learning_rate: float | Tensor | Schedule = schedules.linear_schedule(peak, 0.0, steps)
         ending = [optim.freeze_after(steps)]
     else:
@@ -124,15 +125,10 @@ def _of_group(recipe: Recipe, group: str, total_steps: int, numbers: Hyperparams
     if muon and group == "kernel":
         return optim.muon(learning_rate, numbers.momentum, renormalize=True)
     decay = numbers.weight_decay * numbers.learning_rate / peak if _is_used(peak) else 0.0
-    return optim.chain(
-        *([optim.add_decayed_weights(decay)] if _is_used(decay) else []),
-        optim.sgd(
-            learning_rate,
-            recipe.group_momentum if muon else _momentum(numbers),
-            nesterov=muon or recipe.nesterov,
-        ),
-        *ending,
-    )
+    parts = [optim.add_decayed_weights(decay)] if _is_used(decay) else []
+    momentum = recipe.group_momentum if muon else _momentum(numbers)
+    sgd = optim.sgd(learning_rate, momentum, nesterov=muon or recipe.nesterov)
+    return optim.chain(*parts, sgd, *ending)
 
 
 def _momentum(numbers: Hyperparams) -> float | Tensor | None:
@@ -140,16 +136,16 @@ def _momentum(numbers: Hyperparams) -> float | Tensor | None:
 
 
 def _is_used(number: float | Tensor) -> bool:
-    """Whether a number has an effect; a tensor counts as one that may have."""
+    """Whether a number has an effect; a tensor may have one."""
     return isinstance(number, Tensor) or number != 0
 
 
 def make_schedule(
     recipe: Recipe, total_steps: int, peak: float | Tensor | None = None
 ) -> float | Tensor | Schedule:
-    """The learning rate: a number where it is constant, else a function of the step.
+    """Return the learning rate: a number if it is constant, else a function of the step.
 
-    Its ``peak`` is the recipe's learning rate, unless another is given.
+    ``peak`` replaces the recipe's learning rate.
 
     Raises:
         UsageError: the warm-up is as long as the run.
@@ -174,26 +170,27 @@ def make_schedule(
 
 
 def tied_to_end(recipe: Recipe) -> list[str]:
-    """Fields of a recipe that spread something over the whole run, so that a longer run is another
-    run from the first step on. Without any, it begins with the steps of the shorter one.
+    """Return the fields of a recipe whose effect depends on the length of the run.
+
+    Without any, a longer run begins with the steps of the shorter one.
 
     >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("blitz"))
     []
     >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("speed94"))
     ['schedule', 'whiten_epochs']
     """
-    spread = {
+    tied = {
         "schedule": recipe.schedule != "constant",
         "warmup_fraction": recipe.warmup_fraction > 0,
         "lookahead_every": recipe.lookahead_every > 0,
         "whiten_epochs": recipe.whiten_epochs % 1 > 0,  # rounded to steps of the whole run
         "resolutions": bool(recipe.resolutions),
     }
-    return [name for name, is_spread in spread.items() if is_spread]
+    return [name for name, is_tied in tied.items() if is_tied]
 
 
 def make_average(recipe: Recipe, total_steps: int) -> Average:
-    """The average of the variables over training that the recipe ends with."""
+    """Return the recipe's average of the variables over training."""
     if recipe.ema_decay:
         return averaging.ema(recipe.ema_decay)
     if not recipe.lookahead_every:
@@ -205,10 +202,10 @@ def make_average(recipe: Recipe, total_steps: int) -> Average:
 
 
 def make_class_weights(recipe: Recipe, labels: Tensor, num_classes: int) -> Tensor | None:
-    """The weight of each class in the loss: float32 [C], or None where all weigh 1.
+    """Return the weight of each class in the loss, float32 [C]; None if all are 1.
 
     Args:
-        labels: int64 [N], of the training images, those held out included.
+        labels: int64 [N], of all training images, those held out included.
     """
     balanced = recipe.class_weights == "balanced"
     return losses.balanced_class_weights(labels, num_classes) if balanced else None
@@ -217,24 +214,23 @@ def make_class_weights(recipe: Recipe, labels: Tensor, num_classes: int) -> Tens
 def make_loss(
     recipe: Recipe, numbers: Hyperparams | None = None, class_weights: Tensor | None = None
 ) -> Loss:
-    """The loss that the recipe trains with; it is always measured with cross-entropy.
+    """Return the training loss, with weights from ``make_class_weights``.
 
-    Args:
-        class_weights: from ``make_class_weights``.
+    Evaluation always uses cross-entropy.
     """
     return losses.smoothed_cross_entropy((numbers or recipe).label_smoothing, class_weights)
 
 
 def make_reduction(recipe: Recipe) -> Reduction:
-    """From the losses of a batch to what is descended."""
+    """Return the reduction of a batch's losses to the objective."""
     return {"mean": torch.mean, "sum": torch.sum}[recipe.loss_reduction]
 
 
 def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
-    """The gradient that the recipe descends: the batch's, or its images' clipped and noised.
+    """Return the gradient of the objective: plain, or clipped per image and noised.
 
     Args:
-        axis: the ranks that divide a batch.
+        axis: the ranks that share a batch.
     """
     if not recipe.dp_clip:
         return of_batch
@@ -243,12 +239,12 @@ def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
 
 
 def make_augment(recipe: Recipe) -> Augment:
-    """The recipe's augmentations, one after the other."""
+    """Return the recipe's augmentations as one."""
     return augment.chain(*map(named_augment, recipe.augment))
 
 
 def make_preprocess(recipe: Recipe, size: int = 0) -> Preprocess:
-    """The recipe's normalisation, and images of ``size`` pixels a side; 0 for as they are."""
+    """Return the recipe's normalisation, then a resize to ``size`` pixels a side unless it is 0."""
     normalized = normalize(tuple(recipe.mean), tuple(recipe.std))
     if not size:
         return normalized
@@ -256,24 +252,23 @@ def make_preprocess(recipe: Recipe, size: int = 0) -> Preprocess:
 
 
 def make_stages(recipe: Recipe, total_steps: int) -> list[tuple[int, Stage]]:
-    """The stages of a run, and the step before which each begins."""
+    """Return the stages of a run, each with the number of steps before it."""
     stages = named_stages(recipe.resolutions)
-    ends = [round(stage.until * total_steps) for stage in stages]
-    starts = [0, *ends[:-1]]
+    ends = [0, *(round(stage.until * total_steps) for stage in stages)]
     return [
         (start, stage)
-        for start, end, stage in zip(starts, ends, stages, strict=True)
+        for (start, end), stage in zip(itertools.pairwise(ends), stages, strict=True)
         if end > start
     ]
 
 
 def make_views(recipe: Recipe) -> Views:
-    """The recipe's test-time augmentation."""
+    """Return the views of the recipe's test-time augmentation."""
     return tta.VIEWS[recipe.tta]
 
 
 def steps_per_epoch(recipe: Recipe, size: int) -> int:
-    """How many steps an epoch over ``size`` training images has."""
+    """Return the number of steps in an epoch over ``size`` training images."""
     steps, last = divmod(size, recipe.batch_size)
     return steps if recipe.drop_last or not last else steps + 1
 
@@ -281,16 +276,14 @@ def steps_per_epoch(recipe: Recipe, size: int) -> int:
 def check_sizes(
     recipe: Recipe, dataset: str, size: int, held_out: int, given: int, processes: int
 ) -> None:
-    """Make sure that the recipe fits a data set, and so many processes.
+    """Raise a UsageError unless the recipe fits a data set and a number of processes.
 
     Args:
         dataset: its name.
-        size: the number of images to train on.
-        held_out: of training images held out.
-        given: of validation images that the data set has of its own.
-
-    Raises:
-        UsageError: it does not.
+        size: number of images to train on.
+        held_out: number of training images held out.
+        given: number of the data set's own validation images.
+        processes: number of processes that share a batch.
     """
     batch_size = recipe.batch_size
     if not size + held_out:
@@ -325,11 +318,11 @@ def check_sizes(
 def check_model(
     recipe: Recipe, policy: Policy, count: int, num_classes: int, total_steps: int, axis: Axis
 ) -> None:
-    """Make sure that the model takes what it is given: on the meta device, where it is cheap.
+    """Check on the meta device that the model takes the batches of a run.
 
     Raises:
-        UsageError: it does not compute in a dtype; or does not train on a batch of one image, as
-            under batch norm of features without width and height, and there is one.
+        UsageError: it does not take the images' size or dtype, or a batch of one image (such as
+            batch norm over features without width and height).
     """
     model, key = make_model(recipe, num_classes), random.key(0, device="meta")
     variables = model.init(key)
@@ -338,7 +331,7 @@ def check_model(
     single = axis.size in batches and not (axis.size > 1 and recipe.sync_batch_norm)
 
     def forward(images: Tensor) -> None:
-        with torch.device("meta"):  # where modules that name no device make their tensors, too
+        with torch.device("meta"):  # for modules that make tensors without a device
             model.apply(cast, images, key=key, train=True)
 
     for _, stage in make_stages(recipe, total_steps):

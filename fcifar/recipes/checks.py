@@ -1,52 +1,47 @@
-"""What the values of a recipe may be. The limits are here and nowhere else."""
+"""Checks of a recipe's values, and their limits."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from fcifar.errors import UsageError, did_you_mean, shown
 
-# A billion epochs, of as many images as fit into any memory, are fewer than 2**63 steps.
-LARGEST_COUNT = 10**9
-# float32 holds these, and what a step makes of one of them.
-SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30
+LARGEST_COUNT = 10**9  # so that the steps of a run stay below 2**63
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # so that a step stays within float32
+
+
+def refused(name: str, value: Any, accepted: str) -> UsageError:
+    """Return the error about a value that is not ``accepted``."""
+    return UsageError(f"{name} is {shown(value)}; it must be {accepted}")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise a UsageError unless ``value`` is one of ``choices``."""
     if not isinstance(value, str) or value not in choices:
-        raise UsageError(
-            f"{name} is {shown(value)}; it must be one of {', '.join(choices)}"
-            f"{did_you_mean(value, choices)}"
-        )
+        raise refused(name, value, f"one of {', '.join(choices)}{did_you_mean(value, choices)}")
 
 
 def check_text(name: str, value: Any) -> None:
-    """Raise a UsageError unless ``value`` is text that fits on a line and steers no terminal."""
+    """Raise a UsageError unless ``value`` is one line without control characters."""
     if not isinstance(value, str) or not value.isprintable():
-        raise UsageError(f"{name} is {shown(value)}; it must be one line of printable text")
+        raise refused(name, value, "one line of printable text")
 
 
 def check_switch(name: str, value: Any) -> None:
     """Raise a UsageError unless ``value`` is true or false."""
     if not isinstance(value, bool):
-        raise UsageError(f"{name} is {shown(value)}; it must be true or false")
+        raise refused(name, value, "true or false")
 
 
 def check_count(name: str, value: Any, least: int, most: int = LARGEST_COUNT) -> None:
     """Raise a UsageError unless ``value`` is a whole number from ``least`` to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UsageError(
-            f"{name} is {shown(value)}; it must be a whole number from {least} up to {most:,}"
-        )
+        raise refused(name, value, f"a whole number from {least} up to {most:,}")
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise a UsageError unless ``value`` is 0, or positive and of a size that float32 holds."""
+    """Raise a UsageError unless ``value`` is 0 or within the limits above."""
     if not _is_number(value) or not (value == 0 or SMALLEST_NUMBER <= value <= LARGEST_NUMBER):
-        raise UsageError(
-            f"{name} is {shown(value)}; it must be 0, or a number from {SMALLEST_NUMBER} to "
-            f"{LARGEST_NUMBER}"
-        )
+        raise refused(name, value, f"0, or a number from {SMALLEST_NUMBER} to {LARGEST_NUMBER}")
 
 
 def check_channels(name: str, value: Any, least: float) -> None:
@@ -56,17 +51,13 @@ def check_channels(name: str, value: Any, least: float) -> None:
         or len(value) != 3
         or not all(_is_number(v) and least <= v <= LARGEST_NUMBER for v in value)
     ):
-        raise UsageError(
-            f"{name} is {shown(value)}; it must be three numbers from {least} to {LARGEST_NUMBER}"
-        )
+        raise refused(name, value, f"three numbers from {least} to {LARGEST_NUMBER}")
 
 
 def check_rates(name: str, value: Any, groups: Iterable[str]) -> None:
     """Raise a UsageError unless ``value`` gives positive numbers to some of ``groups``."""
     if not isinstance(value, Mapping) or not set(value) <= set(groups):
-        raise UsageError(
-            f"{name} is {shown(value)}; it must be numbers by group, of {', '.join(groups)}"
-        )
+        raise refused(name, value, f"numbers by group, of {', '.join(groups)}")
     for group, rate in value.items():
         check_number(f"{name} of {group}", rate)
         if not rate:
@@ -78,9 +69,9 @@ def _is_number(value: Any) -> bool:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is one: a whole number in [-2**31, 2**32). Raises a UsageError."""
+    """Return ``seed``, or raise a UsageError unless it is a whole number in [-2**31, 2**32)."""
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UsageError(f"--seed is {shown(seed)}; it must be a whole number")
+        raise refused("--seed", seed, "a whole number")
     if not -(2**31) <= seed < 2**32:
         raise UsageError(f"--seed is {shown(seed)}; it must lie in [-2**31, 2**32)")
     return seed

@@ -1,4 +1,4 @@
-"""Recipes by name."""
+"""The registry of recipes."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from typing import Any
 
 from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
-from fcifar.recipes.importing import imported, is_import
+from fcifar.recipes.checks import refused
+from fcifar.recipes.named import imported, is_import
 from fcifar.recipes.recipe import TEXTS, Recipe, to_dict
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS
@@ -15,7 +16,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SP
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name, or the one that MODULE:NAME names.
+    """Return a registered recipe, or the one at MODULE:NAME.
 
     Raises:
         UsageError: there is none.
@@ -27,7 +28,7 @@ def get(name: str) -> Recipe:
     if is_import(name):
         _, recipe = imported("the recipe", name)
         if not isinstance(recipe, Recipe):
-            raise UsageError(f"the recipe {shown(name)} is {shown(recipe)}; it must be a Recipe")
+            raise refused(f"the recipe {shown(name)}", recipe, "a Recipe")
         return recipe
     if name not in RECIPES:
         raise UsageError(
@@ -61,7 +62,7 @@ def register(recipe: Recipe) -> None:
     """Add a recipe to ``RECIPES`` under its name, for the command line (see ``$FCIFAR_IMPORT``).
 
     Raises:
-        ValueError: the name is taken or no word, or ``recipe`` is no ``Recipe``.
+        ValueError: the name is taken or invalid, or ``recipe`` is not a ``Recipe``.
     """
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{shown(recipe)} is to be a recipe; it must be a Recipe")

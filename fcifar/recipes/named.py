@@ -1,107 +1,140 @@
-"""What a recipe names: its network, and its augmentations."""
+"""Models, augmentations and stages from their names in a recipe.
 
+Recipes are read from files of others, so ``model_factory`` restricts what MODULE:NAME can import.
+"""
+
+import importlib
 import inspect
 import itertools
+import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from fcifar import augment, entries
-from fcifar.errors import UsageError, did_you_mean, one_line, shown
-from fcifar.models import MODELS, Model
+from fcifar.errors import UsageError, did_you_mean, located, one_line, shown
+from fcifar.models import MODELS, Model, from_factory
 from fcifar.parallel import ALONE, Axis
-from fcifar.recipes import importing
-from fcifar.recipes.checks import check_choice
+from fcifar.recipes.checks import check_choice, refused
 from fcifar.step import Augment
 
-IMPORT = "FCIFAR_IMPORT"  # the variable that names packages which the command line imports first
+IMPORT = "FCIFAR_IMPORT"  # environment variable: modules that the command line imports first
 SMALLEST_IMAGE, LARGEST_IMAGE = 16, 64  # pixels a side, of resolutions
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 
 
-def _color_jitter(strength: float) -> Augment:
-    return augment.color_jitter(strength, strength, strength)
+class NotImportableError(UsageError):
+    """The module or the name cannot be imported."""
 
 
-def _reflect_crop(padding: int) -> Augment:
-    return augment.random_crop(padding, mode="reflect")
+def is_import(name: object) -> bool:
+    """Whether a name has the form MODULE:NAME."""
+    return isinstance(name, str) and ":" in name
 
 
-def _mean_cutout(size: int) -> Augment:
-    return augment.cutout(size, fill=(0.4914, 0.4822, 0.4465))  # of CIFAR-10's training images
-
-
-AUGMENTS: dict[str, Callable[..., Augment]] = {
-    "random_flip": augment.random_flip,
-    "random_rotation": augment.random_rotation,
-    "random_crop": augment.random_crop,
-    "reflect_crop": _reflect_crop,
-    "cutout": augment.cutout,
-    "mean_cutout": _mean_cutout,
-    "color_jitter": _color_jitter,
-}
-"""By name, each callable with its strength alone: a probability, degrees or pixels."""
-
-
-def register_augment(name: str, make: Callable[..., Augment]) -> None:
-    """Add an entry to ``AUGMENTS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+def imported(what: str, text: str) -> tuple[Any, Any]:
+    """Return the module and the object of MODULE:NAME.
 
     Args:
-        name: what ``--augment NAME`` or ``NAME:STRENGTH`` calls it.
-        make: ``(strength) -> augmentation``, or without an argument.
+        what: its description in messages.
 
     Raises:
-        ValueError: the name is taken or invalid, or ``make`` is not callable.
+        UsageError: the text has another form.
+        NotImportableError: the module or the name cannot be found.
     """
-    entries.add_function(AUGMENTS, "an augmentation", name, make)
+    path, _, name = text.partition(":")
+    if not all(part.isidentifier() for part in (*path.split("."), *name.split("."))):
+        raise refused(what, text, "MODULE:NAME, such as my_nets:Net")
+    cannot = f"{what} {shown(text)} cannot be imported"
+    if _package(path) in sys.stdlib_module_names:
+        raise NotImportableError(f"{cannot}: {path} is a part of Python; name a module of yours")
+    try:
+        module = importlib.import_module(path)
+    except (Exception, SystemExit) as error:  # whatever its code does
+        raise NotImportableError(
+            f"{cannot} ({located(error)}); install its package, or run fcifar in the folder of "
+            f"{_package(path)}"
+        ) from error
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            raise NotImportableError(f"{cannot}: there is no {part} in {path}; correct the name")
+        value = getattr(value, part)
+    return module, value
 
 
 def model_factory(name: str) -> Callable[..., Model]:
-    """The entry of ``MODELS``, or what MODULE:FACTORY names.
+    """Return the factory of a registered model, or MODULE:FACTORY.
+
+    The latter is a class of ``nn.Module``, or a function of the same package. A function of an
+    installed package must be annotated to return a ``Model`` or an ``nn.Module``: the text and the
+    options may come from an untrusted file, which must not call arbitrary functions.
 
     Raises:
-        UsageError: there is no such model.
+        UsageError: there is no such model, or it is something else; or as ``imported``.
     """
-    if importing.is_import(name):
-        return importing.model_factory(name)
-    if not isinstance(name, str) or name not in MODELS:
+    if not is_import(name):
+        if not isinstance(name, str) or name not in MODELS:
+            hint = f"(${IMPORT} names packages that register more){did_you_mean(name, MODELS)}"
+            raise refused("model", name, f"one of {', '.join(MODELS)}, or MODULE:FACTORY {hint}")
+        return MODELS[name]
+    module, factory = imported("the model", name)
+    own = getattr(factory, "func", factory)  # unwraps a functools.partial
+    if isinstance(own, type) and issubclass(own, nn.Module):
+        return from_factory(factory)
+    if not inspect.isfunction(own) or _package(own.__module__) != _package(module.__name__):
+        accepted = "a class of nn.Module, or a function of that package which returns one or a "
+        raise refused(f"the model {shown(name)}", factory, f"{accepted}fcifar.Model")
+    installed = "-packages" in (getattr(module, "__file__", None) or "-packages")
+    if installed and not _returns_a_model(own):
         raise UsageError(
-            f"model is {shown(name)}; it must be one of {', '.join(MODELS)}, or MODULE:FACTORY "
-            f"(a package that registers more is named in ${IMPORT}){did_you_mean(name, MODELS)}"
+            f"the model {shown(name)} does not say that it returns one, as a function of an "
+            "installed package must; annotate it with -> fcifar.Model or -> nn.Module"
         )
-    return MODELS[name]
+    return from_factory(factory)
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _returns_a_model(function: Callable[..., Any]) -> bool:
+    try:
+        given = typing.get_type_hints(function).get("return")
+    except Exception:  # such as a name that only type checkers import
+        return False
+    return isinstance(given, type) and (given is Model or issubclass(given, nn.Module))
 
 
 def options_of(name: str) -> tuple[list[str], bool]:
-    """The options that a model takes by name, and whether it takes any others.
+    """Return a model's named options, and whether it takes ``**kwargs``.
 
     Raises:
         UsageError: there is no such model.
     """
     parameters = inspect.signature(model_factory(name)).parameters.values()
     several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    known = [
-        p.name
-        for p in parameters
-        if p.name != "num_classes" and p.kind not in several and not isinstance(p.default, Axis)
-    ]
+    named = [p for p in parameters if p.kind not in several and not isinstance(p.default, Axis)]
+    known = [p.name for p in named if p.name != "num_classes"]
     return known, any(p.kind == p.VAR_KEYWORD for p in parameters)
 
 
 def named_model(
     name: str, options: Mapping[str, Any], num_classes: int, axis: Axis = ALONE
 ) -> Model:
-    """An entry of ``MODELS``, or what MODULE:FACTORY names, with its options.
+    """Return a registered model or MODULE:FACTORY, with its options.
 
     Args:
-        axis: the ranks over which its batch norm takes its statistics, if it has any.
+        axis: the ranks that share the statistics of batch norm.
 
     Raises:
         UsageError: there is no such model, or the options do not fit it.
     """
     make = model_factory(name)
     if not isinstance(options, Mapping):
-        raise UsageError(
-            f"model_options is {shown(options)}; it must be options by name, such as dropout"
-        )
+        raise refused("model_options", options, "options by name, such as dropout")
     does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
     known, any_other = options_of(name)
     unknown = [] if any_other else [option for option in options if option not in known]
@@ -117,11 +150,36 @@ def named_model(
         raise UsageError(one_line(f"{what}: {error}")) from error
 
 
-def named_augment(text: str) -> Augment:
-    """The augmentation that NAME or NAME:STRENGTH asks for.
+AUGMENTS: dict[str, Callable[..., Augment]] = {
+    "random_flip": augment.random_flip,
+    "random_rotation": augment.random_rotation,
+    "random_crop": augment.random_crop,
+    "reflect_crop": lambda padding: augment.random_crop(padding, mode="reflect"),
+    "cutout": augment.cutout,
+    "mean_cutout": lambda size: augment.cutout(size, fill=_CIFAR10_MEAN),
+    "color_jitter": lambda strength: augment.color_jitter(strength, strength, strength),
+}
+"""Factories by name; the first argument is the strength: a probability, degrees or pixels."""
+
+
+def register_augment(name: str, make: Callable[..., Augment]) -> None:
+    """Add an entry to ``AUGMENTS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
+
+    Args:
+        name: what ``--augment NAME`` or ``NAME:STRENGTH`` calls it.
+        make: ``(strength) -> augmentation``, or without an argument.
 
     Raises:
-        UsageError: there is no such augmentation, or none of that strength.
+        ValueError: the name is taken or invalid, or ``make`` is not callable.
+    """
+    entries.add_function(AUGMENTS, "an augmentation", name, make)
+
+
+def named_augment(text: str) -> Augment:
+    """Return the augmentation NAME or NAME:STRENGTH.
+
+    Raises:
+        UsageError: there is no such augmentation, or the strength is missing or invalid.
     """
     name, colon, strength = text.partition(":")
     check_choice("augment", name, AUGMENTS)
@@ -142,17 +200,17 @@ def named_augment(text: str) -> Augment:
 
 
 class Stage(NamedTuple):
-    """A part of a run, and the size of its images."""
+    """A part of a run with one image size."""
 
-    size: int  # pixels a side; 0 for as they are
-    until: float  # part of the steps, in (0, 1]
+    size: int  # pixels a side; 0: unchanged
+    until: float  # end, as a fraction of the steps in (0, 1]
 
 
 def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
-    """What SIZE:PART, ..., SIZE ask for; one stage that leaves the images alone if nothing does.
+    """Return the stages of SIZE:PART, ..., SIZE; without texts, one stage of unchanged images.
 
     Raises:
-        UsageError: a text of another form, a size below 16, or parts that do not rise to 1.
+        UsageError: a text has another form, a size is out of range, or parts do not rise to 1.
     """
     stages = []
     for text in texts:
@@ -164,7 +222,7 @@ def named_stages(texts: Sequence[str]) -> tuple[Stage, ...]:
                 f"resolutions has {shown(text)}; each must be SIZE:PART, such as 24:0.5, or SIZE"
             ) from None
     ends = [stage.until for stage in stages]
-    rising = all(a < b for a, b in itertools.pairwise([0.0, *ends]))  # NaN is neither
+    rising = all(a < b for a, b in itertools.pairwise([0.0, *ends]))  # false for NaN
     if stages and not (rising and ends[-1] == 1):
         raise UsageError(
             f"resolutions is {shown(tuple(texts))}; the parts must rise and end with 1, as in "

@@ -23,10 +23,10 @@ _PUBLISHED = "https://arxiv.org/abs/2404.00498"
 
 
 def _muon(batch_size: int, learning_rate: float, momentum: float) -> dict[str, Any]:
-    """Muon with the published rates for all other parameters.
+    """Return settings of Muon, with the published rates for all other parameters.
 
-    They are for the sum of the losses over a batch, so that a step is as long as its batch is
-    large; and so is the decay of weights, 2e-6 an image.
+    Rates are for the sum of the losses over a batch, so steps grow with the batch size; so does
+    weight decay, 2e-6 per image.
     """
     return {
         "optimizer": "muon",
@@ -42,7 +42,7 @@ def _muon(batch_size: int, learning_rate: float, momentum: float) -> dict[str, A
 
 
 def _sgd(learning_rate: float, weight_decay: float) -> dict[str, Any]:
-    """SGD as published, in its units: for 1,024 images, without momentum's lengthening."""
+    """Return settings of SGD in the published units: 1,024 images, without momentum's factor."""
     unit = 1024 * (1 + 1 / (1 - 0.85))
     return {
         "optimizer": "sgd",
@@ -93,13 +93,13 @@ SPEED90 = SPEED94.replace(
     expected="86.4 % with TTA, 139 s",
     summary="speed94 with half the width, batches of 500 and three epochs",
     model_options={"widths": (64, 128, 128), **_MUON_HEAD},
-    # On images held out, a small network in as short a run gained a point, within its interval.
+    # On held-out images, a small model in a short run gained a point, within its interval.
     **_muon(batch_size=500, learning_rate=0.12, momentum=0.8),
     epochs=3,
     whiten_epochs=1.125,
 )
 
-_ON_A_GPU = "Not trained to its end here yet: no GPU was at hand."
+_ON_A_GPU = "Not trained to the end here yet, for lack of a GPU."
 
 SPEED95 = Recipe(
     name="speed95",
@@ -132,7 +132,7 @@ RESNET18 = Recipe(
     name="resnet18",
     summary="the standard residual network, 200 epochs; for a GPU",
     source="https://arxiv.org/abs/1512.03385",
-    notes=f"Settings as they are usual for it; users report 93 to 95.7 %. {_ON_A_GPU}",
+    notes=f"Common settings; reported accuracies are 93 to 95.7 %. {_ON_A_GPU}",
     model="resnet18",
     optimizer="sgd",
     learning_rate=0.1,

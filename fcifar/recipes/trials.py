@@ -1,4 +1,4 @@
-"""The trials of a sweep: each point of a grid over a recipe, with each seed; and their method."""
+"""The trials of a sweep: each point of a grid over a recipe, with each seed."""
 
 import itertools
 import json
@@ -7,24 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fcifar import random
-from fcifar.errors import UsageError, shown
+from fcifar.errors import UsageError
 from fcifar.recipes.build import Hyperparams, make_model
-from fcifar.recipes.checks import check_seed
+from fcifar.recipes.checks import check_seed, refused
 from fcifar.recipes.recipe import Recipe, from_dict, to_dict
 
 LARGEST = 10_000  # trials
 METHODS = ("loop", "vmap")  # one after another, or at once
 _SMALL = 10**6  # parameters
-NAME = re.compile(r"\w[\w.=,+-]{0,100}", re.ASCII)  # of a folder on any system
+NAME = re.compile(r"\w[\w.=,+-]{0,100}", re.ASCII)  # names of folders that any system takes
 
 
 class Trial(NamedTuple):
     """One run of a sweep."""
 
-    name: str  # of its directory
+    name: str  # and its directory
     recipe: Recipe
     seed: int
-    changes: dict[str, Any]  # what is swept, and its value here
+    changes: dict[str, Any]  # swept values by name
 
 
 class CompileGroup(NamedTuple):
@@ -37,15 +37,15 @@ class CompileGroup(NamedTuple):
 def make_trials(
     recipe: Recipe, grid: Mapping[str, Sequence[tuple[Any, Recipe]]], seeds: Sequence[int]
 ) -> tuple[Trial, ...]:
-    """The trials of a sweep: each point of the grid with each seed.
+    """Return the trials of a sweep: each point of the grid with each seed.
 
     Args:
-        recipe: what all have in common.
-        grid: by name, the values and the recipe changed to each: one axis of the grid.
+        recipe: the common settings.
+        grid: an axis by name: its values, and the recipe changed to each.
         seeds: one or more.
 
     Raises:
-        UsageError: there are too many, or a seed is not one.
+        UsageError: there are too many trials, or a seed is out of range.
     """
     points = list(itertools.product(*grid.values()))
     if not 1 <= len(points) * len(seeds) <= LARGEST:
@@ -65,7 +65,7 @@ def make_trials(
 
 
 def _merge(recipe: Recipe, changed: Sequence[Recipe]) -> Recipe:
-    """The recipe with what is different in each of ``changed``."""
+    """Return the recipe with the differences of each of ``changed`` from it."""
     base = to_dict(recipe)
     values = dict(base)
     for other in map(to_dict, changed):
@@ -84,41 +84,33 @@ def _name(changes: Mapping[str, Any], number: int, seed: int | None) -> str:
 
 
 def compile_groups(trials: Sequence[Trial]) -> Iterator[CompileGroup]:
-    """The trials by the step that they can share, in their order.
-
-    Trials share a step where they differ in seeds and in ``recipes.Hyperparams`` alone.
-    """
+    """Group trials that share a compiled step: they differ in seeds and ``Hyperparams`` alone."""
     fields = Hyperparams._fields
-
-    def shared(trial: Trial) -> str:
-        values = to_dict(trial.recipe)
-        return json.dumps({k: v for k, v in values.items() if k not in fields})
-
-    found: dict[str, list[Trial]] = {}
+    groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        found.setdefault(shared(trial), []).append(trial)
-    for group in found.values():
+        values = to_dict(trial.recipe)
+        shared = json.dumps({k: v for k, v in values.items() if k not in fields})
+        groups.setdefault(shared, []).append(trial)
+    for group in groups.values():
         differing = [n for n in fields if len({getattr(t.recipe, n) for t in group}) > 1]
         yield CompileGroup(tuple(group), tuple(differing))
 
 
 def choose_method(method: str, recipe: Recipe, device: str) -> str:
-    """``loop`` or ``vmap``; for ``auto``, what is likely to be faster.
+    """Return ``loop`` or ``vmap``; for ``auto``, the one that is likely to be faster.
 
-    On a GPU small networks are bound by launching kernels, and ``vmap`` launches them for all
-    replicas at once; large ones are bound by arithmetic, of which there is no less. On the CPU,
-    convolutions with weights of their own for each replica are slow: docs/many-at-once.md.
+    On a GPU small models are bound by kernel launches, which ``vmap`` shares among all replicas;
+    large ones are bound by arithmetic. On the CPU, convolutions with different weights for each
+    replica are slow: docs/many-at-once.md.
 
     Raises:
         UsageError: there is no such method.
     """
-    if method == "auto":
-        return "vmap" if device.startswith("cuda") and _is_small(recipe) else "loop"
-    if method not in METHODS:
-        raise UsageError(f"--replica-method is {shown(method)}; it must be auto, loop or vmap")
-    return method
-
-
-def _is_small(recipe: Recipe) -> bool:
+    if method in METHODS:
+        return method
+    if method != "auto":
+        raise refused("--replica-method", method, "auto, loop or vmap")
+    if not device.startswith("cuda"):
+        return "loop"
     params = make_model(recipe, 10).init(random.key(0)).params
-    return sum(value.numel() for value in params.values()) <= _SMALL
+    return "vmap" if sum(value.numel() for value in params.values()) <= _SMALL else "loop"

@@ -1,14 +1,10 @@
-"""The five published tutorials as recipes.
-
-Where a page leaves something open, or does what should not be done, ``notes`` says what is done
-here.
-"""
+"""The five published tutorials as recipes, with differences from their pages in ``notes``."""
 
 from fcifar.recipes.recipe import Recipe
 
 BLITZ = Recipe(
     name="blitz",
-    summary="the classic tutorial's network and settings",
+    summary="the classic tutorial's model and settings",
     source="https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html",
     model="lenet",
     model_options={"hidden": 84},

@@ -152,7 +152,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ((*TRAIN, "--lr", "nan"), "learning_rate is nan"),
         ((*TRAIN, "--momentum", "1"), "must lie in [0, 1)"),
         ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
-        ((*TRAIN, "--optimizer", "adam"), "belong to the optimizers sgd and muon"),
+        ((*TRAIN, "--optimizer", "adam"), "momentum is of the optimizer sgd or muon, not of adam"),
         ((*TRAIN, "--seed", "-3000000000"), "--seed is -3000000000"),
         ((*TRAIN, "--patience", "3"), "need validation images; give valid_fraction"),
         ((*TRAIN, "--augment", "flop"), "augment is 'flop'; it must be one of random_flip"),
@@ -302,7 +302,7 @@ def test_signals_end_a_run_that_can_go_on(
     process.send_signal(signum)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signum, err
-    assert "go on with: fcifar train --resume run" in err.splitlines()[-1]
+    assert "resume with: fcifar train --resume run" in err.splitlines()[-1]
     assert json.loads(out)["interrupted"] is True
 
     def finish(*words: str) -> dict:

@@ -60,7 +60,7 @@ def test_a_network(fcifar, tmp_path: Path) -> None:
     assert shown.status == 0
     assert fits(shown.out)
     assert "written  x.pth: state_dict, " in shown.out
-    assert "1,000 images (random, for tiny is not prepared here)" in shown.out
+    assert "1,000 images (random: tiny is not prepared here)" in shown.out
     assert shown.err == "writing and checking x.pth\n"
 
 
@@ -92,7 +92,7 @@ def test_mistakes_are_one_line_and_leave_nothing(fcifar, tmp_path: Path) -> None
         (("nowhere", "--to", "x.csv"), "nowhere is not a run directory"),
         (("run",), "Missing option '--to'"),
         (("run", "--to", "x.csv", "--model", "lenet"), "leave them out"),
-        (("run", "--to", "x.pth", "--model", "lenet"), "run says itself which model it holds"),
+        (("run", "--to", "x.pth", "--model", "lenet"), "run records its own model"),
         (("run", "--to", "data"), "is a directory"),
     ):
         done = fcifar("export", *words)

@@ -98,7 +98,7 @@ def test_a_sweep_over_one_value_and_over_shapes(fcifar, tmp_path: Path) -> None:
         (("--sweep", "lr=1", "--sweep", "lr=2"), "--sweep names the same value twice"),
         (("--sweep", "lr=1", "--sweep", "learning_rate=2"), "--sweep names the same value twice"),
         (("--sweep", "lr=much"), "learning_rate is 'much'; it must be 0, or a number"),
-        (("--sweep", "speed=1,2"), "--sweep 'speed': no value of a recipe is called so"),
+        (("--sweep", "speed=1,2"), "--sweep 'speed' is neither a setting of recipes nor"),
         (("--replica-method", "vmap"), "--replica-method is of --replicas and --sweep"),
         (("--replicas", 2, "--replica-method", "both"), "it must be auto, loop or vmap"),
         (("--replicas", 2, "--seed", 2**63), "--seed"),

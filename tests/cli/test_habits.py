@@ -69,8 +69,8 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, way: str) -> None:
 
 def test_a_tilde_elsewhere_stays() -> None:
     words = ("--out=a~b", "--set", "x=~/y", "a~", "~no-such-user/x", "--name=~no-such-user")
-    assert [cli._at_home(word) for word in words] == list(words)
-    assert cli._at_home("--out=~/x") == "--out=" + os.path.expanduser("~/x")
+    assert [cli._expand_home(word) for word in words] == list(words)
+    assert cli._expand_home("--out=~/x") == "--out=" + os.path.expanduser("~/x")
 
 
 # Completion ---------------------------------------------------------------------------------------

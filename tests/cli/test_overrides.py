@@ -14,13 +14,9 @@ from fcifar.cli.overrides import with_changes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
-from fcifar.recipes.recipe import option_name
+from fcifar.recipes.recipe import option_flags, option_name
 
-FLAGS = {
-    field.name: field.metadata["flags"]
-    for field in dataclasses.fields(Recipe)
-    if field.metadata.get("flags")
-}
+FLAGS = {field.name: option_flags(field) for field in dataclasses.fields(Recipe)}
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
 SPEED = recipes.get("speed94")
 
@@ -94,7 +90,7 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     assert changed.model == "speednet"
     assert changed.model_options == {"widths": (8, 8), "depth": 3}
     assert with_changes(blitz, ["model=lenet"]) == blitz
-    with pytest.raises(UsageError, match="--set 'widths': no value of a recipe is called so"):
+    with pytest.raises(UsageError, match="--set 'widths' is neither a setting of recipes nor"):
         with_changes(SPEED, ["model=resnet18", "widths=8,8"])
 
 
@@ -103,11 +99,11 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
     [
         (["epochs"], "--set is 'epochs'; it must be NAME=VALUE"),
         ([""], "--set is ''; it must be NAME=VALUE"),
-        (["=3"], "--set '': no value of a recipe is called so, and no option of the model"),
-        (["epoch=3"], "--set 'epoch': no value .* model 'speednet'; fcifar recipes show speed94"),
-        (["width=3"], "--set 'width': no value of a recipe is called so"),
-        (["name=x"], "--set 'name': no value"),
-        (["model_options={}"], "--set 'model_options': no value"),
+        (["=3"], "--set '' is neither a setting of recipes nor an option of the model"),
+        (["epoch=3"], "--set 'epoch' is neither .* model 'speednet'; fcifar recipes show speed94"),
+        (["width=3"], "--set 'width' is neither a setting of recipes nor"),
+        (["name=x"], "--set 'name' is neither"),
+        (["model_options={}"], "--set 'model_options' is neither"),
         (["epochs=many"], "epochs is 'many'; it must be a whole number from 1 up"),
         (["epochs=1,2"], r"epochs is \[1, 2\]; it must be a whole number"),
         (["epochs=NaN"], "epochs is nan; it must be a whole number"),
@@ -125,8 +121,8 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
         (["widths=64"], "widths is 64; it must be one to three widths"),
         (["num_classes=3"], "do not fit the model speednet, which takes widths"),
         (["model=foo"], "model is 'foo'; it must be one of lenet"),
-        (["model=foo", "widths=8"], "--set 'widths': no value of a recipe is called so"),
-        (["model=[1]", "widths=8"], "--set 'widths': no value of a recipe is called so"),
+        (["model=foo", "widths=8"], "--set 'widths' is neither a setting of recipes nor"),
+        (["model=[1]", "widths=8"], "--set 'widths' is neither a setting of recipes nor"),
         (["tta=flip"], "tta is 'flip'; it must be one of none, mirror, translate"),
     ],
 )
@@ -182,7 +178,7 @@ def test_train_takes_them_and_eval_measures_with_views(fcifar, tmp_path: Path) -
     ("words", "message"),
     [
         ((*TRAIN, "--set", "epochs"), "--set is 'epochs'; it must be NAME=VALUE"),
-        ((*TRAIN, "--set", "widths=8"), "no option of the model 'lenet'"),
+        ((*TRAIN, "--set", "widths=8"), "nor an option of the model 'lenet'"),
         ((*TRAIN, "--set", "hidden=-1"), "do not fit the model lenet: hidden is -1"),
         ((*TRAIN, "--tta", "flip"), "tta is 'flip'; it must be one of none, mirror, translate"),
         (("train", "--resume", "run", "--set", "epochs=9"), "and set would change them"),

@@ -257,7 +257,7 @@ def test_a_model_of_the_registry_comes_without_the_options_of_the_recipes(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--model", "OWN:Net", "--set", "width=3"), "no option of the model 'OWN:Net'"),
+        (("--model", "OWN:Net", "--set", "width=3"), "nor an option of the model 'OWN:Net'"),
         (("--model", "OWN:Net", "--dropout", 0.1), "do not fit the model OWN:Net, which takes hi"),
         (("--model", "OWN:Net", "--set", "rate=7"), "OWN:Net: the module cannot be made: dropout"),
         (("--model", "OWN:Net", "--dp-clip", 1), "OWN:Net has batch norm; take lenet or conv3"),
@@ -418,8 +418,8 @@ def test_the_entries_of_a_package_are_listed_and_train(
     assert fcifar("eval", "run").status == 0
     for words, message in (
         (("--augment", "as_it_is:3"), "has a strength, and as_it_is takes none"),
-        (("--optimizer", "halved-sgd"), "belong to the optimizers sgd and muon, not to halved-sgd"),
-        (("--set", "model=own-net", "--set", "width=3"), "no option of the model 'own-net'"),
+        (("--optimizer", "halved-sgd"), "is of the optimizer sgd or muon, not of halved-sgd"),
+        (("--set", "model=own-net", "--set", "width=3"), "nor an option of the model 'own-net'"),
     ):
         refused = fcifar("train", *TRAIN, *words)
         assert refused.status == 2

@@ -93,7 +93,7 @@ def test_another_seed_holds_other_images_out(fcifar, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--seed", 1), "--seed chooses what --test-fraction holds out; give that too"),
+        (("--seed", 1), "--seed is of --test-fraction; give that too"),
         (("--test-fraction", 0), "--test-fraction is 0.0; it must lie between 0 and 1"),
         (("--test-fraction", 0.1, "--seed", 2**32), "--seed is 4294967296"),
         (("--labels", "fine"), "--labels does not go with a folder of class folders"),
@@ -142,7 +142,7 @@ def test_given_validation_images_from_import_to_report(fcifar, tmp_path: Path) -
     assert "of 30 images" in done.out
     assert fits(done.out)
     shown = fcifar("runs", "show", "run")
-    assert "30 images that the data set has besides" in shown.out
+    assert "30 images of the data set's own" in shown.out
     measured = fcifar("eval", "run", "--split", "valid", *CPU, "--json")
     assert json.loads(measured.out)["n"] == 30
     page = fcifar("report", "run", "--html", "page.html", "-q")

@@ -91,7 +91,7 @@ def test_an_interrupted_run_says_how_to_go_on(fcifar, tmp_path: Path) -> None:
     (tmp_path / "runs/one/report.json").unlink()
     done = fcifar("runs", "list")
     assert "interrupted" in done.out
-    assert done.out.splitlines()[-1] == "go on with: fcifar train --resume runs/one"
+    assert done.out.splitlines()[-1] == "resume with: fcifar train --resume runs/one"
     assert "fcifar train --resume runs/one" in fcifar("runs", "show", "one").out
     (entry,) = json.loads(fcifar("runs", "list", "--json").out)
     assert entry["resume"] == "fcifar train --resume runs/one"

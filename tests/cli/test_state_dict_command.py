@@ -159,7 +159,7 @@ def test_mistakes_are_one_line(fcifar, tmp_path: Path) -> None:
     refused(fcifar("eval", "module.pth", "--model", "lenet"), "save net.state_dict(), not net")
     refused(fcifar("eval", "images.npz", "--model", "lenet"), "images.npz")
     refused(fcifar("eval", "nowhere.pth", "--model", "lenet"), "there is no nowhere.pth")
-    refused(fcifar("eval", "run", "--model", "lenet"), "run says itself which model it holds")
+    refused(fcifar("eval", "run", "--model", "lenet"), "run records its own model")
     lenet = ("eval", "cifar_net.pth", "--model", "lenet")
     refused(fcifar(*lenet, "--recipe", "blitz"), "give one of them")
     refused(fcifar(*lenet, "--set", "learning_rate=1"), "(hidden, dropout), mean or std")

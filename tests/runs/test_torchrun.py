@@ -152,7 +152,7 @@ def test_a_run_goes_on_and_is_made_again(tmp_path: Path) -> None:
     launcher.send_signal(signal.SIGTERM)
     stopped = torchrun.end(launcher)
     assert stopped.status != 0
-    assert "go on with: torchrun --nproc-per-node 2 -m fcifar train --resume" in stopped.err
+    assert "resume with: torchrun --nproc-per-node 2 -m fcifar train --resume" in stopped.err
     report(torchrun.run(["train", "--resume", str(run), "-q", "--json"]))
     alone = torchrun.alone(["reproduce", str(run)])
     assert alone.status == 2
