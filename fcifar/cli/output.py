@@ -8,9 +8,34 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.filesize import decimal as size  # noqa: F401 - used as output.size
+from rich.filesize import decimal as size
 from rich.markup import escape
 from rich.table import Table
+
+from fcifar.report.text import accuracy, confusions, count, number, percent, seconds
+
+__all__ = [
+    "accuracy",
+    "class_table",
+    "confusions",
+    "count",
+    "document",
+    "error",
+    "escape_unencodable",
+    "facts",
+    "line",
+    "note",
+    "number",
+    "percent",
+    "printable",
+    "result",
+    "seconds",
+    "silence",
+    "size",
+    "stderr",
+    "stdout",
+    "table",
+]
 
 _CLASSES, _EXTREMES = 40, 10  # most classes of a table; classes at each end of a longer one
 
@@ -97,37 +122,6 @@ def _visible(text: str, console: Console) -> str:
     """
     clean = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return clean.encode(console.encoding, "backslashreplace").decode(console.encoding)
-
-
-def count(number: int, what: str, several: str = "") -> str:
-    """``1 step``, ``2 steps``."""
-    return f"{number:,} {what if number == 1 else several or what + 's'}"
-
-
-def percent(fraction: float | None, digits: int = 1) -> str:
-    """``0.564`` as ``56.4 %``."""
-    return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
-
-
-def number(value: float | None) -> str:
-    """``0.6934``, or a dash for a value that JSON cannot hold."""
-    return "-" if value is None else f"{value:.4f}"
-
-
-def accuracy(value: float, interval: Sequence[float], of: str = "") -> str:
-    """``56.40 % (95 % interval 55.4 to 57.4 %)``, with ``of`` behind the value."""
-    low, high = interval
-    return f"{percent(value, 2)}{of} (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-
-
-def confusions(report: dict[str, Any], most: int = 3) -> str:
-    """The most frequent mistakes, as text."""
-    classes, cells = list(report["per_class"]), report.get("confusion_cells")
-    if cells is None:
-        rows = enumerate(report["confusion"])
-        cells = [(i, j, number) for i, row in rows for j, number in enumerate(row) if number]
-    worst = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])[:most]
-    return ", ".join(f"{classes[i]} as {classes[j]} ({number:,})" for i, j, number in worst)
 
 
 def class_table(per_class: dict[str, dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fcifar.cli import output
+from fcifar.report import text
 
 if TYPE_CHECKING:
     from fcifar.analysis.score_tables import Examined
@@ -25,9 +26,9 @@ def show_report(report: dict[str, Any]) -> None:
     output.facts(
         [
             *measured("test accuracy", report, f" of {report['test_n']:,}", "test_"),
-            ("model", _selected(report)),
+            ("model", text.selected(report)),
             _training(report),
-            ("compiling", f"{report['compile_seconds']:.1f} s"),
+            ("compiling", output.seconds(report["compile_seconds"])),
             ("timings", f"{train_eval:.1f} s of training and evaluation, {process:.1f} s in all"),
             ("run", report["run_dir"]),
             ("digest", report["params_digest"]),
@@ -60,17 +61,6 @@ def _tta(report: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f"with --tta {report['tta']}", accuracy)]
 
 
-def _selected(report: dict[str, Any]) -> str:
-    selected, steps = report["selected"], report["steps"]
-    stopped = f"; stopped early after step {steps:,}" if report["stopped_early"] else ""
-    if "valid_loss" not in selected:
-        return f"of the last step, {steps:,}{stopped}"
-    loss = output.number(selected["valid_loss"])
-    # Reports of earlier versions lack the number of images.
-    count = f" of {report['valid_n']:,} images" if report.get("valid_n") else ""
-    return f"of step {selected['step']:,}, chosen by validation loss {loss}{count}{stopped}"
-
-
 def _training(report: dict[str, Any]) -> tuple[str, str]:
     steps = f"{report['steps']:,} steps in {report['train_seconds']:.1f} s"
     return "training", f"{steps}, {report['images_per_second']:,.0f} images/s"
@@ -95,18 +85,8 @@ def ensemble_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
             f"{output.percent(accuracy, 2)} by their mean probabilities; "
             f"{output.percent(disagreement)} of pairs disagree on an image",
         ),
-        ("spread", _spread(networks)),
+        ("spread", text.spread(networks)),
     ]
-
-
-def _spread(figures: dict[str, Any]) -> str:
-    own = figures["std_distribution"]
-    return (
-        f"{100 * figures['min_accuracy']:.2f} to {100 * figures['max_accuracy']:.2f} %, std "
-        f"{100 * figures['std_accuracy']:.2f} points; independent errors alone give "
-        f"{100 * figures['std_independent']:.2f}, and "
-        + (f"the models' own is {100 * own:.2f}" if own > 0 else "no more than that is seen")
-    )
 
 
 def show_hardest(examined: "Examined", classes: Sequence[str], written: dict[str, Any]) -> None:
@@ -155,7 +135,7 @@ def show_sweep(summary: dict[str, Any]) -> None:
     runs = output.count(len(members), "run")
     facts += [
         ("training", f"{runs}, {how}: {summary['train_seconds']:.1f} s"),
-        ("compiling", f"{summary['compile_seconds']:.1f} s"),
+        ("compiling", output.seconds(summary["compile_seconds"])),
         ("process", f"{summary['process_seconds']:.1f} s from its start"),
         ("runs", summary["run_dir"]),
     ]
@@ -163,43 +143,21 @@ def show_sweep(summary: dict[str, Any]) -> None:
 
 
 def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
-    """What several networks of one recipe say together."""
-    together = cell["together"]
-    low, high = (output.percent(value, 2) for value in together["interval95"])
-    real = together["std_distribution"]
-    rest = (
-        f", and {100 * real:.2f} is real difference between the models"
-        if real > 0
-        else "; more than was seen, so no real difference between the models shows"
-    )
+    """Lines on several models of one recipe."""
+    together, tta = cell["together"], cell["tta_accuracy"]
+    of = f" on average over {together['replicas']} seeds"
     facts = [
-        (
-            "test accuracy",
-            f"{output.percent(together['mean_accuracy'], 2)} on average over "
-            f"{together['replicas']} seeds, 95 % interval {low} to {high}",
-        ),
-        (
-            "spread",
-            f"standard deviation {100 * together['std_accuracy']:.2f} points, from "
-            f"{output.percent(together['min_accuracy'], 2)} to "
-            f"{output.percent(together['max_accuracy'], 2)}",
-        ),
-        (
-            "of that",
-            f"{100 * together['std_independent']:.2f} is what independent errors on "
-            f"{together['n']:,} images give{rest}",
-        ),
+        ("test accuracy", output.accuracy(together["mean_accuracy"], together["interval95"], of)),
+        ("spread", text.spread(together)),
         ("ensemble", f"{output.percent(together['ensemble_accuracy'], 2)}, of mean probabilities"),
         (
             "disagreement",
             f"two models differ on {output.percent(together['mean_disagreement'])} of the images",
         ),
     ]
-    if cell["tta_accuracy"]:
-        tta = cell["tta_accuracy"]
-        facts.insert(
-            1, ("with --tta", f"{output.percent(tta['mean'], 2)}, deviation {100 * tta['std']:.2f}")
-        )
+    if tta:
+        spread = f"{output.percent(tta['mean'], 2)}, deviation {100 * tta['std']:.2f}"
+        facts.insert(1, ("with --tta", spread))
     return facts
 
 
@@ -211,7 +169,7 @@ def _show_members(members: Sequence[dict[str, Any]]) -> None:
             m["name"],
             output.percent(m["test_accuracy"], 2),
             output.number(m["test_loss"]),
-            f"{m['train_seconds']:.1f} s",
+            output.seconds(m["train_seconds"]),
         )
         for m in members[:_MEMBERS]
     ]
@@ -278,11 +236,12 @@ def date(created: str) -> str:
 
 def show_run(entry: "Entry", json: bool) -> None:
     """Print what a run directory holds, and the commands that use it."""
+    from fcifar import recipes
     from fcifar.train import run_dir
 
     manifest = run_dir.read_manifest(entry.path)
     report = run_dir.read_report(entry.path) if entry.state == "finished" else None
-    changes, commands = _changes(manifest["recipe"]), _commands(entry)
+    changes, commands = recipes.changes(manifest["recipe"]), _commands(entry)
     if json:
         values = {"changes": changes, "commands": commands, "manifest": manifest, "report": report}
         output.document({**entry_values(entry), **values})
@@ -290,7 +249,7 @@ def show_run(entry: "Entry", json: bool) -> None:
     output.facts(
         [
             *_state(entry),
-            *[("" if i else "changed", text) for i, text in enumerate(_in_words(changes))],
+            *[("" if i else "changed", words) for i, words in enumerate(_in_words(changes))],
             *_settings(manifest),
             ("begun", date(entry.created)),
             *(_figures(report) if report else []),
@@ -336,22 +295,6 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         _training(report),
         ("digest", report["params_digest"]),
     ]
-
-
-def _changes(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is different from the recipe of that name: value there, value here. None: no such."""
-    import json
-
-    from fcifar.recipes import RECIPES, to_dict
-
-    if recipe["name"] not in RECIPES:
-        return None
-    named = json.loads(json.dumps(to_dict(RECIPES[recipe["name"]])))
-    return {
-        name: [named.get(name), value]
-        for name, value in recipe.items()
-        if named.get(name) != value and name not in ("summary", "source", "notes", "expected")
-    }
 
 
 def _in_words(changes: Mapping[str, Any] | None) -> list[str]:

@@ -9,6 +9,11 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return "-" if fraction is None else f"{100 * fraction:.{digits}f} %"
 
 
+def accuracy(value: float, interval: Sequence[float], of: str = "") -> str:
+    """``56.40 % (95 % interval 55.4 to 57.4 %)``, with ``of`` behind the value."""
+    return f"{percent(value, 2)}{of} (95 % interval {between(interval, 1)} %)"
+
+
 def between(interval: Sequence[float | None] | None, digits: int = 2) -> str:
     """``(0.55, 0.57)`` as ``55.00 to 57.00``."""
     if not interval or None in interval:
