@@ -1,7 +1,7 @@
-"""``max_pool2d(y, 2)`` in bfloat16, channels last, with a note of which of four each value was.
+"""``max_pool2d(y, 2)`` in bfloat16, channels last, with which of the four values each one was.
 
-An operation of torch (``torch.ops.fcifar``) like those of ``conv_pool``; ``max_pool.c`` does it.
-The gradient goes through the convolution before the pool as well: ``wide_conv`` has it.
+An operation of torch (``torch.ops.fcifar``), implemented by ``max_pool.c``. Its gradient is part of
+``wide_conv``.
 """
 
 import ctypes
@@ -15,16 +15,13 @@ from torch import Tensor
 from fcifar.kernels import build
 
 SOURCE = Path(__file__).with_name("max_pool.c")
-LANES = 16  # channels, of which there must be a multiple
+LANES = 16  # the number of channels must be a multiple
 LAST = torch.channels_last
-
-_OPS = torch.library.Library("fcifar", "FRAGMENT")
-_OPS.define("max_pool(Tensor y) -> (Tensor, Tensor)", tags=(torch.Tag.flexible_layout,))
 
 
 @functools.cache
 def library() -> Callable[..., None]:
-    """The kernel, built where it is not there yet; raises as ``build.load`` does."""
+    """Load the kernel; raises as ``build.load``."""
     made = build.load(SOURCE, {}).max_pool
     made.argtypes = [*[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 3]
     made.restype = None
@@ -34,10 +31,8 @@ def library() -> Callable[..., None]:
 def _empty(y: Tensor) -> tuple[Tensor, Tensor]:
     count, channels, height, width = y.shape
     shape = (count, channels, height // 2, width // 2)
-    return (
-        torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=LAST),
-        torch.empty(shape, dtype=torch.uint8, device=y.device, memory_format=LAST),
-    )
+    pooled = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=LAST)
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
 
 
 def _max_pool(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,9 +44,8 @@ def _max_pool(y: Tensor) -> tuple[Tensor, Tensor]:
     return pooled, which
 
 
-_OPS.impl("max_pool", _max_pool, "CPU")
-torch.library.register_fake("fcifar::max_pool", _empty, lib=_OPS)
-
-max_pool = torch.ops.fcifar.max_pool.default
+max_pool = build.define(
+    "max_pool(Tensor y) -> (Tensor, Tensor)", _max_pool, _empty, (torch.Tag.flexible_layout,)
+)
 """y [N, C, H, W] bfloat16, C a multiple of 16 -> pooled (bfloat16), which (uint8)
-[N, C, H // 2, W // 2]. As in PyTorch the first of equals is taken, and NaN above all."""
+[N, C, H // 2, W // 2]. As in PyTorch the first of equal values is taken, and NaN is largest."""

@@ -371,6 +371,17 @@ def test_constants_keep_their_values() -> None:
         assert not torch.allclose(module(images()), model.apply(variables, images())[0])
 
 
+def test_a_buffer_may_be_float64() -> None:
+    def make() -> nn.Module:
+        return Net(
+            lambda net: net.register_buffer("table", torch.arange(32, dtype=torch.float64)),
+            lambda net, x: x * net.table,
+        )
+
+    variables = from_module(make).init(random.key(0))
+    assert variables.buffers["table"].dtype == torch.float64
+
+
 def test_a_module_that_is_there_already_keeps_its_values() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     model = from_module(lambda: net)
@@ -607,7 +618,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "layers in a list": (
         lambda: Net(_layers(list), lambda net, x: net.blocks[0](x)),
-        r"it uses blocks\[0\].weight, which is neither trained nor saved, for its layer is held in "
+        r"it uses blocks\[0\].weight, which is neither trained nor saved, because its layer is held in "
         r"a plain list; hold layers in nn.ModuleList or nn.ModuleDict",
     ),
     "layers in a dict": (
@@ -645,7 +656,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a state": (
         lambda: Net(lambda net: setattr(net, "before", None), _remembers_one),
-        "forward keeps before for its next call, which gives another result by it",
+        "forward keeps before for its next call, which changes the result of that call",
     ),
     "numpy's draws": (
         lambda: Net(called=lambda net, x: x + np.random.default_rng().random()),
@@ -700,7 +711,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Net(called=lambda net, x: {}["width"]),
         r"KeyError: 'width' \(.*test_from_module.py, line \d+\)$",
     ),
-    "a count": (lambda: Net(called=_counts), "forward changes calls in training, which a function"),
+    "a count": (lambda: Net(called=_counts), "forward changes calls in training, which a pure "),
     "a list": (
         lambda: Net(lambda net: setattr(net, "log", []), _remembers),
         "forward changes log in training",

@@ -1,6 +1,6 @@
-"""Attention in plain operations, which map, differentiate forwards and take a keyed dropout.
+"""Attention in plain operations, with a keyed dropout.
 
-torch's fused kernels on the CPU have no rule for ``vmap`` and none for forward-mode derivatives.
+torch's fused kernels on the CPU have no rules for ``vmap`` and forward-mode derivatives.
 """
 
 import math
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Drop = Callable[[Tensor, float], Tensor]  # weights and a rate to weights with some of them dropped
+Drop = Callable[[Tensor, float], Tensor]  # (weights, rate) to weights with some dropped
 
 
 def attend(
@@ -21,7 +21,7 @@ def attend(
     scale: float,
     drop: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """``drop(softmax(scale q k' + mask)) v``, and these weights.
+    """Return ``drop(softmax(scale q k' + mask)) v``, and the weights of ``v``.
 
     Vaswani et al., "Attention is all you need", https://arxiv.org/abs/1706.03762, section 3.2.1.
 
@@ -29,7 +29,7 @@ def attend(
         query: [..., L, E].
         key: [..., S, E].
         value: [..., S, V].
-        mask: what is added to the scores, broadcast to [..., L, S]; None for nothing.
+        mask: added to the scores, broadcast to [..., L, S].
     """
     scores = (query * scale) @ key.transpose(-2, -1)
     scores = scores if mask is None else scores + mask
@@ -39,7 +39,7 @@ def attend(
 
 
 def as_added(mask: Tensor | None, like: Tensor, *, hidden: bool) -> Tensor | None:
-    """A mask as values to add to the scores. A boolean mask hides where it equals ``hidden``."""
+    """A mask as values to add to the scores. A boolean mask is -inf where it equals ``hidden``."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     zeros = torch.zeros(mask.shape, dtype=like.dtype, device=like.device)
@@ -100,15 +100,15 @@ def multi_head(
     average_attn_weights: bool = True,
     is_causal: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """``torch.nn.functional.multi_head_attention_forward``, what ``nn.MultiheadAttention`` calls.
+    """``torch.nn.functional.multi_head_attention_forward``, called by ``nn.MultiheadAttention``.
 
     Args:
         query: [L, B, E]; ``key`` and ``value`` are [S, B, ...].
         attn_mask: True where attention is masked, or values to add to the scores; [L, S] or
-            [B * heads, L, S]. With ``is_causal`` it says which, and must be there as in torch.
+            [B * heads, L, S]. ``is_causal`` is only a hint about it, as in torch.
 
     Raises:
-        ValueError: the query has other dimensions, or an argument that images have no use for.
+        ValueError: the query has other dimensions, or an unsupported argument is given.
     """
     unknown = (bias_k, bias_v, static_k, static_v, key_padding_mask)
     if query.ndim != 3 or add_zero_attn or any(argument is not None for argument in unknown):

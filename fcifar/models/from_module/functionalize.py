@@ -1,9 +1,9 @@
 """The forward pass of any module as a function of a key and of its statistics.
 
-A ``Forward`` is a mode of torch: while it is entered, functions of torch that draw from a global
-generator draw from a key, and batch norm hands its new running statistics over instead of writing
-them. It is a value made for one call. Unlike patches it reaches no other thread, and ``grad``,
-``vmap``, ``jvp`` and ``torch.compile`` see only what it calls.
+A ``Forward`` is a function mode of torch: while it is entered, functions that would draw from a
+global generator draw from a key, and batch norm returns its new running statistics instead of
+writing them. It is made for one call. Unlike a patch it does not affect other threads, and
+``grad``, ``vmap``, ``jvp`` and ``torch.compile`` see only the functions that it calls.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +27,9 @@ class Forward(TorchFunctionMode):
     """One call of a module.
 
     Args:
-        key: what it draws from, the i-th draw from ``fold_in(key, i)``; None outside training.
+        key: draw i comes from ``fold_in(key, i)``; None outside training.
         norms: the batch norms of the module by name, as ``layers.BatchNorm`` on the meta device.
-        tensors: what the module is called with, by name.
+        tensors: the module's tensors by name.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Forward(TorchFunctionMode):
         super().__init__()
         self.key, self.norms, self.tensors = key, norms, tensors
         self.drawn = 0
-        self.order = [*norms]  # those not called yet, which come next, before the others
+        self.order = [*norms]  # those not called yet first
         self.changed: dict[str, Tensor] = {}  # running statistics after the call, by name
 
     def __torch_function__(
@@ -51,10 +51,13 @@ class Forward(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        known = KNOWN.get(func)
-        if known is None:
+        replacement = REPLACEMENTS.get(func)
+        if replacement is None:
             return func(*args, **(kwargs or {}))
-        return known(self, *args, **(kwargs or {}))
+        given = dict(kwargs or {})
+        if given.pop("generator", None) is not None:
+            raise ValueError("it draws from a generator of its own; leave generator out")
+        return replacement(self, *args, **given)
 
     def next_key(self) -> Key:
         """The key of the next draw."""
@@ -67,7 +70,7 @@ class Forward(TorchFunctionMode):
         return random.fold_in(self.key, self.drawn - 1)
 
     def drop(self, x: Tensor, rate: float, shape: Sequence[int] | None = None) -> Tensor:
-        """``layers.dropout``, of values or of a ``shape`` that is broadcast to them."""
+        """``layers.dropout``, of single values or of a ``shape`` that is broadcast to them."""
         if rate == 0:
             return x
         if rate == 1:
@@ -102,9 +105,10 @@ def _batch_norm(
         names = {kind: f"{name}.{kind}" for kind in STATISTICS}
         if forward.tensors[names["running_mean"]] is not running_mean:
             continue
-        forward.order = [*(other for other in forward.order if other != name), name]
+        forward.order.remove(name)  # a layer that shares its statistics is the next to be called
+        forward.order.append(name)
         before = {"running_mean": running_mean, "running_var": running_var}
-        # Where a layer is called twice, the second call goes on from the first.
+        # The second call of a layer continues from the statistics of the first.
         statistics = {kind: forward.changed.get(names[kind], old) for kind, old in before.items()}
         x = input if input.ndim == 4 else input.reshape(*input.shape[:2], -1, 1)
         y, after = functional_call(forward.norms[name], values | statistics, (x, training))
@@ -123,59 +127,42 @@ def _batch_norm(
 # Draws -------------------------------------------------------------------------------------------
 
 
-def _dropout(
-    forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    if not training or p == 0:  # in place, too, it leaves alone what the way back needs
-        return input
-    dropped = forward.drop(input, p)
-    return input.copy_(dropped) if inplace else dropped
+def _dropout(*, channels: bool) -> Callable[..., Tensor]:
+    """Dropout of single values, or of whole channels of [B, C, ...]."""
+
+    def dropout(
+        forward: Forward,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
+        if not training or p == 0:  # also in place: the backward pass may need the input
+            return input
+        shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if channels else None
+        dropped = forward.drop(input, p, shape)
+        return input.copy_(dropped) if inplace else dropped
+
+    return dropout
 
 
-def _dropout_of_channels(
-    forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    """Whole channels of [B, C, ...] at a time."""
-    if not training or p == 0:  # in place, too, it leaves alone what the way back needs
-        return input
-    shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
-    dropped = forward.drop(input, p, shape)
-    return input.copy_(dropped) if inplace else dropped
-
-
-def _bernoulli(
-    forward: Forward, input: Tensor, p: float | None = None, *, generator: Any = None
-) -> Tensor:
-    _refuse(generator)
+def _bernoulli(forward: Forward, input: Tensor, p: float | None = None) -> Tensor:
     probability = input if p is None else p
     return random.bernoulli(forward.next_key(), probability, input.shape).to(input.dtype)
 
 
-def _bernoulli_(
-    forward: Forward, input: Tensor, p: float | Tensor = 0.5, *, generator: Any = None
-) -> Tensor:
-    _refuse(generator)
+def _bernoulli_(forward: Forward, input: Tensor, p: float | Tensor = 0.5) -> Tensor:
     return input.copy_(random.bernoulli(forward.next_key(), p, input.shape))
 
 
 def _uniform_(
-    forward: Forward,
-    input: Tensor,
-    a: float = 0.0,
-    b: float = 1.0,
-    *,
-    generator: Any = None,
-    **named: float,
+    forward: Forward, input: Tensor, a: float = 0.0, b: float = 1.0, **named: float
 ) -> Tensor:
-    _refuse(generator)
     a, b = named.get("from", a), named.get("to", b)
     return input.copy_(random.uniform(forward.next_key(), input.shape) * (b - a) + a)
 
 
-def _normal_(
-    forward: Forward, input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None
-) -> Tensor:
-    _refuse(generator)
+def _normal_(forward: Forward, input: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     drawn = _in_dtype(random.normal, forward.next_key(), input.shape, input.dtype)
     return input.copy_(drawn * std + (complex(mean, mean) if drawn.is_complex() else mean))
 
@@ -183,21 +170,18 @@ def _normal_(
 def _in_dtype(
     draw: Callable[[Key, Sequence[int]], Tensor], key: Key, shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
-    """A draw; a complex one has two in it, see ``drawing.complex_of``."""
+    """A draw; of complex numbers see ``complex_of``."""
     if not dtype.is_complex:
         return draw(key, shape).to(dtype)
     return complex_of(draw(key, (*shape, 2)), dtype, normal=draw is random.normal)
 
 
 def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.rand`` or ``randn``."""
+
     def of_size(
-        forward: Forward,
-        *size: Any,
-        dtype: torch.dtype | None = None,
-        generator: Any = None,
-        **rest: Any,
+        forward: Forward, *size: Any, dtype: torch.dtype | None = None, **rest: Any
     ) -> Tensor:
-        _refuse(generator)
         size = rest.get("size", size[0] if size and not isinstance(size[0], int) else size)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         return _in_dtype(draw, forward.next_key(), tuple(size), dtype)
@@ -206,10 +190,11 @@ def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _of_like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.rand_like`` or ``randn_like``."""
+
     def of_like(
         forward: Forward, input: Tensor, *, dtype: torch.dtype | None = None, **rest: Any
     ) -> Tensor:
-        _refuse(rest.get("generator"))
         dtype = input.dtype if dtype is None else dtype
         return _in_dtype(draw, forward.next_key(), input.shape, dtype)
 
@@ -217,7 +202,7 @@ def _of_like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _empty(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Memory that a draw may be written into. ``vmap`` over keys needs it to depend on the key."""
+    """Memory to draw into; under ``vmap`` over keys it has to depend on the key."""
 
     def empty(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         made = function(*args, **kwargs)
@@ -228,12 +213,7 @@ def _empty(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return empty
 
 
-def _refuse(generator: Any) -> None:
-    if generator is not None:
-        raise ValueError("it draws from a generator of its own; leave generator out")
-
-
-# What torch has no rule for under vmap -----------------------------------------------------------
+# Operations without a rule for vmap ---------------------------------------------------------------
 
 
 def _adaptive_avg_pool2d(forward: Forward, input: Tensor, output_size: Any) -> Tensor:
@@ -247,26 +227,19 @@ def _weight_norm(forward: Forward, v: Tensor, g: Tensor, dim: int = 0) -> Tensor
     return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
 
 
-def _scaled_dot_product(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
-    return attention.scaled_dot_product(forward.drop, *args, **kwargs)
+def _with_drop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes dropout as its first argument."""
+    return lambda forward, *args, **kwargs: function(forward.drop, *args, **kwargs)
 
 
-def _multi_head(forward: Forward, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return attention.multi_head(forward.drop, *args, **kwargs)
+def _without_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda forward, *args, **kwargs: function(*args, **kwargs)
 
 
-def _recurrent(kind: str) -> Callable[..., Any]:
-    run = recurrent.layers_function(kind)
-    return lambda forward, *args, **kwargs: run(forward.drop, *args, **kwargs)
+_LAYOUTS = (torch.channels_last, torch.channels_last_3d)
 
 
-def _recurrent_cell(kind: str) -> Callable[..., Any]:
-    run = recurrent.cell_function(kind)
-    return lambda forward, *args, **kwargs: run(*args, **kwargs)
-
-
-def _laid_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """The same values in another layout, which torch has no rule for under ``vmap``."""
+def _in_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     if memory_format == torch.channels_last and x.ndim == 4:
         return layers.channels_last(x)
     if memory_format == torch.channels_last_3d and x.ndim == 5:
@@ -274,13 +247,10 @@ def _laid_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     return x.contiguous()
 
 
-_LAYOUTS = (torch.channels_last, torch.channels_last_3d)
-
-
 def _contiguous(
     forward: Forward, input: Tensor, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    return _laid_out(input, memory_format)
+    return _in_layout(input, memory_format)
 
 
 def _is_contiguous(
@@ -290,15 +260,13 @@ def _is_contiguous(
 
 
 def _with_layout(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that may be given a layout for what it makes."""
+    """A function with an argument ``memory_format``."""
 
-    def make(
-        forward: Forward, *args: Any, memory_format: torch.memory_format | None = None, **rest: Any
-    ) -> Tensor:
-        if memory_format not in _LAYOUTS:
-            given = {} if memory_format is None else {"memory_format": memory_format}
-            return function(*args, **rest, **given)
-        return _laid_out(function(*args, **rest), memory_format)
+    def make(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("memory_format") not in _LAYOUTS:
+            return function(*args, **kwargs)
+        memory_format = kwargs.pop("memory_format")
+        return _in_layout(function(*args, **kwargs), memory_format)
 
     return make
 
@@ -310,20 +278,14 @@ def _deform_conv2d(
     offset: Tensor,
     mask: Tensor,
     bias: Tensor,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    groups: int,
-    offset_groups: int,
-    use_mask: bool,
+    *settings: int,
 ) -> Tensor:
-    """``torchvision.ops.deform_conv2d``: a convolution that looks at places of its own choice.
+    """``torchvision.ops.deform_conv2d``: a convolution at learned offsets, bilinearly sampled.
 
     Zhu et al., "Deformable ConvNets v2", https://arxiv.org/abs/1811.11168.
     """
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, *rest = settings
+    offset_groups, use_mask = rest
     n, channels, height, width = input.shape
     kernel_h, kernel_w = weight.shape[-2:]
     out_h, out_w = offset.shape[-2:]
@@ -332,7 +294,7 @@ def _deform_conv2d(
     def count(size: int, step: int) -> Tensor:
         return torch.arange(size, device=input.device, dtype=wide) * step
 
-    # Where each tap of each place looks: [n, offset_groups, taps, out_h, out_w].
+    # Sampling positions of each tap: [n, offset_groups, taps, out_h, out_w].
     moved = offset.to(wide).reshape(n, offset_groups, taps, 2, out_h, out_w)
     taps_y = count(kernel_h, dilation_h).repeat_interleave(kernel_w)[:, None, None] - pad_h
     taps_x = count(kernel_w, dilation_w).repeat(kernel_h)[:, None, None] - pad_w
@@ -357,13 +319,13 @@ def _deform_conv2d(
     return result + bias[:, None, None]
 
 
-def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What is done in place of which function. None of them is called here."""
+def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Functions by the ones that they replace."""
     of_torch = {
-        **{kind: _recurrent(kind) for kind in recurrent.CELLS},
-        **{f"{kind}_cell": _recurrent_cell(kind) for kind in recurrent.CELLS},
+        **{k: _with_drop(recurrent.layers_function(k)) for k in recurrent.CELLS},
+        **{f"{k}_cell": _without_forward(recurrent.cell_function(k)) for k in recurrent.CELLS},
         "clone": _with_layout(torch.clone),
-        "dropout": _dropout,
+        "dropout": _dropout(channels=False),
         "bernoulli": _bernoulli,
         "rand": _of_size(random.uniform),
         "randn": _of_size(random.normal),
@@ -376,12 +338,10 @@ def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
     of_functional = {
         "adaptive_avg_pool2d": _adaptive_avg_pool2d,
         "batch_norm": _batch_norm,
-        "dropout": _dropout,
-        "dropout1d": _dropout_of_channels,
-        "dropout2d": _dropout_of_channels,
-        "dropout3d": _dropout_of_channels,
-        "scaled_dot_product_attention": _scaled_dot_product,
-        "multi_head_attention_forward": _multi_head,
+        "dropout": _dropout(channels=False),
+        **{f"dropout{n}d": _dropout(channels=True) for n in (1, 2, 3)},
+        "scaled_dot_product_attention": _with_drop(attention.scaled_dot_product),
+        "multi_head_attention_forward": _with_drop(attention.multi_head),
     }
     of_tensor = {
         "bernoulli": _bernoulli,
@@ -394,14 +354,14 @@ def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
         "clone": _with_layout(Tensor.clone),
         "to": _with_layout(Tensor.to),
     }
-    places = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
-    return {getattr(place, name): known for place, table in places for name, known in table.items()}
+    owners = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
+    return {getattr(owner, name): new for owner, table in owners for name, new in table.items()}
 
 
-KNOWN = _known()
+REPLACEMENTS = _replacements()
 
 
-def know_torchvision() -> None:
-    """Let operations of torchvision be known, if it has been imported."""
+def replace_torchvision() -> None:
+    """Add replacements for operations of torchvision, if it has been imported."""
     if hasattr(torch.ops.torchvision, "deform_conv2d"):
-        KNOWN[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
+        REPLACEMENTS[torch.ops.torchvision.deform_conv2d] = _deform_conv2d

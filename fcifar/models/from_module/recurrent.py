@@ -1,7 +1,6 @@
-"""Recurrent layers in plain operations, which map, differentiate forwards and compile.
+"""Recurrent layers in plain operations, by the equations of torch's documentation.
 
-torch's own on the CPU are single operations without a rule for ``vmap``, and it does not compile
-them. Equations are those of torch's documentation.
+torch's own on the CPU are single operations that have no rule for ``vmap`` and do not compile.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,24 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Drop = Callable[[Tensor, float], Tensor]  # values and a rate to values with some of them dropped
-# Of the inputs' part [B, G * H] of a gate's sum, the state, and the weights and bias of the
-# hidden values: the state after it. A state is ``(h,)``, or ``(h, c)`` for the LSTM; [B, H].
-Cell = Callable[[Tensor, tuple[Tensor, ...], Tensor, Tensor | None], tuple[Tensor, ...]]
+Drop = Callable[[Tensor, float], Tensor]  # (values, rate) to values with some dropped
+State = tuple[Tensor, ...]  # (h,), or (h, c) of an LSTM; each [B, H]
+# From the inputs' part [B, G * H] of the gates' sums, the state, and the weight and bias of the
+# hidden values, to the next state.
+Cell = Callable[[Tensor, State, Tensor, Tensor | None], State]
 
 
-def _lstm(
-    x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, ...]:
+def _lstm(x: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
     h, c = state
     i, f, g, o = (x + F.linear(h, weight, bias)).chunk(4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def _gru(
-    x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, ...]:
+def _gru(x: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
     (h,) = state
     x_r, x_z, x_n = x.chunk(3, -1)
     h_r, h_z, h_n = F.linear(h, weight, bias).chunk(3, -1)
@@ -37,9 +33,7 @@ def _gru(
 
 
 def _simple(activation: Callable[[Tensor], Tensor]) -> Cell:
-    def cell(
-        x: Tensor, state: tuple[Tensor, ...], weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def cell(x: Tensor, state: State, weight: Tensor, bias: Tensor | None) -> State:
         return (activation(x + F.linear(state[0], weight, bias)),)
 
     return cell
@@ -73,9 +67,9 @@ def cell_function(kind: str) -> Callable[..., Any]:
 
 
 def layers_function(kind: str) -> Callable[..., tuple[Tensor, ...]]:
-    """``torch.lstm``, ``gru``, ``rnn_tanh`` or ``rnn_relu``, for sequences of one length.
+    """``torch.lstm``, ``gru``, ``rnn_tanh`` or ``rnn_relu``, of sequences of one length.
 
-    It takes, before their arguments, what drops values between layers.
+    Its first argument is the dropout between layers, followed by torch's arguments.
 
     Raises:
         ValueError: the sequences are packed.
@@ -93,7 +87,7 @@ def layers_function(kind: str) -> Callable[..., tuple[Tensor, ...]]:
         bidirectional: bool,
         batch_first: bool = False,
     ) -> tuple[Tensor, ...]:
-        if not isinstance(has_biases, bool):  # but what follows the sizes of their batches
+        if not isinstance(has_biases, bool):  # packed: the second argument is batch sizes
             raise ValueError("packed sequences are not known here; give nn.LSTM or GRU a tensor")
         starts = tuple(hx) if kind == "lstm" else (hx,)  # each [layers * directions, B, H]
         directions = 2 if bidirectional else 1
@@ -120,22 +114,16 @@ def layers_function(kind: str) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _direction(
-    cell: Cell,
-    x: Tensor,
-    state: tuple[Tensor, ...],
-    weights: Sequence[Tensor],
-    has_biases: bool,
-    reverse: bool,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """One layer in one direction over [T, B, I]: its outputs [T, B, H], and its last state.
+    cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], has_biases: bool, reverse: bool
+) -> tuple[Tensor, State]:
+    """Run one layer in one direction over [T, B, I]; return its outputs [T, B, H] and last state.
 
     Args:
-        weights: of the inputs, of the hidden values, the biases of both if there are any, and the
-            projection of the hidden values if there is one.
+        weights: of the inputs and the hidden values, then their biases with ``has_biases``, then
+            optionally the projection of the hidden values.
     """
     w_ih, w_hh, *rest = weights
-    b_ih, b_hh = rest[:2] if has_biases else (None, None)
-    projection = rest[2:] if has_biases else rest
+    b_ih, b_hh, *projection = rest if has_biases else (None, None, *rest)
     inputs = F.linear(x, w_ih, b_ih).unbind(0)
     outputs = []
     for step in reversed(inputs) if reverse else inputs:
