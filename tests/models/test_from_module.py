@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fcifar import models, optim, privacy, random, tree
 from fcifar.models import Model, from_module
-from fcifar.models.from_module import attention
+from fcifar.models.from_module import operations
 from fcifar.models.from_module.functionalize import Forward
 from fcifar.models.from_module.init import spread
 from fcifar.precision import BF16, FP64
@@ -423,7 +423,7 @@ def test_attention_equals_torchs(options: dict[str, Any]) -> None:
         drawn = random.normal(random.key(1), (6, 6)).double()
         masks = [drawn, (drawn > 0) | torch.eye(6, dtype=torch.bool)]
     for mask in masks:
-        found = attention.scaled_dot_product(_keep, q, k, v, mask, **options)
+        found = operations.scaled_dot_product(_keep, q, k, v, mask, **options)
         expected = F.scaled_dot_product_attention(q, k, v, mask, **options)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
@@ -618,8 +618,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "layers in a list": (
         lambda: Net(_layers(list), lambda net, x: net.blocks[0](x)),
-        r"it uses blocks\[0\].weight, which is neither trained nor saved, because its layer is held in "
-        r"a plain list; hold layers in nn.ModuleList or nn.ModuleDict",
+        r"it uses blocks\[0\].weight, which is neither trained nor saved, because its layer is "
+        r"held in a plain list; hold layers in nn.ModuleList or nn.ModuleDict",
     ),
     "layers in a dict": (
         lambda: Net(

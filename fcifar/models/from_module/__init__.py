@@ -16,21 +16,15 @@ from torch.nn.utils.weight_norm import WeightNorm
 from fcifar import layers, precision
 from fcifar.errors import located
 from fcifar.models.base import Buffers, Model, Variables, check_key, versions_of
-from fcifar.models.from_module.check import (
-    Cache,
-    check_caches,
-    check_forward,
-    check_step,
-    empty_caches,
-)
+from fcifar.models.from_module import check
 from fcifar.models.from_module.functionalize import STATISTICS, Forward, replace_torchvision
 from fcifar.models.from_module.init import (
     Values,
     build,
     check_repeats,
     from_key,
+    named_tensors,
     plain_attributes,
-    plain_tensors,
     spread,
     values_of,
     with_classes,
@@ -92,8 +86,7 @@ def from_module(
     replace_torchvision()
     _refuse_hooks(first)
     versions = versions_of(first)
-    values = values_of(first)
-    check_repeats(values, values_of(second), make)
+    values = check_repeats(first, second, make)
     train, evaluate = _separate(first, second)
     skeletons = {True: _skeleton(train.train(), axis), False: _skeleton(evaluate.eval(), axis)}
     shapes = Values(*({n: v.to("meta") for n, v in part.items()} for part in values))
@@ -122,7 +115,7 @@ def from_module(
         return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
     with torch.device("cpu"):  # whatever the default device
-        check_step(apply, Variables(values.params, values.buffers))
+        check.check_step(apply, Variables(values.params, values.buffers))
         for training, skeleton in skeletons.items():
             if skeleton.caches or values.constants:
                 _check_caches(skeleton, values, train=training)
@@ -170,7 +163,7 @@ class _Skeleton(NamedTuple):
     unnamed: frozenset[str]  # names that ``functional_call`` does not reach
     ties: dict[str, str]  # further names of tensors, to the first of each
     slots: tuple[_Slot, ...]
-    caches: tuple[Cache, ...] = ()
+    caches: tuple[check.Cache, ...] = ()
 
 
 def _inputs(values: Values, skeleton: _Skeleton, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -212,7 +205,7 @@ def _call(
         for slot in skeleton.slots:
             _fill(slot, slot.empty)
         if not keep:
-            empty_caches(skeleton.caches)
+            check.empty_caches(skeleton.caches)
     tensors.update({name: whole[name] for name in named})
     # Models with several results, such as torchvision's, name this one.
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", output)
@@ -240,7 +233,7 @@ def _checked(skeleton: _Skeleton, shapes: Values, num_classes: int, *, train: bo
     """Check that a call without values is pure, and return the skeleton with its caches."""
     floats = Values(*(precision.cast(part, torch.float32) for part in shapes))
     tensors = _inputs(floats, skeleton, torch.float32)
-    caches = check_forward(
+    caches = check.check_forward(
         skeleton.module,
         lambda images, key: _call(skeleton, tensors, images, key, keep=True)[0],
         tensors,
@@ -260,7 +253,7 @@ def _check_caches(skeleton: _Skeleton, values: Values, *, train: bool) -> None:
         constants.update({name: tensors[name] for name in constants})
         return logits
 
-    check_caches(call, skeleton.caches, train=train)
+    check.check_caches(call, skeleton.caches, train=train)
 
 
 def _separate(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -270,16 +263,12 @@ def _separate(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module
     a copy, because functions that it holds, such as hooks, use the module itself.
     """
 
-    def tensors(module: nn.Module) -> list[Tensor]:
-        plain = (tensor for _, tensor in plain_tensors(module))
-        return [*module.parameters(), *module.buffers(), *plain]
-
     def parts(module: nn.Module) -> set[int]:
-        return {id(part) for part in (*module.modules(), *tensors(module))}
+        return {id(part) for part in (*module.modules(), *dict(named_tensors(module)).values())}
 
     if not parts(first) & parts(second):
         return first, second
-    empty: dict[int, Any] = {id(value): _on_meta(value) for value in tensors(first)}
+    empty: dict[int, Any] = {id(value): _on_meta(value) for _, value in named_tensors(first)}
     try:
         return copy.deepcopy(first, dict(empty)), copy.deepcopy(first, dict(empty))
     except Exception as error:
@@ -288,7 +277,7 @@ def _separate(first: nn.Module, second: nn.Module) -> tuple[nn.Module, nn.Module
 
 def _skeleton(module: nn.Module, axis: Axis) -> _Skeleton:
     """Empty a module. Tensors in plain attributes become buffers, so that they have names."""
-    tensors = [*module.named_parameters(), *module.named_buffers(), *plain_tensors(module)]
+    tensors = named_tensors(module)
     names = {id(value): name for name, value in reversed(tensors)}
     empty = {id(value): _on_meta(value) for _, value in tensors}
     firsts = {id(empty[number]): name for number, name in names.items()}

@@ -19,13 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fcifar import precision, random, tree
 from fcifar.errors import located
 from fcifar.models.base import Apply, Variables
-from fcifar.models.from_module.init import (
-    REGISTRIES,
-    arguments_of,
-    plain_attributes,
-    spread,
-    tensors_in,
-)
+from fcifar.models.from_module import init
+from fcifar.models.from_module.init import arguments_of, spread, tensors_in
 from fcifar.random import Key
 
 SIZE = 32  # pixels a side
@@ -63,10 +58,8 @@ def empty_caches(caches: Sequence[Cache]) -> None:
 class _Watched(TorchDispatchMode):
     """While this mode is entered, operations take only tensors that were given or made meanwhile.
 
-    Args:
-        given: tensors by name.
-        writable: names of those that may be written to.
-        describe: the message about a tensor from elsewhere.
+    They write only to those with names in ``writable``. ``describe`` is the message about tensors
+    from elsewhere.
     """
 
     def __init__(
@@ -82,13 +75,7 @@ class _Watched(TorchDispatchMode):
         for tensor in tensors_in(result):
             self.known.setdefault(_storage(tensor), tensor)
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if torch.Tag.nondeterministic_seeded in func.tags:
@@ -120,13 +107,7 @@ class _Constructors(TorchFunctionMode):
         super().__init__()
         self.watched = watched
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if not any(True for _ in tensors_in([*args, *(kwargs or {}).values()])):
             self.watched.add(result)
@@ -146,20 +127,11 @@ def check_forward(
     *,
     train: bool,
 ) -> tuple[Cache, ...]:
-    """Call a module on the meta device, and check that it is pure and returns logits.
+    """Check that a call on the meta device is pure and returns logits; return the emptied caches.
 
     Args:
-        module: none of its attributes may change, except caches.
-        call: ``(images, key) -> logits``.
-        tensors: by name, with which ``call`` calls the module; it puts what the module assigns
-            there.
+        call: ``(images, key) -> logits``, with ``tensors``, where it puts what the module assigns.
         moving: names of tensors that may change.
-
-    Returns:
-        The caches of the module, emptied.
-
-    Raises:
-        ValueError: the module is not pure, or does not return logits.
     """
     when = "in training" if train else "in evaluation"
     images = torch.empty(2, 3, SIZE, SIZE, device="meta")
@@ -209,7 +181,7 @@ def _attributes(module: nn.Module) -> dict[str, _Attribute]:
     found = {}
     for path, part in module.named_modules():
         attributes = dict(vars(part))
-        for registry in REGISTRIES:
+        for registry in init.REGISTRIES:
             attributes |= attributes.pop(registry)
         for name, value in attributes.items():
             items = value.copy() if isinstance(value, dict | list | set) else None
@@ -222,8 +194,7 @@ def _find_caches(
 ) -> tuple[Cache, ...]:
     """Attributes that were None or missing and hold tensors now, and dicts with new tensors.
 
-    Raises:
-        ValueError: something else has changed.
+    Other changes raise a ValueError.
     """
     caches = []
     for name in before | after:
@@ -328,7 +299,7 @@ def _hidden(module: nn.Module) -> Iterator[tuple[str, Any, str]]:
         for name, inner in inside:
             yield from walk(name, inner, kind, depth + 1)
 
-    for path, *_, value in plain_attributes(module):
+    for path, *_, value in init.plain_attributes(module):
         yield from walk(path, value, "", 0)
 
 
@@ -338,9 +309,8 @@ def _hidden(module: nn.Module) -> Iterator[tuple[str, Any, str]]:
 def check_step(apply: Apply, variables: Variables) -> None:
     """Make one small step with a model, repeat it, and map it by ``vmap``; evaluate two images.
 
-    Raises:
-        ValueError: an exception is raised, the arguments change, the repeated call gives another
-            result, or the mapped results differ from two calls by more than rounding.
+    Raise a ValueError for exceptions, changed arguments, and results that differ by more than
+    rounding.
     """
     images = spread(2).normal(0, (2, 3, SIZE, SIZE))
     before = tree.map(torch.clone, (variables, images))
@@ -411,15 +381,7 @@ def check_step(apply: Apply, variables: Variables) -> None:
 def check_caches(
     call: Callable[[Tensor, Key | None], Tensor], caches: Sequence[Cache], *, train: bool
 ) -> None:
-    """Check that caches do not change results.
-
-    Args:
-        call: ``(images, key) -> logits``, which leaves the caches filled, and tables in attributes
-            as they are after the call.
-
-    Raises:
-        ValueError: a second call gives another result.
-    """
+    """Check that a second call, with filled caches and changed tables, gives the same result."""
     images = spread(2).normal(0, (2, 3, SIZE, SIZE))
     key = random.key(0) if train else None
     try:

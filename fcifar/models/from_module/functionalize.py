@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from fcifar import layers, random
-from fcifar.models.from_module import attention, recurrent
+from fcifar.models.from_module import operations
 from fcifar.models.from_module.init import complex_of
 from fcifar.random import Key
 
@@ -44,13 +44,7 @@ class Forward(TorchFunctionMode):
         self.order = [*norms]  # those not called yet first
         self.changed: dict[str, Tensor] = {}  # running statistics after the call, by name
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         replacement = REPLACEMENTS.get(func)
         if replacement is None:
             return func(*args, **(kwargs or {}))
@@ -271,59 +265,11 @@ def _with_layout(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return make
 
 
-def _deform_conv2d(
-    forward: Forward,
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    bias: Tensor,
-    *settings: int,
-) -> Tensor:
-    """``torchvision.ops.deform_conv2d``: a convolution at learned offsets, bilinearly sampled.
-
-    Zhu et al., "Deformable ConvNets v2", https://arxiv.org/abs/1811.11168.
-    """
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, *rest = settings
-    offset_groups, use_mask = rest
-    n, channels, height, width = input.shape
-    kernel_h, kernel_w = weight.shape[-2:]
-    out_h, out_w = offset.shape[-2:]
-    taps, wide = kernel_h * kernel_w, torch.promote_types(input.dtype, torch.float32)
-
-    def count(size: int, step: int) -> Tensor:
-        return torch.arange(size, device=input.device, dtype=wide) * step
-
-    # Sampling positions of each tap: [n, offset_groups, taps, out_h, out_w].
-    moved = offset.to(wide).reshape(n, offset_groups, taps, 2, out_h, out_w)
-    taps_y = count(kernel_h, dilation_h).repeat_interleave(kernel_w)[:, None, None] - pad_h
-    taps_x = count(kernel_w, dilation_w).repeat(kernel_h)[:, None, None] - pad_w
-    y = moved[:, :, :, 0] + taps_y + count(out_h, stride_h)[:, None]
-    x = moved[:, :, :, 1] + taps_x + count(out_w, stride_w)
-    pixels = input.reshape(n, offset_groups, channels // offset_groups, height * width)
-    columns: Any = 0
-    for corner_y in (y.floor(), y.floor() + 1):
-        for corner_x in (x.floor(), x.floor() + 1):
-            share = (1 - (y - corner_y).abs()) * (1 - (x - corner_x).abs())
-            inside = (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
-            share = torch.where(inside, share, 0.0)
-            at = corner_y.clamp(0, height - 1) * width + corner_x.clamp(0, width - 1)
-            at = at.to(torch.int64).flatten(2)[:, :, None].expand(-1, -1, pixels.shape[2], -1)
-            seen = pixels.gather(-1, at).unflatten(-1, (taps, out_h, out_w))
-            columns = columns + seen * share[:, :, None]
-    if use_mask:
-        columns = columns * mask.reshape(n, offset_groups, 1, taps, out_h, out_w)
-    columns = columns.to(input.dtype).reshape(n, groups, -1, out_h * out_w)
-    kernels = weight.reshape(groups, weight.shape[0] // groups, -1)
-    result = (kernels @ columns).reshape(n, weight.shape[0], out_h, out_w)
-    return result + bias[:, None, None]
-
-
 def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Functions by the ones that they replace."""
     of_torch = {
-        **{k: _with_drop(recurrent.layers_function(k)) for k in recurrent.CELLS},
-        **{f"{k}_cell": _without_forward(recurrent.cell_function(k)) for k in recurrent.CELLS},
+        **{k: _with_drop(operations.layers_function(k)) for k in operations.CELLS},
+        **{f"{k}_cell": _without_forward(operations.cell_function(k)) for k in operations.CELLS},
         "clone": _with_layout(torch.clone),
         "dropout": _dropout(channels=False),
         "bernoulli": _bernoulli,
@@ -340,8 +286,8 @@ def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
         "batch_norm": _batch_norm,
         "dropout": _dropout(channels=False),
         **{f"dropout{n}d": _dropout(channels=True) for n in (1, 2, 3)},
-        "scaled_dot_product_attention": _with_drop(attention.scaled_dot_product),
-        "multi_head_attention_forward": _with_drop(attention.multi_head),
+        "scaled_dot_product_attention": _with_drop(operations.scaled_dot_product),
+        "multi_head_attention_forward": _with_drop(operations.multi_head),
     }
     of_tensor = {
         "bernoulli": _bernoulli,
@@ -364,4 +310,5 @@ REPLACEMENTS = _replacements()
 def replace_torchvision() -> None:
     """Add replacements for operations of torchvision, if it has been imported."""
     if hasattr(torch.ops.torchvision, "deform_conv2d"):
-        REPLACEMENTS[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
+        new = _without_forward(operations.deform_conv2d)
+        REPLACEMENTS[torch.ops.torchvision.deform_conv2d] = new

@@ -71,10 +71,7 @@ def spread(seed: int) -> Source:
 
 
 def complex_of(parts: Tensor, dtype: torch.dtype, *, normal: bool) -> Tensor:
-    """Complex numbers of two draws each, [..., 2], as torch draws them.
-
-    Each part of a standard normal one has variance 1/2; of a uniform one it lies in [0, 1).
-    """
+    """Complex numbers of draws [..., 2]; the parts of standard normal ones have variance 1/2."""
     parts = parts.to(torch.float64 if dtype == torch.complex128 else torch.float32)
     return torch.view_as_complex(parts / math.sqrt(2) if normal else parts).to(dtype)
 
@@ -82,22 +79,14 @@ def complex_of(parts: Tensor, dtype: torch.dtype, *, normal: bool) -> Tensor:
 class KeyedDraws(TorchDispatchMode):
     """While this mode is entered, random draws come from a ``Source``.
 
-    Raises:
-        ValueError: for a draw of an unknown kind, or from a separate generator; and before
-            allocating more than twice ``LARGEST_MODEL`` numbers.
+    Other draws, and memory for more than twice ``LARGEST_MODEL`` numbers, raise a ValueError.
     """
 
     def __init__(self, source: Source) -> None:
         super().__init__()
         self.source, self.drawn, self.allocated = source, 0, 0
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
         if name in _ALLOCATING:
@@ -231,11 +220,7 @@ def build(make: Callable[[], nn.Module], source: Source) -> nn.Module:
 
 
 def values_of(module: nn.Module) -> Values:
-    """Copy all tensors of a module; one with several names is listed under the first.
-
-    Raises:
-        ValueError: a tensor cannot be reached by a name.
-    """
+    """Copy all tensors of a module; one with several names is listed under the first."""
     given = dict(module.named_parameters(remove_duplicate=False))
     for name, value in given.items():
         if is_lazy(value):
@@ -246,7 +231,7 @@ def values_of(module: nn.Module) -> Values:
     for name, value in saved.items():
         if registered.get(name) is not value:
             raise ValueError(f"{name} in its state_dict is neither a parameter nor a buffer")
-    named = [*registered.items(), *plain_tensors(module)]
+    named = [*registered.items(), *_plain_tensors(module)]
     first = {id(value): name for name, value in reversed(named)}
     held = {name: value for name, value in named if first[id(value)] == name}
     for name, value in held.items():
@@ -264,8 +249,12 @@ def values_of(module: nn.Module) -> Values:
     return Values(copies(trained), copies(rest), copies(name for name in held if name not in saved))
 
 
-def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in plain attributes of a module's parts, or in lists, tuples and dicts there."""
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters, buffers, and tensors in plain attributes or in lists, tuples and dicts there."""
+    return [*module.named_parameters(), *module.named_buffers(), *_plain_tensors(module)]
+
+
+def _plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     def walk(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
@@ -287,17 +276,16 @@ def plain_attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, A
                 yield f"{path}.{name}".removeprefix("."), part, name, value
 
 
-def check_repeats(values: Values, again: Values, make: Callable[[], nn.Module]) -> None:
-    """Check that a module depends on its draws alone, and its constants not even on them.
+def check_repeats(first: nn.Module, second: nn.Module, make: Callable[[], nn.Module]) -> Values:
+    """Check that modules depend on their draws alone, and constants not even on them.
 
     Args:
-        values: of a module drawn from ``spread(0)``.
-        again: of another module from the same draws.
+        first, second: made from ``spread(0)``.
 
-    Raises:
-        ValueError: one of these does not hold.
+    Returns:
+        The values of the first.
     """
-    other = again.whole()
+    values, other = values_of(first), values_of(second).whole()
     for name, value in values.whole().items():
         if (value.is_floating_point() or value.is_complex()) and value.isnan().any():
             raise ValueError(f"{name} is never given a value; initialise it in __init__")
@@ -306,11 +294,10 @@ def check_repeats(values: Values, again: Values, make: Callable[[], nn.Module]) 
                 f"{name} is not the same when the module is made twice; draw it by torch, because "
                 "draws of Python and numpy do not come from the key"
             )
-    if not values.constants:
-        return
-    drawn = values_of(build(make, spread(1))).constants
+    drawn = values_of(build(make, spread(1))).constants if values.constants else {}
     for name, value in values.constants.items():
         if not torch.equal(value, drawn[name]):
             raise ValueError(
                 f"{name} is drawn at random and not in the state_dict; register it as a buffer"
             )
+    return values
