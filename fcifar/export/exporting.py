@@ -42,8 +42,7 @@ class Format(NamedTuple):
     name: str
     write: Callable[[Trained, dict[str, str], Path], None]
     read: Callable[[Path, Trained], Function]
-    modules: tuple[str, ...] = ()  # required, from the extra of this name
-    extra: str = ""
+    modules: tuple[str, ...] = ()  # required, from the extra "onnx"
 
 
 class Agreement(NamedTuple):
@@ -110,7 +109,7 @@ def _read_state_dict(path: Path, network: Trained) -> Function:
 
 def _as_module(network: Trained) -> nn.Module:
     """The whole function as a module, whose tensors have the names of ``network.variables``."""
-    variables, apply = network.variables, network.model.apply
+    (params, buffers), apply = network.variables, network.model.apply
     preprocess = recipes.make_preprocess(network.recipe)
 
     class Whole(nn.Module):
@@ -119,23 +118,18 @@ def _as_module(network: Trained) -> nn.Module:
             return apply(own, preprocess(images), train=False)[0].to(torch.float32)
 
     whole = Whole()
-    for name, value in variables.params.items():
-        parent, leaf = _parent(whole, name)
-        parent.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
-    for name, value in variables.buffers.items():
-        parent, leaf = _parent(whole, name)
-        parent.register_buffer(leaf, value)
+    for name, value in {**params, **buffers}.items():
+        *path, leaf = name.split(".")
+        parent: nn.Module = whole
+        for child in path:
+            if child not in parent._modules:
+                parent.add_module(child, nn.Module())
+            parent = parent.get_submodule(child)
+        if name in params:
+            parent.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        else:
+            parent.register_buffer(leaf, value)
     return whole.eval()
-
-
-def _parent(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds ``name``, made if missing, and the last part of the name."""
-    *parts, leaf = name.split(".")
-    for part in parts:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
-    return module, leaf
 
 
 def _export_program(network: Trained) -> torch.export.ExportedProgram:
@@ -195,11 +189,10 @@ def _read_onnx(path: Path, network: Trained) -> Function:
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-_ONNX_MODULES = ("onnx", "onnxscript", "onnxruntime")
 FORMATS: dict[str, Format] = {
     ".pth": Format("state_dict", _write_pth, _read_state_dict),
     ".safetensors": Format("safetensors", _write_safetensors, _read_state_dict),
-    ".onnx": Format("ONNX", _write_onnx, _read_onnx, _ONNX_MODULES, "onnx"),
+    ".onnx": Format("ONNX", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
     ".pt2": Format("torch.export", _write_pt2, _read_pt2),
 }
 
@@ -208,11 +201,11 @@ FORMATS: dict[str, Format] = {
 
 
 def check(path: Path, *, force: bool) -> Format:
-    """Return the format of ``path``'s suffix, if it can be written there.
+    """Return the format of ``path``'s suffix.
 
     Raises:
-        UsageError: the suffix is not in ``FORMATS``, a required package is not installed, or the
-            file exists and ``force`` is not set.
+        UsageError: there is none, a required package is not installed, or the file exists and
+            ``force`` is not set.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
@@ -224,7 +217,7 @@ def check(path: Path, *, force: bool) -> Format:
     if missing:
         raise UsageError(
             f"{one_line(path)} needs {' and '.join(missing)}; pip install "
-            f"'fcifar[{form.extra}]', or choose .pth, .safetensors or .pt2"
+            "'fcifar[onnx]', or choose .pth, .safetensors or .pt2"
         )
     check_free(path, force=force)
     return form

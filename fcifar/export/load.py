@@ -66,9 +66,7 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
 def with_classes(
     found: Trained | Saved, classes: tuple[str, ...]
 ) -> tuple[Trained, tuple[str, ...]]:
-    """Return a model with class names, and notes for the user; ``Trained`` keeps its own names.
-
-    ``dataset`` and ``dataset_digest`` of a state_dict are empty, ``seed`` is 0.
+    """Add class names to a state_dict; return the model, and notes for the user.
 
     Raises:
         UsageError: the values do not fit the recipe's model with this number of classes.

@@ -51,11 +51,10 @@ def match(
 
     Args:
         found: state_dicts by likelihood, such as those of ``state_dict.read``.
-        like: names, shapes and dtypes of the model's variables.
         source: the name of the file in messages.
 
     Returns:
-        Variables in the dtypes of ``like``, with their own memory, and notes about the changes.
+        Variables in the dtypes of ``like``, and notes about the changes.
 
     Raises:
         MisfitError: none fits; the message describes the mismatch of the closest.

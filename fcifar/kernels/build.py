@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +28,11 @@ FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-shared", "-fPIC"),
 )
-
-
 _OPS = torch.library.Library("fcifar", "DEF")
 
 
-def define(
-    schema: str,
-    function: Callable[..., Any],
-    fake: Callable[..., Any],
-    tags: Sequence[torch.Tag] = (),
-) -> Any:
-    """Define an operation of ``torch.ops.fcifar`` on the CPU.
-
-    Args:
-        function: the implementation.
-        fake: returns empty tensors like the results, for tensors without values.
-    """
+def define(schema: str, function: Any, fake: Any, tags: Sequence[torch.Tag] = ()) -> Any:
+    """Define an operation of ``torch.ops.fcifar`` on the CPU; ``fake`` returns empty results."""
     name = schema.partition("(")[0]
     _OPS.define(schema, tags=tuple(tags))
     _OPS.impl(name, function, "CPU")
@@ -138,16 +126,10 @@ def _folder() -> Path:
 
 
 def prepare_cache() -> dict[str, Any]:
-    """Make a cache folder of ``torch.compile`` with a space or a quote in its path usable.
+    """Allow spaces and quotes in the path of ``torch.compile``'s cache; return inductor's settings.
 
     Torch splits the compiler's command line at spaces. For such a path ``TORCHINDUCTOR_CACHE_DIR``
-    is set to a symbolic link to the folder.
-
-    Returns:
-        Settings of inductor that are needed as well.
-
-    Raises:
-        ExternalError: no symbolic link can be made.
+    is set to a symbolic link to the folder; an ExternalError is raised if none can be made.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 

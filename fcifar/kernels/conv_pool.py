@@ -43,7 +43,9 @@ class Shape(NamedTuple):
 
 def shape_of(x: Tensor, weight: Tensor, padding: int) -> Shape:
     """The shape of a convolution of ``x`` [N, C, H, W] with ``weight`` [O, C, K, L]."""
-    return Shape(x.shape[1], len(weight), *x.shape[2:], *weight.shape[2:], padding)
+    _, channels_in, height, width = x.shape
+    channels_out, _, kernel_height, kernel_width = weight.shape
+    return Shape(channels_in, channels_out, height, width, kernel_height, kernel_width, padding)
 
 
 def fits(shape: Shape) -> bool:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import build, conv_pool, max_pool, pattern, wide_conv
+from fcifar.kernels import build, conv_pool, pattern, wide_conv
 
 aten = torch.ops.aten
 
@@ -202,10 +202,10 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair) -> bool:
         or wide_conv.why_not() is not None
     ):
         return False
-    max_pool.library()  # built now, not at the first step
+    wide_conv.pool_library()  # built now, not at the first step
     wide_conv.library(shape)
     with graph.inserting_before(pair.pool):
-        pooled, which = _call(graph, max_pool.max_pool, _channels_last(graph, pair.conv))
+        pooled, which = _call(graph, wide_conv.max_pool, _channels_last(graph, pair.conv))
     for old in pair.pooled:
         old.replace_all_uses_with(pooled)
     for unpool, backward in gradients:

@@ -1,7 +1,8 @@
-"""The gradient of ``max_pool2d(conv2d(x, weight, padding=1), 2)``, 3x3, bfloat16, many channels.
+"""``max_pool2d(conv2d(x, weight, padding=1), 2)``, 3x3, in bfloat16 with many channels.
 
-Three of four gradients behind the pool are zero, and ``wide_conv.c`` skips them. It is an operation
-of torch like those of ``conv_pool``, with channels last. The forward pass is the library's.
+Two operations of torch like those of ``conv_pool``, with channels last: the pool, by
+``max_pool.c``, and the gradient of the pair, by ``wide_conv.c``. Three of four gradients behind the
+pool are zero, and are skipped. The convolution itself is the library's.
 """
 
 import ctypes
@@ -14,10 +15,9 @@ import torch
 from torch import Tensor
 
 from fcifar.kernels import build
-from fcifar.kernels.max_pool import LAST
 
-SOURCE = Path(__file__).with_name("wide_conv.c")
-LANES = 16  # input channels in a vector
+SOURCE, POOL_SOURCE = (Path(__file__).with_name(name) for name in ("wide_conv.c", "max_pool.c"))
+LAST = torch.channels_last
 PAIRS = 32  # the number of output channels must be a multiple
 WIDEST = 512  # channels; more have not been measured
 LARGEST = 64  # rows or columns; more have not been measured
@@ -67,7 +67,7 @@ def macros(shape: Shape) -> dict[str, int]:
     """
     _, channels_out, height, width = shape
     rows, columns = height // 2, width // 2
-    line = (2 * columns + 2) * LANES * 4  # bytes of a row of pixels
+    line = (2 * columns + 2) * 16 * 4  # bytes of a row of pixels
     plane = (2 * rows + 2) * line
     images, band = 2 * max(FIRST_CACHE // plane, 1), rows
     if plane > FIRST_CACHE:
@@ -112,10 +112,39 @@ def _backward(
     return out
 
 
+@functools.cache
+def pool_library() -> Callable[..., None]:
+    """Load the kernel of the pool; raises as ``build.load``."""
+    made = build.load(POOL_SOURCE, {}).max_pool
+    made.argtypes = [*[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 3]
+    made.restype = None
+    return made
+
+
+def _empty_pool(y: Tensor) -> tuple[Tensor, Tensor]:
+    count, channels, height, width = y.shape
+    shape = (count, channels, height // 2, width // 2)
+    pooled = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=LAST)
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+
+def _max_pool(y: Tensor) -> tuple[Tensor, Tensor]:
+    y = y.contiguous(memory_format=LAST)
+    pooled, which = _empty_pool(y)
+    count, channels, height, width = y.shape
+    pointers = (tensor.data_ptr() for tensor in (y, pooled, which))
+    pool_library()(count, height, width, channels, *pointers)
+    return pooled, which
+
+
+_TAGS = (torch.Tag.flexible_layout,)
+max_pool = build.define("max_pool(Tensor y) -> (Tensor, Tensor)", _max_pool, _empty_pool, _TAGS)
+"""y [N, C, H, W] bfloat16, C a multiple of 16 -> pooled (bfloat16), which (uint8)
+[N, C, H // 2, W // 2]. As in PyTorch the first of equal values is taken, and NaN is largest."""
 wide_conv_backward = build.define(
     "wide_conv_backward(Tensor gradient, Tensor which, Tensor x, Tensor weight, bool input_too, "
     "bool weight_too) -> (Tensor, Tensor)",
-    *(_backward, _empty, (torch.Tag.flexible_layout,)),
+    *(_backward, _empty, _TAGS),
 )
 """gradient, which [N, O, H // 2, W // 2], x [N, C, H, W], weight [O, C, 3, 3] -> the gradients of x
 and weight, or empty tensors. All are bfloat16 except ``which`` (uint8), the second result of

@@ -129,7 +129,14 @@ def speednet(
         ValueError: an argument is of another type or out of range, or there would be more than
             ``LARGEST_MODEL`` parameters.
     """
-    _check(widths, depth, act)
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 3:
+        raise ValueError(f"widths is {shown(widths)}; it must be a list of one to three widths")
+    for width in widths:
+        layers.check_width("widths", width)
+    if not isinstance(depth, int) or depth not in (2, 3):
+        raise ValueError(f"depth is {shown(depth)}; it must be 2 or 3")
+    if not isinstance(act, str) or act not in ACTIVATIONS:
+        raise ValueError(f"act is {shown(act)}; it must be {' or '.join(ACTIVATIONS)}")
     layers.check_width("num_classes", num_classes)
     layers.check_switch("whiten", whiten)
     layers.check_switch("dirac", dirac)
@@ -189,14 +196,3 @@ def whitening(images: Tensor) -> Tensor:
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     half = (vectors * largest.sign() * torch.rsqrt(values.clamp(min=0) + EPSILON)).T.flip(0)
     return torch.cat([half, -half]).reshape(-1, 3, PATCH, PATCH)
-
-
-def _check(widths: Sequence[int], depth: int, act: str) -> None:
-    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 3:
-        raise ValueError(f"widths is {shown(widths)}; it must be a list of one to three widths")
-    for width in widths:
-        layers.check_width("widths", width)
-    if not isinstance(depth, int) or depth not in (2, 3):
-        raise ValueError(f"depth is {shown(depth)}; it must be 2 or 3")
-    if not isinstance(act, str) or act not in ACTIVATIONS:
-        raise ValueError(f"act is {shown(act)}; it must be {' or '.join(ACTIVATIONS)}")

@@ -279,7 +279,7 @@ def _skeleton(module: nn.Module, axis: Axis) -> _Skeleton:
     """Empty a module. Tensors in plain attributes become buffers, so that they have names."""
     tensors = named_tensors(module)
     names = {id(value): name for name, value in reversed(tensors)}
-    empty = {id(value): _on_meta(value) for _, value in tensors}
+    empty: dict[int, Any] = {id(value): _on_meta(value) for _, value in tensors}
     firsts = {id(empty[number]): name for number, name in names.items()}
     for part in module.modules():
         for registry in (part._parameters, part._buffers):

@@ -205,7 +205,7 @@ def _find_caches(
         if old is not None and new is not None and old.value is new.value:
             if _identities(old.items) == _identities(new.items):
                 continue
-            if isinstance(old.items, dict) and _is_filled(old.items, new.items):
+            if isinstance(old.items, dict) and _only_adds_tensors(old.items, new.items):
                 caches.append(Cache(old.value, "", old.items))
                 continue
         raise ValueError(
@@ -221,11 +221,9 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
 
 
-def _is_filled(old: dict[Any, Any], new: dict[Any, Any]) -> bool:
-    """Whether only tensors have been added to a dict."""
-    return all(key in new and new[key] is value for key, value in old.items()) and all(
-        key in old or _holds_tensors(value) for key, value in new.items()
-    )
+def _only_adds_tensors(old: dict[Any, Any], new: dict[Any, Any]) -> bool:
+    added = [value for key, value in new.items() if not (key in old and old[key] is value)]
+    return len(new) - len(added) == len(old) and all(map(_holds_tensors, added))
 
 
 def _identities(items: Any) -> Any:

@@ -170,29 +170,19 @@ def _in_dtype(
     return complex_of(draw(key, (*shape, 2)), dtype, normal=draw is random.normal)
 
 
-def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``torch.rand`` or ``randn``."""
+def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.rand`` or ``randn``, of a size or like a tensor."""
 
-    def of_size(
-        forward: Forward, *size: Any, dtype: torch.dtype | None = None, **rest: Any
+    def drawn(
+        forward: Forward, *args: Any, dtype: torch.dtype | None = None, **rest: Any
     ) -> Tensor:
-        size = rest.get("size", size[0] if size and not isinstance(size[0], int) else size)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        return _in_dtype(draw, forward.next_key(), tuple(size), dtype)
+        given = rest.get("size", rest.get("input", args[0] if len(args) == 1 else args))
+        default = given.dtype if isinstance(given, Tensor) else torch.get_default_dtype()
+        size = given.shape if isinstance(given, Tensor) else given
+        shape = (size,) if isinstance(size, int) else tuple(size)
+        return _in_dtype(draw, forward.next_key(), shape, default if dtype is None else dtype)
 
-    return of_size
-
-
-def _of_like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``torch.rand_like`` or ``randn_like``."""
-
-    def of_like(
-        forward: Forward, input: Tensor, *, dtype: torch.dtype | None = None, **rest: Any
-    ) -> Tensor:
-        dtype = input.dtype if dtype is None else dtype
-        return _in_dtype(draw, forward.next_key(), input.shape, dtype)
-
-    return of_like
+    return drawn
 
 
 def _empty(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -273,10 +263,8 @@ def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
         "clone": _with_layout(torch.clone),
         "dropout": _dropout(channels=False),
         "bernoulli": _bernoulli,
-        "rand": _of_size(random.uniform),
-        "randn": _of_size(random.normal),
-        "rand_like": _of_like(random.uniform),
-        "randn_like": _of_like(random.normal),
+        **dict.fromkeys(("rand", "rand_like"), _drawn(random.uniform)),
+        **dict.fromkeys(("randn", "randn_like"), _drawn(random.normal)),
         "_weight_norm": _weight_norm,
         "empty": _empty(torch.empty),
         "empty_like": _empty(torch.empty_like),

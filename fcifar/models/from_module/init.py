@@ -4,6 +4,7 @@
 here, and the global generator is neither read nor changed.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +34,8 @@ class Source(NamedTuple):
 
 def from_key(key: Key) -> Source:
     """Draw i comes from ``fold_in(key, i)``."""
-    return Source(
-        lambda i, shape: _in_blocks(random.uniform, key, i, shape),
-        lambda i, shape: _in_blocks(random.normal, key, i, shape),
-    )
+    draws = (random.uniform, random.normal)
+    return Source(*(functools.partial(_in_blocks, draw, key) for draw in draws))
 
 
 def _in_blocks(
