@@ -146,24 +146,17 @@ def _path(chosen: StateDict, reading: _Reading) -> str:
 def _misfit(reading: _Reading, expected: Mapping[str, Tensor]) -> str:
     """Describe the first mismatch; empty if all tensors fit."""
     for name, leaf in expected.items():
-        if name in reading.tensors:
-            if problem := _difference(name, reading.tensors[name], leaf):
-                return problem
-        elif not _is_counter(name):
-            return f"there is no {shown(name)} in it"
+        found = reading.tensors.get(name)
+        if found is None:
+            if not _is_counter(name):
+                return f"there is no {shown(name)} in it"
+        elif found.shape != leaf.shape:
+            return f"{name} is {list(found.shape)}, not {list(leaf.shape)}"
+        elif _kind(found) != _kind(leaf) and not _is_counter(name):
+            return f"{name} holds {_dtype(found)}, not {_kind(leaf)}"
     for name in reading.tensors:
         if name not in expected and not _is_counter(name):
             return f"the model has no {shown(name)}"
-    return ""
-
-
-def _difference(name: str, found: Tensor, leaf: Tensor) -> str:
-    if found.shape != leaf.shape:
-        return f"{name} is {list(found.shape)}, not {list(leaf.shape)}"
-    if found.dtype == leaf.dtype or _is_counter(name):
-        return ""
-    if _kind(found) != _kind(leaf):
-        return f"{name} holds {_dtype(found)}, not {_kind(leaf)}"
     return ""
 
 

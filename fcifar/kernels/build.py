@@ -64,12 +64,7 @@ def load(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
         UsageError: the compiler is missing, or fails.
         ExternalError: the library cannot be written or loaded.
     """
-    return _load(source, tuple(sorted(macros.items())))
-
-
-@functools.cache
-def _load(source: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
-    arguments = [*FLAGS, *(f"-D{name}={value}" for name, value in macros)]
+    arguments = [*FLAGS, *(f"-D{name}={value}" for name, value in sorted(macros.items()))]
     text = source.read_bytes()
     key = hashlib.sha256(b"\0".join([text, *(a.encode() for a in arguments), _target()]))
     path = _folder() / f"{source.stem}-{key.hexdigest()[:24]}.so"

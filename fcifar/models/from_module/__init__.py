@@ -111,7 +111,9 @@ def from_module(
         check_key(key, train)
         constants = {name: value.to(images.device) for name, value in values.constants.items()}
         tensors = _inputs(Values(*variables, constants), skeletons[train], images.dtype)
-        logits, changed = _call(skeletons[train], tensors, images, key if train else None)
+        logits, changed = _call(
+            skeletons[train], tensors, images, key if train else None, keep=False
+        )
         return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
     with torch.device("cpu"):  # whatever the default device
@@ -179,12 +181,7 @@ def _inputs(values: Values, skeleton: _Skeleton, dtype: torch.dtype) -> dict[str
 
 
 def _call(
-    skeleton: _Skeleton,
-    tensors: dict[str, Tensor],
-    images: Tensor,
-    key: Key | None,
-    *,
-    keep: bool = False,
+    skeleton: _Skeleton, tensors: dict[str, Tensor], images: Tensor, key: Key | None, keep: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return logits, and by name the statistics, counters and vectors after the call.
 

@@ -6,7 +6,7 @@ writing them. It is made for one call. Unlike a patch it does not affect other t
 ``grad``, ``vmap``, ``jvp`` and ``torch.compile`` see only the functions that it calls.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,10 +33,7 @@ class Forward(TorchFunctionMode):
     """
 
     def __init__(
-        self,
-        key: Key | None,
-        norms: Mapping[str, layers.BatchNorm],
-        tensors: Mapping[str, Tensor],
+        self, key: Key | None, norms: dict[str, layers.BatchNorm], tensors: dict[str, Tensor]
     ) -> None:
         super().__init__()
         self.key, self.norms, self.tensors = key, norms, tensors
