@@ -31,7 +31,7 @@ from fcifar.train.runtime import Runtime, activate
 CHECKED = 1000  # images at most
 METADATA = "fcifar.json"  # the extra file of a .pt2
 _BATCH = 300  # no divisor of CHECKED, so that the last batch has another size
-_ONNX_DOC = "uint8 images [N, 3, 32, 32], RGB, to float32 logits [N, C]; normalises the images"
+_ONNX_DOC = "uint8 images [N, 3, 32, 32], RGB, to float32 logits [N, C]; the normalisation is in it"
 
 Function = Callable[[Tensor], Tensor]  # uint8 [N, 3, 32, 32] -> float32 [N, C]
 

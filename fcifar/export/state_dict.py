@@ -178,7 +178,7 @@ def _refusal(path: Path, error: Exception) -> str:
     if found := _GLOBAL.search(str(error)):
         return (
             f"{name} holds {found[1]}, and only tensors and plain values are read; save "
-            "net.state_dict() alone, not net: torch.save(net.state_dict(), 'net.pth')"
+            "net.state_dict(), not net, and no other objects: torch.save(net.state_dict(), 'net.pth')"
         )
     if "TorchScript" in str(error):
         return f"{name} is a TorchScript archive; save net.state_dict() with torch.save"

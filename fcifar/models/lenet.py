@@ -1,4 +1,4 @@
-"""The small convolutional network of the classic tutorial.
+"""The small convolutional model of the classic tutorial.
 
 Source: "Training a Classifier", https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
 """

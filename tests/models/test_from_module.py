@@ -728,7 +728,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a generator": (
         lambda: Net(called=lambda net, x: x + torch.rand(1, generator=torch.Generator())),
-        "draws from a generator of its own",
+        "draws from a separate generator",
     ),
     "dropout always": (
         lambda: Net(called=lambda net, x: F.dropout(x, 0.1)),
@@ -756,7 +756,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "not initialised": (lambda: Net(_forgets), "table is never given a value"),
     "by numpy": (lambda: Net(_by_numpy), "table is not the same when the module is made twice"),
     "hidden draw": (lambda: Net(_hidden_draw), "table is drawn at random and not in the state_d"),
-    "own generator": (lambda: Net(_own_generator), "cannot be made: it draws from a generator of"),
+    "own generator": (lambda: Net(_own_generator), "cannot be made: it draws from a separate gen"),
     "unknown draw": (
         lambda: Net(lambda net: net.seen.exponential_()),
         "cannot be made: it draws by exponential_, which has no keyed form here",

@@ -156,7 +156,7 @@ class _Slot(NamedTuple):
 
 
 class _Skeleton(NamedTuple):
-    """A module without values, and how to give it some."""
+    """A module without values, and where its tensors belong."""
 
     module: nn.Module
     norms: dict[str, layers.BatchNorm]

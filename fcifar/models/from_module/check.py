@@ -395,14 +395,14 @@ def check_caches(
 
 
 @contextlib.contextmanager
-def _refused(what: str) -> Iterator[None]:
+def _refused(operation: str) -> Iterator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:
         files = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
         text = " ".join((str(error), *files))
         hint = next((hint for sign, hint in _HINTS.items() if sign in text), located(error))
-        raise ValueError(f"the module does not go through {what}: {hint}") from error
+        raise ValueError(f"the module does not go through {operation}: {hint}") from error
 
 
 _HINTS = {

@@ -47,7 +47,7 @@ class Forward(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         given = dict(kwargs or {})
         if given.pop("generator", None) is not None:
-            raise ValueError("it draws from a generator of its own; leave generator out")
+            raise ValueError("it draws from a separate generator; leave generator out")
         return replacement(self, *args, **given)
 
     def next_key(self) -> Key:

@@ -100,7 +100,7 @@ class KeyedDraws(TorchDispatchMode):
         given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         given |= arguments_of(func, args, kwargs)
         if given.get("generator") is not None:
-            raise ValueError("it draws from a generator of its own; leave generator out")
+            raise ValueError("it draws from a separate generator; leave generator out")
         if name.endswith("_"):
             target = given["self"]
             if target.is_meta:

@@ -57,7 +57,7 @@ def scaled_dot_product(
 ) -> Tensor:
     """``torch.nn.functional.scaled_dot_product_attention``, without ``enable_gqa``."""
     if enable_gqa:
-        raise ValueError("attention with enable_gqa is not known here; repeat the keys yourself")
+        raise ValueError("attention with enable_gqa is not supported; repeat the keys instead")
     if is_causal:
         shape = (query.shape[-2], key.shape[-2])
         attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
@@ -99,8 +99,8 @@ def multi_head(
     unknown = (bias_k, bias_v, *map(rest.get, ("static_k", "static_v", "key_padding_mask")))
     if query.ndim != 3 or add_zero_attn or any(argument is not None for argument in unknown):
         raise ValueError(
-            "nn.MultiheadAttention is known here for batches, without add_bias_kv, add_zero_attn "
-            "and key_padding_mask"
+            "nn.MultiheadAttention is supported for batches, without add_bias_kv, add_zero_attn and "
+            "key_padding_mask"
         )
     if use_separate_proj_weight:
         weights = [rest[f"{name}_proj_weight"] for name in "qkv"]
@@ -198,7 +198,7 @@ def layers_function(kind: str) -> Callable[..., tuple[Tensor, ...]]:
         batch_first: bool = False,
     ) -> tuple[Tensor, ...]:
         if not isinstance(has_biases, bool):  # packed: the arguments are others
-            raise ValueError("packed sequences are not known here; give nn.LSTM or GRU a tensor")
+            raise ValueError("packed sequences are not supported; give nn.LSTM or GRU a tensor")
         starts = tuple(hx) if kind == "lstm" else (hx,)  # each [layers * directions, B, H]
         directions = 2 if bidirectional else 1
         each = len(flat_weights) // (num_layers * directions)
