@@ -177,8 +177,9 @@ def _refusal(path: Path, error: Exception) -> str:
     name = one_line(path)
     if found := _GLOBAL.search(str(error)):
         return (
-            f"{name} holds {found[1]}, and only tensors and plain values are read; save "
-            "net.state_dict(), not net, and no other objects: torch.save(net.state_dict(), 'net.pth')"
+            f"{name} holds {found[1]}, and only tensors and plain values are read; "
+            "save net.state_dict(), not net, and no other object: "
+            "torch.save(net.state_dict(), 'net.pth')"
         )
     if "TorchScript" in str(error):
         return f"{name} is a TorchScript archive; save net.state_dict() with torch.save"

@@ -99,8 +99,8 @@ def multi_head(
     unknown = (bias_k, bias_v, *map(rest.get, ("static_k", "static_v", "key_padding_mask")))
     if query.ndim != 3 or add_zero_attn or any(argument is not None for argument in unknown):
         raise ValueError(
-            "nn.MultiheadAttention is supported for batches, without add_bias_kv, add_zero_attn and "
-            "key_padding_mask"
+            "nn.MultiheadAttention is supported for batches, without add_bias_kv, add_zero_attn "
+            "and key_padding_mask"
         )
     if use_separate_proj_weight:
         weights = [rest[f"{name}_proj_weight"] for name in "qkv"]
