@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from fcifar import kernels, random
 from fcifar.kernels import wide_conv
 from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward
-from fcifar.kernels.max_pool import max_pool
-from fcifar.kernels.wide_conv import wide_conv_backward
+from fcifar.kernels.wide_conv import max_pool, wide_conv_backward
 from fcifar.train.runtime import activate, make_runtime
 
 LAYERS = {

@@ -1,1 +1,1 @@
-"""A network's values in other people's formats, and theirs in ours; a run's metrics elsewhere."""
+"""Models and metrics in other formats, and models from elsewhere."""

@@ -1,4 +1,4 @@
-"""A run's metrics log as a table that a spreadsheet reads."""
+"""The metrics log of a run as a CSV table."""
 
 import csv
 from pathlib import Path
@@ -8,15 +8,15 @@ from fcifar.io import replacing
 from fcifar.train import metrics_log, run_dir, sweep
 
 SUFFIX = ".csv"
-_NESTED = "tensors"  # digests of single tensors: too many columns for a table; the log has them
+_NESTED = "tensors"  # digests of single tensors, left out of the table
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The records of a run's log, or of those of each run of a group, with the run's name.
+    """Read the log records of a run, or of each run of a group, with the run's name.
 
     Keys: ``step``, ``epoch``, ``split`` (train, valid, test, or with a test-time augmentation),
     ``loss``, ``accuracy``, ``count`` (of images), ``learning_rate``, ``images_per_second``,
-    ``seconds`` and ``digest``. A number that was not finite is None.
+    ``seconds`` and ``digest``. A number that is not finite is None.
 
     Raises:
         UsageError: there is no run at ``path``.
@@ -29,25 +29,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
-    run_dir.read_manifest(run)  # which says whether there is a run
+    run_dir.read_manifest(run)  # raises if there is no run
     records = metrics_log.read_digests(run)
     return [{n: value for n, value in record.items() if n != _NESTED} for record in records]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> list[str]:
-    """Write a row for each record, whole or not at all, and return the columns.
+    """Write a row for each record, atomically, and return the columns.
 
-    The columns are all that any record has, in the order of their first appearance; what a record
-    does not have is empty. Numbers have every digit.
+    They are the keys of all records in order of first appearance; missing values are empty. Numbers
+    have all digits.
 
     Raises:
-        ExternalError: the disk refused.
+        ExternalError: the file cannot be written.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", encoding="utf-8", newline="") as file,
-    ):
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -1,8 +1,13 @@
-"""Exporting a trained network: written, read back, and put to the test before it stays."""
+"""Export a trained model: write it, read it back, and compare it with itself.
+
+``.pth`` and ``.safetensors`` hold the state_dict. ``.onnx`` and ``.pt2`` hold the whole function,
+from uint8 images [N, 3, 32, 32] to float32 logits [N, C], including the normalisation.
+"""
 
 import importlib.util
 import io
 import json
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 import fcifar
 from fcifar import recipes, tensor_files, tree
+from fcifar.data.dataset import SIDE
 from fcifar.errors import ExternalError, UsageError, one_line, reason
-from fcifar.export import graphs, state_dict
-from fcifar.export.graphs import Function
+from fcifar.export import state_dict
 from fcifar.io import replacing
 from fcifar.models import Variables
 from fcifar.runs.inference import Trained, predict
@@ -24,29 +29,32 @@ from fcifar.step import normalize
 from fcifar.train.runtime import Runtime, activate
 
 CHECKED = 1000  # images at most
-_BATCH = 300  # no divisor of it, so that a last batch of another size is tried as well
+METADATA = "fcifar.json"  # the extra file of a .pt2
+_BATCH = 300  # no divisor of CHECKED, so that the last batch has another size
+_ONNX_DOC = "uint8 images [N, 3, 32, 32], RGB, to float32 logits [N, C]; the normalisation is in it"
+
+Function = Callable[[Tensor], Tensor]  # uint8 [N, 3, 32, 32] -> float32 [N, C]
 
 
 class Format(NamedTuple):
-    """A kind of file that a network is written to."""
+    """A file format for models."""
 
     name: str
     write: Callable[[Trained, dict[str, str], Path], None]
     read: Callable[[Path, Trained], Function]
-    modules: tuple[str, ...] = ()  # of the extra that it needs
-    extra: str = ""
+    modules: tuple[str, ...] = ()  # required, from the extra "onnx"
 
 
 class Agreement(NamedTuple):
-    """How far two networks agree on the same images."""
+    """How far two models agree on the same images."""
 
     images: int
     different: int  # predictions
-    largest_difference: float  # of two logits; NaN if one is not finite where the other is
+    largest_difference: float  # of two logits; NaN if only one is finite
 
 
 def describe(network: Trained) -> dict[str, str]:
-    """What a reader needs to use a network, and where it comes from; lists and recipe as JSON."""
+    """Metadata to use a model and to find its origin; lists and recipe as JSON."""
     recipe = network.recipe
     return {
         "fcifar": fcifar.__version__,
@@ -62,30 +70,33 @@ def describe(network: Trained) -> dict[str, str]:
     }
 
 
-def _named(network: Trained) -> dict[str, Tensor]:
-    """Parameters and buffers as a state_dict, each with memory of its own."""
+# state_dicts -------------------------------------------------------------------------------------
+
+
+def _state_dict(network: Trained) -> dict[str, Tensor]:
+    """Parameters and buffers, each with its own memory."""
     both = {**network.variables.params, **network.variables.buffers}
     return {name: value.detach().contiguous().clone() for name, value in both.items()}
 
 
-def _write_pth(network: Trained, about: dict[str, str], path: Path) -> None:
-    values = OrderedDict(_named(network))
-    if versions := network.model.versions:  # some modules load nothing without theirs
-        metadata = OrderedDict((name, {"version": number}) for name, number in versions)
-        values._metadata = metadata  # type: ignore[attr-defined]  # where torch has them
-    buffer = io.BytesIO()  # and not the file: its name would be inside, and see graphs.write_pt2
+def _write_pth(network: Trained, metadata: dict[str, str], path: Path) -> None:
+    values = OrderedDict(_state_dict(network))
+    if network.model.versions:  # required by some modules' load_state_dict
+        versions = ((name, {"version": number}) for name, number in network.model.versions)
+        values._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
+    buffer = io.BytesIO()  # a file's name would be part of the content; see also _write_pt2
     torch.save(values, buffer)
     path.write_bytes(buffer.getbuffer())
 
 
-def _write_safetensors(network: Trained, about: dict[str, str], path: Path) -> None:
-    tensor_files.write(path, _named(network), about)
+def _write_safetensors(network: Trained, metadata: dict[str, str], path: Path) -> None:
+    tensor_files.write(path, _state_dict(network), metadata)
 
 
 def _read_state_dict(path: Path, network: Trained) -> Function:
-    """The network's function with the values in a file, and with the bits they had."""
+    """The model's function with the values of a file, which must be equal bit for bit."""
     tensors = state_dict.read(path)[0].tensors
-    if not tree.equal(tensors, _named(network)):
+    if not tree.equal(tensors, _state_dict(network)):
         raise ValueError("the file does not hold what was written")
     params, buffers = ({name: tensors[name] for name in part} for part in network.variables)
     preprocess = normalize(tuple(network.recipe.mean), tuple(network.recipe.std))
@@ -93,26 +104,108 @@ def _read_state_dict(path: Path, network: Trained) -> Function:
     return lambda images: network.model.apply(values, preprocess(images), train=False)[0]
 
 
+# Graphs ------------------------------------------------------------------------------------------
+
+
+def _as_module(network: Trained) -> nn.Module:
+    """The whole function as a module, whose tensors have the names of ``network.variables``."""
+    (params, buffers), apply = network.variables, network.model.apply
+    preprocess = recipes.make_preprocess(network.recipe)
+
+    class Whole(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            own = Variables(dict(self.named_parameters()), dict(self.named_buffers()))
+            return apply(own, preprocess(images), train=False)[0].to(torch.float32)
+
+    whole = Whole()
+    for name, value in {**params, **buffers}.items():
+        *path, leaf = name.split(".")
+        parent: nn.Module = whole
+        for child in path:
+            if child not in parent._modules:
+                parent.add_module(child, nn.Module())
+            parent = parent.get_submodule(child)
+        if name in params:
+            parent.register_parameter(leaf, nn.Parameter(value, requires_grad=False))
+        else:
+            parent.register_buffer(leaf, value)
+    return whole.eval()
+
+
+def _export_program(network: Trained) -> torch.export.ExportedProgram:
+    """The graph of the whole function, for any number of images."""
+    images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)  # a size of 1 would become static
+    shapes = ({0: torch.export.Dim("N")},)
+    program = torch.export.export(_as_module(network), (images,), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+def _write_pt2(network: Trained, metadata: dict[str, str], path: Path) -> None:
+    extra = {METADATA: json.dumps(metadata, sort_keys=True)}
+    buffer = io.BytesIO()  # torch's own writer aborts the process if the disk is full
+    torch.export.save(_export_program(network), buffer, extra_files=extra)
+    path.write_bytes(buffer.getbuffer())
+
+
+def _read_pt2(path: Path, network: Trained) -> Function:
+    with warnings.catch_warnings(), path.open("rb") as file:
+        # torch 2.11 warns about its own buffer.
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.export.load(file).module()
+
+
+def _write_onnx(network: Trained, metadata: dict[str, str], path: Path) -> None:
+    import onnx
+
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    exported = torch.onnx.export(_export_program(network), dynamo=True, verbose=False, **names)
+    if exported is None:
+        raise ValueError("torch.onnx gave nothing")
+    model = exported.model_proto
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    del graph.value_info[:]  # intermediate shapes, which can be inferred
+    for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]  # the exporter's notes
+    model.producer_name, model.doc_string = "fcifar", _ONNX_DOC
+    del model.metadata_props[:]
+    for name, value in sorted(metadata.items()):
+        model.metadata_props.add(key=name, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _read_onnx(path: Path, network: Trained) -> Function:
+    import onnxruntime
+
+    options: Any = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors
+    cpu = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=cpu)
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
 FORMATS: dict[str, Format] = {
     ".pth": Format("state_dict", _write_pth, _read_state_dict),
     ".safetensors": Format("safetensors", _write_safetensors, _read_state_dict),
-    ".onnx": Format(
-        "ONNX",
-        graphs.write_onnx,
-        lambda path, _: graphs.read_onnx(path),
-        ("onnx", "onnxscript", "onnxruntime"),
-        "onnx",
-    ),
-    ".pt2": Format("torch.export", graphs.write_pt2, lambda path, _: graphs.read_pt2(path)),
+    ".onnx": Format("ONNX", _write_onnx, _read_onnx, ("onnx", "onnxscript", "onnxruntime")),
+    ".pt2": Format("torch.export", _write_pt2, _read_pt2),
 }
 
 
+# Writing and checking ----------------------------------------------------------------------------
+
+
 def check(path: Path, *, force: bool) -> Format:
-    """The format that the name of ``path`` ends in, which may be written there.
+    """Return the format of ``path``'s suffix.
 
     Raises:
-        UsageError: it is none of ``FORMATS``, something that it needs is not installed, or there is
-            a file already and ``force`` is not set.
+        UsageError: there is none, a required package is not installed, or the file exists and
+            ``force`` is not set.
     """
     form = FORMATS.get(path.suffix.lower())
     if form is None:
@@ -124,14 +217,14 @@ def check(path: Path, *, force: bool) -> Format:
     if missing:
         raise UsageError(
             f"{one_line(path)} needs {' and '.join(missing)}; pip install "
-            f"'fcifar[{form.extra}]', or choose .pth, .safetensors or .pt2"
+            "'fcifar[onnx]', or choose .pth, .safetensors or .pt2"
         )
     check_free(path, force=force)
     return form
 
 
 def check_free(path: Path, *, force: bool) -> None:
-    """Raise a UsageError where there is a file that may not be written over."""
+    """Raise a UsageError if the file exists and ``force`` is not set."""
     if not force and (path.exists() or path.is_symlink()):
         raise UsageError(f"{one_line(path)} is there already; choose another name, or give --force")
 
@@ -139,18 +232,18 @@ def check_free(path: Path, *, force: bool) -> None:
 def export(
     network: Trained, path: Path, images: Tensor, *, threads: int = 1, force: bool = False
 ) -> Agreement:
-    """Write a network, read it back, and compare the two on images; float32, on the CPU.
+    """Write a model, read it back, and compare the two on images, in float32 on the CPU.
 
-    The file appears whole, and only if each image has the same prediction.
+    The file appears only if all predictions are equal.
 
     Args:
-        path: its name says which of ``FORMATS`` it becomes.
-        images: uint8 [N, 3, 32, 32], one or more.
+        path: the suffix is one of ``FORMATS``.
+        images: uint8 [N, 3, 32, 32], at least one.
 
     Raises:
         UsageError: as ``check``.
-        ExternalError: the disk refused, the network cannot be written in that format, or what was
-            read back predicts another class.
+        ExternalError: the file cannot be written, the model cannot be converted, or the file
+            predicts another class.
     """
     form = check(path, force=force)
     runtime = Runtime(threads=threads)
@@ -162,7 +255,7 @@ def export(
                 found = torch.cat([function(part) for part in images.split(_BATCH)])
             except (OSError, SafetensorError, ExternalError):
                 raise
-            except Exception as error:  # converters fail in many ways, and none is ours to mend
+            except Exception as error:  # converters raise many kinds
                 raise ExternalError(
                     f"{one_line(path)} is not written: as {form.name} this model cannot be "
                     f"exported ({reason(error)}); choose another format"
@@ -178,7 +271,7 @@ def export(
 
 
 def compare(ours: Tensor, theirs: Tensor) -> Agreement:
-    """Two sets of logits [N, C] of the same images."""
+    """Compare two sets of logits [N, C] for the same images."""
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     difference = torch.where(same, 0.0, (ours.double() - theirs.double()).abs())
     different = (ours.argmax(-1) != theirs.argmax(-1)).sum()
@@ -186,13 +279,13 @@ def compare(ours: Tensor, theirs: Tensor) -> Agreement:
 
 
 def some_of(images: Tensor, count: int = CHECKED) -> Tensor:
-    """Up to ``count`` images, evenly from all of them, for a data set may be sorted by class."""
+    """Up to ``count`` images, evenly spaced, because a data set may be sorted by class."""
     rows = torch.arange(min(count, len(images))) * len(images) // min(count, len(images))
     return images[rows]
 
 
 def summary(network: Trained, path: Path, agreement: Agreement) -> dict[str, Any]:
-    """What was exported, as values that JSON holds."""
+    """A summary of the export for JSON."""
     return {
         "path": str(path),
         "format": FORMATS[path.suffix.lower()].name,

@@ -1,4 +1,4 @@
-"""Networks from anybody: runs and files of ours, which say what they are, and saved state_dicts."""
+"""Load models from runs, from safetensors files of ours, and from state_dicts from elsewhere."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,17 +17,17 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 class Saved(NamedTuple):
-    """The values of a model whose class names are not known yet."""
+    """A state_dict whose class names are not known yet."""
 
     path: Path
-    recipe: Recipe  # its network and normalisation
+    recipe: Recipe  # of the model and the normalisation
     found: tuple[StateDict, ...]
 
 
 def says_what_it_is(path: Path) -> bool:
-    """Whether ``inference.load`` is to read ``path``: a directory, or a safetensors file of ours.
+    """Whether ``path`` records its model: a directory, or a safetensors file of ours.
 
-    Also where there is nothing, or nothing whole, of which it gives a better account.
+    Also True if it is missing or damaged, which ``inference.load`` reports.
     """
     if not path.is_file():
         return True
@@ -41,24 +41,24 @@ def says_what_it_is(path: Path) -> bool:
 
 
 def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
-    """What is at ``path``.
+    """Load the model at ``path``.
 
     Args:
-        recipe: the model of a state_dict, and its preprocessing; None if not given.
+        recipe: of the model and the preprocessing of a state_dict.
 
     Raises:
-        UsageError: there is no such file, it does not hold a model, or its model was not given.
+        UsageError: there is no such file, it does not hold a model, or the recipe is missing.
         ExternalError: it is damaged.
     """
     if says_what_it_is(path):
         return inference.load(path)
     found = state_dict.read(path)
     if recipe is None:
-        fitting_models = list(match_state_dict.fitting_models(found, len(CIFAR10)))
-        hint = f"; its names and shapes are those of {fitting_models[0]}" if fitting_models else ""
+        name = next(match_state_dict.fitting_models(found, len(CIFAR10)), None)
+        hint = f"; its names and shapes are those of {name}" if name else ""
         raise UsageError(
-            f"{path} does not record its model{hint}; pass --model "
-            f"{fitting_models[0] if fitting_models else 'NAME'} or --recipe NAME"
+            f"{path} does not record its model{hint}; pass --model {name or 'NAME'} or "
+            "--recipe NAME"
         )
     return Saved(path, recipe, found)
 
@@ -66,17 +66,14 @@ def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
 def with_classes(
     found: Trained | Saved, classes: tuple[str, ...]
 ) -> tuple[Trained, tuple[str, ...]]:
-    """A network with its class names, and notes for a person; ``Trained`` has its own and keeps it.
-
-    What it was trained on stays unknown: ``dataset`` and ``dataset_digest`` are empty, ``seed`` 0.
+    """Add class names to a state_dict; return the model, and notes for the user.
 
     Raises:
-        UsageError: the values are not those of the recipe's network with so many classes.
+        UsageError: the values do not fit the recipe's model with this number of classes.
     """
     if isinstance(found, Trained):
         return found, ()
-    variables, notes = match_state_dict.fit(
-        found.found, found.recipe, len(classes), str(found.path)
-    )
-    model = recipes.make_model(found.recipe, len(classes))
-    return Trained(found.recipe, model, variables, classes, "", "", 0), notes
+    path, recipe, candidates = found
+    variables, notes = match_state_dict.fit(candidates, recipe, len(classes), str(path))
+    model = recipes.make_model(recipe, len(classes))
+    return Trained(recipe, model, variables, classes, "", "", 0), notes

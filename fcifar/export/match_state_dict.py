@@ -1,8 +1,8 @@
-"""Whether named tensors are the values of a network, and of which.
+"""Match named tensors with the names of a model.
 
-The names of the network decide. Wrappers put parts before and between names (``DataParallel``,
-``torch.compile``, Lightning's ``self.model``), and a network may have children of the same names:
-a part is taken off where the names of the network are those without it, and nowhere else.
+Wrappers (``DataParallel``, ``torch.compile``, Lightning's ``self.model``) insert parts into names,
+and a model may have children of the same names: a part is removed only where that gives the names
+of the model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,24 +17,16 @@ from fcifar.export.state_dict import WRAPPERS, StateDict
 from fcifar.models import MODELS, Model, Variables
 from fcifar.recipes import Recipe
 
-WRAPPING = ("module", "_orig_mod", "model", "net")  # children under which wrappers hold a network
-_BETWEEN = ("module", "_orig_mod")  # of those, what wrappers of a part leave inside of names
+WRAPPING = ("module", "_orig_mod", "model", "net")  # children under which wrappers hold a model
+_BETWEEN = ("module", "_orig_mod")  # those that may be inside of names
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of BatchNorm and of AveragedModel
 
 
 def fit(
     found: Sequence[StateDict], recipe: Recipe, num_classes: int, source: str
 ) -> tuple[Variables, tuple[str, ...]]:
-    """The values of the recipe's network out of a file, and notes for a person.
-
-    Args:
-        found: what ``state_dicts.read`` gave.
-        source: what messages call the file.
-
-    Raises:
-        UsageError: as ``match``; the message also says which networks of ``MODELS`` would fit.
-    """
-    like = _like(recipes.make_model(recipe, num_classes))
+    """``match`` for the model of a recipe; errors also name models of ``MODELS`` that fit."""
+    like = _initial(recipes.make_model(recipe, num_classes))
     try:
         return match(found, like, source)
     except MisfitError as error:
@@ -45,42 +37,41 @@ def fit(
 
 
 class MisfitError(UsageError):
-    """Named tensors are not the values of a network."""
+    """Named tensors do not fit a model."""
 
 
 def match(
     found: Sequence[StateDict], like: Variables, source: str
 ) -> tuple[Variables, tuple[str, ...]]:
-    """The tensors in a file with the names and shapes of ``like``, as values of its dtypes.
+    """Match the tensors of a file with the names and shapes of ``like``.
 
-    Notes say what is left out: a prefix that all names of the network have in the file, and what
-    does not stand under it; parts that wrappers put into names; and counters of batches, which no
-    prediction depends on. Where the file has no counters, those of ``like`` are taken.
+    Left out are a prefix of all names, and tensors without it; parts that wrappers insert into
+    names; and counters of batches, which do not affect predictions. Missing counters are taken from
+    ``like``.
 
     Args:
-        found: state_dicts, the likeliest first, such as those of ``state_dicts.read``.
-        like: the names, shapes and dtypes of the network's variables.
-        source: what notes call the file.
+        found: state_dicts by likelihood, such as those of ``state_dict.read``.
+        source: the name of the file in messages.
 
     Returns:
-        Variables with memory of their own, and notes, a line each.
+        Variables in the dtypes of ``like``, and notes about the changes.
 
     Raises:
-        MisfitError: none of them fits; the message says what is wrong with the closest.
-        UsageError: several fit, and none of them stands where a network's values usually do.
+        MisfitError: none fits; the message describes the mismatch of the closest.
+        UsageError: several fit, and none has a usual key or prefix.
     """
     expected = {**like.params, **like.buffers}
     fitting = [(each, r) for each in found for r in _fitting(each.tensors, expected)]
     if not fitting:
         readings = [r for each in found for r in _readings(each.tensors, expected)]
-        # The closest has the most of the names; of equals, the first.
+        # The closest has the most names in common.
         closest = max(readings, key=lambda r: len(r.tensors.keys() & expected.keys()))
         raise MisfitError(_misfit(closest, expected))
     (chosen, reading), *others = sorted(fitting, key=_unusual)
     if others and _unusual(others[0]) == _unusual((chosen, reading)):
-        places = names_of([repr(_place(*each)) for each in ((chosen, reading), *others)])
+        paths = names_of([repr(_path(*each)) for each in ((chosen, reading), *others)])
         raise UsageError(
-            f"{source} holds several models that fit, {places}; save the state_dict of one alone"
+            f"{source} holds several models that fit, {paths}; save the state_dict of one alone"
         )
     values = {
         name: _converted(reading.tensors[name], leaf) if name in reading.tensors else leaf.clone()
@@ -88,45 +79,42 @@ def match(
     }
     variables = Variables(*({name: values[name] for name in part} for part in like))
     notes = _notes(chosen, reading, expected, source)
-    if passed := [_place(*each) for each in others if each[0] is not chosen]:
-        notes = (
-            *notes,
-            f"passed over {names_of(list(map(repr, passed)))} of {source}, which fits too",
-        )
-    return variables, notes
+    if passed := [repr(_path(*each)) for each in others if each[0] is not chosen]:
+        notes.append(f"passed over {names_of(passed)} of {source}, which fits too")
+    return variables, tuple(notes)
 
 
 class _Reading(NamedTuple):
     """A way to read the names of a state_dict."""
 
-    tensors: dict[str, Tensor]  # under the prefix, by the names that are read
-    prefix: str  # "" or parts that each end with a dot
-    between: tuple[str, ...]  # parts that were taken out of the inside of names
-    beside: tuple[str, ...]  # names in the file that the prefix is not of
+    tensors: dict[str, Tensor]  # with the prefix, by the names without it
+    prefix: str  # empty, or ends with a dot
+    between: tuple[str, ...]  # parts that were removed inside of names
+    beside: tuple[str, ...]  # names without the prefix
 
 
 def _fitting(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[_Reading]:
-    """The readings that fit, with as little taken out of names as there can be."""
+    """The readings that fit, with as few parts removed from names as possible."""
     fitting = [r for r in _readings(tensors, expected) if not _misfit(r, expected)]
     return [r for r in fitting if r.between == fitting[0].between]
 
 
 def _readings(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Iterator[_Reading]:
-    """As it stands, and under each prefix that the longest of the network's names has in the file;
-    then the same without the parts that wrappers leave inside of names.
+    """Read the names unchanged and without each prefix of the longest of the model's names; then
+    the same without the parts that wrappers insert.
     """
     for between in ((), *((part,) for part in _BETWEEN), _BETWEEN):
         named = {_without(name, between): value for name, value in tensors.items()}
-        wanted = {_without(name, between): name for name in expected}
-        if len(named) < len(tensors) or len(wanted) < len(expected):
-            continue  # two names would be one
+        own = {_without(name, between): name for name in expected}
+        if len(named) < len(tensors) or len(own) < len(expected):
+            continue  # two names would become one
         if between and named.keys() == tensors.keys():
-            continue  # there is nothing of that kind
-        longest = max(wanted, key=len, default="")
+            continue  # no name has such a part
+        longest = max(own, key=len, default="")
         for prefix in ["", *(n.removesuffix(longest) for n in named if n.endswith(f".{longest}"))]:
             under = {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix)}
             yield _Reading(
-                {wanted.get(name, name): value for name, value in under.items()},
+                {own.get(name, name): value for name, value in under.items()},
                 prefix,
                 between,
                 tuple(n for n in named if not n.startswith(prefix)),
@@ -137,9 +125,9 @@ def _without(name: str, parts: Sequence[str]) -> str:
     return ".".join(part for part in name.split(".") if part not in parts)
 
 
-def _unusual(place: tuple[StateDict, _Reading]) -> tuple[int, int, int]:
-    """How far it is from where a network's values are: the least is taken, if it is alone."""
-    chosen, reading = place
+def _unusual(candidate: tuple[StateDict, _Reading]) -> tuple[int, int, int]:
+    """A rank by key, depth and prefix; lower values are more usual."""
+    chosen, reading = candidate
     key = chosen.key.rpartition(".")[2]
     ranks = ("", *WRAPPERS)
     parts = reading.prefix.split(".")[:-1]
@@ -150,37 +138,25 @@ def _unusual(place: tuple[StateDict, _Reading]) -> tuple[int, int, int]:
     )
 
 
-def _place(chosen: StateDict, reading: _Reading) -> str:
-    """Where in a file it is: keys and prefix."""
+def _path(chosen: StateDict, reading: _Reading) -> str:
+    """Keys and prefix in a file."""
     return ".".join(filter(None, (chosen.key, reading.prefix.removesuffix("."))))
 
 
 def _misfit(reading: _Reading, expected: Mapping[str, Tensor]) -> str:
-    """What is wrong with the first name that does not fit, or is too much; "" if all fit."""
+    """Describe the first mismatch; empty if all tensors fit."""
     for name, leaf in expected.items():
-        if name in reading.tensors:
-            if problem := _difference(name, reading.tensors[name], leaf):
-                return problem
-        elif not _is_counter(name):
-            return f"there is no {shown(name)} in it"
-    return next(
-        (
-            f"the model has no {shown(name)}"
-            for name in reading.tensors
-            if name not in expected and not _is_counter(name)
-        ),
-        "",
-    )
-
-
-def _difference(name: str, found: Tensor, leaf: Tensor) -> str:
-    """What keeps a tensor from being the value of a leaf; "" if nothing does."""
-    if found.shape != leaf.shape:
-        return f"{name} is {list(found.shape)}, not {list(leaf.shape)}"
-    if found.dtype == leaf.dtype or _is_counter(name):
-        return ""
-    if _kind(found) != _kind(leaf):
-        return f"{name} holds {_dtype(found)}, not {_kind(leaf)}"
+        found = reading.tensors.get(name)
+        if found is None:
+            if not _is_counter(name):
+                return f"there is no {shown(name)} in it"
+        elif found.shape != leaf.shape:
+            return f"{name} is {list(found.shape)}, not {list(leaf.shape)}"
+        elif _kind(found) != _kind(leaf) and not _is_counter(name):
+            return f"{name} holds {_dtype(found)}, not {_kind(leaf)}"
+    for name in reading.tensors:
+        if name not in expected and not _is_counter(name):
+            return f"the model has no {shown(name)}"
     return ""
 
 
@@ -199,7 +175,7 @@ def _is_counter(name: str) -> bool:
 
 
 def _converted(found: Tensor, leaf: Tensor) -> Tensor:
-    """A copy in the dtype of ``leaf``, for a file may hold one tensor under two names."""
+    """A copy in the dtype of ``leaf``; a file may hold one tensor under two names."""
     if not leaf.is_floating_point() and found.is_floating_point():  # a counter saved as a float
         found = found.double().nan_to_num(posinf=0.0, neginf=0.0)
     return found.to(leaf.dtype, copy=True).contiguous(memory_format=torch.contiguous_format)
@@ -207,8 +183,8 @@ def _converted(found: Tensor, leaf: Tensor) -> Tensor:
 
 def _notes(
     chosen: StateDict, reading: _Reading, expected: Mapping[str, Tensor], source: str
-) -> tuple[str, ...]:
-    """What was done to get at the values, a line each."""
+) -> list[str]:
+    """Describe the changes to a state_dict."""
     notes = []
     if chosen.key:
         notes.append(f"took {chosen.key!r} out of the checkpoint {source}")
@@ -216,11 +192,11 @@ def _notes(
     unused = {name.rpartition(".")[2] for name in reading.tensors if name not in expected}
     unused.update(name for name in reading.beside if name not in others)
     if counters := sorted(unused.intersection(COUNTERS)):
-        what = " and ".join(counters)
-        notes.append(f"left out {what} of {source}, on which no prediction depends")
-    if missing := [name for name in expected if name not in reading.tensors]:
-        what = " and ".join(sorted({name.rpartition(".")[2] for name in missing}))
-        notes.append(f"there is no {what} in {source}, on which no prediction depends")
+        names = " and ".join(counters)
+        notes.append(f"left out {names} of {source}, on which no prediction depends")
+    if missing := {n.rpartition(".")[2] for n in expected if n not in reading.tensors}:
+        names = " and ".join(sorted(missing))
+        notes.append(f"there is no {names} in {source}, on which no prediction depends")
     if reading.prefix:
         notes.append(f"left out {reading.prefix!r} before the names in {source}")
     for part in reading.between:
@@ -228,22 +204,21 @@ def _notes(
     if others:
         names = names_of([shown(name) for name in others])
         notes.append(f"left out what is not under {reading.prefix!r} in {source}: {names}")
-    for wanted in dict.fromkeys(_dtype(leaf) for leaf in expected.values()):
-        converted = {
-            _dtype(reading.tensors[name])
-            for name, leaf in expected.items()
-            if name in reading.tensors and _dtype(leaf) == wanted
-        } - {wanted}
-        if converted:
-            notes.append(f"took {' and '.join(sorted(converted))} values of {source} as {wanted}")
-    return tuple(notes)
+    conversions: dict[str, set[str]] = {}
+    for name, leaf in expected.items():
+        given = _dtype(reading.tensors.get(name, leaf))
+        conversions.setdefault(_dtype(leaf), set()).add(given)
+    for dtype, given in conversions.items():
+        if others := sorted(given - {dtype}):
+            notes.append(f"took {' and '.join(others)} values of {source} as {dtype}")
+    return notes
 
 
 def fitting_models(found: Sequence[StateDict], num_classes: int) -> Iterator[str]:
-    """The names of the networks that the tensors are values of, with their default options."""
+    """Yield the models of ``MODELS`` that the tensors fit, with their default options."""
     for name, make in MODELS.items():
         try:
-            like = _like(make(num_classes=num_classes))
+            like = _initial(make(num_classes=num_classes))
         except Exception:  # a registered one that needs options, or is broken
             continue
         expected = {**like.params, **like.buffers}
@@ -260,6 +235,5 @@ def _advice(found: Sequence[StateDict], model: str, num_classes: int) -> str:
     return f"no other model fits either; give {how}a data set with as many classes"
 
 
-def _like(model: Model) -> Variables:
-    """Values with the names and shapes of the network's."""
+def _initial(model: Model) -> Variables:
     return model.init(random.key(0))

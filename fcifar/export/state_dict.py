@@ -1,14 +1,14 @@
-"""The state_dicts in a file that others have saved, as named tensors. No code of theirs is run.
+"""Read the state_dicts in a file from elsewhere, without running code in it.
 
-A checkpoint holds a state_dict beside other things, and may hold several, such as a moving average.
-All of them are found. Which is meant, and which prefixes of its names come from a wrapper, depends
-on the network that it is for: see ``fitting.match``.
+A checkpoint holds a state_dict among other things, or several, such as a moving average. All are
+found; ``match_state_dict`` chooses one, and removes wrappers' prefixes, by the names of the model.
 """
 
 import errno
 import re
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,64 +19,47 @@ from torch import Tensor, nn
 
 from fcifar.errors import ExternalError, UsageError, one_line, reason, shown
 
-WRAPPERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-)  # keys of checkpoints, likeliest first
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys of checkpoints, by likelihood
 _DEEPEST = 4  # checkpoints inside checkpoints
-_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,100})")  # as torch names what it will not unpickle
+_GLOBAL = re.compile(r"GLOBAL ([\w.]{1,100})")  # in torch's message about a refused class
 
 
 class _LeftOut:
-    """Stands for a value that is not a tensor: takes what a pickle gives it, and keeps nothing."""
+    """Replaces a value that is not a tensor, and ignores what the pickle says of it."""
 
     def __new__(cls, *_: Any) -> "_LeftOut":
         return object.__new__(cls)
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, *_: Any) -> None: ...
 
-    def __setstate__(self, _: Any) -> None:
-        pass
+    def __setstate__(self, _: Any) -> None: ...
 
 
-# What is often saved beside a state_dict and is not part of the model: settings, paths, numbers.
+# Classes of values that are often saved beside a state_dict: settings, paths, numbers.
 _LEFT_OUT: list[Any] = [
     (type(name.rpartition(".")[2], (_LeftOut,), {}), name)
     for name in (
         *("argparse.Namespace", "types.SimpleNamespace", "_codecs.encode"),
-        *(
-            f"pathlib.{kind}{form}"
-            for kind in ("", "Pure")
-            for form in ("PosixPath", "WindowsPath")
-        ),
+        *(f"pathlib.{kind}Path" for kind in ("Posix", "Windows", "PurePosix", "PureWindows")),
         *("numpy.dtype", "numpy.ndarray"),
-        *(
-            f"numpy.{core}.multiarray.{name}"
-            for core in ("core", "_core")
-            for name in ("scalar", "_reconstruct")
-        ),
+        *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+        *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
     )
 ]
 
 
 class StateDict(NamedTuple):
-    """Named tensors out of a file."""
+    """Named tensors from a file."""
 
     tensors: dict[str, Tensor]  # on the CPU, with the names and dtypes of the file
-    key: str = ""  # of the checkpoint's entry that they are; with dots between, if it is nested
+    key: str = ""  # of the checkpoint's entry; dotted if it is nested
 
 
 def read(path: Path) -> tuple[StateDict, ...]:
-    """The state_dicts in a file that ``torch.save`` wrote, or in a ``.safetensors``.
-
-    Returns:
-        One or more, the likeliest first: see ``find``.
+    """Read the state_dicts in a file of ``torch.save`` or a ``.safetensors``, as ``find``.
 
     Raises:
-        UsageError: there is no state_dict in it, or it is neither of the two.
+        UsageError: the file has another format, or contains no state_dict.
         ExternalError: it cannot be read.
     """
     is_safetensors = path.suffix.lower() == ".safetensors"
@@ -84,39 +67,34 @@ def read(path: Path) -> tuple[StateDict, ...]:
 
 
 def find(values: Any, source: str) -> tuple[StateDict, ...]:
-    """Every state_dict in what a file held: itself, or entries of it, up to four levels deep.
+    """Find every state_dict in the content of a file, up to four levels deep.
 
-    Those under a key of ``WRAPPERS`` come first, and what is less deep before what is deeper.
+    Those under a key of ``WRAPPERS`` come first, then less nested ones.
 
     Args:
         values: such as a state_dict, or a checkpoint with one under ``model_state_dict``.
-        source: what messages call it.
+        source: the name of the file in messages.
 
     Raises:
-        UsageError: there is none in it.
+        UsageError: there is no state_dict.
     """
     found: list[tuple[int, int, StateDict]] = []
-    level, seen = [((), values)], {id(values)}
-    for depth in range(_DEEPEST + 1):
-        deeper = []
-        for keys, part in level:
-            if _is_state_dict(part):
-                rank = WRAPPERS.index(keys[-1]) if keys and keys[-1] in WRAPPERS else len(WRAPPERS)
-                tensors = {name: value.detach() for name, value in part.items()}
-                found.append((rank, depth, StateDict(tensors, ".".join(keys))))
-            elif isinstance(part, Mapping):
-                for key, value in part.items():
-                    # Once each, for a file may say the same thing many times over.
-                    if (
-                        isinstance(key, str)
-                        and isinstance(value, Mapping)
-                        and id(value) not in seen
-                    ):
-                        seen.add(id(value))
-                        deeper.append(((*keys, key), value))
-        level = deeper
+    queue: deque[tuple[tuple[str, ...], Any]] = deque([((), values)])
+    seen = {id(values)}  # a file may hold one dict in many places
+    while queue:
+        keys, part = queue.popleft()
+        if _is_state_dict(part):
+            rank = WRAPPERS.index(keys[-1]) if keys and keys[-1] in WRAPPERS else len(WRAPPERS)
+            tensors = {name: value.detach() for name, value in part.items()}
+            found.append((rank, len(keys), StateDict(tensors, ".".join(keys))))
+        elif isinstance(part, Mapping) and len(keys) < _DEEPEST:
+            for key, value in part.items():
+                is_new = isinstance(value, Mapping) and id(value) not in seen
+                if isinstance(key, str) and is_new:
+                    seen.add(id(value))
+                    queue.append(((*keys, key), value))
     if not found:
-        raise UsageError(_what_is_there(values, source))
+        raise UsageError(_describe(values, source))
     return tuple(each for *_, each in sorted(found, key=lambda entry: entry[:2]))
 
 
@@ -129,7 +107,7 @@ def _is_state_dict(values: Any) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether it is numbers in memory: not sparse, quantized, or without values."""
+    """Whether a value is a dense tensor: not sparse, quantized or on the meta device."""
     return (
         type(value) in (Tensor, nn.Parameter, nn.Buffer)
         and value.layout == torch.strided
@@ -138,15 +116,11 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def _what_is_there(values: Any, source: str) -> str:
-    """What a file without a state_dict holds, where one is looked for first."""
+def _describe(values: Any, source: str) -> str:
+    """Describe a file without a state_dict, at the place where one is most likely."""
     for _ in range(_DEEPEST):
-        if not isinstance(values, Mapping):
-            break
-        key = next((key for key in WRAPPERS if isinstance(values.get(key), Mapping)), None)
-        if key is None:
-            break
-        values = values[key]
+        inner = values if isinstance(values, Mapping) else {}
+        values = next((inner[k] for k in WRAPPERS if isinstance(inner.get(k), Mapping)), values)
     if not isinstance(values, Mapping):
         return f"{source} holds a {type(values).__name__} and no state_dict; save net.state_dict()"
     for name, value in values.items():
@@ -166,7 +140,7 @@ def _what_is_there(values: Any, source: str) -> str:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            # Cloned, for otherwise they would be views of a file that may be replaced.
+            # Cloned, because they are views of a file that may be replaced.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise ExternalError(f"{path} cannot be read: {reason(error)}") from error
@@ -175,23 +149,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> Any:
-    """What ``torch.save`` was given, if it was tensors and plain values, or ``_LEFT_OUT``."""
+    """The tensors and plain values that ``torch.save`` wrote, without those of ``_LEFT_OUT``."""
     try:
         _check_zip(path)
-        # torch's unpickler calls the stand-ins, and not what they stand for.
+        # torch's unpickler calls the replacements instead of the classes.
         with torch.serialization.safe_globals(_LEFT_OUT), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of forms that are old
+            warnings.simplefilter("ignore")  # about old formats
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a seek to before the beginning of what was cut off
+        if error.errno == errno.EINVAL:  # a seek in a truncated file
             raise UsageError(_refusal(path, error)) from error
         raise ExternalError(f"{path} cannot be read: {reason(error)}") from error
-    except Exception as error:  # bytes that are no such file lead torch to errors of many kinds
+    except Exception as error:  # torch raises many kinds for damaged files
         raise UsageError(_refusal(path, error)) from error
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse an archive that would grow in memory: ``torch.save`` does not compress."""
+    """Refuse a compressed archive, which may grow in memory; ``torch.save`` does not compress."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
@@ -199,12 +173,12 @@ def _check_zip(path: Path) -> None:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Our words, for torch's advise to load such a file with code in it."""
+    """The message for an error of torch, whose own advises to load the file with its code."""
     name = one_line(path)
     if found := _GLOBAL.search(str(error)):
         return (
-            f"{name} holds {found[1]}, and nothing but tensors and plain values is read of "
-            "another's file; save net.state_dict(), not net, and no other object beside it: "
+            f"{name} holds {found[1]}, and only tensors and plain values are read; "
+            "save net.state_dict(), not net, and no other object: "
             "torch.save(net.state_dict(), 'net.pth')"
         )
     if "TorchScript" in str(error):

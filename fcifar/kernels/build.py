@@ -1,4 +1,7 @@
-"""C into a shared library, once for each set of macros, processor and compiler."""
+"""Kernels written in C: compiled and cached, and registered as operations of torch.
+
+A library is compiled once for each set of macros, processor and compiler.
+"""
 
 import contextlib
 import ctypes
@@ -11,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,26 @@ import torch
 
 from fcifar.errors import ExternalError, UsageError
 
-# Sums are never reordered; a multiplication and an addition become one instruction.
+# No reordering of sums; multiplications and additions are fused.
 FLAGS = (
     *("-x", "c", "-std=gnu11", "-O3", "-march=native", "-mprefer-vector-width=512"),
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-shared", "-fPIC"),
 )
+_OPS = torch.library.Library("fcifar", "DEF")
+
+
+def define(schema: str, function: Any, fake: Any, tags: Sequence[torch.Tag] = ()) -> Any:
+    """Define an operation of ``torch.ops.fcifar`` on the CPU; ``fake`` returns empty results."""
+    name = schema.partition("(")[0]
+    _OPS.define(schema, tags=tuple(tags))
+    _OPS.impl(name, function, "CPU")
+    torch.library.register_fake(f"fcifar::{name}", fake, lib=_OPS)
+    return getattr(torch.ops.fcifar, name).default
 
 
 def why_not() -> str | None:
-    """Why kernels of our own cannot be had on this machine; None where they can."""
+    """Why the kernels cannot be used on this machine; None if they can."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return f"they are for Linux on x86-64, and this is {platform.system()} {platform.machine()}"
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
@@ -39,24 +52,19 @@ def why_not() -> str | None:
 
 
 def compiler() -> str:
-    """The compiler, which is that of ``torch.compile``."""
+    """The C++ compiler of ``torch.compile``."""
     default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     return os.environ.get("CXX") or default
 
 
 def load(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
-    """The library that ``source`` makes under ``macros``, built unless it is there already.
+    """Load the library of ``source`` with ``macros``, compiled unless it is in the cache.
 
     Raises:
-        UsageError: the compiler is missing, or refuses.
-        ExternalError: the library cannot be written, or not loaded.
+        UsageError: the compiler is missing, or fails.
+        ExternalError: the library cannot be written or loaded.
     """
-    return _load(source, tuple(sorted(macros.items())))
-
-
-@functools.cache
-def _load(source: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
-    arguments = [*FLAGS, *(f"-D{name}={value}" for name, value in macros)]
+    arguments = [*FLAGS, *(f"-D{name}={value}" for name, value in sorted(macros.items()))]
     text = source.read_bytes()
     key = hashlib.sha256(b"\0".join([text, *(a.encode() for a in arguments), _target()]))
     path = _folder() / f"{source.stem}-{key.hexdigest()[:24]}.so"
@@ -66,13 +74,13 @@ def _load(source: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise ExternalError(
-            f"cannot load the kernel {path} ({error}); delete it, or let TORCHINDUCTOR_CACHE_DIR "
-            "name a folder from which programs may run"
+            f"cannot load the kernel {path} ({error}); delete it, or set "
+            "TORCHINDUCTOR_CACHE_DIR to a folder that allows execution"
         ) from error
 
 
 def _build(source: Path, arguments: list[str], path: Path) -> None:
-    """Write the library under another name first: another process may be doing the same."""
+    """Compile to another name first, because another process may do the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".so")
@@ -89,7 +97,7 @@ def _build(source: Path, arguments: list[str], path: Path) -> None:
 
 @functools.cache
 def _target() -> bytes:
-    """What the compiler makes of this processor, and which compiler it is: its own macros."""
+    """The compiler's predefined macros, which identify its version and the processor."""
     return _call([*FLAGS, "-dM", "-E", os.devnull])
 
 
@@ -107,59 +115,51 @@ def _call(arguments: list[str]) -> bytes:
 
 
 def _folder() -> Path:
-    """Beside what ``torch.compile`` keeps."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "fcifar"
 
 
 def prepare_cache() -> dict[str, Any]:
-    """Let ``torch.compile`` keep its files in a folder with a space or a quote in its path.
+    """Allow spaces and quotes in the path of ``torch.compile``'s cache; return inductor's settings.
 
-    Torch makes one string of the compiler's command line, and splits it again at spaces, so that
-    such a path becomes two. Where there is one, ``TORCHINDUCTOR_CACHE_DIR`` is set to a symbolic
-    link to the folder.
-
-    Returns:
-        settings of inductor that are needed as well.
-
-    Raises:
-        ExternalError: such a link cannot be made anywhere.
+    Torch splits the compiler's command line at spaces. For such a path ``TORCHINDUCTOR_CACHE_DIR``
+    is set to a symbolic link to the folder; an ExternalError is raised if none can be made.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
     folder = cache_dir()
-    if not _survives(folder):
+    if not _is_one_word(folder):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = _link_to(folder)
-    # Precompiled headers always lie in the default folder.
-    headers = sys.platform != "win32" and not _survives(default_cache_dir())
-    return {"cpp_cache_precompile_headers": False} if headers else {}
+    # Precompiled headers are always in the default folder.
+    headers = _is_one_word(default_cache_dir())
+    return {} if headers else {"cpp_cache_precompile_headers": False}
 
 
-def _survives(path: str) -> bool:
+def _is_one_word(path: str) -> bool:
     """Whether a path stays one word of a command line."""
     try:
         return sys.platform == "win32" or shlex.split(path) == [path]
-    except ValueError:  # a quote without another
+    except ValueError:  # an unmatched quote
         return False
 
 
 def _link_to(folder: str) -> str:
-    """A symbolic link of this user's to a folder, made unless it is there."""
+    """Return a symbolic link of this user to a folder, and make it if it is missing."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     name = f"fcifar-{user}-{hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]}"
-    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~")]
-    for place in filter(_survives, places):
-        link = os.path.join(place, name)
+    parents = [tempfile.gettempdir(), "/tmp", "/var/tmp", os.path.expanduser("~")]
+    for parent in filter(_is_one_word, parents):
+        link = os.path.join(parent, name)
         try:
             with contextlib.suppress(FileExistsError):
                 os.symlink(folder, link)
-            # In a folder that all may write to, another user might have made it.
+            # Another user may have made it, in a folder that all may write to.
             if os.readlink(link) == folder and os.lstat(link).st_uid == user:
                 return link
         except OSError:
             continue
     raise ExternalError(
         f"torch.compile cannot keep its files in {folder!r}, whose path is not a single word of a "
-        "command line; let TORCHINDUCTOR_CACHE_DIR name a folder without spaces and quotes"
+        "command line; set TORCHINDUCTOR_CACHE_DIR to a folder without spaces and quotes"
     )

@@ -1,13 +1,13 @@
-"""Puts our kernels into a compiled graph, where a convolution has a max-pool behind it.
+"""Insert the kernels into a compiled graph, where a max-pool follows a convolution.
 
-``torch.compile`` hands over a step as one graph of elementary operations, or of a module the joint
-graph of its forward and backward pass. In it, every pair that ``pattern`` finds becomes
+``torch.compile`` passes a step as one graph of elementary operations, or a module as the joint
+graph of its forward and backward pass. Every pair that ``pattern`` finds there becomes
 
     conv_pool and conv_pool_backward                  in float32, if it is small
-    conv_pool and conv_pool_backward_each             there, where each image has its own gradient
+    conv_pool and conv_pool_backward_each             the same with a gradient for each image
     the convolution, max_pool, wide_conv_backward     in bfloat16, if it is wide and has a gradient
 
-What does not look exactly like this stays with the compiler.
+All other operations are left to inductor.
 """
 
 import operator
@@ -20,18 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import build, conv_pool, max_pool, pattern, wide_conv
+from fcifar.kernels import build, conv_pool, pattern, wide_conv
 
 aten = torch.ops.aten
 
 
 def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """A backend for ``torch.compile``: inductor, with the kernels of this package.
+    """The backend of ``torch.compile(module, backend="fcifar")``: inductor with our kernels.
 
-    ``torch.compile(module, backend="fcifar")`` finds it by its entry point. The kernels are put
-    into the joint graph of the forward and backward pass, before autograd divides it. A ReLU
-    between a convolution and its max-pool is moved behind the pool first, which changes no value:
-    the maximum commutes with ``relu``, and so do their gradients.
+    They are inserted into the joint graph of the forward and backward pass, before it is
+    partitioned. A ReLU between a convolution and its max-pool is moved behind the pool first, which
+    changes no value: the maximum commutes with ``relu``, and so do their gradients.
     """
     pool_before_relu(graph.graph)
     graph.recompile()
@@ -39,12 +38,12 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
 
 def step_backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """The backend of ``compile_step``, whose graph has the gradients in it already."""
+    """The backend of ``compile_step``, whose graph already contains the gradients."""
     return _compile(graph, inputs, ["post_grad_custom_pre_pass"])
 
 
-def _compile(graph: fx.GraphModule, inputs: Sequence[Any], places: Sequence[str]) -> Any:
-    """Compile by inductor, with ``fuse`` as a custom pass at the given places in its pipeline."""
+def _compile(graph: fx.GraphModule, inputs: Sequence[Any], passes: Sequence[str]) -> Any:
+    """Compile by inductor, with ``fuse`` as the custom passes of these names."""
     from torch._inductor.compile_fx import compile_fx
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
@@ -52,16 +51,12 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Any], places: Sequence[str]
     patches |= build.prepare_cache()
     if not on_cpu or build.why_not() is not None:
         return compile_fx(graph, inputs, config_patches=patches)
-    patches |= {place: _make_pass() for place in places}
+    patches |= {name: _make_pass() for name in passes}
     return compile_fx(graph, inputs, decompositions=_Table(), config_patches=patches)
 
 
 def pool_before_relu(graph: fx.Graph) -> int:
-    """Move each ReLU between a convolution and a max-pool behind the pool; how many there were.
-
-    Args:
-        graph: of functions of torch, as a backend is given it.
-    """
+    """Move each ReLU between a convolution and a max-pool behind the pool; return their number."""
     moved = 0
     for pool in [node for node in graph.nodes if node.target in _MAX_POOLS]:
         relu: Any = pool.args[0] if pool.args else pool.kwargs["input"]
@@ -87,7 +82,7 @@ def _is_relu(node: fx.Node) -> bool:
 
 _MAX_POOLS = (F.max_pool2d, torch.max_pool2d)
 _CONVOLUTIONS = (F.conv2d, torch.conv2d)
-_RETURN_INDICES = 6  # its place among the arguments of max_pool2d
+_RETURN_INDICES = 6  # the position of this argument of max_pool2d
 
 
 def _make_pass() -> Any:
@@ -97,7 +92,7 @@ def _make_pass() -> Any:
         def __call__(self, graph: fx.Graph) -> None:
             fuse(graph)
 
-        def uuid(self) -> Any:  # by which the compiler's cache knows this pass
+        def uuid(self) -> Any:  # for the compiler's cache
             here = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".c"))
             return get_hash_for_files(tuple(map(str, here)))
 
@@ -105,35 +100,34 @@ def _make_pass() -> Any:
 
 
 class _Table(dict[Any, Callable[..., Any]]):
-    """Inductor's decompositions, but for the pools that ``fuse`` may want to find."""
+    """Inductor's decompositions, except for pools that ``fuse`` may replace."""
 
     def __init__(self) -> None:
         from torch._inductor.decomposition import select_decomp_table
 
         table = select_decomp_table()
         super().__init__(table)
-        self.update({op: _unless_wanted(table[op]) for op in pattern.POOLING if op in table})
+        self.update({op: _decompose_others(table[op]) for op in pattern.POOLING if op in table})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What the compiler's cache knows it by; its functions have no such name."""
-        return _Table, ()
+        return _Table, ()  # for the compiler's cache, which cannot pickle its functions
 
 
-def _unless_wanted(decompose: Callable[..., Any]) -> Callable[..., Any]:
+def _decompose_others(decompose: Callable[..., Any]) -> Callable[..., Any]:
     def decompose_others(*arguments: Any, **settings: Any) -> Any:
-        wanted = _may_be_small(arguments[0]) or _may_be_wide(arguments[0])
-        return NotImplemented if wanted else decompose(*arguments, **settings)
+        may_be_fused = _may_be_small(arguments[0]) or _may_be_wide(arguments[0])
+        return NotImplemented if may_be_fused else decompose(*arguments, **settings)
 
     return decompose_others
 
 
 def _may_be_small(values: Tensor) -> bool:
-    """Whether a pool of these values may have ``conv_pool`` before it."""
+    """Whether ``conv_pool`` may replace a pool of these values."""
     return values.dtype == torch.float32 and values.shape[-3] <= conv_pool.WIDEST
 
 
 def _may_be_wide(values: Tensor) -> bool:
-    """Whether a pool of these values, or its gradient, may be one of ``wide_conv``."""
+    """Whether ``wide_conv`` may replace a pool of these values, or its gradient."""
     return (
         values.dtype == torch.bfloat16
         and values.shape[-3] % wide_conv.PAIRS == 0
@@ -142,11 +136,11 @@ def _may_be_wide(values: Tensor) -> bool:
 
 
 def fuse(graph: fx.Graph) -> int:
-    """Replace every pair in ``graph`` that a kernel is for; how many there were."""
-    found = sum(_fuse_small(graph, pair) or _fuse_wide(graph, pair) for pair in pattern.find(graph))
+    """Replace every pair in ``graph`` that has a kernel; return their number."""
+    count = sum(_fuse_small(graph, pair) or _fuse_wide(graph, pair) for pair in pattern.find(graph))
     graph.eliminate_dead_code()
-    _leave_others_to_the_compiler(graph)
-    return found
+    _decompose_remaining(graph)
+    return count
 
 
 def _fuse_small(graph: fx.Graph, pair: pattern.Pair) -> bool:
@@ -208,10 +202,10 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair) -> bool:
         or wide_conv.why_not() is not None
     ):
         return False
-    max_pool.library()  # built now, not at the first step
+    wide_conv.pool_library()  # built now, not at the first step
     wide_conv.library(shape)
     with graph.inserting_before(pair.pool):
-        pooled, which = _call(graph, max_pool.max_pool, _channels_last(graph, pair.conv))
+        pooled, which = _call(graph, wide_conv.max_pool, _channels_last(graph, pair.conv))
     for old in pair.pooled:
         old.replace_all_uses_with(pooled)
     for unpool, backward in gradients:
@@ -225,7 +219,7 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair) -> bool:
 
 
 def _is_plain(node: Any, dtype: torch.dtype) -> bool:
-    """Whether a node is a tensor of that dtype on the CPU whose shape is known."""
+    """Whether a node is a tensor of this dtype on the CPU with a static shape."""
     value = node.meta.get("val")
     return (
         isinstance(value, Tensor)
@@ -237,7 +231,7 @@ def _is_plain(node: Any, dtype: torch.dtype) -> bool:
 
 
 def _channels_last(graph: fx.Graph, node: Any) -> fx.Node:
-    """The same values with their channels last, of which the compiler may make the first place."""
+    """The same values with channels last."""
     from torch._inductor.inductor_prims import force_stride_order
 
     value = node.meta["val"]
@@ -248,7 +242,7 @@ def _channels_last(graph: fx.Graph, node: Any) -> fx.Node:
 
 
 def _call(graph: fx.Graph, op: Any, *arguments: Any) -> list[fx.Node]:
-    """Call an operation in a graph; the nodes of its results, which know their shapes."""
+    """Call an operation in a graph; return the nodes of its results, with their shapes."""
     node = graph.call_function(op, arguments)
     values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
     with next(v for v in values if isinstance(v, FakeTensor)).fake_mode:
@@ -261,7 +255,7 @@ def _call(graph: fx.Graph, op: Any, *arguments: Any) -> list[fx.Node]:
 
 
 def _replace(graph: fx.Graph, node: fx.Node, results: list[fx.Node]) -> None:
-    """Put other results in the place of a node's."""
+    """Replace the results of a node."""
     for item in list(node.users):
         number: Any = item.args[1]
         item.replace_all_uses_with(results[number])
@@ -269,9 +263,9 @@ def _replace(graph: fx.Graph, node: fx.Node, results: list[fx.Node]) -> None:
     graph.erase_node(node)
 
 
-def _leave_others_to_the_compiler(graph: fx.Graph) -> None:
-    """Decompose the pools in bfloat16 that were kept from it for nothing."""
-    from torch._inductor import lowering  # noqa: F401  # decompositions look into it
+def _decompose_remaining(graph: fx.Graph) -> None:
+    """Decompose the pools in bfloat16 that ``_Table`` left and no kernel replaced."""
+    from torch._inductor import lowering  # noqa: F401  # needed by decompositions
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -290,9 +284,9 @@ def _leave_others_to_the_compiler(graph: fx.Graph) -> None:
 
             with values[0].fake_mode:
                 module = make_fx(decomposed, decomposition_table=table)(*values)
-            places = module.graph.find_nodes(op="placeholder")
+            arguments = dict(zip(module.graph.find_nodes(op="placeholder"), inputs, strict=True))
             with graph.inserting_before(node):
-                result: Any = graph.graph_copy(module.graph, dict(zip(places, inputs, strict=True)))
+                result: Any = graph.graph_copy(module.graph, arguments)
             if isinstance(result, fx.Node):
                 node.replace_all_uses_with(result)
                 graph.erase_node(node)

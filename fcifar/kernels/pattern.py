@@ -1,19 +1,18 @@
-"""Finds the convolutions with a 2x2 max-pool in a graph of elementary operations.
+"""Find the convolutions with a 2x2 max-pool in a graph of elementary operations.
 
-In the graph of a training step gradients are operations like others. A pair is
+A pair is
 
     y = convolution(x, weight, bias);  pooled, indices = max_pool2d_with_indices(y, 2)
 
-whose ``y`` serves nothing else but the gradient of the same pair,
+whose ``y`` is used only there and in the gradient of the pair,
 
     convolution_backward(max_pool2d_with_indices_backward(gradient, y, indices), x, weight)
 
-Under ``vmap(grad)``, where each of N images has a gradient of its own, there are several operations
-on one ``spread = max_pool2d_with_indices_backward(gradient, y, indices)`` instead, with changes of
-shape before each:
+Under ``vmap(grad)``, with a gradient for each of N images, the gradient of the pair consists of
+operations on views of ``spread = max_pool2d_with_indices_backward(gradient, y, indices)``:
 
-    convolution_backward(spread, anything, weight), for the input
-    convolution_backward(spread [1, N O, ...], x [1, N C, ...], anything, groups=N), for the weight
+    convolution_backward(spread, any, weight), for the input
+    convolution_backward(spread [1, N O, ...], x [1, N C, ...], any, groups=N), for the weight
     sum(spread) over the positions, for the bias
 """
 
@@ -30,7 +29,7 @@ _VIEWS = (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.
 
 
 class Each(NamedTuple):
-    """The gradients of a convolution with those of weight and bias for each image."""
+    """The gradients of a convolution, of weight and bias for each image."""
 
     input: fx.Node | None
     weight: fx.Node
@@ -38,7 +37,7 @@ class Each(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The nodes of a pair, and what is particular to its convolution."""
+    """The nodes of a pair."""
 
     x: fx.Node
     weight: fx.Node
@@ -51,7 +50,7 @@ class Pair(NamedTuple):
 
 
 def find(graph: fx.Graph) -> Iterator[Pair]:
-    """Every pair in a graph, which may be replaced before the next is asked for."""
+    """Yield every pair in a graph, which may be replaced before the next one."""
     _look_through_views(graph)
     graph.eliminate_dead_code()
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
@@ -64,41 +63,37 @@ def _pair_of(conv: fx.Node) -> Pair | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = arguments
     if transposed or (stride, dilation, groups) != ([1, 1], [1, 1], 1) or padding[0] != padding[1]:
         return None
-    pools = [user for user in conv.users if _is_pool(user, conv)]
+    pools = [u for u in conv.users if u.target is POOLING[0] and _is_two_by_two(u.args[1:])]
     if len(pools) != 1:
         return None
     pooled, indices = _items(pools[0])
     unpools = [user for user in conv.users if user is not pools[0]]
-    backwards = [b for u in unpools if (b := _backward_of(u, conv, indices)) is not None]
-    if len(backwards) != len(unpools) or any(set(i.users) - set(unpools) for i in indices):
+    gradients = [(u, b) for u in unpools if (b := _backward_of(u, conv, indices)) is not None]
+    if len(gradients) != len(unpools) or any(set(i.users) - set(unpools) for i in indices):
         return None
-    gradients = list(zip(unpools, backwards, strict=True))
     return Pair(x, weight, bias, padding[0], conv, pools[0], pooled, gradients)
 
 
 def _look_through_views(graph: fx.Graph) -> None:
-    """Give each pool, and its gradient, what it needs directly where only views lie between.
-
-    ``vmap`` puts them there.
-    """
-    for op, places in zip(POOLING, ((0,), (1, -1)), strict=True):
+    """Connect pools and their gradients directly where ``vmap`` put views in between."""
+    for op, positions in zip(POOLING, ((0,), (1, -1)), strict=True):
         for node in graph.find_nodes(op="call_function", target=op):
-            for place in places:
-                given: Any = node.args[place]
+            for i in positions:
+                given: Any = node.args[i]
                 source = _origin(given)
                 if source.meta["val"].shape == given.meta["val"].shape:
-                    node.update_arg(place % len(node.args), source)
+                    node.update_arg(i % len(node.args), source)
 
 
 def _origin(node: Any) -> Any:
-    """The node that a node is a view of, with the same elements in the same order."""
+    """The node that ``node`` is a view of, with the same elements in the same order."""
     while _is_view(node):
         node = node.args[0]
     return node
 
 
 def _is_view(node: Any) -> bool:
-    """Whether a node changes the shape alone: the elements stay, and their order."""
+    """Whether a node only changes the shape, not the order of the elements."""
     if node.target is not aten.permute.default:
         return node.target in _VIEWS
     shape, dims = node.args[0].meta["val"].shape, [d % len(node.args[1]) for d in node.args[1]]
@@ -107,7 +102,7 @@ def _is_view(node: Any) -> bool:
 
 
 def _uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Who uses a node, or a view of it: the user and what it is given."""
+    """The users of a node, or of a view of it, each with its argument."""
     for user in node.users:
         if _is_view(user):
             yield from _uses(user)
@@ -115,19 +110,14 @@ def _uses(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
             yield user, node
 
 
-def _is_pool(node: fx.Node, conv: fx.Node) -> bool:
-    """Whether a node is the 2x2 max-pool of a convolution."""
-    return node.target is POOLING[0] and node.args[0] is conv and _is_two_by_two(node.args[1:])
-
-
 def _is_two_by_two(settings: Sequence[Any]) -> bool:
-    """Whether kernel, stride, padding, dilation and ``ceil_mode``, as far as given, are those."""
+    """Whether kernel, stride, padding, dilation and ``ceil_mode``, if given, are of a 2x2 pool."""
     kernel, stride, *rest = [*settings, *[[], [0, 0], [1, 1], False][len(settings) - 1 :]]
     return kernel == [2, 2] == (stride or kernel) and rest == [[0, 0], [1, 1], False]
 
 
 def _items(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Those users of a node of two results that take the first, and the second."""
+    """The users of the first and of the second result of a node."""
     parts: tuple[list[fx.Node], list[fx.Node]] = ([], [])
     for user in node.users:
         number: Any = user.args[1]
@@ -136,7 +126,7 @@ def _items(node: fx.Node) -> tuple[list[fx.Node], list[fx.Node]]:
 
 
 def _backward_of(unpool: fx.Node, conv: fx.Node, indices: list[fx.Node]) -> fx.Node | Each | None:
-    """The gradient of a convolution behind that of its pool; None if it is anything else."""
+    """The gradient of a convolution after that of its pool; None if there are other operations."""
     if unpool.target is not POOLING[1] or unpool.args[1] is not conv:
         return None
     if not _is_two_by_two(unpool.args[2:-1]) or unpool.args[-1] not in indices:
@@ -153,7 +143,7 @@ def _backward_of(unpool: fx.Node, conv: fx.Node, indices: list[fx.Node]) -> fx.N
 
 
 def _each_of(unpool: fx.Node, conv: fx.Node) -> Each | None:
-    """The gradients with those of weight and bias for each image; None if it is anything else."""
+    """The gradients for each image; None if there are other operations."""
     found: dict[str, fx.Node] = {}
     for user, given in _uses(unpool):
         kinds = [kind for kind, is_it in _KINDS.items() if is_it(user, given, conv)]

@@ -1,8 +1,8 @@
-"""The gradient of ``max_pool2d(conv2d(x, weight, padding=1), 2)``, 3x3, bfloat16, many channels.
+"""``max_pool2d(conv2d(x, weight, padding=1), 2)``, 3x3, in bfloat16 with many channels.
 
-Forward such a convolution is the library's. Backward, three of four gradients behind the pool are
-zero, of which the library knows nothing; ``wide_conv.c`` passes them over. It is an operation of
-torch like those of ``conv_pool``, and all of its images have their channels last.
+Two operations of torch like those of ``conv_pool``, with channels last: the pool, by
+``max_pool.c``, and the gradient of the pair, by ``wide_conv.c``. Three of four gradients behind the
+pool are zero, and are skipped. The convolution itself is the library's.
 """
 
 import ctypes
@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from fcifar.kernels import build
-from fcifar.kernels.max_pool import LAST
 
-SOURCE = Path(__file__).with_name("wide_conv.c")
-LANES = 16  # channels in, in a vector
-PAIRS = 32  # channels out, of which there must be a multiple
+SOURCE, POOL_SOURCE = (Path(__file__).with_name(name) for name in ("wide_conv.c", "max_pool.c"))
+LAST = torch.channels_last
+PAIRS = 32  # the number of output channels must be a multiple
 WIDEST = 512  # channels; more have not been measured
-LARGEST = 64  # rows or columns, likewise
-FIRST_CACHE = 26_000  # bytes that pixels may fill of it
-SECOND_CACHE = 600_000  # bytes that lists may fill of it
+LARGEST = 64  # rows or columns; more have not been measured
+FIRST_CACHE = 26_000  # bytes for pixels
+SECOND_CACHE = 600_000  # bytes for lists
 
 
 class Shape(NamedTuple):
-    """One image of an input, and the channels that the convolution makes of it."""
+    """The shape of one image of an input, and the channels of the output."""
 
     channels_in: int
     channels_out: int
@@ -41,14 +40,14 @@ def shape_of(x: Tensor, weight: Tensor) -> Shape:
 
 
 def why_not() -> str | None:
-    """Why this machine cannot do it; None where it can."""
+    """Why the kernel cannot be used on this machine; None if it can."""
     if not torch.cpu._is_avx512_bf16_supported():
         return "the processor has no instructions for bfloat16"
     return build.why_not()
 
 
 def fits(shape: Shape) -> bool:
-    """Whether the kernel can do it, and is known to do it well."""
+    """Whether the kernel supports a shape, and is fast for it."""
     channels_in, channels_out, height, width = shape
     return (
         16 <= channels_in <= WIDEST
@@ -61,25 +60,22 @@ def fits(shape: Shape) -> bool:
 
 
 def macros(shape: Shape) -> dict[str, int]:
-    """What ``wide_conv.c`` is compiled with: the shape, and what stays in the caches.
+    """The macros of ``wide_conv.c``: the shape, and tiles that fit into the caches.
 
     A tile is either all cells of some images, two of which share a plane, or some rows of cells of
-    two images; its pixels stay in the first cache. A group of images has its lists in the second.
+    two images; its pixels fit into the first cache. The lists of a group fit into the second.
     """
-    channels_in, channels_out, height, width = shape
+    _, channels_out, height, width = shape
     rows, columns = height // 2, width // 2
-    line = (2 * columns + 2) * LANES * 4  # bytes of a row of pixels
+    line = (2 * columns + 2) * 16 * 4  # bytes of a row of pixels
     plane = (2 * rows + 2) * line
     images, band = 2 * max(FIRST_CACHE // plane, 1), rows
     if plane > FIRST_CACHE:
         most = max((FIRST_CACHE // line - 2) // 2, 1)
-        band = -(-rows // -(-rows // most))  # bands as even as they can be
+        band = -(-rows // -(-rows // most))  # bands of nearly equal size
     listed = channels_out * rows * columns * 8
     return {
-        "CIN": channels_in,
-        "COUT": channels_out,
-        "H": height,
-        "W": width,
+        **dict(zip(("CIN", "COUT", "H", "W"), shape, strict=True)),
         "IMAGES": images,
         "BAND": band,
         "GROUP": images * max(SECOND_CACHE // (listed * images), 1),
@@ -89,18 +85,10 @@ def macros(shape: Shape) -> dict[str, int]:
 
 @functools.cache
 def library(shape: Shape) -> Callable[..., int]:
-    """The kernel for a shape, built where it is not there yet; raises as ``build.load`` does."""
+    """Load the kernel for a shape; raises as ``build.load``."""
     made = build.load(SOURCE, macros(shape)).backward
     made.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 6]
     return made
-
-
-_OPS = torch.library.Library("fcifar", "FRAGMENT")
-_OPS.define(
-    "wide_conv_backward(Tensor gradient, Tensor which, Tensor x, Tensor weight, bool input_too, "
-    "bool weight_too) -> (Tensor, Tensor)",
-    tags=(torch.Tag.flexible_layout,),
-)
 
 
 def _empty(
@@ -117,17 +105,47 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     inputs = [t.contiguous(memory_format=LAST) for t in (gradient, which, x, weight)]
     out = _empty(gradient, which, x, weight, input_too, weight_too)
-    wanted = (t.data_ptr() if t.numel() else None for t in out)
+    outputs = (t.data_ptr() if t.numel() else None for t in out)
     pointers = (t.data_ptr() for t in inputs)
-    if library(shape_of(x, weight))(len(x), *pointers, *wanted):
+    if library(shape_of(x, weight))(len(x), *pointers, *outputs):
         raise MemoryError("no memory for a convolution's scratch")
     return out
 
 
-_OPS.impl("wide_conv_backward", _backward, "CPU")
-torch.library.register_fake("fcifar::wide_conv_backward", _empty, lib=_OPS)
+@functools.cache
+def pool_library() -> Callable[..., None]:
+    """Load the kernel of the pool; raises as ``build.load``."""
+    made = build.load(POOL_SOURCE, {}).max_pool
+    made.argtypes = [*[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 3]
+    made.restype = None
+    return made
 
-wide_conv_backward = torch.ops.fcifar.wide_conv_backward.default
-"""gradient, which [N, O, H // 2, W // 2], x [N, C, H, W], weight [O, C, 3, 3] -> those of x and
-weight, or an empty tensor for one that is not wanted. All are bfloat16, but for ``which`` (uint8),
-which is that of ``max_pool``. Sums are made in float32."""
+
+def _empty_pool(y: Tensor) -> tuple[Tensor, Tensor]:
+    count, channels, height, width = y.shape
+    shape = (count, channels, height // 2, width // 2)
+    pooled = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=LAST)
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+
+def _max_pool(y: Tensor) -> tuple[Tensor, Tensor]:
+    y = y.contiguous(memory_format=LAST)
+    pooled, which = _empty_pool(y)
+    count, channels, height, width = y.shape
+    pointers = (tensor.data_ptr() for tensor in (y, pooled, which))
+    pool_library()(count, height, width, channels, *pointers)
+    return pooled, which
+
+
+_TAGS = (torch.Tag.flexible_layout,)
+max_pool = build.define("max_pool(Tensor y) -> (Tensor, Tensor)", _max_pool, _empty_pool, _TAGS)
+"""y [N, C, H, W] bfloat16, C a multiple of 16 -> pooled (bfloat16), which (uint8)
+[N, C, H // 2, W // 2]. As in PyTorch the first of equal values is taken, and NaN is largest."""
+wide_conv_backward = build.define(
+    "wide_conv_backward(Tensor gradient, Tensor which, Tensor x, Tensor weight, bool input_too, "
+    "bool weight_too) -> (Tensor, Tensor)",
+    *(_backward, _empty, _TAGS),
+)
+"""gradient, which [N, O, H // 2, W // 2], x [N, C, H, W], weight [O, C, 3, 3] -> the gradients of x
+and weight, or empty tensors. All are bfloat16 except ``which`` (uint8), the second result of
+``max_pool``. Sums are made in float32."""

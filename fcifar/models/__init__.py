@@ -1,8 +1,7 @@
-"""Networks, one family a file, each a ``Model(init, apply)``.
+"""Architectures, one family per file, each a ``Model(init, apply)``.
 
-``MODELS`` maps a name to the function that makes the model; recipes and the command line choose
-from it, and the contract tests cover every entry. ``register`` adds to it; ``from_module`` makes a
-``Model`` of any ``nn.Module``.
+Recipes and the command line choose from ``MODELS``, functions that make models, by name.
+``register`` adds an entry; ``from_module`` makes a ``Model`` of any ``nn.Module``.
 """
 
 from fcifar.models.base import (

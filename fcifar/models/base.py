@@ -1,4 +1,4 @@
-"""What a model is: two functions, and how a skeleton of layers becomes them."""
+"""``Model``: an architecture as pure functions, made of a skeleton of layers."""
 
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -11,17 +11,16 @@ from fcifar import random
 from fcifar.layers import default_init
 from fcifar.random import Key
 
-# Parameters. Training holds each of them about five times in float32, 20 bytes: 4 GB for the most.
+# Parameters. Training holds each about five times in float32, 20 bytes: at most 4 GB.
 LARGEST_MODEL = 200_000_000
 
 Params = dict[str, Tensor]  # by the names of the module's state_dict: "conv1.weight", ...
-Buffers = dict[str, Tensor]  # statistics that the forward pass updates; {} for most networks
-
-Versions = tuple[tuple[str, int], ...]  # a module's name, "" for the whole, and its state_dict's
+Buffers = dict[str, Tensor]  # tensors that are not trained, such as running statistics
+Versions = tuple[tuple[str, int], ...]  # of state_dicts, by the name of the module
 
 
 class Variables(NamedTuple):
-    """Everything a model's value is made of."""
+    """All tensors of a model."""
 
     params: Params
     buffers: Buffers
@@ -33,24 +32,23 @@ class Apply(Protocol):
     def __call__(
         self, variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
     ) -> tuple[Tensor, Buffers]:
-        """Logits [B, C] of normalised images [B, 3, 32, 32], and the buffers after them.
+        """Return logits [B, C] for normalised images [B, 3, 32, 32], and the new buffers.
 
-        In training ``key`` is what dropout and its like draw from, and must be given.
+        ``key`` is required in training, where dropout draws from it.
         """
         ...
 
 
 def keep(variables: Variables, images: Tensor) -> Variables:
-    """The variables as they are."""
+    """Return the variables unchanged."""
     return variables
 
 
 class Model(NamedTuple):
-    """An architecture as pure functions. It holds no values.
+    """An architecture as pure functions, without values.
 
-    ``adapt`` fits what is not trained to a sample of normalised training images [N, 3, 32, 32],
-    before the first step; most networks have nothing of the kind and keep their variables.
-    ``versions`` are those of the modules that the names come from, for a ``state_dict`` of them.
+    ``adapt`` fits buffers to a sample of normalised training images [N, 3, 32, 32] before the first
+    step; most models keep their variables. ``versions`` are those of the module's ``state_dict``.
     """
 
     init: Callable[[Key], Variables]
@@ -60,11 +58,11 @@ class Model(NamedTuple):
 
 
 def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
-    """The ``Model`` of a module without buffers, whose ``forward`` takes images and a key or None.
+    """Make a ``Model`` of a module without buffers.
 
-    ``make_skeleton`` is called once, on the meta device: the module lends its shape and its
-    ``forward`` and never holds a value. Parameters start as PyTorch's default initialisation.
-    ``forward`` gets a key in training and None elsewhere.
+    ``make_skeleton`` is called once, on the meta device, so that the module never holds values.
+    Parameters start as PyTorch's default initialisation. ``forward`` takes images, and a key in
+    training or None in evaluation.
 
     Raises:
         ValueError: there are more than ``LARGEST_MODEL`` parameters; none has been allocated.
@@ -88,10 +86,10 @@ def from_normed_skeleton(
     init: Callable[[Key], Variables],
     adapt: Callable[[Variables, Tensor], Variables] = keep,
 ) -> Model:
-    """The ``Model`` of a module with ``layers.BatchNorm`` in it, and nothing drawn at random.
+    """Make a ``Model`` of a module with ``layers.BatchNorm`` layers and without random draws.
 
-    ``skeleton.forward`` takes images and whether this is training, and gives logits and the running
-    statistics after them, by name. Buffers that it does not give stay as they were.
+    ``skeleton.forward(images, train)`` returns logits and the new running statistics by name. Other
+    buffers stay unchanged.
     """
 
     def apply(
@@ -105,56 +103,49 @@ def from_normed_skeleton(
 
 
 def versions_of(module: nn.Module) -> Versions:
-    """The version of each module's ``state_dict``, by which ``load_state_dict`` knows its form."""
+    """The version of each module's ``state_dict``, which some ``load_state_dict`` need."""
     metadata = getattr(module.state_dict(keep_vars=True), "_metadata", {})
-    versions = ((name, about.get("version")) for name, about in metadata.items())
+    versions = ((name, entry.get("version")) for name, entry in metadata.items())
     return tuple((name, version) for name, version in versions if isinstance(version, int))
 
 
 def check_key(key: Key | None, train: bool) -> None:
-    """Raise a ValueError unless there is a key in training, whether or not a network draws."""
+    """Raise a ValueError if there is no key in training, whether or not the model draws."""
     if train and key is None:
         raise ValueError("a model in training draws at random; give apply a key")
 
 
 def mixes_examples(model: Model) -> bool:
-    """Whether a network in training keeps statistics of its batches, as batch norm does.
-
-    That is, whether it gives other buffers than it is given.
-    """
-    before, after = _tried(model, 32)
+    """Whether a training step changes the model's buffers, as batch norm does."""
+    before, after = _buffers_of_a_step(model, 32)
     return any(after[name] is not old for name, old in before.items())
 
 
 def takes_images(model: Model, size: int) -> bool:
-    """Whether images of ``size`` pixels a side go through a network."""
+    """Whether the model accepts images of ``size`` by ``size`` pixels."""
     try:
-        _tried(model, size)
-    except Exception:  # of a layer that images of this size do not fit, or of a user's own check
+        _buffers_of_a_step(model, size)
+    except Exception:  # of a layer, or of a check in a user's module
         return False
     return True
 
 
-def _tried(model: Model, size: int) -> tuple[Buffers, Buffers]:
+def _buffers_of_a_step(model: Model, size: int) -> tuple[Buffers, Buffers]:
     """The buffers before and after a batch, on the meta device, where nothing is computed."""
     key = random.key(0, device="meta")
     variables = model.init(key)
-    with torch.device("meta"):  # where modules that name no device make their tensors, too
+    with torch.device("meta"):  # also the default device of tensors that ``apply`` makes
         images = torch.empty(2, 3, size, size)
         _, buffers = model.apply(variables, images, key=key, train=True)
     return variables.buffers, buffers
 
 
 def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:
-    """A module without values, made on the meta device.
-
-    Raises:
-        ValueError: it has more than ``LARGEST_MODEL`` parameters.
-    """
+    """Make a module on the meta device; raise as ``check_size``."""
     try:
         with torch.device("meta"):
             skeleton = make_skeleton()
-    except RuntimeError as error:  # a tensor of more bytes than 64 bits count
+    except RuntimeError as error:  # more bytes than fit into 64 bits
         raise ValueError(
             f"the model would have more than 10**18 parameters; at most {LARGEST_MODEL:,} are "
             "accepted, so make it smaller"
@@ -164,7 +155,7 @@ def on_meta(make_skeleton: Callable[[], nn.Module]) -> nn.Module:
 
 
 def check_size(count: int) -> None:
-    """Raise a ValueError if a network has more than ``LARGEST_MODEL`` parameters."""
+    """Raise a ValueError for more than ``LARGEST_MODEL`` parameters."""
     if count > LARGEST_MODEL:
         raise ValueError(
             f"the model would have {count:,} parameters; at most {LARGEST_MODEL:,} are accepted, "

@@ -30,8 +30,7 @@ class _Conv3(nn.Module):
 def conv3(*, num_classes: int = 10, dropout: float = 0.25) -> Model:
     """conv 3-16-32-64 3x3 with padding, each with ReLU and pool 2; linear 1024-500-``num_classes``.
 
-    541,094 parameters with 10 classes. In training a fraction ``dropout`` of the values is dropped
-    before each linear layer.
+    541,094 parameters with 10 classes; ``dropout`` is the rate before each linear layer.
 
     Raises:
         ValueError: ``num_classes`` is not a positive integer, ``dropout`` is outside [0, 1), or

@@ -1,4 +1,4 @@
-"""The small convolutional network of the classic tutorial.
+"""The small convolutional model of the classic tutorial.
 
 Source: "Training a Classifier", https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
 """
@@ -34,9 +34,8 @@ class _LeNet(nn.Module):
 def lenet(*, hidden: int = 84, num_classes: int = 10, dropout: float = 0.0) -> Model:
     """The tutorial's ``Net``: 62,006 parameters with 84 hidden units and 10 classes.
 
-    conv 3-6 5x5, pool 2, conv 6-16 5x5, pool 2, linear 400-120-``hidden``-``num_classes``, ReLU
-    between; in training a fraction ``dropout`` of the input's values is dropped. The
-    parameters have the names of the tutorial's ``state_dict``.
+    conv 3-6 5x5, pool 2, conv 6-16 5x5, pool 2, linear 400-120-``hidden``-``num_classes``, with
+    ReLU; ``dropout`` is the rate on the input images. Parameter names are those of the tutorial.
 
     Raises:
         ValueError: ``hidden`` or ``num_classes`` is not a positive integer, ``dropout`` is

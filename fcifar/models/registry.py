@@ -1,4 +1,4 @@
-"""Models by name, and how functions of other packages become entries."""
+"""Models by name, and the registration of models from elsewhere."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ from fcifar.errors import located, shown
 from fcifar.models.base import Model
 from fcifar.models.conv3 import conv3
 from fcifar.models.from_module import from_module
-from fcifar.models.from_module.init import drawing_from, spread, takes
+from fcifar.models.from_module.init import KeyedDraws, spread, takes
 from fcifar.models.lenet import lenet
 from fcifar.models.resnet import resnet18
 from fcifar.models.speednet import speednet
@@ -30,34 +30,33 @@ def register(name: str, factory: Callable[..., Model | nn.Module]) -> None:
     """Add an entry to ``MODELS``, for recipes and the command line (see ``$FCIFAR_IMPORT``).
 
     Args:
-        name: what ``--model`` calls it.
-        factory: what ``from_factory`` takes.
+        name: for ``--model``.
+        factory: as in ``from_factory``.
 
     Raises:
         ValueError: the name is taken or invalid, or ``factory`` is not callable.
     """
-    if callable(factory):
-        factory = from_factory(factory)
-    entries.add_function(MODELS, "a model", name, factory)
+    made = from_factory(factory) if callable(factory) else factory
+    entries.add_function(MODELS, "a model", name, made)
 
 
 @functools.lru_cache(maxsize=64)
 def from_factory(factory: Callable[..., Model | nn.Module]) -> Callable[..., Model]:
-    """A function like those of ``MODELS``: ``(*, num_classes=10, axis=ALONE, **options) -> Model``.
+    """Make a function like those in ``MODELS``: ``(*, num_classes, axis, **options) -> Model``.
 
     Args:
         factory: a class of modules, or a function that returns a ``Model`` or a module. It is
-            given ``num_classes`` where it takes that, ``axis`` where its default is an ``Axis``,
-            and the options by name. What it makes of the same options is kept.
+            called with the options, with ``num_classes`` if it accepts that, and with ``axis`` if
+            its default is an ``Axis``. Models are cached by these arguments.
     """
     made: dict[str, Model] = {}
 
     @functools.wraps(factory, updated=())
     def make(*, num_classes: int = 10, axis: Axis = ALONE, **options: Any) -> Model:
-        which = repr((num_classes, axis, sorted(options.items())))
-        if which not in made:
-            made[which] = _make(functools.partial(factory, **options), num_classes, axis)
-        return made[which]
+        arguments = repr((num_classes, axis, sorted(options.items())))
+        if arguments not in made:
+            made[arguments] = _make(functools.partial(factory, **options), num_classes, axis)
+        return made[arguments]
 
     return make
 
@@ -70,9 +69,9 @@ def _make(factory: functools.partial[Any], num_classes: int, axis: Axis) -> Mode
     if own_axis is not None and isinstance(own_axis.default, Axis):
         given["axis"] = axis
     try:
-        with drawing_from(spread(0)):  # for it may make a module, whose draws are thrown away
+        with KeyedDraws(spread(0)):  # a module's values are not used
             result = factory(**given)
-    except (Exception, SystemExit) as error:  # whatever its code does
+    except (Exception, SystemExit) as error:  # from any user code
         raise ValueError(located(error)) from error
     if isinstance(result, nn.Module):
         return from_module(factory, num_classes=num_classes, axis=axis)

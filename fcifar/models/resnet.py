@@ -1,4 +1,4 @@
-"""Residual networks in their form for small images.
+"""ResNet-18 for small images.
 
 He, Zhang, Ren and Sun, "Deep residual learning for image recognition",
 https://arxiv.org/abs/1512.03385.
@@ -28,12 +28,10 @@ class _Block(nn.Module):
         self.bn1 = layers.BatchNorm(outputs, axis=axis)
         self.conv2 = _conv(outputs, outputs, 3)
         self.bn2 = layers.BatchNorm(outputs, axis=axis)
+        self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                _conv(inputs, outputs, 1, stride), layers.BatchNorm(outputs, axis=axis)
-            )
-        else:
-            self.downsample = None
+            norm = layers.BatchNorm(outputs, axis=axis)
+            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), norm)
 
     def forward(self, x: Tensor, train: bool) -> _Normed:
         y, first = self.bn1(self.conv1(x), train)
@@ -71,9 +69,9 @@ class _ResNet18(nn.Module):
 def resnet18(*, width: int = 64, num_classes: int = 10, axis: Axis = ALONE) -> Model:
     """ResNet-18 with a 3x3 stem and no pooling behind it, as used on CIFAR-10.
 
-    11.2 million parameters with a ``width`` of 64 channels in the stem. Parameters and buffers have
-    the names of ``torchvision.models.resnet18``, and start as there: convolutions normal with
-    variance 2 / fan-out, batch norms 1 and 0, the linear layer PyTorch's default.
+    11.2 million parameters with a ``width`` of 64 channels in the stem. Names and initialisation
+    are those of ``torchvision.models.resnet18``: convolutions normal with variance 2 / fan-out,
+    batch norms 1 and 0, the linear layer PyTorch's default.
 
     Args:
         axis: the ranks over which batch norm takes its statistics.

@@ -1,8 +1,8 @@
-"""The networks of the CIFAR-10 speed records: a frozen whitening layer and three groups.
+"""The models of the CIFAR-10 speed records: a frozen whitening layer and three groups.
 
 Source: Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU",
-https://arxiv.org/abs/2404.00498, which stands on Page's "How to train your ResNet"
-(https://myrtle.ai/learn/how-to-train-your-resnet/).
+https://arxiv.org/abs/2404.00498, based on Page, "How to train your ResNet",
+https://myrtle.ai/learn/how-to-train-your-resnet/.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,8 +88,8 @@ class _SpeedNet(nn.Module):
         for i, group in enumerate(self.groups):
             x, running = group(x, train)
             statistics |= layers.named(f"groups.{i}", running)
-        # Not amax, whose gradient asks which values equal the maximum: a compiler that computes
-        # them anew, in another precision, may find none.
+        # Not amax: its gradient compares values with the maximum, and a compiler that recomputes
+        # them in another precision may find none equal.
         x = F.max_pool2d(x, x.shape[-2:]).flatten(1)
         return self.head(x) * self.logit_scale, statistics
 
@@ -109,30 +109,34 @@ def speednet(
 ) -> Model:
     """Whitening 3-24 2x2, groups of 3x3 convolutions with batch norm, maximum, linear.
 
-    1.97 million parameters as it stands. Maps of a 32x32 image have 31, 15, 7 and 3 pixels a side;
-    any image of 16 pixels a side or more goes through. All parameters start as PyTorch's default
-    but for what the arguments say.
+    1.97 million parameters by default. The maps of a 32x32 image are 31, 15, 7 and 3 pixels wide;
+    images need at least 16 pixels a side. Parameters start as PyTorch's default initialisation,
+    except with ``dirac`` and ``head_std``.
 
     Args:
-        widths: channels of each of the groups.
-        depth: convolutions of a group, 2 or 3; the output of the first is added before the last
-            activation of three.
+        widths: channels of each group.
+        depth: convolutions per group, 2 or 3; with 3 there is a residual connection from the first.
         act: ``gelu`` or ``silu``.
-        whiten: whether the first layer is frozen to what ``adapt`` makes of a sample of images:
-            the principal components of their patches, scaled to unit variance, and their
-            negatives. Without, it is an ordinary convolution.
-        dirac: begin each 3x3 convolution with the identity on its first outputs.
-        momentum: the share of a batch in the running statistics, in [0, 1].
-        logit_scale: what logits are multiplied by.
-        head_std: the standard deviation that the head's initial weights are scaled to; 0 leaves
-            them.
+        whiten: whether the first layer is frozen, and set by ``adapt`` to the principal components
+            of the patches of a sample of images, scaled to unit variance, and their negatives.
+        dirac: initialise each 3x3 convolution with the identity on its first outputs.
+        momentum: the weight of a batch in the running statistics, in [0, 1].
+        logit_scale: a factor of the logits.
+        head_std: the standard deviation of the head's initial weights; 0 for PyTorch's default.
         axis: the ranks over which batch norm takes its statistics.
 
     Raises:
-        ValueError: an argument of another kind or outside its range, or more than
+        ValueError: an argument is of another type or out of range, or there would be more than
             ``LARGEST_MODEL`` parameters.
     """
-    _check(widths, depth, act)
+    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 3:
+        raise ValueError(f"widths is {shown(widths)}; it must be a list of one to three widths")
+    for width in widths:
+        layers.check_width("widths", width)
+    if not isinstance(depth, int) or depth not in (2, 3):
+        raise ValueError(f"depth is {shown(depth)}; it must be 2 or 3")
+    if not isinstance(act, str) or act not in ACTIVATIONS:
+        raise ValueError(f"act is {shown(act)}; it must be {' or '.join(ACTIVATIONS)}")
     layers.check_width("num_classes", num_classes)
     layers.check_switch("whiten", whiten)
     layers.check_switch("dirac", dirac)
@@ -166,7 +170,7 @@ def speednet(
 
 
 def with_identity(weight: Tensor) -> Tensor:
-    """A kernel [O, I, h, w] whose first min(O, I) outputs are the inputs of the same number."""
+    """Set the first min(O, I) outputs of a kernel [O, I, h, w] to copy the inputs."""
     count, centre = min(weight.shape[:2]), [side // 2 for side in weight.shape[2:]]
     channel = torch.arange(count, device=weight.device)
     result = weight.clone()
@@ -176,32 +180,19 @@ def with_identity(weight: Tensor) -> Tensor:
 
 
 def whitening(images: Tensor) -> Tensor:
-    """The kernel [24, 3, 2, 2] that whitens the patches of ``images``, floating [N, 3, H, W].
+    """Return the kernel [24, 3, 2, 2] that whitens the patches of ``images``, [N, 3, H, W].
 
-    With C the second moments of the 2x2 patches, and C = V diag(e) V', rows 0 to 11 are
-    v_i / sqrt(e_i + 5e-4), the largest e_i first, and rows 12 to 23 their negatives. So the first
-    twelve outputs have the second moments e_i / (e_i + 5e-4), and none in common. The images must
-    be a random sample: a prefix of a data set may hold a single class.
+    With the second moments C = V diag(e) V' of the 2x2 patches, rows 0 to 11 are
+    v_i / sqrt(e_i + 5e-4), the largest e_i first, and rows 12 to 23 their negatives. The images
+    must be a random sample: a prefix of a data set may hold a single class.
 
-    Computed in float64; the largest element of each v_i is positive, so that it is the same on
-    every machine.
+    Computed in float64; the largest element of each v_i is positive, which fixes its sign.
     """
     patches = images.double().unfold(2, PATCH, 1).unfold(3, PATCH, 1)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, COMPONENTS)
     moments = patches.T @ patches / len(patches)
-    # eigh fails on what is not finite; it is the loss of such images that says so.
+    # eigh fails on values that are not finite; the loss reports those.
     values, vectors = torch.linalg.eigh(torch.nan_to_num(moments, 0.0, 0.0, 0.0))
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     half = (vectors * largest.sign() * torch.rsqrt(values.clamp(min=0) + EPSILON)).T.flip(0)
     return torch.cat([half, -half]).reshape(-1, 3, PATCH, PATCH)
-
-
-def _check(widths: Sequence[int], depth: int, act: str) -> None:
-    if not isinstance(widths, list | tuple) or not 1 <= len(widths) <= 3:
-        raise ValueError(f"widths is {shown(widths)}; it must be one to three widths of groups")
-    for width in widths:
-        layers.check_width("widths", width)
-    if not isinstance(depth, int) or depth not in (2, 3):
-        raise ValueError(f"depth is {shown(depth)}; it must be 2 or 3")
-    if not isinstance(act, str) or act not in ACTIVATIONS:
-        raise ValueError(f"act is {shown(act)}; it must be {' or '.join(ACTIVATIONS)}")

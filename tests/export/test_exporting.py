@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fcifar import models, random, recipes, tree
 from fcifar.data import Split, make_dataset
 from fcifar.errors import ExternalError, UsageError
-from fcifar.export import exporting, graphs, load, match_state_dict, state_dict
+from fcifar.export import exporting, load, match_state_dict, state_dict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import inference
@@ -88,9 +88,9 @@ def test_pt2_is_the_whole_function(name: str, tmp_path: Path) -> None:
     network, path = make_network(name), tmp_path / "net.pt2"
     agreement = exporting.export(network, path, draw(8))
     assert agreement.different == 0
-    extra = {graphs.HEAD: ""}
+    extra = {exporting.METADATA: ""}
     program = torch.export.load(path, extra_files=extra)
-    about = json.loads(extra[graphs.HEAD])
+    about = json.loads(extra[exporting.METADATA])
     assert json.loads(about["classes"]) == list(CLASSES)
     assert json.loads(about["mean"]) == [0.4, 0.5, 0.6]
     assert about["params_digest"] == tree.digest(network.variables.params)
@@ -161,7 +161,7 @@ def test_what_predicts_otherwise_does_not_stay(
 ) -> None:
     form, path = exporting.FORMATS[suffix], tmp_path / f"net{suffix}"
 
-    def read(path: Path, network: Trained) -> graphs.Function:
+    def read(path: Path, network: Trained) -> exporting.Function:
         return lambda images: form.read(path, network)(images).flip(-1)
 
     monkeypatch.setitem(exporting.FORMATS, suffix, form._replace(read=read))

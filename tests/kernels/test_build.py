@@ -33,7 +33,6 @@ def test_a_library_is_built_once_for_each_set_of_macros(source: Path) -> None:
     assert build.load(source, {"ANSWER": 42}).answer() == 42
     assert build.load(source, {"ANSWER": 43}).answer() == 43
     before = built(source)
-    build._load.cache_clear()
     assert build.load(source, {"ANSWER": 42}).answer() == 42
     assert built(source) == before
     assert len(before) == 2
@@ -55,7 +54,6 @@ def test_a_cache_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     build.prepare_cache()
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return ANSWER; }\n")
-    build._load.cache_clear()
     assert build.load(source, {"ANSWER": 42}).answer() == 42
     assert [path.suffix for path in (folder / "fcifar").iterdir()] == [".so"]
 
@@ -103,7 +101,6 @@ def test_torch_compiles_into_a_cache_with_a_space(tmp_path: Path) -> None:
 def test_a_changed_source_is_built_anew(source: Path) -> None:
     assert build.load(source, {"ANSWER": 1}).answer() == 1
     source.write_text("int answer(void) { return ANSWER + 1; }\n")
-    build._load.cache_clear()
     assert build.load(source, {"ANSWER": 1}).answer() == 2
 
 
@@ -138,7 +135,6 @@ def test_a_library_that_cannot_be_loaded_is_named(
     other.mkdir()
     (other / library.name).write_bytes(library.read_bytes()[:100])
     monkeypatch.setattr(build, "_folder", lambda: other)
-    build._load.cache_clear()
     with pytest.raises(ExternalError, match=r"cannot load the kernel .*other.*delete it"):
         build.load(source, {"ANSWER": 8})
 

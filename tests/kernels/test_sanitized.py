@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.kernels import build, conv_pool, max_pool, wide_conv
+from fcifar.kernels import build, conv_pool, wide_conv
 from tests.kernels.test_conv_pool import SHAPES
 
 FLAGS = (
@@ -73,4 +73,4 @@ def test_the_kernel_for_wide_layers_stays_inside_its_arrays(name: str, tmp_path:
 @pytest.mark.usefixtures("_sanitizer")
 @pytest.mark.skipif(wide_conv.why_not() is not None, reason="no instructions for bfloat16")
 def test_the_pool_stays_inside_its_arrays(tmp_path: Path) -> None:
-    assert_clean(tmp_path, "sanitized_pool.c", max_pool.SOURCE, {})
+    assert_clean(tmp_path, "sanitized_pool.c", wide_conv.POOL_SOURCE, {})

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.kernels import wide_conv
-from fcifar.kernels.max_pool import max_pool
-from fcifar.kernels.wide_conv import Shape, fits, macros, wide_conv_backward
+from fcifar.kernels.wide_conv import Shape, fits, macros, max_pool, wide_conv_backward
 
 pytestmark = pytest.mark.skipif(
     wide_conv.why_not() is not None, reason=f"no such kernel here: {wide_conv.why_not()}"

@@ -12,8 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import models, optim, random, tree
 from fcifar.kernels import lowering, wide_conv
-from fcifar.kernels.max_pool import max_pool
-from fcifar.kernels.wide_conv import wide_conv_backward
+from fcifar.kernels.wide_conv import max_pool, wide_conv_backward
 from fcifar.precision import BF16
 from fcifar.step import Batch, init_train_state, make_train_step
 

@@ -279,7 +279,10 @@ def test_dropout_between_recurrent_layers_is_keyed() -> None:
     assert torch.equal(run(1), run(1))
     assert not torch.equal(run(1), run(2))
     packed = nn.utils.rnn.pack_padded_sequence(x, [5, 3])
-    with pytest.raises(ValueError, match="packed sequences are not known"), Forward(None, {}, {}):
+    with (
+        pytest.raises(ValueError, match="packed sequences are not supported"),
+        Forward(None, {}, {}),
+    ):
         layer(packed)
 
 

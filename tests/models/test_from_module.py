@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fcifar import models, optim, privacy, random, tree
 from fcifar.models import Model, from_module
-from fcifar.models.from_module import attention
+from fcifar.models.from_module import operations
 from fcifar.models.from_module.functionalize import Forward
 from fcifar.models.from_module.init import spread
 from fcifar.precision import BF16, FP64
@@ -371,6 +371,17 @@ def test_constants_keep_their_values() -> None:
         assert not torch.allclose(module(images()), model.apply(variables, images())[0])
 
 
+def test_a_buffer_may_be_float64() -> None:
+    def make() -> nn.Module:
+        return Net(
+            lambda net: net.register_buffer("table", torch.arange(32, dtype=torch.float64)),
+            lambda net, x: x * net.table,
+        )
+
+    variables = from_module(make).init(random.key(0))
+    assert variables.buffers["table"].dtype == torch.float64
+
+
 def test_a_module_that_is_there_already_keeps_its_values() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     model = from_module(lambda: net)
@@ -412,7 +423,7 @@ def test_attention_equals_torchs(options: dict[str, Any]) -> None:
         drawn = random.normal(random.key(1), (6, 6)).double()
         masks = [drawn, (drawn > 0) | torch.eye(6, dtype=torch.bool)]
     for mask in masks:
-        found = attention.scaled_dot_product(_keep, q, k, v, mask, **options)
+        found = operations.scaled_dot_product(_keep, q, k, v, mask, **options)
         expected = F.scaled_dot_product_attention(q, k, v, mask, **options)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
@@ -607,8 +618,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "layers in a list": (
         lambda: Net(_layers(list), lambda net, x: net.blocks[0](x)),
-        r"it uses blocks\[0\].weight, which is neither trained nor saved, for its layer is held in "
-        r"a plain list; hold layers in nn.ModuleList or nn.ModuleDict",
+        r"it uses blocks\[0\].weight, which is neither trained nor saved, because its layer is "
+        r"held in a plain list; hold layers in nn.ModuleList or nn.ModuleDict",
     ),
     "layers in a dict": (
         lambda: Net(
@@ -645,7 +656,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a state": (
         lambda: Net(lambda net: setattr(net, "before", None), _remembers_one),
-        "forward keeps before for its next call, which gives another result by it",
+        "forward keeps before for its next call, which changes the result of that call",
     ),
     "numpy's draws": (
         lambda: Net(called=lambda net, x: x + np.random.default_rng().random()),
@@ -700,7 +711,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Net(called=lambda net, x: {}["width"]),
         r"KeyError: 'width' \(.*test_from_module.py, line \d+\)$",
     ),
-    "a count": (lambda: Net(called=_counts), "forward changes calls in training, which a function"),
+    "a count": (lambda: Net(called=_counts), "forward changes calls in training, which a pure "),
     "a list": (
         lambda: Net(lambda net: setattr(net, "log", []), _remembers),
         "forward changes log in training",
@@ -717,7 +728,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "a generator": (
         lambda: Net(called=lambda net, x: x + torch.rand(1, generator=torch.Generator())),
-        "draws from a generator of its own",
+        "draws from a separate generator",
     ),
     "dropout always": (
         lambda: Net(called=lambda net, x: F.dropout(x, 0.1)),
@@ -745,7 +756,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "not initialised": (lambda: Net(_forgets), "table is never given a value"),
     "by numpy": (lambda: Net(_by_numpy), "table is not the same when the module is made twice"),
     "hidden draw": (lambda: Net(_hidden_draw), "table is drawn at random and not in the state_d"),
-    "own generator": (lambda: Net(_own_generator), "cannot be made: it draws from a generator of"),
+    "own generator": (lambda: Net(_own_generator), "cannot be made: it draws from a separate gen"),
     "unknown draw": (
         lambda: Net(lambda net: net.seen.exponential_()),
         "cannot be made: it draws by exponential_, which has no keyed form here",

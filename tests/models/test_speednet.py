@@ -283,10 +283,10 @@ def test_images_of_any_size_from_16_go_through(side: int) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": ()}, r"widths is \(\); it must be one to three widths of groups"),
-        ({"widths": (1, 2, 3, 4)}, "one to three widths of groups"),
-        ({"widths": 64}, "widths is 64; it must be one to three"),
-        ({"widths": "64"}, "widths is '64'; it must be one to three"),
+        ({"widths": ()}, r"widths is \(\); it must be a list of one to three widths"),
+        ({"widths": (1, 2, 3, 4)}, "list of one to three widths"),
+        ({"widths": 64}, "widths is 64; it must be a list of one to three"),
+        ({"widths": "64"}, "widths is '64'; it must be a list of one to three"),
         ({"widths": (64, 0)}, "widths is 0; it must be a whole number from 1 up"),
         ({"widths": (64, 4.0)}, "widths is 4.0; it must be a whole number"),
         ({"widths": (True,)}, "widths is True; it must be a whole number"),

@@ -1,12 +1,12 @@
 """The forward pass of any module as a function of a key and of its statistics.
 
-A ``Forward`` is a mode of torch: while it is entered, functions of torch that draw from a global
-generator draw from a key, and batch norm hands its new running statistics over instead of writing
-them. It is a value made for one call. Unlike patches it reaches no other thread, and ``grad``,
-``vmap``, ``jvp`` and ``torch.compile`` see only what it calls.
+A ``Forward`` is a function mode of torch: while it is entered, functions that would draw from a
+global generator draw from a key, and batch norm returns its new running statistics instead of
+writing them. It is made for one call. Unlike a patch it does not affect other threads, and
+``grad``, ``vmap``, ``jvp`` and ``torch.compile`` see only the functions that it calls.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from fcifar import layers, random
-from fcifar.models.from_module import attention, recurrent
+from fcifar.models.from_module import operations
 from fcifar.models.from_module.init import complex_of
 from fcifar.random import Key
 
@@ -27,34 +27,28 @@ class Forward(TorchFunctionMode):
     """One call of a module.
 
     Args:
-        key: what it draws from, the i-th draw from ``fold_in(key, i)``; None outside training.
+        key: draw i comes from ``fold_in(key, i)``; None outside training.
         norms: the batch norms of the module by name, as ``layers.BatchNorm`` on the meta device.
-        tensors: what the module is called with, by name.
+        tensors: the module's tensors by name.
     """
 
     def __init__(
-        self,
-        key: Key | None,
-        norms: Mapping[str, layers.BatchNorm],
-        tensors: Mapping[str, Tensor],
+        self, key: Key | None, norms: dict[str, layers.BatchNorm], tensors: dict[str, Tensor]
     ) -> None:
         super().__init__()
         self.key, self.norms, self.tensors = key, norms, tensors
         self.drawn = 0
-        self.order = [*norms]  # those not called yet, which come next, before the others
+        self.order = [*norms]  # those not called yet first
         self.changed: dict[str, Tensor] = {}  # running statistics after the call, by name
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        known = KNOWN.get(func)
-        if known is None:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replacement = REPLACEMENTS.get(func)
+        if replacement is None:
             return func(*args, **(kwargs or {}))
-        return known(self, *args, **(kwargs or {}))
+        given = dict(kwargs or {})
+        if given.pop("generator", None) is not None:
+            raise ValueError("it draws from a separate generator; leave generator out")
+        return replacement(self, *args, **given)
 
     def next_key(self) -> Key:
         """The key of the next draw."""
@@ -67,7 +61,7 @@ class Forward(TorchFunctionMode):
         return random.fold_in(self.key, self.drawn - 1)
 
     def drop(self, x: Tensor, rate: float, shape: Sequence[int] | None = None) -> Tensor:
-        """``layers.dropout``, of values or of a ``shape`` that is broadcast to them."""
+        """``layers.dropout``, of single values or of a ``shape`` that is broadcast to them."""
         if rate == 0:
             return x
         if rate == 1:
@@ -102,9 +96,10 @@ def _batch_norm(
         names = {kind: f"{name}.{kind}" for kind in STATISTICS}
         if forward.tensors[names["running_mean"]] is not running_mean:
             continue
-        forward.order = [*(other for other in forward.order if other != name), name]
+        forward.order.remove(name)  # a layer that shares its statistics is the next to be called
+        forward.order.append(name)
         before = {"running_mean": running_mean, "running_var": running_var}
-        # Where a layer is called twice, the second call goes on from the first.
+        # The second call of a layer continues from the statistics of the first.
         statistics = {kind: forward.changed.get(names[kind], old) for kind, old in before.items()}
         x = input if input.ndim == 4 else input.reshape(*input.shape[:2], -1, 1)
         y, after = functional_call(forward.norms[name], values | statistics, (x, training))
@@ -123,59 +118,42 @@ def _batch_norm(
 # Draws -------------------------------------------------------------------------------------------
 
 
-def _dropout(
-    forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    if not training or p == 0:  # in place, too, it leaves alone what the way back needs
-        return input
-    dropped = forward.drop(input, p)
-    return input.copy_(dropped) if inplace else dropped
+def _dropout(*, channels: bool) -> Callable[..., Tensor]:
+    """Dropout of single values, or of whole channels of [B, C, ...]."""
+
+    def dropout(
+        forward: Forward,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
+        if not training or p == 0:  # also in place: the backward pass may need the input
+            return input
+        shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if channels else None
+        dropped = forward.drop(input, p, shape)
+        return input.copy_(dropped) if inplace else dropped
+
+    return dropout
 
 
-def _dropout_of_channels(
-    forward: Forward, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Tensor:
-    """Whole channels of [B, C, ...] at a time."""
-    if not training or p == 0:  # in place, too, it leaves alone what the way back needs
-        return input
-    shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
-    dropped = forward.drop(input, p, shape)
-    return input.copy_(dropped) if inplace else dropped
-
-
-def _bernoulli(
-    forward: Forward, input: Tensor, p: float | None = None, *, generator: Any = None
-) -> Tensor:
-    _refuse(generator)
+def _bernoulli(forward: Forward, input: Tensor, p: float | None = None) -> Tensor:
     probability = input if p is None else p
     return random.bernoulli(forward.next_key(), probability, input.shape).to(input.dtype)
 
 
-def _bernoulli_(
-    forward: Forward, input: Tensor, p: float | Tensor = 0.5, *, generator: Any = None
-) -> Tensor:
-    _refuse(generator)
+def _bernoulli_(forward: Forward, input: Tensor, p: float | Tensor = 0.5) -> Tensor:
     return input.copy_(random.bernoulli(forward.next_key(), p, input.shape))
 
 
 def _uniform_(
-    forward: Forward,
-    input: Tensor,
-    a: float = 0.0,
-    b: float = 1.0,
-    *,
-    generator: Any = None,
-    **named: float,
+    forward: Forward, input: Tensor, a: float = 0.0, b: float = 1.0, **named: float
 ) -> Tensor:
-    _refuse(generator)
     a, b = named.get("from", a), named.get("to", b)
     return input.copy_(random.uniform(forward.next_key(), input.shape) * (b - a) + a)
 
 
-def _normal_(
-    forward: Forward, input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None
-) -> Tensor:
-    _refuse(generator)
+def _normal_(forward: Forward, input: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     drawn = _in_dtype(random.normal, forward.next_key(), input.shape, input.dtype)
     return input.copy_(drawn * std + (complex(mean, mean) if drawn.is_complex() else mean))
 
@@ -183,41 +161,29 @@ def _normal_(
 def _in_dtype(
     draw: Callable[[Key, Sequence[int]], Tensor], key: Key, shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
-    """A draw; a complex one has two in it, see ``drawing.complex_of``."""
+    """A draw; of complex numbers see ``complex_of``."""
     if not dtype.is_complex:
         return draw(key, shape).to(dtype)
     return complex_of(draw(key, (*shape, 2)), dtype, normal=draw is random.normal)
 
 
-def _of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def of_size(
-        forward: Forward,
-        *size: Any,
-        dtype: torch.dtype | None = None,
-        generator: Any = None,
-        **rest: Any,
+def _drawn(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``torch.rand`` or ``randn``, of a size or like a tensor."""
+
+    def drawn(
+        forward: Forward, *args: Any, dtype: torch.dtype | None = None, **rest: Any
     ) -> Tensor:
-        _refuse(generator)
-        size = rest.get("size", size[0] if size and not isinstance(size[0], int) else size)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        return _in_dtype(draw, forward.next_key(), tuple(size), dtype)
+        given = rest.get("size", rest.get("input", args[0] if len(args) == 1 else args))
+        default = given.dtype if isinstance(given, Tensor) else torch.get_default_dtype()
+        size = given.shape if isinstance(given, Tensor) else given
+        shape = (size,) if isinstance(size, int) else tuple(size)
+        return _in_dtype(draw, forward.next_key(), shape, default if dtype is None else dtype)
 
-    return of_size
-
-
-def _of_like(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def of_like(
-        forward: Forward, input: Tensor, *, dtype: torch.dtype | None = None, **rest: Any
-    ) -> Tensor:
-        _refuse(rest.get("generator"))
-        dtype = input.dtype if dtype is None else dtype
-        return _in_dtype(draw, forward.next_key(), input.shape, dtype)
-
-    return of_like
+    return drawn
 
 
 def _empty(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Memory that a draw may be written into. ``vmap`` over keys needs it to depend on the key."""
+    """Memory to draw into; under ``vmap`` over keys it has to depend on the key."""
 
     def empty(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
         made = function(*args, **kwargs)
@@ -228,12 +194,7 @@ def _empty(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return empty
 
 
-def _refuse(generator: Any) -> None:
-    if generator is not None:
-        raise ValueError("it draws from a generator of its own; leave generator out")
-
-
-# What torch has no rule for under vmap -----------------------------------------------------------
+# Operations without a rule for vmap ---------------------------------------------------------------
 
 
 def _adaptive_avg_pool2d(forward: Forward, input: Tensor, output_size: Any) -> Tensor:
@@ -247,26 +208,19 @@ def _weight_norm(forward: Forward, v: Tensor, g: Tensor, dim: int = 0) -> Tensor
     return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=True))
 
 
-def _scaled_dot_product(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
-    return attention.scaled_dot_product(forward.drop, *args, **kwargs)
+def _with_drop(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes dropout as its first argument."""
+    return lambda forward, *args, **kwargs: function(forward.drop, *args, **kwargs)
 
 
-def _multi_head(forward: Forward, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return attention.multi_head(forward.drop, *args, **kwargs)
+def _without_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda forward, *args, **kwargs: function(*args, **kwargs)
 
 
-def _recurrent(kind: str) -> Callable[..., Any]:
-    run = recurrent.layers_function(kind)
-    return lambda forward, *args, **kwargs: run(forward.drop, *args, **kwargs)
+_LAYOUTS = (torch.channels_last, torch.channels_last_3d)
 
 
-def _recurrent_cell(kind: str) -> Callable[..., Any]:
-    run = recurrent.cell_function(kind)
-    return lambda forward, *args, **kwargs: run(*args, **kwargs)
-
-
-def _laid_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """The same values in another layout, which torch has no rule for under ``vmap``."""
+def _in_layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     if memory_format == torch.channels_last and x.ndim == 4:
         return layers.channels_last(x)
     if memory_format == torch.channels_last_3d and x.ndim == 5:
@@ -274,13 +228,10 @@ def _laid_out(x: Tensor, memory_format: torch.memory_format) -> Tensor:
     return x.contiguous()
 
 
-_LAYOUTS = (torch.channels_last, torch.channels_last_3d)
-
-
 def _contiguous(
     forward: Forward, input: Tensor, memory_format: torch.memory_format = torch.contiguous_format
 ) -> Tensor:
-    return _laid_out(input, memory_format)
+    return _in_layout(input, memory_format)
 
 
 def _is_contiguous(
@@ -290,85 +241,27 @@ def _is_contiguous(
 
 
 def _with_layout(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that may be given a layout for what it makes."""
+    """A function with an argument ``memory_format``."""
 
-    def make(
-        forward: Forward, *args: Any, memory_format: torch.memory_format | None = None, **rest: Any
-    ) -> Tensor:
-        if memory_format not in _LAYOUTS:
-            given = {} if memory_format is None else {"memory_format": memory_format}
-            return function(*args, **rest, **given)
-        return _laid_out(function(*args, **rest), memory_format)
+    def make(forward: Forward, *args: Any, **kwargs: Any) -> Tensor:
+        if kwargs.get("memory_format") not in _LAYOUTS:
+            return function(*args, **kwargs)
+        memory_format = kwargs.pop("memory_format")
+        return _in_layout(function(*args, **kwargs), memory_format)
 
     return make
 
 
-def _deform_conv2d(
-    forward: Forward,
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    bias: Tensor,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    groups: int,
-    offset_groups: int,
-    use_mask: bool,
-) -> Tensor:
-    """``torchvision.ops.deform_conv2d``: a convolution that looks at places of its own choice.
-
-    Zhu et al., "Deformable ConvNets v2", https://arxiv.org/abs/1811.11168.
-    """
-    n, channels, height, width = input.shape
-    kernel_h, kernel_w = weight.shape[-2:]
-    out_h, out_w = offset.shape[-2:]
-    taps, wide = kernel_h * kernel_w, torch.promote_types(input.dtype, torch.float32)
-
-    def count(size: int, step: int) -> Tensor:
-        return torch.arange(size, device=input.device, dtype=wide) * step
-
-    # Where each tap of each place looks: [n, offset_groups, taps, out_h, out_w].
-    moved = offset.to(wide).reshape(n, offset_groups, taps, 2, out_h, out_w)
-    taps_y = count(kernel_h, dilation_h).repeat_interleave(kernel_w)[:, None, None] - pad_h
-    taps_x = count(kernel_w, dilation_w).repeat(kernel_h)[:, None, None] - pad_w
-    y = moved[:, :, :, 0] + taps_y + count(out_h, stride_h)[:, None]
-    x = moved[:, :, :, 1] + taps_x + count(out_w, stride_w)
-    pixels = input.reshape(n, offset_groups, channels // offset_groups, height * width)
-    columns: Any = 0
-    for corner_y in (y.floor(), y.floor() + 1):
-        for corner_x in (x.floor(), x.floor() + 1):
-            share = (1 - (y - corner_y).abs()) * (1 - (x - corner_x).abs())
-            inside = (corner_y >= 0) & (corner_y < height) & (corner_x >= 0) & (corner_x < width)
-            share = torch.where(inside, share, 0.0)
-            at = corner_y.clamp(0, height - 1) * width + corner_x.clamp(0, width - 1)
-            at = at.to(torch.int64).flatten(2)[:, :, None].expand(-1, -1, pixels.shape[2], -1)
-            seen = pixels.gather(-1, at).unflatten(-1, (taps, out_h, out_w))
-            columns = columns + seen * share[:, :, None]
-    if use_mask:
-        columns = columns * mask.reshape(n, offset_groups, 1, taps, out_h, out_w)
-    columns = columns.to(input.dtype).reshape(n, groups, -1, out_h * out_w)
-    kernels = weight.reshape(groups, weight.shape[0] // groups, -1)
-    result = (kernels @ columns).reshape(n, weight.shape[0], out_h, out_w)
-    return result + bias[:, None, None]
-
-
-def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What is done in place of which function. None of them is called here."""
+def _replacements() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Functions by the ones that they replace."""
     of_torch = {
-        **{kind: _recurrent(kind) for kind in recurrent.CELLS},
-        **{f"{kind}_cell": _recurrent_cell(kind) for kind in recurrent.CELLS},
+        **{k: _with_drop(operations.layers_function(k)) for k in operations.CELLS},
+        **{f"{k}_cell": _without_forward(operations.cell_function(k)) for k in operations.CELLS},
         "clone": _with_layout(torch.clone),
-        "dropout": _dropout,
+        "dropout": _dropout(channels=False),
         "bernoulli": _bernoulli,
-        "rand": _of_size(random.uniform),
-        "randn": _of_size(random.normal),
-        "rand_like": _of_like(random.uniform),
-        "randn_like": _of_like(random.normal),
+        **dict.fromkeys(("rand", "rand_like"), _drawn(random.uniform)),
+        **dict.fromkeys(("randn", "randn_like"), _drawn(random.normal)),
         "_weight_norm": _weight_norm,
         "empty": _empty(torch.empty),
         "empty_like": _empty(torch.empty_like),
@@ -376,12 +269,10 @@ def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
     of_functional = {
         "adaptive_avg_pool2d": _adaptive_avg_pool2d,
         "batch_norm": _batch_norm,
-        "dropout": _dropout,
-        "dropout1d": _dropout_of_channels,
-        "dropout2d": _dropout_of_channels,
-        "dropout3d": _dropout_of_channels,
-        "scaled_dot_product_attention": _scaled_dot_product,
-        "multi_head_attention_forward": _multi_head,
+        "dropout": _dropout(channels=False),
+        **{f"dropout{n}d": _dropout(channels=True) for n in (1, 2, 3)},
+        "scaled_dot_product_attention": _with_drop(operations.scaled_dot_product),
+        "multi_head_attention_forward": _with_drop(operations.multi_head),
     }
     of_tensor = {
         "bernoulli": _bernoulli,
@@ -394,14 +285,15 @@ def _known() -> dict[Callable[..., Any], Callable[..., Any]]:
         "clone": _with_layout(Tensor.clone),
         "to": _with_layout(Tensor.to),
     }
-    places = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
-    return {getattr(place, name): known for place, table in places for name, known in table.items()}
+    owners = ((torch, of_torch), (nn.functional, of_functional), (Tensor, of_tensor))
+    return {getattr(owner, name): new for owner, table in owners for name, new in table.items()}
 
 
-KNOWN = _known()
+REPLACEMENTS = _replacements()
 
 
-def know_torchvision() -> None:
-    """Let operations of torchvision be known, if it has been imported."""
+def replace_torchvision() -> None:
+    """Add replacements for operations of torchvision, if it has been imported."""
     if hasattr(torch.ops.torchvision, "deform_conv2d"):
-        KNOWN[torch.ops.torchvision.deform_conv2d] = _deform_conv2d
+        new = _without_forward(operations.deform_conv2d)
+        REPLACEMENTS[torch.ops.torchvision.deform_conv2d] = new

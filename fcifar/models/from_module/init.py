@@ -1,10 +1,9 @@
-"""Making a module with every random draw of its initialisers taken from where one says.
+"""Build a module with every random draw of its initialisers taken from a given source.
 
-``Made`` is a mode of torch below all of Python's functions: whatever initialiser draws, torch's own
-or one by hand, draws here, and the global generator is neither read nor changed.
+``KeyedDraws`` is a dispatch mode of torch: every initialiser, torch's own or written by hand, draws
+here, and the global generator is neither read nor changed.
 """
 
-import contextlib
 import functools
 import inspect
 import math
@@ -14,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcifar import layers, random
@@ -22,40 +20,31 @@ from fcifar.errors import located
 from fcifar.models.base import LARGEST_MODEL, Buffers, Params, check_size
 from fcifar.random import Key
 
-_GOLDEN = -1_640_531_527  # 2**32 divided by the golden ratio, as Fibonacci hashing has it
+REGISTRIES = ("_parameters", "_buffers", "_modules")  # of an nn.Module
+_GOLDEN = -1_640_531_527  # 2**32 divided by the golden ratio, as in Fibonacci hashing
+_BLOCK = 2**16  # numbers whose intermediate results stay in a processor's cache
 
 
 class Source(NamedTuple):
-    """Where draws come from: ``(i, shape)`` to the i-th draw, float32."""
+    """The i-th draw, float32, as a function of i and its shape."""
 
     uniform: Callable[[int, Sequence[int]], Tensor]  # in [0, 1)
     normal: Callable[[int, Sequence[int]], Tensor]  # standard
 
 
 def from_key(key: Key) -> Source:
-    """The i-th draw from ``fold_in(key, i)``, with i below 2**31."""
-    keys: list[Key] = []
-
-    def key_of(i: int) -> Key:
-        if i >= len(keys):  # many at once, which takes no longer than one
-            keys.extend(random.split(key, 2 * (i + 128)))
-        return keys[i]
-
-    return Source(
-        lambda i, shape: _in_blocks(random.uniform, key_of(i), shape),
-        lambda i, shape: _in_blocks(random.normal, key_of(i), shape),
-    )
-
-
-_BLOCK = 2**16  # numbers, whose intermediate results stay in a processor's cache
+    """Draw i comes from ``fold_in(key, i)``."""
+    draws = (random.uniform, random.normal)
+    return Source(*(functools.partial(_in_blocks, draw, key) for draw in draws))
 
 
 def _in_blocks(
-    draw: Callable[[Key, Sequence[int]], Tensor], key: Key, shape: Sequence[int]
+    draw: Callable[[Key, Sequence[int]], Tensor], key: Key, i: int, shape: Sequence[int]
 ) -> Tensor:
-    """``draw(key, shape)``, a part at a time, which takes an eighth of the time."""
+    """``draw(fold_in(key, i), shape)`` block by block, which takes an eighth of the time."""
     count = math.prod(shape)
-    with torch._C.DisableTorchFunction():  # modes of Python take longer than the draw
+    with torch._C.DisableTorchFunction():  # torch.device as a context must not reach the draw
+        key = random.fold_in(key, i)
         if count <= _BLOCK:
             return draw(key, shape)
         values = torch.empty(count)
@@ -66,7 +55,7 @@ def _in_blocks(
 
 
 def spread(seed: int) -> Source:
-    """Sampler that lie as draws would, in a hundredth of their time; they are not random at all."""
+    """Values distributed as draws are, in a hundredth of the time; they are not random."""
 
     def uniform(i: int, shape: Sequence[int]) -> Tensor:
         start = (i * 7919 + seed * 104_729 + 1) % 2**20
@@ -81,158 +70,96 @@ def spread(seed: int) -> Source:
 
 
 def complex_of(parts: Tensor, dtype: torch.dtype, *, normal: bool) -> Tensor:
-    """Complex numbers of two draws each, [..., 2], as torch draws them.
-
-    Of standard normal ones each part has variance 1/2; of uniform ones each lies in [0, 1).
-    """
+    """Complex numbers of draws [..., 2]; the parts of standard normal ones have variance 1/2."""
     parts = parts.to(torch.float64 if dtype == torch.complex128 else torch.float32)
     return torch.view_as_complex(parts / math.sqrt(2) if normal else parts).to(dtype)
 
 
-@contextlib.contextmanager
-def drawing_from(source: Source) -> Iterator[None]:
-    """While it is entered, draws are those of a source. Raises as ``Made``."""
-    with Made(source) as made, _Bare(made):
-        yield
-    made.finish()
+class KeyedDraws(TorchDispatchMode):
+    """While this mode is entered, random draws come from a ``Source``.
 
-
-class Made(TorchDispatchMode):
-    """While it is entered, draws are those of a ``Source``.
-
-    A draw that fills a tensor is made when something looks at the tensor, or by ``finish``: most
-    initialisers of torch are followed by another, which fills the tensor anew.
-
-    Raises:
-        ValueError: on a draw of an unknown kind, or from a generator of its own; and before more
-            memory is taken than twice ``LARGEST_MODEL`` numbers.
+    Other draws, and memory for more than twice ``LARGEST_MODEL`` numbers, raise a ValueError.
     """
 
     def __init__(self, source: Source) -> None:
         super().__init__()
-        self.source, self.drawn, self.taken = source, 0, 0
-        self.waiting: dict[int, tuple[Tensor, Callable[[], Tensor]]] = {}  # by memory
+        self.source, self.drawn, self.allocated = source, 0, 0
 
-    def uniform(self, shape: Sequence[int]) -> Callable[[], Tensor]:
-        """The next draw, in [0, 1)."""
-        return self._next(self.source.uniform, shape)
-
-    def normal(self, shape: Sequence[int]) -> Callable[[], Tensor]:
-        """The next draw, standard normal."""
-        return self._next(self.source.normal, shape)
-
-    def _next(
-        self, draw: Callable[[int, Sequence[int]], Tensor], shape: Sequence[int]
-    ) -> Callable[[], Tensor]:
-        self.drawn += 1
-        return functools.partial(draw, self.drawn - 1, tuple(shape))
-
-    def fill(self, target: Tensor, values: Callable[[], Tensor]) -> None:
-        """Fill a tensor now, or later if it is all that its memory holds."""
-        if _is_whole(target):
-            self.waiting[_memory(target)] = target, values
-        else:
-            target.copy_(values())
-
-    def finish(self) -> None:
-        """Make the draws that have not been made."""
-        for memory in [*self.waiting]:
-            self._make(memory)
-
-    def _make(self, memory: int) -> None:
-        target, values = self.waiting.pop(memory)
-        with torch.no_grad():
-            target.detach().copy_(values())
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.removeprefix("aten::")
-        if self.waiting and name not in _VIEWS:
-            self.look(name, args, kwargs)
-        if name in _TAKING:
-            self._take(args[0] if args else kwargs["size"])
+        if name in _ALLOCATING:
+            self._allocate(args[0] if args else kwargs["size"])
         if torch.Tag.nondeterministic_seeded not in func.tags:
             result = func(*args, **kwargs)
-            # Memory that is not written afterwards stays NaN, and is detected.
-            return result.fill_(math.nan) if name in _EMPTY and _is_here(result) else result
+            # Memory that is never written stays NaN, which check_repeats detects.
+            is_float = name in _EMPTY and result.is_floating_point() and not result.is_meta
+            return result.fill_(math.nan) if is_float else result
         if name not in _DRAWS:
             raise ValueError(f"it draws by {name}, which has no keyed form here")
-        given = _by_name(func, args, kwargs)
+        given = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        given |= arguments_of(func, args, kwargs)
         if given.get("generator") is not None:
-            raise ValueError("it draws from a generator of its own; leave generator out")
-        return _DRAWS[name](self, given)
+            raise ValueError("it draws from a separate generator; leave generator out")
+        if name.endswith("_"):
+            target = given["self"]
+            if target.is_meta:
+                return target
+            return target.copy_(self._draw(_DRAWS[name], given, target.shape, target.dtype))
+        tensors = [x for x in map(given.get, ("self", "mean", "std")) if isinstance(x, Tensor)]
+        shape = tuple(given["size"]) if "size" in given else tensors[0].shape
+        dtype = given.get("dtype") or (tensors[0].dtype if tensors else torch.get_default_dtype())
+        return self._draw(_DRAWS[name], given, shape, dtype).to(dtype)
 
-    def look(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Make draws that an operation sees, and forget one that it overwrites."""
-        operands = [*tensors_in([*args, *kwargs.values()])]
-        for i, tensor in enumerate(operands):
-            memory = _memory(tensor)
-            if memory not in self.waiting:
-                continue
-            others = (_memory(other) for other in operands[i + 1 :])
-            if i == 0 and name in _FILLING and _is_whole(tensor) and memory not in others:
-                del self.waiting[memory]
-            else:
-                self._make(memory)
+    def _draw(
+        self, kind: str, given: Mapping[str, Any], shape: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
+        """The next draw, by the arguments of the operation."""
+        draw = self.source.normal if kind == "normal" else self.source.uniform
+        i, self.drawn = self.drawn, self.drawn + 1
+        if kind == "bernoulli":
+            return draw(i, shape) < (given["self"] if given.get("p") is None else given["p"])
+        if dtype.is_complex:
+            values = complex_of(draw(i, (*shape, 2)), dtype, normal=kind == "normal")
+        else:
+            values = draw(i, shape)
+        if "from" in given:
+            return values.mul_(given["to"] - given["from"]).add_(given["from"])
+        if "mean" not in given:
+            return values
+        mean, std = given["mean"], given["std"]
+        if isinstance(mean, Tensor) or isinstance(std, Tensor):
+            return values * std + mean
+        # torch adds the mean to both parts of complex numbers.
+        return values.mul_(std).add_(complex(mean, mean) if dtype.is_complex else mean)
 
-    def _take(self, like: Tensor | Sequence[int]) -> None:
-        self.taken += math.prod(like.shape if isinstance(like, Tensor) else like)
-        if self.taken > 2 * LARGEST_MODEL:
+    def _allocate(self, like: Tensor | Sequence[int]) -> None:
+        self.allocated += math.prod(like.shape if isinstance(like, Tensor) else like)
+        if self.allocated > 2 * LARGEST_MODEL:
             raise ValueError(
-                f"it would hold {self.taken:,} numbers or more; at most {LARGEST_MODEL:,} "
+                f"it would hold {self.allocated:,} numbers or more; at most {LARGEST_MODEL:,} "
                 "parameters are accepted, so make it smaller"
             )
 
 
-class _Bare(TorchFunctionMode):
-    """Shows a ``Made`` what looks at memory by no operation."""
-
-    def __init__(self, made: Made) -> None:
-        super().__init__()
-        self.made = made
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if self.made.waiting and func in _BARE:
-            self.made.look("", args, {})
-        return func(*args, **(kwargs or {}))
-
-
-_BARE = {
-    *(Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__),
-    *(Tensor.untyped_storage, Tensor.storage, Tensor._typed_storage, Tensor.__reduce_ex__),
-}
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty"}
-_TAKING = _EMPTY | {"zeros", "ones", "full", "rand", "randn", "clone", "ones_like", "zeros_like"}
+_ALLOCATING = _EMPTY | {
+    *("zeros", "ones", "full", "rand", "randn", "clone", "ones_like", "zeros_like")
+}
+_DRAWS = {  # operations with a keyed form, and their distributions
+    **dict.fromkeys(("uniform_", "rand", "rand_like"), "uniform"),
+    **dict.fromkeys(("normal_", "normal", "randn", "randn_like"), "normal"),
+    **dict.fromkeys(("bernoulli_", "bernoulli"), "bernoulli"),
+}
 
 
-_VIEWS = {"detach", "alias"}  # which look at nothing
-_FILLING = {"uniform_", "normal_", "zero_", "fill_", "copy_"}
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor is all of its memory."""
-    size = tensor.untyped_storage().nbytes()
-    return tensor.is_contiguous() and tensor.numel() * tensor.element_size() == size
+def arguments_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an operation by name."""
+    return dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | dict(kwargs)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Those among the arguments of an operation."""
+    """The tensors among the arguments of an operation."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, list | tuple):
@@ -240,124 +167,23 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(inner)
 
 
-def _is_here(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_meta
-
-
-def _by_name(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, those left out too."""
-    arguments = func._schema.arguments
-    names = [argument.name for argument in arguments]
-    usual = {a.name: a.default_value for a in arguments if a.has_default_value()}
-    return usual | dict(zip(names, args, strict=False)) | dict(kwargs)
-
-
-# Of a shape, arguments and the dtype: values that are drawn when it is called, in their order.
-Sampler = Callable[[Made, Sequence[int], Mapping[str, Any], torch.dtype], Callable[[], Tensor]]
-
-
-def _filled(values: Sampler) -> Callable[[Made, Mapping[str, Any]], Tensor]:
-    """A draw into the memory of a tensor."""
-
-    def fill(made: Made, given: Mapping[str, Any]) -> Tensor:
-        target = given["self"]
-        if not target.is_meta:
-            made.fill(target, values(made, target.shape, given, target.dtype))
-        return target
-
-    return fill
-
-
-def _new(values: Sampler) -> Callable[[Made, Mapping[str, Any]], Tensor]:
-    """A draw into a tensor of its own."""
-
-    def make(made: Made, given: Mapping[str, Any]) -> Tensor:
-        tensors = [x for x in map(given.get, ("self", "mean", "std")) if isinstance(x, Tensor)]
-        shape = tuple(given["size"]) if "size" in given else tensors[0].shape
-        usual = tensors[0].dtype if tensors else torch.get_default_dtype()
-        dtype = usual if given.get("dtype") is None else given["dtype"]
-        return values(made, shape, given, dtype)().to(dtype)
-
-    return make
-
-
-def _unit(
-    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    if not dtype.is_complex:
-        return made.uniform(shape)
-    parts = made.uniform((*shape, 2))
-    return lambda: complex_of(parts(), dtype, normal=False)
-
-
-def _standard(
-    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    if not dtype.is_complex:
-        return made.normal(shape)
-    parts = made.normal((*shape, 2))
-    return lambda: complex_of(parts(), dtype, normal=True)
-
-
-def _between(
-    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    low, high = given["from"], given["to"]
-    unit = _unit(made, shape, given, dtype)
-    return lambda: unit().mul_(high - low).add_(low)
-
-
-def _normal(
-    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    mean, std = given["mean"], given["std"]
-    standard = _standard(made, shape, given, dtype)
-    if isinstance(mean, Tensor) or isinstance(std, Tensor):
-        return lambda: standard() * std + mean
-    if dtype.is_complex:
-        mean = complex(mean, mean)  # of both parts, as torch has it
-    return lambda: standard().mul_(std).add_(mean)
-
-
-def _true(
-    made: Made, shape: Sequence[int], given: Mapping[str, Any], dtype: torch.dtype
-) -> Callable[[], Tensor]:
-    unit, given_p = made.uniform(shape), given.get("p")
-    probability = given["self"] if given_p is None else given_p
-    probability = probability.clone() if isinstance(probability, Tensor) else probability
-    return lambda: unit() < probability
-
-
-_DRAWS = {
-    "uniform_": _filled(_between),
-    "normal_": _filled(_normal),
-    "bernoulli_": _filled(_true),
-    "bernoulli": _new(_true),
-    "normal": _new(_normal),
-    "rand": _new(_unit),
-    "rand_like": _new(_unit),
-    "randn": _new(_standard),
-    "randn_like": _new(_standard),
-}
-
-
 # A module from its factory ------------------------------------------------------------------------
 
 
 class Values(NamedTuple):
-    """All tensors that a module holds, by their names in its ``state_dict``."""
+    """All tensors of a module, by their names in its ``state_dict``."""
 
-    params: Params  # those that are trained
-    buffers: Buffers  # the rest of the state_dict, frozen parameters among it
-    constants: dict[str, Tensor]  # what it holds besides, the same for every key
+    params: Params  # trained
+    buffers: Buffers  # the rest of the state_dict, including frozen parameters
+    constants: dict[str, Tensor]  # not in the state_dict, and the same for every key
 
     def whole(self) -> dict[str, Tensor]:
-        """All by name."""
+        """All tensors by name."""
         return {**self.params, **self.buffers, **self.constants}
 
 
 def with_classes(factory: Callable[..., nn.Module], num_classes: int) -> Callable[[], nn.Module]:
-    """The factory without arguments."""
+    """Return the factory as a function without arguments."""
     layers.check_width("num_classes", num_classes)
     if takes(factory, "num_classes"):
         return lambda: factory(num_classes=num_classes)
@@ -365,27 +191,27 @@ def with_classes(factory: Callable[..., nn.Module], num_classes: int) -> Callabl
 
 
 def takes(factory: Callable[..., Any], name: str) -> bool:
-    """Whether a function can be called with an argument of that name."""
+    """Whether a function accepts a keyword argument ``name``."""
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # of code that is not Python's
+    except (TypeError, ValueError):  # a builtin without a signature
         return False
     return name in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
 
 
 def build(make: Callable[[], nn.Module], source: Source) -> nn.Module:
-    """The module with its values, on the CPU."""
+    """Call a factory on the CPU, with draws from ``source``."""
     before = torch.get_rng_state()
     try:
-        with torch.device("cpu"), torch.enable_grad(), drawing_from(source):
+        with torch.device("cpu"), torch.enable_grad(), KeyedDraws(source):
             module = make()
-    except (Exception, SystemExit) as error:  # whatever its code does
+    except (Exception, SystemExit) as error:  # from any user code
         raise ValueError(f"the module cannot be made: {located(error)}") from error
     if not torch.equal(torch.get_rng_state(), before):
         torch.set_rng_state(before)
         raise ValueError(
-            "making the module changes torch's global generator; leave out torch.manual_seed, for "
-            "every draw comes from the key"
+            "making the module changes torch's global generator; leave out torch.manual_seed, "
+            "because every draw comes from the key"
         )
     if not isinstance(module, nn.Module):
         raise ValueError(f"the factory gives a {type(module).__name__}; it must give an nn.Module")
@@ -393,11 +219,7 @@ def build(make: Callable[[], nn.Module], source: Source) -> nn.Module:
 
 
 def values_of(module: nn.Module) -> Values:
-    """Copies of all that it holds; a tensor with several names under the first of them.
-
-    Raises:
-        ValueError: it holds a tensor in a way that names do not reach.
-    """
+    """Copy all tensors of a module; one with several names is listed under the first."""
     given = dict(module.named_parameters(remove_duplicate=False))
     for name, value in given.items():
         if is_lazy(value):
@@ -408,12 +230,9 @@ def values_of(module: nn.Module) -> Values:
     for name, value in saved.items():
         if registered.get(name) is not value:
             raise ValueError(f"{name} in its state_dict is neither a parameter nor a buffer")
-    held: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in (*registered.items(), *plain_tensors(module)):
-        if id(value) not in seen:
-            seen.add(id(value))
-            held[name] = value
+    named = [*registered.items(), *_plain_tensors(module)]
+    first = {id(value): name for name, value in reversed(named)}
+    held = {name: value for name, value in named if first[id(value)] == name}
     for name, value in held.items():
         if name not in registered and isinstance(value, nn.Parameter):
             raise ValueError(
@@ -429,49 +248,55 @@ def values_of(module: nn.Module) -> Values:
     return Values(copies(trained), copies(rest), copies(name for name in held if name not in saved))
 
 
-def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Tensors that parts of a module hold as attributes, or in lists, tuples and dicts there."""
-    for place, part in module.named_modules():
-        for name, value in vars(part).items():
+def named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters, buffers, and tensors in plain attributes or in lists, tuples and dicts there."""
+    return [*module.named_parameters(), *module.named_buffers(), *_plain_tensors(module)]
+
+
+def _plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+
+    def walk(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, dict | list | tuple):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in items:
+                yield from walk(f"{name}[{key!r}]", inner)
+
+    for path, *_, value in plain_attributes(module):
+        yield from walk(path, value)
+
+
+def plain_attributes(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Any]]:
+    """Attributes outside of torch's registries: the dotted path, the part, the name, the value."""
+    for path, part in module.named_modules():
+        for name, value in [*vars(part).items()]:
             if name not in REGISTRIES:
-                yield from _tensors_in(f"{place}.{name}".removeprefix("."), value)
+                yield f"{path}.{name}".removeprefix("."), part, name, value
 
 
-REGISTRIES = {"_parameters", "_buffers", "_modules"}  # of an nn.Module
-
-
-def _tensors_in(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _tensors_in(f"{name}[{key!r}]", inner)
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            yield from _tensors_in(f"{name}[{i}]", inner)
-
-
-def check_repeats(values: Values, again: Values, make: Callable[[], nn.Module]) -> None:
-    """Make sure that a module is a function of its draws, and its constants not even of them.
+def check_repeats(first: nn.Module, second: nn.Module, make: Callable[[], nn.Module]) -> Values:
+    """Check that modules depend on their draws alone, and constants not even on them.
 
     Args:
-        values: of a module drawn from ``spread(0)``.
-        again: of another one drawn from the same.
+        first, second: made from ``spread(0)``.
+
+    Returns:
+        The values of the first.
     """
-    other = again.whole()
+    values, other = values_of(first), values_of(second).whole()
     for name, value in values.whole().items():
         if (value.is_floating_point() or value.is_complex()) and value.isnan().any():
             raise ValueError(f"{name} is never given a value; initialise it in __init__")
         if name not in other or not torch.equal(value, other[name]):
             raise ValueError(
-                f"{name} is not the same when the module is made twice; draw it by torch, for "
+                f"{name} is not the same when the module is made twice; draw it by torch, because "
                 "draws of Python and numpy do not come from the key"
             )
-    if not values.constants:
-        return
-    drawn = values_of(build(make, spread(1))).constants
+    drawn = values_of(build(make, spread(1))).constants if values.constants else {}
     for name, value in values.constants.items():
         if not torch.equal(value, drawn[name]):
             raise ValueError(
                 f"{name} is drawn at random and not in the state_dict; register it as a buffer"
             )
+    return values
