@@ -292,8 +292,8 @@ def test_a_changed_file_of_a_group_is_found_and_named(
     [
         (lambda v: v.pop("members"), "is not complete"),
         (lambda v: v.update(format=9), "is of format 9, and this fcifar reads format 3"),
-        (lambda v: v["members"][0].update(name="../../x"), "is not the name of a run"),
-        (lambda v: v["members"][0].update(name=".."), "is not the name of a run"),
+        (lambda v: v["members"][0].update(name="../../x"), "is not a valid name of a run"),
+        (lambda v: v["members"][0].update(name=".."), "is not a valid name of a run"),
         (lambda v: v["members"][0].update(name=7), "is not complete"),
         (lambda v: v["members"][0].update(recipe=[]), "not a recipe"),
         (lambda v: v.update(runtime=3), "is not complete"),

@@ -103,7 +103,7 @@ def test_the_largest_seeds_are_seeds(seed: int, config: RunConfig) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_missing_gpu_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"--device cuda:0 was asked for.*use --device cpu"):
+    with pytest.raises(UsageError, match=r"--device is cuda:0.*use --device cpu"):
         make_runtime(device="cuda")
 
 

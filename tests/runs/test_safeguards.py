@@ -21,7 +21,7 @@ from fcifar.io import locked
 from fcifar.recipes import Recipe
 from fcifar.train import events, loop, run_dir
 from fcifar.train.config import CheckpointConfig, Every
-from fcifar.train.events import Noted, Pace, keep_pace
+from fcifar.train.events import Noted, Pace, update_pace
 from fcifar.train.loop import NonFiniteError
 from fcifar.train.runtime import Runtime
 from tests.helpers.training import after, records, train
@@ -129,7 +129,7 @@ def test_without_any_whole_checkpoint_the_run_begins_again(
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
-    assert any("starts again from its beginning" in e.text for e in told if isinstance(e, Noted))
+    assert any("starts again from step 0" in e.text for e in told if isinstance(e, Noted))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "digests.jsonl"])
@@ -348,11 +348,11 @@ def test_a_slowdown_is_reported_once_with_the_figures() -> None:
     pace, reports = Pace(step=10, seconds=5.0), []
     # Steps and seconds at which the loop looks: 1, 1, 1.5, 4, 8 and 1 seconds a step.
     for step, seconds in ((11, 6.0), (13, 8.0), (16, 11.0), (18, 14.0), (19, 18.0), (20, 26.0)):
-        pace, times = keep_pace(pace, step, seconds)
+        pace, times = update_pace(pace, step, seconds)
         reports.append(times)
     assert reports == [0, 0, 0, 0, 4.0, 0]
     assert (pace.best, pace.last) == (1.0, 8.0)
-    assert keep_pace(pace, 20, 99.0) == (pace, 0.0), "no step was made"
+    assert update_pace(pace, 20, 99.0) == (pace, 0.0), "no step was made"
 
 
 def test_a_run_says_when_its_steps_become_slow(
@@ -370,4 +370,4 @@ def test_a_run_says_when_its_steps_become_slow(
     train(tmp_path / "run", recipe, Runtime(threads=2), dataset, observe=observe)
     (note,) = notes
     assert note.startswith("a step now takes ")
-    assert note.endswith("; a new run with --threads 1 would lose less than 2 do")
+    assert note.endswith("; a new run with --threads 1 would slow down less than one with 2")
