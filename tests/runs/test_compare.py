@@ -108,10 +108,10 @@ def test_what_cannot_be_compared_is_refused(
     train(tmp_path / "other", recipe, runtime, other)
     mixed = [runs[0], tmp_path / "other"]
     networks = [inference.load(run) for run in mixed]
-    with pytest.raises(UsageError, match=r"other knows the classes x, y, z, but .*run1 knows a, b"):
+    with pytest.raises(UsageError, match=r"other has the classes x, y, z, but .*run1 has a, b"):
         compare.compare(mixed, networks, runtime, dataset, "test")
     networks = [inference.load(run) for run in runs]
-    with pytest.raises(UsageError, match="few has the classes x, y, z, but the model knows a"):
+    with pytest.raises(UsageError, match="few has the classes x, y, z, but the model has a"):
         compare.compare(runs, networks, runtime, other, "test")
     with pytest.raises(UsageError, match="--split is 'all'"):
         compare.compare(runs, networks, runtime, dataset, "all")

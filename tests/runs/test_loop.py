@@ -139,7 +139,7 @@ def test_more_epochs_are_those_of_a_longer_run(
 @pytest.mark.parametrize(
     ("changes", "epochs", "message"),
     [
-        ({}, 3, "has 3 epochs; with --resume, give more epochs of the whole run than it has"),
+        ({}, 3, "has 3 epochs; with --resume, give a larger total number of epochs"),
         ({"schedule": "cosine"}, 4, "spreads schedule over the whole run"),
         ({"warmup_fraction": 0.1, "lookahead_every": 2}, 4, "warmup_fraction and lookahead_every"),
         ({"valid_fraction": 0.2, "patience": 1, "learning_rate": 0.0}, 4, "stopped early, after 1"),

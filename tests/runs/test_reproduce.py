@@ -162,7 +162,7 @@ def test_a_difference_is_found_where_it_begins(
     assert found["log_points_differing"] == 5 + 1, "of steps 12 to 27, and the test"
     notes = [event.text for event in told if isinstance(event, Noted)]
     assert len(notes) == 1
-    assert notes[0].startswith("differs first at step 10 (checkpoint): tensor variables")
+    assert notes[0].startswith("first difference at step 10 (checkpoint): tensor variables")
     assert not found["final"]["identical"]
     assert found["final"]["differing"]
 

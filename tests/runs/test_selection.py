@@ -304,7 +304,7 @@ def test_the_held_out_images_can_be_evaluated_again(
     figures, _ = inference.evaluate(network, runtime, unlearnable, "valid")
     assert figures["n"] == 20
     assert figures["loss"] == report["selected"]["valid_loss"]
-    with pytest.raises(UsageError, match="it held none out"):
+    with pytest.raises(UsageError, match="it held out nothing of"):
         inference.evaluate(network, runtime, dataset, "valid")
 
 
@@ -321,5 +321,5 @@ def test_a_test_set_alone_is_evaluated_and_not_trained_on(
     assert inference.evaluate(network, runtime, alone, "test")[0]["n"] == 20
     with pytest.raises(UsageError, match="without training images; use --split test"):
         inference.evaluate(network, runtime, alone, "train")
-    with pytest.raises(UsageError, match="nor has that validation images"):
+    with pytest.raises(UsageError, match="no validation images of its own either"):
         inference.evaluate(network, runtime, alone, "valid")
