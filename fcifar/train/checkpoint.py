@@ -3,8 +3,8 @@
 import json
 import shutil
 from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ from fcifar.train.metrics_log import MetricsLog, Position
 _DAMAGED = ".damaged"
 
 
-class Timings(NamedTuple):
+@dataclass
+class Timings:
     """Seconds spent so far, summed over all resumptions of a run."""
 
     adapt: float = 0.0  # initialisation, with adaptation to images
@@ -32,14 +33,11 @@ class Timings(NamedTuple):
 def save(run: Path, config: RunConfig, state: LoopState, timings: Timings, log: MetricsLog) -> None:
     """Write a checkpoint, then remove all but the latest ones.
 
-    Raises:
-        ExternalError: it cannot be written; no earlier checkpoint is removed then.
+    Raises an ExternalError if it cannot be written; no earlier checkpoint is removed then.
     """
     log.sync()
-    metadata = {
-        "timings": json.dumps(timings._asdict()),
-        "log": json.dumps(log.position._asdict()),
-    }
+    records = {"timings": asdict(timings), "log": log.position._asdict()}
+    metadata = {name: json.dumps(record) for name, record in records.items()}
     tensor_files.save(run_dir.checkpoint_path(run, int(state.state.step)), state, metadata)
     for old in list(run_dir.list_checkpoints(run).values())[config.checkpoint.keep_checkpoints :]:
         old.unlink(missing_ok=True)
@@ -57,11 +55,8 @@ def restore(
         steps: use only checkpoints of these steps, and remove the others.
 
     Returns:
-        State, timings, and a message for each damaged checkpoint. Without any checkpoint the state
-        is ``like``.
-
-    Raises:
-        ExternalError: a file cannot be read or written.
+        State, timings, and a message for each damaged checkpoint. Without a checkpoint the state is
+        ``like``.
     """
     io.remove_partial(run)
     (run / run_dir.NONFINITE).unlink(missing_ok=True)

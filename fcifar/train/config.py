@@ -60,8 +60,8 @@ def _parse_every(text: str) -> Every:
             f"--checkpoint-every is {text!r}; it must be a number of steps such as 500, or a time "
             "such as 30s, 5min or 1h"
         )
-    number, unit = int(match[1]), match[2]
-    return Every(math.inf, number * _SECONDS[unit]) if unit else Every(number, math.inf)
+    number, seconds = int(match[1]), _SECONDS.get(match[2])
+    return Every(math.inf, number * seconds) if seconds else Every(number, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class RunConfig:
 
     recipe: Recipe
     seed: int = 0
-    runtime: Runtime
+    runtime: Runtime = Runtime()  # noqa: RUF009
     compile: bool = False
     dataset: str
     dataset_digest: str
@@ -106,28 +106,10 @@ class RunConfig:
         return dataclasses.replace(self, **changes)
 
 
-def make_config(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    seed: int = 0,
-    runtime: Runtime = Runtime(),  # noqa: B008
-    compile: bool = False,
-    checkpoint: CheckpointConfig = CheckpointConfig(),
-) -> RunConfig:
-    """Return the ``RunConfig`` of a run of ``recipe`` on ``dataset``."""
-    return RunConfig(
-        recipe=recipe,
-        seed=seed,
-        runtime=runtime,
-        compile=compile,
-        dataset=dataset.name,
-        dataset_digest=dataset.digest,
-        checkpoint=checkpoint,
-    )
-
-
-# Manifests ---------------------------------------------------------------------------------------
+def make_config(recipe: Recipe, dataset: Dataset, **options: Any) -> RunConfig:
+    """Return the ``RunConfig`` of ``recipe`` on ``dataset``; options are its other fields."""
+    names = {"dataset": dataset.name, "dataset_digest": dataset.digest}
+    return RunConfig(recipe=recipe, **names, **options)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -138,14 +120,9 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = None) -> RunConfig:
-    """Return the configuration that ``to_dict`` was given.
+    """Return the configuration that ``to_dict`` was given, optionally with another device.
 
-    Args:
-        file: where ``values`` were read from, for messages.
-        device: replaces the recorded device.
-
-    Raises:
-        UsageError: a value is missing or wrong.
+    Raises a UsageError, which names ``file``, if a value is missing or wrong.
     """
     try:
         return RunConfig(
@@ -183,11 +160,9 @@ def provenance(models: Sequence[str]) -> dict[str, Any]:
 
 
 def read_config(run: Path, *, device: str | None = None) -> RunConfig:
-    """Read the configuration of a run, optionally with another device than it ran on.
+    """Read the configuration of a run, optionally with another device.
 
-    Raises:
-        UsageError: ``run`` is not a run directory, or its manifest is not complete.
-        ExternalError: the manifest is damaged, or was changed.
+    Raises as ``from_dict`` and ``run_dir.read_manifest``.
     """
     return from_dict(run_dir.read_manifest(run), run / run_dir.MANIFEST, device=device)
 
@@ -199,7 +174,7 @@ def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
     as a run with that many epochs from the start.
 
     Args:
-        config: the run's, from ``read_config``.
+        config: from ``read_config``.
         epochs: new total number of epochs.
 
     Raises:

@@ -80,11 +80,8 @@ def group(runtime: Runtime) -> Iterator[Axis]:
     """Yield the axis of the ranks that divide each batch.
 
     Uses ``torch.distributed``'s default group. If there is none, initializes it (gloo on the CPU,
-    NCCL on CUDA) and destroys it at the end.
-
-    Raises:
-        UsageError: the number of ranks is not that of ``runtime``.
-        LostError: another rank ended, or did not answer in time.
+    NCCL on CUDA) and destroys it at the end. Raises a UsageError if the number of ranks is not that
+    of ``runtime``, and a LostError if another rank is lost within the block.
     """
     expected, actual = runtime.processes, world_size()
     if expected != actual:
@@ -177,12 +174,7 @@ def check_equal(state: Tree, axis: Axis) -> None:
 
 @functools.cache
 def store() -> Any:
-    """Return the key-value store that all ranks share; a new one after each restart by torchrun.
-
-    Raises:
-        UsageError: torchrun's variables are missing.
-        ExternalError: it cannot be reached.
-    """
+    """Return the key-value store that all ranks share; a new one after each restart by torchrun."""
     try:
         shared, _, _ = next(distributed.rendezvous("env://", timeout=_timeout()))
     except ValueError as error:

@@ -149,7 +149,7 @@ def train(
             nonlocal lap
             now = time.perf_counter()
             for run in active:
-                run.add(train=(now - lap) / len(runs))
+                run.timings.train += (now - lap) / len(runs)
             lap = now
 
         @contextlib.contextmanager
@@ -264,17 +264,13 @@ class _Run:
         patience = self.config.recipe.patience
         return step >= self.training.total_steps or should_stop(self.valid_losses, patience)
 
-    def add(self, **seconds: float) -> None:
-        """Add to the timings."""
-        sums = {name: getattr(self.timings, name) + value for name, value in seconds.items()}
-        self.timings = self.timings._replace(**sums)
-
     @contextlib.contextmanager
     def timing(self, name: str) -> Iterator[None]:
         """Add the duration of the block to a timing."""
         started = time.perf_counter()
         yield
-        self.add(**{name: time.perf_counter() - started})
+        seconds = time.perf_counter() - started
+        setattr(self.timings, name, getattr(self.timings, name) + seconds)
 
     def save_model(self, name: str, variables: Variables) -> None:
         """Write a model to a file of the run directory."""
@@ -354,21 +350,17 @@ def _inputs(runs: Sequence[_Run], active: Sequence[_Run], step: int) -> Iterator
 
 
 def _log_train(run: _Run, state: LoopState, step: int) -> None:
-    """Log the running metrics and digests of the state, and reset the metrics.
-
-    Raises:
-        NonFiniteError: as ``_check_finite``.
-    """
-    own, training, (last, then) = run.own(state), run.training, run.logged
+    """Log the running metrics and digests of the state, and reset the metrics."""
+    own, training, (last_step, last_seconds) = run.own(state), run.training, run.logged
     _check_finite(run, own)
-    images = (step - last) * training.images_per_epoch / training.steps_per_epoch
+    images = (step - last_step) * training.images_per_epoch / training.steps_per_epoch
     seconds = run.timings.train
     with run.timing("safeguard"):
         if run.writes:
             values = {
                 **metrics.summarize(own.totals),
                 "learning_rate": training.learning_rate(step - 1),
-                "images_per_second": images / max(seconds - then, 1e-9),
+                "images_per_second": images / max(seconds - last_seconds, 1e-9),
                 "seconds": seconds,
             }
             _append(run, "train", step, values, fingerprint.digests(run.multipliers, own.state))
@@ -415,7 +407,7 @@ def _append(
 
 
 def _save(run: _Run, state: LoopState, step: int) -> None:
-    """Write a checkpoint unless this step has one. Raises as ``_check_finite``."""
+    """Write a checkpoint, unless this step has one."""
     if run.saved_step == step:
         return
     own = run.own(state)
@@ -509,7 +501,7 @@ def _finish(run: _Run, state: LoopState, step: int) -> dict[str, Any]:
         "valid_n": len(training.valid.labels),
         **views,
         **summary,
-        **{f"{name}_seconds": seconds for name, seconds in timings._asdict().items()},
+        **{f"{name}_seconds": seconds for name, seconds in dataclasses.asdict(timings).items()},
         "eval_seconds": eval_seconds,
         "convention_seconds": timings.adapt + timings.train + eval_seconds,
         "process_seconds": environment.since_process_start(),

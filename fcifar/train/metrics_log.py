@@ -80,12 +80,7 @@ class MetricsLog:
                     raise io.cannot_write(path, error) from error
 
     def rewind(self, position: Position) -> None:
-        """Truncate the log to ``position``.
-
-        Raises:
-            DamagedError: its content up to there has changed; the log is not modified.
-            ExternalError: it cannot be written.
-        """
+        """Truncate the log to ``position``. Raises a DamagedError as ``read_prefixes``."""
         contents = read_prefixes(self.run, position)
         for name, content in zip(_FILES, contents, strict=True):
             if (self.run / name).exists() or content:
@@ -104,8 +99,7 @@ def read_digests(run: Path) -> list[dict[str, Any]]:
 def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
     """Return the records of ``metrics.jsonl``; an incomplete last line is ignored.
 
-    Raises:
-        DamagedError: the file has changed since it was written.
+    Raises a DamagedError if the file has changed since it was written.
     """
     if not (run / name).exists():
         return []
@@ -122,11 +116,7 @@ def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 
 def read_prefixes(run: Path, position: Position) -> list[bytes]:
-    """Return the content of both files up to ``position``.
-
-    Raises:
-        DamagedError: it has changed since it was written.
-    """
+    """Return the content of both files up to ``position``. Raises a DamagedError if it changed."""
     contents = []
     for name, size, sha256 in ((METRICS, *position[:2]), (DIGESTS, *position[2:])):
         content = io.read_bytes(run / name)[:size] if size else b""

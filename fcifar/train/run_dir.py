@@ -50,11 +50,7 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/]+)")
 
 
 def runs_root(runs_dir: Path | None = None) -> Path:
-    """Return the folder of runs: ``runs_dir``, else ``$FCIFAR_RUNS``, else ``runs``.
-
-    Raises:
-        UsageError: ``$FCIFAR_RUNS`` is not UTF-8, which safetensors requires.
-    """
+    """Return the folder of runs: ``runs_dir``, else ``$FCIFAR_RUNS``, else ``runs``."""
     if runs_dir is not None:
         return runs_dir
     root = os.environ.get("FCIFAR_RUNS") or "runs"
@@ -62,8 +58,8 @@ def runs_root(runs_dir: Path | None = None) -> Path:
         root.encode()
     except UnicodeEncodeError as error:
         raise UsageError(
-            f"FCIFAR_RUNS is {shown(root)}, which is not UTF-8, as files of tensors require; "
-            "choose another"
+            f"FCIFAR_RUNS is {shown(root)}, which is not UTF-8, as safetensors requires; choose "
+            "another"
         ) from error
     return Path(os.path.expanduser(root))
 
@@ -147,8 +143,7 @@ def write_result(run: Path, values: Mapping[str, Any], name: str = REPORT) -> No
 def read_report(run: Path, name: str = REPORT) -> dict[str, Any]:
     """Read the report of a finished run, or (as ``SUMMARY``) of a group.
 
-    Raises:
-        ExternalError: it is missing, damaged or was changed.
+    Raises an ExternalError if it is missing, damaged or was changed.
     """
     return _read_object(run, name)
 
@@ -173,9 +168,7 @@ def write_checksums(run: Path, names: Iterable[str], more: Mapping[str, str] = {
 def read_checksums(run: Path) -> dict[str, str]:
     """Return the SHA-256 of each file by name; empty without a ``SHA256SUMS``.
 
-    Raises:
-        DamagedError: it is not in the format of ``sha256sum``.
-        ExternalError: it cannot be read.
+    Raises a DamagedError unless it is in the format of ``sha256sum``.
     """
     if not (run / CHECKSUMS).exists():
         return {}
@@ -193,12 +186,7 @@ def read_checksums(run: Path) -> dict[str, str]:
 
 
 def read_checked(run: Path, name: str) -> bytes:
-    """Read a file of a run, and compare it with ``SHA256SUMS``.
-
-    Raises:
-        DamagedError: it differs.
-        ExternalError: it is missing or cannot be read.
-    """
+    """Read a file of a run. Raises a DamagedError if it differs from ``SHA256SUMS``."""
     expected = read_checksums(run).get(name)
     limit = io.LARGEST_JSON if name.endswith(".json") else math.inf
     content = io.read_bytes(run / name, limit=limit)
@@ -210,8 +198,7 @@ def read_checked(run: Path, name: str) -> bytes:
 def check_files(run: Path, result: str = REPORT) -> list[str]:
     """Compare the files of a run with ``SHA256SUMS``; return a line for each problem.
 
-    Args:
-        result: the file that is written last, after a complete ``SHA256SUMS``.
+    ``result`` is the file that is written last, after a complete ``SHA256SUMS``.
     """
     try:
         checksums = read_checksums(run)

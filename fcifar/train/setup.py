@@ -77,11 +77,8 @@ def _keys(seed: int) -> tuple[Key, ...]:
 def make_training(config: RunConfig, dataset: Dataset, axis: Axis = ALONE) -> Training:
     """Build the functions of a run. Call it within ``runtime.activate(config.runtime)``.
 
-    Args:
-        axis: the ranks that divide each batch.
-
-    Raises:
-        UsageError: the recipe does not fit the data set.
+    ``axis`` are the ranks that divide each batch. Raises a UsageError if the recipe does not fit
+    the data set.
     """
     return make_trainings(config, dataset, axis)(config.recipe, config.seed)
 

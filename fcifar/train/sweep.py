@@ -52,12 +52,7 @@ def write(path: Path, sweep: Sweep) -> None:
 
 
 def read(path: Path) -> Sweep:
-    """Read the manifest of a sweep.
-
-    Raises:
-        UsageError: ``path`` is not a group of runs, or its manifest is incomplete.
-        ExternalError: the manifest is damaged, or was changed.
-    """
+    """Read the manifest of a sweep. Raises as ``run_dir.read_manifest``."""
     values, file = run_dir.read_manifest(path, run_dir.SWEEP), path / run_dir.SWEEP
     try:
         for trial in values["members"]:
@@ -87,9 +82,6 @@ def finished(path: Path) -> list[Path]:
             f"no run of {path} is finished; resume it with fcifar train --resume {path}"
         )
     return [run for run in runs if run_dir.is_finished(run)]
-
-
-# Training ----------------------------------------------------------------------------------------
 
 
 def train(
@@ -205,11 +197,7 @@ def _train_share(
 
 
 def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
-    """Wait until the other ranks have trained their shares.
-
-    Raises:
-        ExternalError: a trial is not in ``path``, because that is not shared storage.
-    """
+    """Wait until the other ranks have trained their shares."""
     outcomes: list[str] = []
     while len(outcomes) < distributed.world_size() - 1:
         if (signum := stop()) is not None:
@@ -230,10 +218,7 @@ def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
 def _watch(
     observe: Observe, name: str, before: int, total: int, at_once: int, *, is_first: bool
 ) -> Observe:
-    """Add the name of a run to its events, and convert its progress to that of the sweep.
-
-    Of runs trained at once, only the first reports progress.
-    """
+    """Add the name of a run to its events, and convert its progress to that of the sweep."""
 
     def watch(event: Event) -> None:
         match event:
