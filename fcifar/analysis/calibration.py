@@ -23,10 +23,7 @@ class Reliability(NamedTuple):
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
     """Return the confusion matrix, int64 [C, C]: rows are labels, columns predictions.
 
-    Args:
-        labels: integers [B] in [0, num_classes).
-        predictions: likewise.
-        num_classes: C, at least 1.
+    Labels and predictions are integers [B] in [0, C).
 
     >>> labels, predictions = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
     >>> fcifar.analysis.calibration.confusion_matrix(labels, predictions, 2)
@@ -45,13 +42,9 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
 
 
 def softmax_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the softmax probability of the predicted class, and that class.
+    """Return the softmax probability of the predicted class, and that class, for logits [B, C].
 
-    Args:
-        logits: floating [B, C].
-
-    Returns:
-        float64 [B] in [0, 1], NaN where the logits hold a NaN or plus infinity; int64 [B].
+    float64 [B] in [0, 1], NaN where the logits hold a NaN or plus infinity; int64 [B].
     """
     if logits.ndim != 2 or logits.shape[1] == 0 or not logits.is_floating_point():
         raise ValueError(
@@ -105,15 +98,10 @@ def expected_calibration_error(reliability: Reliability) -> Tensor:
 
 
 def most_confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the rows of at most ``count`` mistakes, the most confident first.
+    """Return the rows of at most ``count`` mistakes, int64, the most confident first.
 
-    Args:
-        logits: floating [B, C].
-        labels: integers [B].
-        count: at least 0.
-
-    Returns:
-        int64 [<= count]. Equally confident rows are in order; those with confidence NaN come last.
+    Logits are [B, C], labels integers [B]. Equally confident rows are in order; those with
+    confidence NaN come last.
     """
     confidence, prediction = softmax_confidence(logits)
     _check_same_length("logits and labels", prediction, labels)

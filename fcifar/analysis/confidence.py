@@ -39,12 +39,7 @@ def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """Return a quantile of Student's t distribution, by bisection to the precision of float64.
-
-    Args:
-        probability: in [0.5, 1).
-        degrees: of freedom, at least 1.
-    """
+    """Return a quantile of Student's t distribution, by bisection to the precision of float64."""
     if not 0.5 <= probability < 1 or degrees < 1:
         raise ValueError(
             f"t_quantile needs a probability in [0.5, 1) and degrees from 1, "

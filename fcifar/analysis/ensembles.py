@@ -76,11 +76,7 @@ def examine(logits: Tensor, labels: Tensor) -> Ensemble:
 def disagreement(votes: Tensor) -> Tensor:
     """Return the fraction of pairs of models that predict different classes, for each example.
 
-    Args:
-        votes: int64 [N, C], the number of models that predict each class; rows sum to R.
-
-    Returns:
-        float64 [N] in [0, 1]; NaN if R is 1.
+    ``votes`` are as in ``Ensemble``. Returns float64 [N] in [0, 1]; NaN for one model.
 
     >>> fcifar.analysis.ensembles.disagreement(torch.tensor([[3, 0], [2, 1]]))
     tensor([0.0000, 0.6667], dtype=torch.float64)
@@ -92,10 +88,7 @@ def disagreement(votes: Tensor) -> Tensor:
 
 
 def ranked(*keys: Tensor) -> Tensor:
-    """Return row numbers, int64 [N], sorted stably by several keys in descending order.
-
-    Args:
-        keys: one or more [N], floating, the primary key first. NaN sorts last.
+    """Return row numbers, int64 [N], sorted stably by keys [N] in descending order, NaN last.
 
     >>> first, second = torch.tensor([1.0, 3.0, 1.0]), torch.tensor([0.0, 0.0, 9.0])
     >>> fcifar.analysis.ensembles.ranked(first, second)
@@ -119,9 +112,7 @@ def summarize_replicas(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     * ensemble_accuracy: of the mean probabilities.
     * mean_disagreement: mean of ``disagreement`` over the examples.
 
-    Args:
-        logits: floating [R, N, C], each at least 1.
-        labels: integers [N].
+    Arguments are as in ``examine``.
     """
     together = examine(logits, labels)
     correct = logits.argmax(-1) == labels

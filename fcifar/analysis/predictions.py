@@ -65,12 +65,7 @@ class Guess(NamedTuple):
 
 
 def best_guesses(logits: Tensor, classes: Sequence[str], count: int = 5) -> list[list[Guess]]:
-    """Return the ``count`` most likely classes of each image, equally likely ones in class order.
-
-    Args:
-        logits: [N, C].
-        classes: C names.
-    """
+    """Return the ``count`` most likely classes by logits [N, C], equal ones in class order."""
     probabilities, order = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
     return [
         [Guess(classes[i], p) for i, p in zip(indices[:count], row, strict=False)]

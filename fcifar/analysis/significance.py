@@ -22,19 +22,14 @@ class PairedDifference(NamedTuple):
     """The difference in accuracy of two classifiers."""
 
     difference: float  # accuracy of the second minus accuracy of the first, in [-1, 1]
-    interval95: tuple[float, float]  # see paired_interval
+    interval95: tuple[float, float]  # lower and upper end, see paired_interval
     only_first: int  # examples that only the first gets right
     only_second: int  # examples that only the second gets right
     p_value: float  # see mcnemar
 
 
 def paired_difference(correct_a: Tensor, correct_b: Tensor) -> PairedDifference:
-    """Compare two classifiers on the same examples.
-
-    Args:
-        correct_a: bool [N], N at least 1: whether the first classifier is right.
-        correct_b: bool [N], the same for the second.
-    """
+    """Compare two classifiers by whether each is right, bool [N], on the same examples."""
     if correct_a.dtype != torch.bool or correct_b.dtype != torch.bool:
         raise ValueError(f"correct must be bool, not {correct_a.dtype} and {correct_b.dtype}")
     if correct_a.ndim != 1 or correct_a.shape != correct_b.shape or not len(correct_a):
@@ -59,11 +54,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     It is twice the smaller tail of a binomial distribution with probability 1/2, at most 1.
     McNemar, "Note on the sampling error of the difference between correlated proportions or
-    percentages", Psychometrika 12, 1947.
-
-    Args:
-        only_first: number of examples that only the first classifier gets right.
-        only_second: number of examples that only the second gets right.
+    percentages", Psychometrika 12, 1947. Arguments are as in ``PairedDifference``.
 
     >>> [round(fcifar.analysis.significance.mcnemar(*counts), 6) for counts in ((1, 1), (0, 10))]
     [1.0, 0.001953]
@@ -98,13 +89,9 @@ def paired_interval(
     Wilson's.
 
     Args:
-        only_first: number of examples that only the first classifier gets right.
-        only_second: number of examples that only the second gets right.
+        only_first, only_second: see ``PairedDifference``.
         count: number of all examples, at least 1.
         z: standard normal quantile, for 95 % by default.
-
-    Returns:
-        Lower and upper end, in [-1, 1].
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count == 0:
         raise ValueError(
@@ -152,9 +139,7 @@ def statement(first: str, second: str, difference: PairedDifference) -> str:
 def against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> dict[str, Any]:
     """Compare model ``i`` with the first one; return JSON-serializable values.
 
-    Args:
-        names: of the models.
-        correct: bool [N] for each model: whether it is right, on the same examples.
+    ``correct`` has bool [N] for each model, on the same examples.
     """
     difference = paired_difference(correct[0], correct[i])
     return {

@@ -37,17 +37,12 @@ def compare(
 ) -> dict[str, Any]:
     """Evaluate models on the same images, and test each against the first.
 
-    Args:
-        runs: run directories, or ``final.safetensors`` files.
-        models: their models, from ``inference.load``.
-        split: ``test`` or ``train``; ``valid`` if that is the same images for all models.
+    ``models`` are those of ``runs``, from ``inference.load``. Raises as ``check`` and
+    ``inference.check_images``.
 
     Returns:
         JSON-serializable values: ``runs`` has the metrics of each model, ``comparisons`` the paired
         differences from the first.
-
-    Raises:
-        UsageError: there is no such split, or the classes are not the same.
     """
     check(runs, models)
     inference.check_images(models, dataset, split)

@@ -41,10 +41,7 @@ class Trained(NamedTuple):
 
 
 def load(path: Path) -> Trained:
-    """Load the final model of a run.
-
-    Args:
-        path: a run directory, or a ``final.safetensors`` from one.
+    """Load the final model of a run, from its directory or a ``final.safetensors`` from one.
 
     Raises:
         UsageError: there is no model at ``path``.
@@ -82,21 +79,15 @@ def load(path: Path) -> Trained:
     return Trained(recipe, model, variables, tuple(classes), dataset, digest, seed)
 
 
-# Images of a split -------------------------------------------------------------------------------
-
-
 def images_of(trained: Trained, dataset: Dataset, split: str) -> Batch:
-    """Return the images and labels of a split. Raises as ``rows_of``."""
+    """Return the images and labels of a split."""
     part, rows = rows_of(trained, dataset, split)
     images, labels = (getattr(dataset, f"{part}_{name}") for name in Batch._fields)
     return Batch(images[rows], labels[rows])
 
 
 def image_names(trained: Trained, dataset: Dataset, split: str) -> list[str]:
-    """Return names for the images of a split: ``test/00042`` is ``dataset.test_images[42]``.
-
-    Raises as ``rows_of``.
-    """
+    """Return names for the images of a split: ``test/00042`` is ``dataset.test_images[42]``."""
     part, rows = rows_of(trained, dataset, split)
     count = len(getattr(dataset, f"{part}_labels"))
     digits = max(DIGITS, len(str(count - 1)))
@@ -154,19 +145,12 @@ def check_images(models: Sequence[Trained], dataset: Dataset, split: str) -> Non
         rows_of(trained, dataset, split)
 
 
-# Evaluation --------------------------------------------------------------------------------------
-
-
 def evaluate(
-    trained: Trained, runtime: Runtime, dataset: Dataset, split: str
+    trained: Trained, runtime: Runtime, dataset: Dataset, split: str, views: Views = tta.NONE
 ) -> tuple[dict[str, Any], EvalOutput]:
-    """Evaluate a model on a split; return metrics as JSON-serializable values, and each example.
-
-    Raises:
-        UsageError: as ``rows_of``.
-    """
+    """Evaluate a model on a split; return JSON-serializable metrics, and each example's result."""
     data = images_of(trained, dataset, split)
-    examples = examine(trained, runtime, data)
+    examples = examine(trained, runtime, data, views)
     metrics = predictions.summarize(examples, data.labels, dataset.classes)
     return {**metrics, "params_digest": tree.digest(trained.variables.params)}, examples
 
@@ -181,19 +165,14 @@ def find_views(name: str) -> Views:
 def evaluate_views(
     trained: Trained, runtime: Runtime, dataset: Dataset, split: str, name: str
 ) -> dict[str, Any]:
-    """Evaluate with a test-time augmentation; return ``tta``, its name, and metrics.
+    """Evaluate with a test-time augmentation; return ``tta``, its name, and metrics of it.
 
-    Empty for "none".
-
-    Raises:
-        UsageError: there is no such augmentation; or as ``rows_of``.
+    Empty for "none". Raises a UsageError if there is no such augmentation.
     """
     views = find_views(name)
     if name == "none":
         return {}
-    data = images_of(trained, dataset, split)
-    examples = examine(trained, runtime, data, views)
-    metrics = predictions.summarize(examples, data.labels, dataset.classes)
+    metrics, _ = evaluate(trained, runtime, dataset, split, views)
     return {"tta": name, **predictions.of_views(metrics)}
 
 
@@ -223,11 +202,7 @@ def stack_logits(
 def score(
     trained: Trained, runtime: Runtime, dataset: Dataset, split: str, logits: Tensor
 ) -> Examined:
-    """Score each image of a split by one model, and by the ensemble of several.
-
-    Args:
-        logits: [R, N, C], of all models, including ``trained``.
-    """
+    """Score each image of a split by one model, and by several if ``logits`` [R, N, C] has more."""
     data = images_of(trained, dataset, split)
     gradients = GRADIENTS if runtime.device == "cpu" else 32 * GRADIENTS  # 1 GiB of float32
     scores = _apply(make_score_step, trained, runtime, data, gradients=gradients)
@@ -237,13 +212,9 @@ def score(
 
 
 def predict(trained: Trained, runtime: Runtime, images: Tensor) -> Tensor:
-    """Return the logits [N, C] of any number of images, on the CPU.
+    """Return the logits [N, C] of images, uint8 [N, 3, 32, 32], on the CPU.
 
-    They are computed in batches of the same size as in an evaluation, so that an image has the same
-    logits, bit for bit, in both.
-
-    Args:
-        images: uint8 [N, 3, 32, 32].
+    Bit for bit the same as in an evaluation, because the batches have the same size.
     """
     if not len(images):
         raise ValueError("predict needs at least one image")

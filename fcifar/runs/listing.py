@@ -200,9 +200,7 @@ def check_removable(path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove the folder of a run or a group. Links in it are not followed.
 
-    Raises:
-        UsageError: as ``check_removable``.
-        ExternalError: it cannot be removed completely.
+    Raises as ``check_removable``, and an ExternalError if it cannot be removed completely.
     """
     check_removable(path)
     # Renamed first, so that a partly removed run is never listed.

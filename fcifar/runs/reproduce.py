@@ -54,28 +54,19 @@ class Original(NamedTuple):
     @property
     def mismatches(self) -> list[str]:
         """The reasons why identity cannot be expected; empty if it can."""
-        vmapped = (
-            f"it was one of {self.config.vmap_size} that were trained at once, and a single run "
-            "agrees with them only to rounding; reproduce the group instead"
-        )
-        return _mismatches(self.changes, self.config) + ([vmapped] if self.config.vmap_size else [])
+        return _mismatches(self.changes, self.config)
 
 
 def read(run: Path, *, device: str | None = None) -> Original:
-    """Read what a reproduction of a run is compared with.
+    """Read what a reproduction of a run is compared with, optionally for another device.
 
     Raises:
-        UsageError: ``run`` is not a run directory, or its device is not available and no other
-            ``device`` is given.
+        UsageError: ``run`` is not a run directory, or the device is not available.
         ExternalError: its manifest or its log is damaged.
     """
-    config = read_config(run, device=device)
-    manifest = run_dir.read_manifest(run)
+    config, manifest = read_config(run, device=device), run_dir.read_manifest(run)
     damaged = verify(run)
     checkpoints = run_dir.list_checkpoints(run)
-    changes = _changes(manifest, config, [config.recipe.model])
-    if (original_device := manifest["runtime"]["device"]) != config.runtime.device:
-        changes = [Change("--device", original_device, config.runtime.device, True), *changes]
 
     def is_intact(path: Path) -> bool:
         return path.exists() and not any(line.startswith(f"{path} ") for line in damaged)
@@ -87,16 +78,12 @@ def read(run: Path, *, device: str | None = None) -> Original:
         checkpoints={step: path for step, path in checkpoints.items() if is_intact(path)},
         report=run_dir.read_report(run) if is_intact(run / run_dir.REPORT) else None,
         damaged=damaged,
-        changes=changes,
+        changes=_changes(manifest, config, [config.recipe.model]),
     )
 
 
 def last_step(original: Original, until: int | None) -> int:
-    """Return the last step that can be compared, at most ``until``.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return the last step to compare, at most ``until``. Raises a UsageError if there is none."""
     steps = {record["step"] for record in original.records} | set(original.checkpoints)
     comparable = [step for step in steps if until is None or step <= until]
     if not any(comparable):
@@ -257,14 +244,23 @@ def _changes(manifest: Mapping[str, Any], config: RunConfig, models: Sequence[st
     """Compare the environment of a run or a group with the current one."""
     with activate(config.runtime):
         now = environment.describe(models)
-    then = manifest.get("environment", {})
-    return compare_environments(then, now, config.runtime, compiled=config.compile)
+    then, device = manifest.get("environment", {}), manifest["runtime"]["device"]
+    changes = compare_environments(then, now, config.runtime, compiled=config.compile)
+    if device != config.runtime.device:
+        changes.insert(0, Change("--device", device, config.runtime.device, True))
+    return changes
 
 
 def _mismatches(changes: Sequence[Change], config: RunConfig) -> list[str]:
     reasons = [f"{c.name} was {c.then} and is {c.now}" for c in changes if c.matters]
-    fast = "it was trained with --fast, which is not bitwise reproducible"
-    return reasons + ([] if config.runtime.deterministic else [fast])
+    if not config.runtime.deterministic:
+        reasons.append("it was trained with --fast, which is not bitwise reproducible")
+    if config.vmap_size:
+        reasons.append(
+            f"it was one of {config.vmap_size} that were trained at once, and a single run agrees "
+            "with them only to rounding; reproduce the group instead"
+        )
+    return reasons
 
 
 # Groups ------------------------------------------------------------------------------------------
@@ -288,13 +284,7 @@ def reproduce_group(
 ) -> dict[str, Any] | Interrupted:
     """Train a group again, and compare each log point and the final parameters of each run.
 
-    Returns:
-        The comparison, as JSON-serializable values; ``identical`` is the result. Or
-        ``Interrupted``.
-
-    Raises:
-        UsageError: ``path`` is not a finished group, or was trained on another data set.
-        ExternalError: one of its files is damaged.
+    Arguments, results and errors are as in ``reproduce``.
     """
     spec = sweep.read(path)
     if not (path / run_dir.SUMMARY).exists():
@@ -338,12 +328,7 @@ def _compare(then: Path, now: Path) -> dict[str, Any] | None:
 def compare_environments(
     then: Mapping[str, Any], now: Mapping[str, Any], runtime: Runtime, *, compiled: bool
 ) -> list[Change]:
-    """Compare two results of ``environment.describe``; changes that matter come first.
-
-    Args:
-        runtime: the run's; its device matters.
-        compiled: whether the C++ compiler matters.
-    """
+    """Compare two results of ``environment.describe``; changes that matter come first."""
     a, b = (_flatten(values, runtime.device) for values in (then, now))
     matters = {*_BITWISE, "device", *(["compiler", "kernels"] if compiled else [])}
     matters |= {name for name in (*a, *b) if name.startswith("$") and name not in _SET_BY_RUNTIME}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fcifar import io, recipes
 from fcifar.data import Dataset
@@ -20,13 +20,6 @@ from fcifar.train.runtime import Runtime
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _EVERY = re.compile(r"([0-9]{1,9})(s|min|h|)")
-
-
-class Every(NamedTuple):
-    """A checkpoint interval, in steps or in seconds; the other one is infinite."""
-
-    steps: float
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +41,12 @@ class CheckpointConfig:
         check_switch("allow_nonfinite", self.allow_nonfinite)
 
     @property
-    def every(self) -> Every:
-        """``checkpoint_every``, parsed."""
+    def every(self) -> tuple[float, float]:
+        """The interval in steps and in seconds; the one not given is infinite."""
         return _parse_every(self.checkpoint_every)
 
 
-def _parse_every(text: str) -> Every:
+def _parse_every(text: str) -> tuple[float, float]:
     match = _EVERY.fullmatch(text) if isinstance(text, str) else None
     if match is None or not int(match[1]):
         raise UsageError(
@@ -61,7 +54,7 @@ def _parse_every(text: str) -> Every:
             "such as 30s, 5min or 1h"
         )
     number, seconds = int(match[1]), _SECONDS.get(match[2])
-    return Every(math.inf, number * seconds) if seconds else Every(number, math.inf)
+    return (math.inf, number * seconds) if seconds else (number, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)

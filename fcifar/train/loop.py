@@ -121,7 +121,7 @@ def train(
             for run in active:
                 contexts.enter_context(io.locked(run.path))
 
-        training, every = active[0].training, config.checkpoint.every
+        training, (save_steps, save_seconds) = active[0].training, config.checkpoint.every
         state = _init_or_restore(runs, active, resume=resume)
         step = int(state.state.step.max())
         if config.compile:
@@ -171,7 +171,7 @@ def train(
             is_late, is_tick = 0.0, 0.0
             if step >= next_poll:  # each step; with several ranks every few, since they must agree
                 now = time.perf_counter()
-                local = [stop() or 0, now - saved >= every.seconds, now >= next_tick, now - polled]
+                local = [stop() or 0, now - saved >= save_seconds, now >= next_tick, now - polled]
                 signum, is_late, is_tick, seconds = distributed.maximum(local, axis)
                 if axis.size > 1:
                     interval = max(1, min(4 * interval, int(interval * TICK / max(seconds, 1e-6))))
@@ -189,7 +189,7 @@ def train(
 
             is_epoch_end = step % training.steps_per_epoch == 0
             is_log = step % log_every == 0 or step in ends
-            is_due = bool(is_late) or step % every.steps == 0 or (bool(rows) and is_epoch_end)
+            is_due = bool(is_late) or step % save_steps == 0 or (bool(rows) and is_epoch_end)
             if not (is_log or is_epoch_end or is_due or is_tick or probe):
                 continue
             count_time()

@@ -7,9 +7,8 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +17,13 @@ from fcifar.errors import UsageError, shown
 from fcifar.precision import POLICIES, Policy
 from fcifar.recipes.checks import check_choice, check_count, check_switch
 
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_ATTRIBUTES = {
+    "cudnn.deterministic": (torch.backends.cudnn, "deterministic"),
+    "cudnn.benchmark": (torch.backends.cudnn, "benchmark"),
+    "cudnn.allow_tf32": (torch.backends.cudnn, "allow_tf32"),
+    "fill_uninitialized_memory": (torch.utils.deterministic, "fill_uninitialized_memory"),
+}
 GRAIN = 100_000_000  # floating-point operations of a step per useful thread: docs/speed.md
 
 
@@ -122,44 +128,31 @@ def activate(runtime: Runtime) -> Iterator[None]:
 
 def read_switches() -> dict[str, Any]:
     """Return every flag that ``activate`` sets, as JSON-serializable values."""
-    return {name: get() for name, (get, _) in _SWITCHES.items()}
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic_mode": torch.get_deterministic_debug_mode(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        **{name: getattr(*attribute) for name, attribute in _ATTRIBUTES.items()},
+        _CUBLAS: os.environ.get(_CUBLAS),
+    }
 
 
 def _write_switches(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        _SWITCHES[name][1](value)
-
-
-def _set_cublas(value: str | None) -> None:
-    os.environ.pop(_CUBLAS, None) if value is None else os.environ.update({_CUBLAS: value})
-
-
-def _attribute(owner: Any, name: str) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    return partial(getattr, owner, name), partial(setattr, owner, name)
-
-
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-_SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
-    "threads": (torch.get_num_threads, torch.set_num_threads),
+    torch.set_num_threads(values["threads"])
     # Not use_deterministic_algorithms, which takes seconds to import the compiler; kernels.backend
     # sets the compiler's own flag from this one.
-    "deterministic_mode": (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
-    "matmul_precision": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-    **{
-        f"cudnn.{name}": _attribute(torch.backends.cudnn, name)
-        for name in ("deterministic", "benchmark", "allow_tf32")
-    },
-    "fill_uninitialized_memory": _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
-    _CUBLAS: (partial(os.environ.get, _CUBLAS), _set_cublas),
-}
+    torch.set_deterministic_debug_mode(values["deterministic_mode"])
+    torch.set_float32_matmul_precision(values["matmul_precision"])
+    for name, (module, attribute) in _ATTRIBUTES.items():
+        setattr(module, attribute, values[name])
+    os.environ.pop(_CUBLAS, None)
+    if values[_CUBLAS] is not None:
+        os.environ[_CUBLAS] = values[_CUBLAS]
 
 
 def _available(kind: str) -> bool:
-    if kind == "cuda":
-        return torch.cuda.is_available()
-    if kind == "mps":
-        return torch.backends.mps.is_available()
-    return kind == "cpu"
+    backends = {"cuda": torch.cuda, "mps": torch.backends.mps}
+    return kind == "cpu" or backends[kind].is_available()
 
 
 def _has_bf16() -> bool:
