@@ -57,7 +57,7 @@ def test_keeping_none_is_refused(kept: Any) -> None:
         CheckpointConfig(keep_checkpoints=kept)
 
 
-def test_checkpoints_come_as_often_as_asked_and_the_latest_stay(
+def test_checkpoint_interval_and_number_kept(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     written: list[int] = []
@@ -87,7 +87,7 @@ def test_safeguards_change_no_bit(
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     damage: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     whole = train(tmp_path / "whole", recipe, runtime, dataset)
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
         assert not told
 
 
-def test_without_any_whole_checkpoint_the_run_begins_again(
+def test_without_a_valid_checkpoint_the_run_starts_again(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     whole = train(tmp_path / "whole", recipe, runtime, dataset)
@@ -133,7 +133,7 @@ def test_without_any_whole_checkpoint_the_run_begins_again(
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "digests.jsonl"])
-def test_a_log_that_does_not_lead_to_a_checkpoint_discredits_it(
+def test_a_checkpoint_with_a_damaged_log_is_not_used(
     name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """The second line of the log is changed: only the checkpoint before it can be used."""
@@ -157,7 +157,7 @@ def test_a_log_that_does_not_lead_to_a_checkpoint_discredits_it(
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_the_best_network_survives_a_crash_between_two_files(
+def test_the_best_model_survives_a_crash_between_two_files(
     epoch: int,
     tmp_path: Path,
     recipe: Recipe,
@@ -189,7 +189,7 @@ def test_the_best_network_survives_a_crash_between_two_files(
     assert best == (tmp_path / "whole" / "best.safetensors").read_bytes()
 
 
-def test_half_written_files_of_a_killed_process_are_swept(
+def test_partial_files_of_a_killed_process_are_removed(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert not (run / "nonfinite.json").exists()
 
 
-def test_the_first_step_that_was_not_finite_is_remembered(
+def test_the_first_non_finite_step_is_recorded(
     tmp_path: Path, poisoned: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """The rows it names are the ones whose loss was not finite, and no step before it was."""
