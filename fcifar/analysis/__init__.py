@@ -1,4 +1,4 @@
-"""What predictions say: pure functions of logits, labels and per-example results."""
+"""Analysis of predictions: pure functions of logits, labels and per-example results."""
 
 from fcifar.analysis import (
     calibration,

@@ -1,7 +1,7 @@
-"""What a classifier takes for what, and whether its confidence can be trusted.
+"""Confusion matrix, confidence and calibration of a classifier.
 
-For whole evaluations, outside any compiled step: the values are looked at and checked.
-Sums are in float64.
+For whole evaluations, outside compiled steps. Sums are in float64. Invalid arguments raise a
+ValueError.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-6  # how far beyond 1 a float32 average of probabilities may come out
+_ROUNDING = 1e-6  # by which a float32 mean of probabilities may exceed 1
 
 
 class Reliability(NamedTuple):
@@ -21,18 +21,9 @@ class Reliability(NamedTuple):
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
-    """How often each class was taken for each.
+    """Return the confusion matrix, int64 [C, C]: rows are labels, columns predictions.
 
-    Args:
-        labels: integers [B] in [0, num_classes).
-        predictions: likewise.
-        num_classes: C, at least 1.
-
-    Returns:
-        int64 [C, C]: in row i and column j, how many examples of class i were predicted as j.
-
-    Raises:
-        ValueError: an argument is something else.
+    Labels and predictions are integers [B] in [0, C).
 
     >>> labels, predictions = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
     >>> fcifar.analysis.calibration.confusion_matrix(labels, predictions, 2)
@@ -45,42 +36,35 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, num_classes: int) -> T
     for name, values in (("labels", labels), ("predictions", predictions)):
         if values.is_floating_point() or ((values < 0) | (values >= num_classes)).any():
             raise ValueError(f"{name} must be integers from 0 to {num_classes - 1}")
-    # In a narrow type (uint8, say) the products would wrap around.
+    # Narrow integer types would overflow.
     cells = labels.long() * num_classes + predictions.long()
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def softmax_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The probability that the softmax gives to the predicted class, and that class.
+    """Return the softmax probability of the predicted class, and that class, for logits [B, C].
 
-    Args:
-        logits: [B, C], floating.
-
-    Returns:
-        float64 [B] in [0, 1], NaN where the logits hold a NaN or plus infinity; int64 [B].
-
-    Raises:
-        ValueError: ``logits`` are something else.
+    float64 [B] in [0, 1], NaN where the logits hold a NaN or plus infinity; int64 [B].
     """
-    _check_logits(logits)
+    if logits.ndim != 2 or logits.shape[1] == 0 or not logits.is_floating_point():
+        raise ValueError(
+            f"logits must be floating [B, C], C at least 1, not {logits.dtype} {[*logits.shape]}"
+        )
     prediction = logits.argmax(-1)
     probabilities = torch.softmax(logits.double(), -1)
     return probabilities.gather(-1, prediction[:, None])[:, 0], prediction
 
 
 def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> Reliability:
-    """Examples sorted by confidence into bins of equal width.
+    """Sort examples by confidence into bins of equal width.
 
-    Bin m of M holds the confidences in ((m - 1) / M, m / M], as in Guo et al., "On calibration of
-    modern neural networks", 2017, section 2 (https://arxiv.org/abs/1706.04599); 0 is in the first.
+    Bin m of M holds the confidences in ((m - 1) / M, m / M], and the first also 0, as in Guo et
+    al., "On calibration of modern neural networks", 2017 (https://arxiv.org/abs/1706.04599).
 
     Args:
-        confidence: [B], floating, in [0, 1]. An example whose confidence is NaN is in no bin.
+        confidence: floating [B] in [0, 1]. Examples with confidence NaN are in no bin.
         correct: bool [B].
         bins: M, at least 1.
-
-    Raises:
-        ValueError: an argument is something else.
     """
     _check_same_length("confidence and correct", confidence, correct)
     if bins < 1:
@@ -88,25 +72,25 @@ def reliability(confidence: Tensor, correct: Tensor, bins: int = 15) -> Reliabil
     if correct.dtype != torch.bool:
         raise ValueError(f"correct must be bool, not {correct.dtype}")
     confidence = confidence.double()
-    if ((confidence < 0) | (confidence > 1 + ROUNDING)).any():
+    if ((confidence < 0) | (confidence > 1 + _ROUNDING)).any():
         raise ValueError("confidence must be probabilities, in [0, 1]")
     known = ~confidence.isnan()
     confidence, hits = confidence[known], correct[known].double()
     inner_edges = torch.arange(1, bins, device=confidence.device).double() / bins
-    place = torch.bucketize(confidence, inner_edges)  # up to and including the edge on the right
+    index = torch.bucketize(confidence, inner_edges)  # bins include their right edge
     empty = confidence.new_zeros(bins)
-    count = empty.long().index_add(0, place, torch.ones_like(place))
+    count = empty.long().index_add(0, index, torch.ones_like(index))
     return Reliability(
-        confidence=empty.index_add(0, place, confidence) / count,
-        accuracy=empty.index_add(0, place, hits) / count,
+        confidence=empty.index_add(0, index, confidence) / count,
+        accuracy=empty.index_add(0, index, hits) / count,
         count=count,
     )
 
 
 def expected_calibration_error(reliability: Reliability) -> Tensor:
-    """The mean distance of confidence and accuracy, each bin weighted with its examples.
+    """Return the mean gap of confidence and accuracy, weighted by count: Guo et al., equation 3.
 
-    Equation 3 of Guo et al., 2017. float64 [], in [0, 1]; NaN if there is no example at all.
+    float64 [] in [0, 1]; NaN without examples.
     """
     gap = (reliability.accuracy - reliability.confidence).abs()
     weighted = torch.where(reliability.count > 0, gap * reliability.count, 0.0)
@@ -114,34 +98,18 @@ def expected_calibration_error(reliability: Reliability) -> Tensor:
 
 
 def most_confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Where the network was surest and wrong.
+    """Return the rows of at most ``count`` mistakes, int64, the most confident first.
 
-    Args:
-        logits: [B, C], floating.
-        labels: integers [B].
-        count: how many at most.
-
-    Returns:
-        int64 [<= count]: row numbers, the most confident mistake first and equally confident ones
-        by row number. Those whose confidence is NaN come last.
-
-    Raises:
-        ValueError: an argument is something else, or ``count`` is below 0.
+    Logits are [B, C], labels integers [B]. Equally confident rows are in order; those with
+    confidence NaN come last.
     """
     confidence, prediction = softmax_confidence(logits)
     _check_same_length("logits and labels", prediction, labels)
     if count < 0:
         raise ValueError(f"most_confident_mistakes needs a count of 0 or more, not {count}")
     wrong = torch.nonzero(prediction != labels).flatten()
-    surest = confidence[wrong].nan_to_num(-1.0).sort(descending=True, stable=True).indices
-    return wrong[surest[:count]]
-
-
-def _check_logits(logits: Tensor) -> None:
-    if logits.ndim != 2 or logits.shape[1] == 0 or not logits.is_floating_point():
-        raise ValueError(
-            f"logits must be floating [B, C], C at least 1, not {logits.dtype} {[*logits.shape]}"
-        )
+    order = confidence[wrong].nan_to_num(-1.0).sort(descending=True, stable=True).indices
+    return wrong[order[:count]]
 
 
 def _check_same_length(names: str, first: Tensor, second: Tensor) -> None:

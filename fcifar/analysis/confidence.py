@@ -1,4 +1,4 @@
-"""What several runs say together: their mean, their spread, and how well the mean is known."""
+"""Mean, standard deviation and confidence interval of a metric over several runs."""
 
 import math
 from collections.abc import Sequence
@@ -6,28 +6,25 @@ from typing import NamedTuple
 
 
 class Summary(NamedTuple):
-    """Of n values."""
+    """Summary statistics of n values."""
 
     n: int
     mean: float
-    std: float  # of the values, with n - 1; NaN for one value
-    low: float  # of the interval of the mean; NaN for one value
+    std: float  # with n - 1; NaN for one value
+    low: float  # ends of the confidence interval of the mean; NaN for one value
     high: float
     least: float
     most: float
 
 
 def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
-    """Mean, standard deviation, and Student's interval of the mean at ``level``.
+    """Return mean, standard deviation, and Student's t interval of the mean at ``level``.
 
-    Student, "The probable error of a mean", 1908. It takes the values for independent and about
-    normal.
+    Student, "The probable error of a mean", 1908. Assumes independent, normally distributed values,
+    at least one.
 
-    Raises:
-        ValueError: there are no values.
-
-    >>> found = fcifar.analysis.confidence.summarize([0.90, 0.92, 0.91])
-    >>> round(found.mean, 4), round(found.low, 4), round(found.high, 4)
+    >>> summary = fcifar.analysis.confidence.summarize([0.90, 0.92, 0.91])
+    >>> round(summary.mean, 4), round(summary.low, 4), round(summary.high, 4)
     (0.91, 0.8852, 0.9348)
     """
     n = len(values)
@@ -42,13 +39,7 @@ def summarize(values: Sequence[float], level: float = 0.95) -> Summary:
 
 
 def t_quantile(probability: float, degrees: int) -> float:
-    """What a variable with Student's distribution stays below with ``probability``.
-
-    Found by bisection, to the precision of float64.
-
-    Raises:
-        ValueError: ``probability`` is not in [0.5, 1), or there is no degree of freedom.
-    """
+    """Return a quantile of Student's t distribution, by bisection to the precision of float64."""
     if not 0.5 <= probability < 1 or degrees < 1:
         raise ValueError(
             f"t_quantile needs a probability in [0.5, 1) and degrees from 1, "
@@ -67,7 +58,7 @@ def t_quantile(probability: float, degrees: int) -> float:
 
 
 def _within(t: float, degrees: int) -> float:
-    """The probability of [-t, t]: Abramowitz and Stegun, "Handbook", 26.7.3 and 26.7.4."""
+    """Return the probability of [-t, t]: Abramowitz and Stegun, "Handbook", 26.7.3 and 26.7.4."""
     angle = math.atan2(t, math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
     odd = degrees % 2

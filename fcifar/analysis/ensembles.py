@@ -1,7 +1,7 @@
-"""What several networks make of the same examples: errors, disagreement, uncertainty.
+"""Ensembles and replicas: errors, disagreement, uncertainty, variance over runs.
 
-For whole evaluations, outside any compiled step: the values are looked at and checked. Sums are in
-float64.
+For whole evaluations, outside compiled steps. Sums are in float64. Invalid arguments raise a
+ValueError.
 """
 
 import math
@@ -15,58 +15,54 @@ from fcifar.analysis import confidence
 
 
 class Ensemble(NamedTuple):
-    """What R networks together make of each of N examples.
+    """The predictions of R models for each of N examples.
 
-    Entropies are in nats. Where the logits of a network are not finite, they are NaN, and the
-    ensemble's prediction means nothing.
+    Entropies and losses are in nats. They are NaN where the logits of a model are not finite; the
+    prediction is meaningless then.
     """
 
-    votes: Tensor  # int64 [N, C], how many of the networks predict each class
-    error_rate: Tensor  # float64 [N] in [0, 1], the share of the networks that are wrong
-    mean_loss: Tensor  # float64 [N], softmax cross-entropy in nats, the mean over the networks
-    disagreement: Tensor  # float64 [N] in [0, 1], see disagreement(); NaN for one network
-    entropy: Tensor  # float64 [N] in [0, ln C], of the mean of the probabilities
-    mean_entropy: Tensor  # float64 [N], the mean of the networks' entropies
-    mutual_information: Tensor  # float64 [N], the difference of the two, 0 or more
-    prediction: Tensor  # int64 [N], the most likely class by the mean of the probabilities
-    correct: Tensor  # bool [N], whether that is right
+    votes: Tensor  # int64 [N, C], the number of models that predict each class
+    error_rate: Tensor  # float64 [N] in [0, 1], the fraction of models that are wrong
+    mean_loss: Tensor  # float64 [N], the models' mean softmax cross-entropy
+    disagreement: Tensor  # float64 [N] in [0, 1], see disagreement(); NaN for one model
+    entropy: Tensor  # float64 [N] in [0, ln C], of the mean probabilities
+    mean_entropy: Tensor  # float64 [N], the mean of the models' entropies
+    mutual_information: Tensor  # float64 [N], entropy - mean_entropy, at least 0
+    prediction: Tensor  # int64 [N], the most likely class by the mean probabilities
+    correct: Tensor  # bool [N], whether the prediction is right
 
 
 def examine(logits: Tensor, labels: Tensor) -> Ensemble:
-    """Put together what R networks say about the same N examples.
+    """Combine the predictions of R models for the same N examples.
 
-    The ensemble's probabilities are the mean of the networks' softmax. The entropy of the mean is
-    the uncertainty in all; the mean entropy is what each network has on its own; and the rest, the
-    mutual information of class and network, is what comes of their contradicting one another.
-    Depeweg et al., https://arxiv.org/abs/1710.07283.
+    The ensemble's probabilities are the mean of the models' softmax. Its entropy, the total
+    uncertainty, is the mean entropy of the models plus the mutual information of class and model,
+    which measures their disagreement: Depeweg et al., https://arxiv.org/abs/1710.07283.
 
     Args:
-        logits: [R, N, C], floating, R and C at least 1.
+        logits: floating [R, N, C], each at least 1.
         labels: integers [N].
 
-    Raises:
-        ValueError: the arguments are something else.
-
-    >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]])  # two networks, one image
+    >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 1.0]]])  # two models, one image
     >>> together = fcifar.analysis.ensembles.examine(logits, torch.tensor([0]))
     >>> together.votes, together.correct, together.disagreement
     (tensor([[1, 1]]), tensor([True]), tensor([1.], dtype=torch.float64))
     """
     _check(logits, labels)
-    networks, examples, classes = logits.shape
+    replicas, examples, classes = logits.shape
     labels = labels.long()
     mean = torch.zeros(examples, classes, dtype=torch.float64, device=logits.device)
     votes, entropies, losses = mean.long(), mean[:, 0].clone(), mean[:, 0].clone()
-    for each in logits:  # one at a time, for R of them in float64 may be large
+    for each in logits:  # one at a time, to save memory
         votes += F.one_hot(each.argmax(-1), classes)
         probabilities = each.double().softmax(-1)
-        mean += probabilities / networks
-        entropies += _entropy(probabilities) / networks
-        losses += F.cross_entropy(each.double(), labels, reduction="none") / networks
+        mean += probabilities / replicas
+        entropies += _entropy(probabilities) / replicas
+        losses += F.cross_entropy(each.double(), labels, reduction="none") / replicas
     entropy, prediction = _entropy(mean), mean.argmax(-1)
     return Ensemble(
         votes=votes,
-        error_rate=(networks - votes.gather(1, labels[:, None])[:, 0]).double() / networks,
+        error_rate=(replicas - votes.gather(1, labels[:, None])[:, 0]).double() / replicas,
         mean_loss=losses,
         disagreement=disagreement(votes),
         entropy=entropy,
@@ -78,31 +74,21 @@ def examine(logits: Tensor, labels: Tensor) -> Ensemble:
 
 
 def disagreement(votes: Tensor) -> Tensor:
-    """The share of the pairs of networks that predict different classes, for each example.
+    """Return the fraction of pairs of models that predict different classes, for each example.
 
-    Args:
-        votes: int64 [N, C], how many networks predict each class; each row adds up to R.
-
-    Returns:
-        float64 [N] in [0, 1]; NaN where R is 1. Of two networks it is 0 or 1.
+    ``votes`` are as in ``Ensemble``. Returns float64 [N] in [0, 1]; NaN for one model.
 
     >>> fcifar.analysis.ensembles.disagreement(torch.tensor([[3, 0], [2, 1]]))
     tensor([0.0000, 0.6667], dtype=torch.float64)
     """
-    networks = votes.sum(-1)
-    pairs = networks * (networks - 1)
-    alike = (votes * (votes - 1)).sum(-1)
-    return (pairs - alike).double() / pairs
+    replicas = votes.sum(-1)
+    pairs = replicas * (replicas - 1)
+    agreeing = (votes * (votes - 1)).sum(-1)
+    return (pairs - agreeing).double() / pairs
 
 
 def ranked(*keys: Tensor) -> Tensor:
-    """Row numbers by the first key, the largest first; equal ones by the next, and so on.
-
-    Args:
-        keys: one or more [N], floating. NaN is below everything else.
-
-    Returns:
-        int64 [N]. Rows that are equal in all keys are in their order.
+    """Return row numbers, int64 [N], sorted stably by keys [N] in descending order, NaN last.
 
     >>> first, second = torch.tensor([1.0, 3.0, 1.0]), torch.tensor([0.0, 0.0, 9.0])
     >>> fcifar.analysis.ensembles.ranked(first, second)
@@ -110,47 +96,36 @@ def ranked(*keys: Tensor) -> Tensor:
     """
     order = torch.arange(len(keys[0]), device=keys[0].device)
     for key in reversed(keys):
-        below = torch.where(key.isnan(), -torch.inf, key)
-        order = order[below[order].sort(descending=True, stable=True).indices]
+        values = torch.where(key.isnan(), -torch.inf, key)
+        order = order[values[order].sort(descending=True, stable=True).indices]
     return order
 
 
 def summarize_replicas(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Figures of R networks of one recipe on the same N examples, as values that JSON holds.
+    """Summarize R models of one recipe on the same N examples, as JSON-serializable values.
 
-    Accuracies are fractions, and so are their standard deviations; what one network alone does not
-    tell is None.
+    Accuracies and their standard deviations are fractions. With one model, the latter are None.
 
-    * replicas: R; n: N.
-    * accuracies: of each network, in order.
+    * replicas: R; n: N; accuracies: of each model.
     * mean_accuracy, std_accuracy, min_accuracy, max_accuracy; interval95: Student's, of the mean.
-    * std_independent: what errors independent from example to example would give.
-    * std_distribution: the rest, the networks' own difference on all images like these. It is the
-      root of an estimated variance; when that is negative, which says that no difference is seen,
-      it is minus the root of its opposite. See ``split_variance`` for both.
-    * ensemble_accuracy: of the mean of the probabilities.
-    * mean_disagreement: over the examples, of the share of pairs that predict different classes.
+    * std_independent, std_distribution: ``signed_std`` of the parts in ``split_variance``.
+    * ensemble_accuracy: of the mean probabilities.
+    * mean_disagreement: mean of ``disagreement`` over the examples.
 
-    Args:
-        logits: [R, N, C], floating, R, N and C at least 1.
-        labels: integers [N].
-
-    Raises:
-        ValueError: the arguments are something else.
+    Arguments are as in ``examine``.
     """
     together = examine(logits, labels)
     correct = logits.argmax(-1) == labels
     variance = split_variance(correct)
     accuracies = [hits / len(labels) for hits in correct.sum(1).tolist()]
     summary = confidence.summarize(accuracies)
-    interval = [summary.low, summary.high]
     return {
         "replicas": len(accuracies),
         "n": len(labels),
         "accuracies": accuracies,
         "mean_accuracy": summary.mean,
         "std_accuracy": _or_none(summary.std),
-        "interval95": None if math.isnan(summary.low) else interval,
+        "interval95": None if math.isnan(summary.low) else [summary.low, summary.high],
         "min_accuracy": summary.least,
         "max_accuracy": summary.most,
         "std_independent": _or_none(signed_std(variance.independent)),
@@ -180,67 +155,60 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         )
 
 
-# How much of the spread of test accuracies over runs is real --------------------------------------
-
-# Models that differ only in their seed differ in test accuracy. One part comes from the test set:
-# each example that some models classify correctly and others do not adds the variance of a coin
-# toss. The rest is that some models are better than others on any test set. Jordan, "On the
-# variance of neural network training with respect to test sets and distributions",
-# https://arxiv.org/abs/2304.01910. Computed in integers until the last division, because the two
-# parts are nearly equal and only their difference matters.
+# Variance of test accuracies over runs ------------------------------------------------------------
 
 
 class Variance(NamedTuple):
-    """Variances over runs, of accuracies that are fractions. All NaN for a single network."""
+    """Variances of accuracies (fractions) over runs. All NaN for a single model."""
 
     observed: float  # of the R accuracies, with R - 1
-    independent: float  # what errors independent from example to example give
-    distribution: float  # of the accuracy on all images like these; may be negative; NaN for N = 1
+    independent: float  # from errors that are independent between examples
+    distribution: float  # of the accuracy on the data distribution; may be negative; NaN for N = 1
 
 
 def split_variance(correct: Tensor) -> Variance:
-    """Split the variance of the accuracies of R networks on the same N examples.
+    """Split the variance of the accuracies of R models on the same N examples.
 
-    With ``eps_i`` the probability that a run gets example i wrong, errors that are independent from
-    example to example give an accuracy with variance ``sum eps_i (1 - eps_i) / N**2``. Its estimate
-    here has the observed rates for ``eps_i`` and is multiplied by R / (R - 1), for they are the
-    means of R draws: so it is unbiased.
+    Models that differ only in their seed differ in test accuracy, partly because of the finite test
+    set, partly because some are better on the distribution. Jordan, "On the variance of neural
+    network training with respect to test sets and distributions",
+    https://arxiv.org/abs/2304.01910.
 
-    ``distribution`` is the variance, over runs, of the accuracy on the distribution that the
-    examples are from. It is the mean covariance of the correctness of two examples, over all pairs
-    of different ones: ``(observed - independent) N / (N - 1)``. Its expectation over runs and test
-    sets is the true variance, whatever R; so where that is 0, about half of the estimates are
-    negative. Few runs give a rough estimate: the standard error of ``observed`` alone is about
-    ``sqrt(2 / (R - 1))`` of itself.
+    With ``eps_i`` the probability that a run gets example i wrong, errors that are independent
+    between examples give an accuracy with variance ``sum eps_i (1 - eps_i) / N**2``. The estimate
+    uses the observed rates, and is multiplied by R / (R - 1) to be unbiased.
+
+    ``distribution``, the variance over runs of the accuracy on the distribution of the examples, is
+    the mean covariance of the correctness of two different examples:
+    ``(observed - independent) N / (N - 1)``. It is unbiased; if the true variance is 0, about half
+    of the estimates are negative. The relative standard error of ``observed`` is about
+    ``sqrt(2 / (R - 1))``.
 
     Args:
         correct: bool [R, N], R and N at least 1.
-
-    Raises:
-        ValueError: ``correct`` is something else.
     """
     if correct.dtype != torch.bool or correct.ndim != 2 or not correct.numel():
         raise ValueError(
             f"correct must be bool [R, N], R and N at least 1, not {correct.dtype} "
             f"{[*correct.shape]}"
         )
-    networks, examples = correct.shape
-    if networks == 1:
+    replicas, examples = correct.shape
+    if replicas == 1:
         return Variance(math.nan, math.nan, math.nan)
+    # In integers until the last division, because the two parts are nearly equal.
     hits = correct.sum(1).tolist()
-    right = correct.sum(0)  # int64, as all that follows
-    total = networks * sum(h * h for h in hits) - sum(hits) ** 2
-    tosses = int((right * (networks - right)).sum())
-    pairs = networks * (networks - 1)
+    right = correct.sum(0)
+    total = replicas * sum(h * h for h in hits) - sum(hits) ** 2
+    independent = int((right * (replicas - right)).sum())
+    pairs = replicas * (replicas - 1)
+    scale = pairs * examples * (examples - 1)
     return Variance(
         observed=total / (pairs * examples**2),
-        independent=tosses / (pairs * examples**2),
-        distribution=(total - tosses) / (pairs * examples * (examples - 1))
-        if examples > 1
-        else math.nan,
+        independent=independent / (pairs * examples**2),
+        distribution=(total - independent) / scale if scale else math.nan,
     )
 
 
 def signed_std(variance: float) -> float:
-    """The square root of an estimated variance; of a negative one, minus that of its opposite."""
+    """Return the square root of the absolute value, with the sign of an estimated variance."""
     return math.copysign(math.sqrt(abs(variance)), variance)

@@ -1,4 +1,4 @@
-"""Scores of single examples: which are hard, and which does a network lean on.
+"""Per-example scores: loss, margin, gradient norm (GraNd) and error norm (EL2N).
 
 score_step = make_score_step(model)
 scores = score_step(variables, batch)
@@ -19,24 +19,24 @@ from fcifar.models import Buffers, Model, Params, Variables
 from fcifar.precision import Policy
 from fcifar.step import Batch, EvalOutput, Preprocess, make_eval_step, normalize
 
-GRADIENTS = 2**23  # numbers: 32 MiB of float32, and on a CPU as quick as any more
+GRADIENTS = 2**23  # elements, 32 MiB of float32; more is not faster on a CPU
 
 
 class Scores(NamedTuple):
-    """What a network makes of each of B examples, in the dtype of the losses.
+    """Scores of B examples by one model, in the dtype of the losses.
 
-    ``gradient_norm`` and ``error_norm`` are GraNd and EL2N, for one network, of Paul, Ganguli and
-    Dziugaite, "Deep learning on a data diet", https://arxiv.org/abs/2107.07075, who take the mean
-    of them over several networks early in training.
+    ``gradient_norm`` and ``error_norm`` are the GraNd and EL2N of one model. Paul, Ganguli and
+    Dziugaite, "Deep learning on a data diet", https://arxiv.org/abs/2107.07075, average them over
+    several models early in training.
     """
 
     loss: Tensor  # [B]
     correct: Tensor  # bool [B]
     prediction: Tensor  # int64 [B], the class with the largest logit
-    probability: Tensor  # [B] in [0, 1], that the softmax gives to the true class
-    margin: Tensor  # [B], the true class's logit minus the largest of the others; > 0 where right
-    gradient_norm: Tensor  # [B], L2, of the gradient of the loss with respect to all parameters
-    error_norm: Tensor  # [B] in [0, sqrt(2)], L2, of the softmax minus the one-hot label
+    probability: Tensor  # [B] in [0, 1], the softmax probability of the true class
+    margin: Tensor  # [B], the true class's logit minus the largest other; positive where correct
+    gradient_norm: Tensor  # [B], L2 norm of the gradient of the loss with respect to all parameters
+    error_norm: Tensor  # [B] in [0, sqrt(2)], L2 norm of the softmax minus the one-hot label
 
 
 ScoreStep = Callable[[Variables, Batch], Scores]
@@ -50,15 +50,14 @@ def make_score_step(
     policy: Policy = precision.FP32,
     gradients: int = GRADIENTS,
 ) -> ScoreStep:
-    """``score_step(variables, batch) -> Scores``, in evaluation: no dropout, running statistics.
+    """Return ``score_step(variables, batch) -> Scores``, in evaluation mode.
 
-    Loss and correctness are those of ``make_eval_step``, bit for bit, and the arguments too, but
-    for one.
+    Loss and correctness are those of ``make_eval_step``, bit for bit; so are the other arguments.
 
     Args:
-        gradients: how many numbers the gradients that are held at a time have together, at least
-            those of one example. They are taken example by example under ``torch.func.vmap``, in
-            chunks, so that memory does not grow with the batch.
+        gradients: elements of per-example gradients to hold at a time, at least one example's. They
+            are computed in chunks by ``torch.func.vmap``, so that memory does not grow with the
+            batch.
 
     >>> model = fcifar.models.lenet()
     >>> batch = fcifar.Batch(torch.zeros(2, 3, 32, 32), torch.arange(2))
@@ -86,11 +85,11 @@ def make_score_step(
 
 
 def _score(example: EvalOutput, gradient_norm: Tensor, label: Tensor) -> Scores:
-    """The scores of one example, whose logits are [C]."""
+    """Return the scores of one example, whose logits are [C]."""
     logits = example.logits
     true = torch.arange(len(logits), device=logits.device) == label
     probabilities = logits.softmax(-1)
-    # The share of the other classes, summed up: 1 - p would have lost its digits near 0.
+    # Summed over the other classes, because 1 - p loses digits near 0.
     others = torch.where(true, 0.0, probabilities)
     return Scores(
         loss=example.loss,

@@ -1,4 +1,4 @@
-"""Figures of an evaluation: accuracy by class, confusions, calibration, the likeliest classes."""
+"""Metrics of an evaluation, and top predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,21 +10,21 @@ from fcifar.analysis import calibration
 from fcifar.metrics import wilson_interval
 from fcifar.step import EvalOutput
 
-LARGEST_MATRIX = 200  # classes; of more, a report would be mostly zeros
+LARGEST_MATRIX = 200  # classes, up to which a report has the full confusion matrix
 
 
-def of_views(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures that a test-time augmentation adds to those without."""
-    return {f"tta_{name}": figures[name] for name in ("accuracy", "loss", "interval95")}
+def of_views(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Select and rename the metrics to report of a test-time augmentation."""
+    return {f"tta_{name}": metrics[name] for name in ("accuracy", "loss", "interval95")}
 
 
 def summarize(examples: EvalOutput, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
-    """Figures of an evaluation, as values that JSON holds.
+    """Summarize an evaluation, as JSON-serializable values.
 
     accuracy, loss (mean), n, interval95 (Wilson's, of the accuracy), per_class, confusion (counts,
     a row for each true class), mean_confidence, and ece (expected calibration error, 15 bins).
-    With more than ``LARGEST_MATRIX`` classes, confusion_cells stands in place of confusion: true
-    class, predicted class and count, where that is not 0.
+    With more than ``LARGEST_MATRIX`` classes, confusion_cells replaces confusion: true class,
+    predicted class and count of each cell that is not 0.
     """
     labels = labels.cpu()
     count, correct = len(labels), int(examples.correct.sum())
@@ -58,22 +58,16 @@ def _confusion(matrix: Tensor) -> dict[str, Any]:
 
 
 class Guess(NamedTuple):
-    """A class, and how likely the network finds it."""
+    """A predicted class and its probability."""
 
     name: str
-    probability: float  # in [0, 1]; NaN if the network's outputs are not finite
+    probability: float  # in [0, 1]; NaN if the logits are not finite
 
 
 def best_guesses(logits: Tensor, classes: Sequence[str], count: int = 5) -> list[list[Guess]]:
-    """The most likely classes of each image, the likeliest first and equals in class order.
-
-    Args:
-        logits: [N, C].
-        classes: C names.
-        count: how many of them at most.
-    """
+    """Return the ``count`` most likely classes by logits [N, C], equal ones in class order."""
     probabilities, order = logits.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
     return [
-        [Guess(classes[i], p) for i, p in zip(numbers[:count], row, strict=False)]
-        for numbers, row in zip(order.tolist(), probabilities.tolist(), strict=True)
+        [Guess(classes[i], p) for i, p in zip(indices[:count], row, strict=False)]
+        for indices, row in zip(order.tolist(), probabilities.tolist(), strict=True)
     ]

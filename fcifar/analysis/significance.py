@@ -1,9 +1,8 @@
-"""Are two classifiers different? Paired statistics of their answers to the same examples.
+"""Paired significance tests of two classifiers on the same examples.
 
-The examples that both get right, or both get wrong, say nothing about the difference. What follows
-is about these two classifiers on examples like these; that another seed or another training set
-would give the same order is a further question (Dietterich, "Approximate statistical tests for
-comparing supervised classification learning algorithms", Neural Computation 10, 1998).
+The tests are about two trained classifiers, not about training with other seeds or data: see
+Dietterich, "Approximate statistical tests for comparing supervised classification learning
+algorithms", Neural Computation 10, 1998. Invalid arguments raise a ValueError.
 """
 
 import itertools
@@ -15,30 +14,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
+Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 SIGNIFICANT = 0.05
 
 
 class PairedDifference(NamedTuple):
-    """How much more accurate the second classifier is than the first."""
+    """The difference in accuracy of two classifiers."""
 
-    difference: float  # accuracy of the second minus that of the first, in [-1, 1]
-    interval95: tuple[float, float]  # see paired_interval
+    difference: float  # accuracy of the second minus accuracy of the first, in [-1, 1]
+    interval95: tuple[float, float]  # lower and upper end, see paired_interval
     only_first: int  # examples that only the first gets right
     only_second: int  # examples that only the second gets right
     p_value: float  # see mcnemar
 
 
 def paired_difference(correct_a: Tensor, correct_b: Tensor) -> PairedDifference:
-    """Compare two classifiers by which examples each got right.
-
-    Args:
-        correct_a: bool [N], N at least 1; the first classifier's.
-        correct_b: bool [N], the second's, of the same examples in the same order.
-
-    Raises:
-        ValueError: an argument is something else.
-    """
+    """Compare two classifiers by whether each is right, bool [N], on the same examples."""
     if correct_a.dtype != torch.bool or correct_b.dtype != torch.bool:
         raise ValueError(f"correct must be bool, not {correct_a.dtype} and {correct_b.dtype}")
     if correct_a.ndim != 1 or correct_a.shape != correct_b.shape or not len(correct_a):
@@ -59,22 +50,11 @@ def paired_difference(correct_a: Tensor, correct_b: Tensor) -> PairedDifference:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test, in [0, 1].
+    """Return the exact two-sided p-value of McNemar's test, to about 9 digits.
 
-    If neither classifier is better, an example that one of them alone gets right is as likely to
-    be the one's as the other's: the p-value is twice the smaller tail of a binomial distribution
-    with probability 1/2, at most 1. McNemar, "Note on the sampling error of the difference between
-    correlated proportions or percentages", Psychometrika 12, 1947.
-
-    Args:
-        only_first: how many examples only the first classifier gets right, at least 0.
-        only_second: likewise the second.
-
-    Returns:
-        The p-value, to about 9 digits; below the smallest float it is 0.
-
-    Raises:
-        ValueError: a count is below 0.
+    It is twice the smaller tail of a binomial distribution with probability 1/2, at most 1.
+    McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12, 1947. Arguments are as in ``PairedDifference``.
 
     >>> [round(fcifar.analysis.significance.mcnemar(*counts), 6) for counts in ((1, 1), (0, 10))]
     [1.0, 0.001953]
@@ -88,7 +68,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
         - math.lgamma(count - low + 1)
         - count * math.log(2)
     )
-    # The tail in units of its largest term; each term is less than the one before it.
+    # The tail relative to its largest term, in decreasing terms.
     total = term = 1.0
     for successes in range(low, 0, -1):
         term *= successes / (count - successes + 1)
@@ -101,24 +81,17 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def paired_interval(
     only_first: int, only_second: int, count: int, z: float = Z95
 ) -> tuple[float, float]:
-    """Interval for the difference of two paired proportions, second minus first; 95 % by default.
+    """Return Tango's score interval of the difference of two paired proportions, second - first.
 
-    Tango's score interval (Tango, "Equivalence test and confidence interval for the difference in
-    proportions for the paired-sample design", Statistics in Medicine 17, 1998): the differences
-    that a score test does not reject. Against a difference of 0 that test is McNemar's without a
-    continuity correction, and the interval of classifiers that never differ is Wilson's.
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", Statistics in Medicine 17, 1998. For a difference of 0 the score test is
+    McNemar's without continuity correction; for classifiers that never differ the interval is
+    Wilson's.
 
     Args:
-        only_first: how many examples only the first gets right, at least 0.
-        only_second: likewise the second.
-        count: of all examples, at least 1.
-        z: the standard normal quantile.
-
-    Returns:
-        Lower and upper end, in [-1, 1].
-
-    Raises:
-        ValueError: the counts are outside their ranges, or more than all examples.
+        only_first, only_second: see ``PairedDifference``.
+        count: number of all examples, at least 1.
+        z: standard normal quantile, for 95 % by default.
     """
     if min(only_first, only_second) < 0 or only_first + only_second > count or count == 0:
         raise ValueError(
@@ -130,9 +103,9 @@ def paired_interval(
 
 
 def _upper_end(only_first: int, only_second: int, count: int, z: float) -> float:
-    """Bisection: the score falls from 0 or more at the estimate to minus infinity at 1."""
+    """Bisect: the score decreases from 0 or more at the estimate to minus infinity at 1."""
     low, high = (only_second - only_first) / count, 1.0
-    for _ in range(60):  # halves the bracket, of length 2 at most, to the last bit of a float
+    for _ in range(60):  # to the precision of a float
         middle = (low + high) / 2
         if _score(middle, only_first, only_second, count) >= -z:
             low = middle
@@ -142,10 +115,10 @@ def _upper_end(only_first: int, only_second: int, count: int, z: float) -> float
 
 
 def _score(difference: float, only_first: int, only_second: int, count: int) -> float:
-    """Standardised distance of the counts from what ``difference`` makes likely."""
+    """Return the score statistic of the counts, given the difference."""
     distance = only_second - only_first - count * difference
-    # The likeliest probability that only the first is right, given the difference, is the larger
-    # root of a x^2 + b x + c.
+    # The maximum likelihood probability that only the first is right, given the difference, is the
+    # larger root of a x^2 + b x + c.
     a = 2 * count
     b = (2 * count + only_first - only_second) * difference - only_first - only_second
     c = -only_first * difference * (1 - difference)
@@ -157,19 +130,16 @@ def _score(difference: float, only_first: int, only_second: int, count: int) -> 
 
 
 def statement(first: str, second: str, difference: PairedDifference) -> str:
-    """What the p-value of a comparison allows to say, in words, at the 5 % level."""
+    """Return the conclusion at the 5 % level, in words."""
     if difference.p_value >= SIGNIFICANT:
         return "no difference shown"
     return f"{second if difference.difference > 0 else first} is better"
 
 
 def against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> dict[str, Any]:
-    """How network ``i`` differs from the first one, as values that JSON holds.
+    """Compare model ``i`` with the first one; return JSON-serializable values.
 
-    Args:
-        names: of the networks.
-        correct: bool [N] for each: whether it was right, on the same examples in the same order.
-        i: 1 or more.
+    ``correct`` has bool [N] for each model, on the same examples.
     """
     difference = paired_difference(correct[0], correct[i])
     return {
@@ -181,6 +151,6 @@ def against_first(names: Sequence[str], correct: Sequence[Tensor], i: int) -> di
 
 
 def letters() -> Iterator[str]:
-    """A to Z, then AA, AB and so on."""
+    """Yield A to Z, then AA, AB and so on."""
     for length in itertools.count(1):
         yield from map("".join, itertools.product(string.ascii_uppercase, repeat=length))

@@ -1,4 +1,4 @@
-"""Runs side by side, on the same images."""
+"""Compare trained models on the same images."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,77 +14,62 @@ from fcifar.runs.inference import Trained
 from fcifar.train import run_dir
 from fcifar.train.runtime import Runtime
 
-_FIGURES = ("accuracy", "interval95", "loss", "n", "params_digest")
+_METRICS = ("accuracy", "interval95", "loss", "n", "params_digest")
 
 
-def check(runs: Sequence[Path], networks: Sequence[Trained]) -> None:
-    """Check that models can be compared.
-
-    Raises:
-        UsageError: there are fewer than two, or their classes are not the same.
-    """
+def check(runs: Sequence[Path], models: Sequence[Trained]) -> None:
+    """Raise a UsageError unless there are two models or more, with the same classes."""
     if len(runs) < 2:
         raise UsageError(
             f"{' '.join(map(str, runs))} alone cannot be compared; give two runs or more, "
             "or see one with fcifar eval"
         )
-    for run, network in zip(runs, networks, strict=False):
-        if network.classes != networks[0].classes:
+    for run, model in zip(runs, models, strict=False):
+        if model.classes != models[0].classes:
             raise UsageError(
-                f"{run} knows the classes {names_of(network.classes)}, but {runs[0]} knows "
-                f"{names_of(networks[0].classes)}; compare runs with the same classes"
+                f"{run} has the classes {names_of(model.classes)}, but {runs[0]} has "
+                f"{names_of(models[0].classes)}; compare runs with the same classes"
             )
 
 
 def compare(
-    runs: Sequence[Path],
-    networks: Sequence[Trained],
-    runtime: Runtime,
-    dataset: Dataset,
-    split: str,
+    runs: Sequence[Path], models: Sequence[Trained], runtime: Runtime, dataset: Dataset, split: str
 ) -> dict[str, Any]:
-    """Figures of each network, and of how each differs from the first, as values JSON holds.
+    """Evaluate models on the same images, and test each against the first.
 
-    All are evaluated on the same images in the same order, so that the differences are paired.
+    ``models`` are those of ``runs``, from ``inference.load``. Raises as ``check`` and
+    ``inference.check_images``.
 
-    Args:
-        runs: where the networks came from: run directories or ``final.safetensors`` files.
-        networks: what ``inference.load`` gave for each.
-        split: ``test`` or ``train``; ``valid`` where the data set has validation images of its own
-            and no network's training held others out of it.
-
-    Raises:
-        UsageError: there is no such split, ``check`` refuses the models, or the data set has other
-            classes.
+    Returns:
+        JSON-serializable values: ``runs`` has the metrics of each model, ``comparisons`` the paired
+        differences from the first.
     """
-    check(runs, networks)
-    inference.check_images(networks, dataset, split)
+    check(runs, models)
+    inference.check_images(models, dataset, split)
     names = list(itertools.islice(letters(), len(runs)))
-    measured, correct = [], []
-    for name, run, network in zip(names, runs, networks, strict=True):
-        figures, examples = inference.evaluate(network, runtime, dataset, split)
-        chosen = {key: figures[key] for key in _FIGURES}
-        measured.append({"name": name, **_facts(run, network), **io.finite(chosen)})
+    results, correct = [], []
+    for name, run, model in zip(names, runs, models, strict=True):
+        metrics, examples = inference.evaluate(model, runtime, dataset, split)
+        selected = {key: metrics[key] for key in _METRICS}
+        results.append({"name": name, **_metadata(run, model), **io.finite(selected)})
         correct.append(examples.correct)
     return {
         "dataset": dataset.name,
         "split": split,
-        "n": measured[0]["n"],
-        "runs": measured,
+        "n": results[0]["n"],
+        "runs": results,
         "comparisons": [against_first(names, correct, i) for i in range(1, len(runs))],
     }
 
 
-def _facts(run: Path, network: Trained) -> dict[str, Any]:
-    """What is known without an evaluation; of a file alone, neither seed nor seconds."""
-    is_run = run.is_dir()
-    manifest = run_dir.read_manifest(run) if is_run else {}
-    finished = is_run and (run / run_dir.REPORT).exists()
-    report = run_dir.read_report(run) if finished else {}
+def _metadata(run: Path, model: Trained) -> dict[str, Any]:
+    """Return what is recorded of a model; without a run directory, neither seed nor seconds."""
+    manifest = run_dir.read_manifest(run) if run.is_dir() else {}
+    report = run_dir.read_report(run) if run.is_dir() and run_dir.is_finished(run) else {}
     return {
         "run": str(run),
-        "recipe": network.recipe.name,
-        "trained_on": network.dataset or None,
+        "recipe": model.recipe.name,
+        "trained_on": model.dataset or None,
         "seed": manifest.get("seed"),
         "train_seconds": report.get("train_seconds"),
     }

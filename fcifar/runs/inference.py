@@ -1,7 +1,7 @@
-"""Trained models, read from a run directory or a file: evaluation and prediction."""
+"""Evaluation and prediction with trained models."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,261 +21,202 @@ from fcifar.recipes import Recipe
 from fcifar.step import Batch, EvalOutput, make_eval_step
 from fcifar.train import evaluate as evaluation
 from fcifar.train import run_dir
+from fcifar.train.checkpoint import fit_model
 from fcifar.train.runtime import Runtime, activate
 from fcifar.train.setup import split_rows
 
-DIGITS = 5  # of a row number at least, so that names sort as rows do
+DIGITS = 5  # of a row number, at least, so that names sort like rows
 
 
 class Trained(NamedTuple):
-    """A network with its values, and what they were trained on."""
+    """A trained model, and what it was trained on."""
 
     recipe: Recipe
     model: Model
     variables: Variables  # on the CPU
     classes: tuple[str, ...]
-    dataset: str  # empty where it is not known, as its digest is then
+    dataset: str  # empty if not known, like dataset_digest
     dataset_digest: str
     seed: int
 
 
 def load(path: Path) -> Trained:
-    """The network that a run ended with.
-
-    Args:
-        path: a run directory, or a ``final.safetensors`` from one.
+    """Load the final model of a run, from its directory or a ``final.safetensors`` from one.
 
     Raises:
-        UsageError: there is no such thing at ``path``.
-        ExternalError: the file is damaged, or gone.
+        UsageError: there is no model at ``path``.
+        ExternalError: the file is damaged or missing.
     """
+    file = path / run_dir.FINAL if path.is_dir() else path
     if path.is_dir():
         run_dir.read_manifest(path)
-        file = path / run_dir.FINAL
-        if not file.exists() and (path / run_dir.REPORT).exists():
+        if not file.exists() and run_dir.is_finished(path):
             raise ExternalError(
                 f"{file} is gone, though the run is finished; restore it, or train again "
                 f"with fcifar reproduce {path} --out DIR"
             )
         if not file.exists():
             raise UsageError(f"{path} is not finished; resume it with fcifar train --resume {path}")
-    elif path.is_file():
-        file = path
-    else:
+    elif not path.is_file():
         raise UsageError(f"there is no {path}; give a run directory or a {run_dir.FINAL}")
     tensors, metadata = tensor_files.read(file)
-    recipe, classes, dataset, digest, seed = _read_head(file, metadata)
-    model = recipes.make_model(recipe, len(classes))
-    like = model.init(torch.zeros(2, dtype=torch.int64))
-    flat = tensor_files.fit(file, tensors, {**like.params, **like.buffers})
-    variables = Variables(
-        {name: flat[name] for name in like.params}, {name: flat[name] for name in like.buffers}
-    )
-    return Trained(recipe, model, variables, classes, dataset, digest, seed)
-
-
-def _read_head(
-    file: Path, metadata: dict[str, Any]
-) -> tuple[Recipe, tuple[str, ...], str, str, int]:
-    """Recipe, classes, data set, its digest, and seed."""
     try:
         recipe = recipes.from_dict(json.loads(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
-        dataset, digest, seed = (metadata[n] for n in ("dataset", "dataset_digest", "seed"))
+        dataset, digest = str(metadata["dataset"]), str(metadata["dataset_digest"])
+        seed = int(metadata["seed"])
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-            raise TypeError("its classes are no list of names")
-        return recipe, tuple(classes), str(dataset), str(digest), int(seed)
-    except recipes.NotImportableError:  # which says what to do
+            raise TypeError("its classes are not a list of names")
+    except recipes.NotImportableError:
         raise
     except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{file} does not record its model ({error!r}); pass a {run_dir.FINAL}"
         ) from error
+    model = recipes.make_model(recipe, len(classes))
+    like = model.init(torch.zeros(2, dtype=torch.int64))
+    variables = fit_model(file, tensors, like)
+    return Trained(recipe, model, variables, tuple(classes), dataset, digest, seed)
 
 
-def images_of(network: Trained, dataset: Dataset, split: str) -> Batch:
-    """The images of a split and their labels. Raises as ``rows_of``."""
-    part, rows = rows_of(network, dataset, split)
+def images_of(trained: Trained, dataset: Dataset, split: str) -> Batch:
+    """Return the images and labels of a split."""
+    part, rows = rows_of(trained, dataset, split)
     images, labels = (getattr(dataset, f"{part}_{name}") for name in Batch._fields)
     return Batch(images[rows], labels[rows])
 
 
-def image_names(network: Trained, dataset: Dataset, split: str) -> list[str]:
-    """The name of each image of a split: ``test/00042`` is ``dataset.test_images[42]``.
-
-    Raises as ``rows_of``.
-    """
-    part, rows = rows_of(network, dataset, split)
+def image_names(trained: Trained, dataset: Dataset, split: str) -> list[str]:
+    """Return names for the images of a split: ``test/00042`` is ``dataset.test_images[42]``."""
+    part, rows = rows_of(trained, dataset, split)
     count = len(getattr(dataset, f"{part}_labels"))
     digits = max(DIGITS, len(str(count - 1)))
     return [f"{part}/{row:0{digits}}" for row in torch.arange(count)[rows].tolist()]
 
 
-def rows_of(network: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor | slice]:
-    """The images of a split (test, train or valid), as a part of a data set and rows in it.
+def rows_of(trained: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor | slice]:
+    """Return the part of a data set that holds a split, and the rows of the split in it.
 
-    Validation images are those that training held out of the training images of the same data set,
-    else those that the data set has of its own.
+    Validation images are those held out in training, if it was on ``dataset`` and held out any,
+    else the data set's own.
 
     Raises:
-        UsageError: there is no such split, no validation images of the network in ``dataset``, or
-            the data set has other classes than the network.
+        UsageError: there is no such split, or the data set has other classes than the model.
     """
-    if dataset.classes != network.classes:
+    if dataset.classes != trained.classes:
         raise UsageError(
-            f"{dataset.name} has the classes {names_of(dataset.classes)}, but the model knows "
-            f"{names_of(network.classes)}; choose a data set with the same classes"
+            f"{dataset.name} has the classes {names_of(dataset.classes)}, but the model has "
+            f"{names_of(trained.classes)}; choose a data set with the same classes"
         )
     if split not in ("test", "train", "valid"):
         raise UsageError(f"--split is {split!r}; it must be test, train or valid")
     if split == "train" and not len(dataset.train_labels):
         raise UsageError(f"{dataset.name} is a test set without training images; use --split test")
-    if split != "valid" or is_given(network, dataset):
+    if split != "valid" or _has_own_valid(trained, dataset):
         return split, slice(None)
-    if not network.dataset:
+    if not trained.dataset:
         raise UsageError(
-            "--split valid is what training held out, and this model does not say what that "
-            "was; use --split test"
-        )
-    if dataset.digest != network.dataset_digest or not network.recipe.valid_fraction:
-        raise UsageError(
-            f"--split valid is the part of {network.dataset} that training held out, and of "
-            f"{dataset.name} it held none out, nor has that validation images of its own; use "
+            "--split valid is what training held out, and this model does not record that; use "
             "--split test"
         )
-    return "train", split_rows(network.recipe, network.seed, dataset.train_labels)[1]
+    if dataset.digest != trained.dataset_digest or not trained.recipe.valid_fraction:
+        raise UsageError(
+            f"--split valid is what training held out of {trained.dataset}; it held out nothing of "
+            f"{dataset.name}, which has no validation images of its own either; use --split test"
+        )
+    return "train", split_rows(trained.recipe, trained.seed, dataset.train_labels)[1]
 
 
-def is_given(network: Trained, dataset: Dataset) -> bool:
-    """Whether the validation images of a network in ``dataset`` are those that the set has."""
-    held_out = dataset.digest == network.dataset_digest and network.recipe.valid_fraction > 0
+def _has_own_valid(trained: Trained, dataset: Dataset) -> bool:
+    """Whether the validation images of a model are the data set's own."""
+    held_out = dataset.digest == trained.dataset_digest and trained.recipe.valid_fraction > 0
     return len(dataset.valid_labels) > 0 and not held_out
 
 
-def check_images(networks: Sequence[Trained], dataset: Dataset, split: str) -> None:
-    """Check that all models can be evaluated on the same images.
-
-    Raises:
-        UsageError: there is no such split, the data set has other classes than one of them, or
-            several are asked about images that training held out, which are others for each.
-    """
-    given = all(is_given(network, dataset) for network in networks)
-    if split == "valid" and len(networks) > 1 and not given:
+def check_images(models: Sequence[Trained], dataset: Dataset, split: str) -> None:
+    """Raise a UsageError unless all models can be evaluated on the same images of a split."""
+    own_valid = all(_has_own_valid(trained, dataset) for trained in models)
+    if split == "valid" and len(models) > 1 and not own_valid:
         raise UsageError(
             "--split valid is another part of the images for each seed; use test or train, or "
             "give one run"
         )
-    for network in networks:
-        rows_of(network, dataset, split)
+    for trained in models:
+        rows_of(trained, dataset, split)
 
 
 def evaluate(
-    network: Trained, runtime: Runtime, dataset: Dataset, split: str
+    trained: Trained, runtime: Runtime, dataset: Dataset, split: str, views: Views = tta.NONE
 ) -> tuple[dict[str, Any], EvalOutput]:
-    """Figures of a network on a split of a data set, as values that JSON holds, and each example.
-
-    Raises:
-        UsageError: as ``rows_of``.
-    """
-    data = images_of(network, dataset, split)
-    examples = examine(network, runtime, data)
-    figures = {
-        **predictions.summarize(examples, data.labels, dataset.classes),
-        "params_digest": tree.digest(network.variables.params),
-    }
-    return figures, examples
+    """Evaluate a model on a split; return JSON-serializable metrics, and each example's result."""
+    data = images_of(trained, dataset, split)
+    examples = examine(trained, runtime, data, views)
+    metrics = predictions.summarize(examples, data.labels, dataset.classes)
+    return {**metrics, "params_digest": tree.digest(trained.variables.params)}, examples
 
 
 def find_views(name: str) -> Views:
-    """The test-time augmentation of that name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Return a test-time augmentation by name. Raises a UsageError if there is none."""
     if name not in tta.VIEWS:
         raise UsageError(f"--tta is {shown(name)}; it must be {' or '.join(tta.VIEWS)}")
     return tta.VIEWS[name]
 
 
 def evaluate_views(
-    network: Trained, runtime: Runtime, dataset: Dataset, split: str, name: str
+    trained: Trained, runtime: Runtime, dataset: Dataset, split: str, name: str
 ) -> dict[str, Any]:
-    """Figures with a test-time augmentation: ``tta``, its name, and what belongs to it.
+    """Evaluate with a test-time augmentation; return ``tta``, its name, and metrics of it.
 
-    Nothing for "none".
-
-    Raises:
-        UsageError: there is no such augmentation; or as ``rows_of``.
+    Empty for "none". Raises a UsageError if there is no such augmentation.
     """
     views = find_views(name)
     if name == "none":
         return {}
-    data = images_of(network, dataset, split)
-    examples = examine(network, runtime, data, views)
-    figures = predictions.summarize(examples, data.labels, dataset.classes)
-    return {"tta": name, **predictions.of_views(figures)}
+    metrics, _ = evaluate(trained, runtime, dataset, split, views)
+    return {"tta": name, **predictions.of_views(metrics)}
 
 
-def examine(network: Trained, runtime: Runtime, data: Batch, views: Views = tta.NONE) -> EvalOutput:
-    """What a network makes of each of any number of images, on the CPU."""
+def examine(trained: Trained, runtime: Runtime, data: Batch, views: Views = tta.NONE) -> EvalOutput:
+    """Evaluate a model on any number of images; return the result of each, on the CPU."""
+    return _apply(make_eval_step, trained, runtime, data, views=views)
+
+
+def _apply(
+    make_step: Callable[..., Any], trained: Trained, runtime: Runtime, data: Batch, **options: Any
+) -> Any:
+    preprocess = recipes.make_preprocess(trained.recipe)
     with activate(runtime):
-        step = make_eval_step(
-            network.model,
-            preprocess=recipes.make_preprocess(network.recipe),
-            policy=runtime.policy,
-            views=views,
-        )
-        there = tree.on_device((network.variables, data), runtime.device)
-        return evaluation.evaluate(step, *there)
+        step = make_step(trained.model, preprocess=preprocess, policy=runtime.policy, **options)
+        variables, data = tree.on_device((trained.variables, data), runtime.device)
+        return evaluation.evaluate(step, variables, data)
 
 
 def stack_logits(
     first: EvalOutput, others: Sequence[Trained], runtime: Runtime, data: Batch
 ) -> Tensor:
-    """[R, N, C], on the CPU: the logits of a first network, and of others on the same images."""
-    rest = [examine(network, runtime, data).logits for network in others]
-    return torch.stack([first.logits, *rest])
+    """Return the logits [R, N, C] of a model, given, and of others, on the CPU."""
+    logits = [examine(trained, runtime, data).logits for trained in others]
+    return torch.stack([first.logits, *logits])
 
 
 def score(
-    network: Trained, runtime: Runtime, dataset: Dataset, split: str, logits: Tensor
+    trained: Trained, runtime: Runtime, dataset: Dataset, split: str, logits: Tensor
 ) -> Examined:
-    """The scores of a network for each image of a split, and what several networks make of it.
-
-    Args:
-        logits: [R, N, C], those of all networks, which it is one of.
-    """
-    data = images_of(network, dataset, split)
+    """Score each image of a split by one model, and by several if ``logits`` [R, N, C] has more."""
+    data = images_of(trained, dataset, split)
+    gradients = GRADIENTS if runtime.device == "cpu" else 32 * GRADIENTS  # 1 GiB of float32
+    scores = _apply(make_score_step, trained, runtime, data, gradients=gradients)
     with activate(runtime):
-        step = make_score_step(
-            network.model,
-            preprocess=recipes.make_preprocess(network.recipe),
-            policy=runtime.policy,
-            gradients=GRADIENTS if runtime.device == "cpu" else 32 * GRADIENTS,  # 1 GiB of float32
-        )
-        there = tree.on_device((network.variables, data), runtime.device)
-        return Examined(
-            names=image_names(network, dataset, split),
-            labels=data.labels,
-            scores=evaluation.evaluate(step, *there),
-            together=ensembles.examine(logits, data.labels) if len(logits) > 1 else None,
-        )
+        together = ensembles.examine(logits, data.labels) if len(logits) > 1 else None
+    return Examined(image_names(trained, dataset, split), data.labels, scores, together)
 
 
-def predict(network: Trained, runtime: Runtime, images: Tensor) -> Tensor:
-    """The logits of a network for any number of images.
+def predict(trained: Trained, runtime: Runtime, images: Tensor) -> Tensor:
+    """Return the logits [N, C] of images, uint8 [N, 3, 32, 32], on the CPU.
 
-    They are computed as an evaluation computes them, in batches of its size, for the last bits of
-    a matrix product depend on the number of its rows. So an image has the same logits here, bit
-    for bit, as in the evaluation of any data set that holds it.
-
-    Args:
-        images: uint8 [N, 3, 32, 32].
-
-    Returns:
-        [N, C] on the CPU.
+    Bit for bit the same as in an evaluation, because the batches have the same size.
     """
     if not len(images):
         raise ValueError("predict needs at least one image")
-    labels = torch.zeros(len(images), dtype=torch.int64)  # not known, and not looked at
-    return examine(network, runtime, Batch(images, labels)).logits
+    labels = torch.zeros(len(images), dtype=torch.int64)  # placeholders
+    return examine(trained, runtime, Batch(images, labels)).logits

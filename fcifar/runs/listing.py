@@ -1,4 +1,4 @@
-"""Listing and removing the runs in a folder, without importing torch."""
+"""List and remove the runs in a folder. Must not import torch, so that it stays fast."""
 
 import contextlib
 import os
@@ -15,46 +15,45 @@ from fcifar.train.run_dir import SUMMARY, SWEEP
 
 
 class Entry(NamedTuple):
-    """A run, or a group of runs, as a list shows it."""
+    """A run, or a group of runs."""
 
     name: str  # of its directory
     path: Path
-    members: int = 0  # of a group; 0 for a run by itself
+    members: int = 0  # runs of a group; 0 for a single run
     recipe: str = ""
     dataset: str = ""
     seed: int | None = None  # of a group, the first
     state: str = "damaged"  # finished, running, interrupted, failed, waiting or damaged
-    about: str = ""  # what more there is to say of the state
+    about: str = ""  # details of the state
     test_accuracy: float | None = None  # in [0, 1]; of a group, the mean
     created: str = ""  # ISO 8601
     bytes: int = 0  # on the disk
 
     @property
     def resume(self) -> str | None:
-        """The command that goes on with it, if it can."""
+        """The command that resumes it, if it was interrupted."""
         return f"fcifar train --resume {self.path}" if self.state == "interrupted" else None
 
 
 def find(root: Path) -> list[Entry]:
-    """The runs and groups in a folder, the oldest first. Links to folders are passed over."""
+    """Return the runs and groups in a folder, the oldest first. Links are ignored."""
     try:
         paths = sorted(root.iterdir()) if root.is_dir() else []
     except OSError as error:
         raise ExternalError(f"cannot read {one_line(root)}: {error.strerror}") from error
-    found = [describe(path) for path in paths if not path.is_symlink() and is_run(path)]
-    return sorted(found, key=lambda entry: (entry.created, entry.name))
+    entries = [describe(path) for path in paths if not path.is_symlink() and is_run(path)]
+    return sorted(entries, key=lambda entry: (entry.created, entry.name))
 
 
 def is_run(path: Path) -> bool:
-    """Whether there is a run or a group of runs at ``path``."""
+    """Whether ``path`` is the directory of a run or of a group of runs."""
     return run_dir.is_group(path) or (path / run_dir.MANIFEST).is_file()
 
 
 def named(path: Path, root: Path) -> Path:
-    """``path``, or where nothing is there, the run or group of that name in ``root``.
+    """Return ``path`` if it exists, else the run or group of that name in ``root``.
 
-    Raises:
-        UsageError: there is neither, and ``path`` is nearly the name of one.
+    If there is neither, return ``path``; raise a UsageError if it resembles a name in ``root``.
     """
     if path.exists() or path.name != str(path):
         return path
@@ -66,15 +65,12 @@ def named(path: Path, root: Path) -> Path:
 
 
 def locate(text: str, root: Path) -> Path:
-    """The run or group of that path, or of that name in ``root``.
-
-    Raises:
-        UsageError: there is none.
-    """
-    for path in (Path(text), root / text):
-        if text and is_run(path):
+    """Return the run or group by path, or by name in ``root``. Raises a UsageError if none."""
+    paths = [Path(text), root / text] if text else []
+    for path in paths:
+        if is_run(path):
             return path
-    if text and any(path.exists() for path in (root / text, Path(text))):
+    if any(path.exists() for path in paths):
         raise UsageError(
             f"{shown(text)} is not a run directory: there is neither {run_dir.MANIFEST} nor "
             f"{SWEEP} in it"
@@ -86,7 +82,6 @@ def locate(text: str, root: Path) -> Path:
 
 
 def _names(root: Path) -> list[str]:
-    """What there is to mean; nothing where the folder cannot be read."""
     try:
         return [path.name for path in root.iterdir()]
     except OSError:
@@ -94,10 +89,11 @@ def _names(root: Path) -> list[str]:
 
 
 def describe(path: Path) -> Entry:
-    """What is known of the run or the group at ``path``. Damage is a state, and not an error."""
-    is_group, entry = run_dir.is_group(path), Entry(path.name, path, bytes=size(path))
+    """Return the entry of the run or group at ``path``. Damage is a state, not an error."""
+    is_group, entry = run_dir.is_group(path), Entry(path.name, path, bytes=_size(path))
+    file = SWEEP if is_group else run_dir.MANIFEST
     try:
-        manifest = run_dir.read_manifest(path, SWEEP if is_group else run_dir.MANIFEST)
+        manifest = run_dir.read_manifest(path, file)
         members = len(_members(path)) if is_group else 0
         state, about, accuracy = (_group_state if is_group else _state)(path)
         return entry._replace(
@@ -111,43 +107,34 @@ def describe(path: Path) -> Entry:
             created=str(manifest["created"]),
         )
     except (ExternalError, UsageError, LookupError, TypeError, AttributeError) as error:
-        modified = (path / (SWEEP if is_group else run_dir.MANIFEST)).stat().st_mtime
-        created = datetime.fromtimestamp(modified, UTC).isoformat(timespec="seconds")
+        modified = datetime.fromtimestamp((path / file).stat().st_mtime, UTC)
+        created = modified.isoformat(timespec="seconds")
         return entry._replace(about=str(error), created=created)
 
 
 def members(path: Path) -> Iterator[Entry]:
-    """The runs of the group at ``path``, in its order; those that have not begun are waiting.
-
-    Raises:
-        ExternalError: the group's file is damaged.
-    """
+    """Yield the runs of a group. Raises an ExternalError if the group's manifest is damaged."""
     for name, values in _members(path):
         if is_run(path / name):
             yield describe(path / name)
         else:
-            yield Entry(
-                name,
-                path / name,
-                recipe=values["recipe"]["name"],
-                seed=values["seed"],
-                state="waiting",
-                about="has not begun",
-            )
+            recipe, seed = values["recipe"]["name"], values["seed"]
+            about = "has not begun"
+            yield Entry(name, path / name, recipe=recipe, seed=seed, state="waiting", about=about)
 
 
-def size(path: Path) -> int:
-    """Bytes of all files below ``path``. Links are not followed."""
+def _size(path: Path) -> int:
+    """Return the bytes of all files below ``path``. Links are not followed."""
     total = 0
-    for place, _, names in os.walk(path):
+    for folder, _, names in os.walk(path):
         for name in names:
-            with contextlib.suppress(OSError):  # a run that is going on removes its checkpoints
-                total += Path(place, name).lstat().st_size
+            with contextlib.suppress(OSError):  # a running process removes old checkpoints
+                total += Path(folder, name).lstat().st_size
     return total
 
 
 def _state(path: Path) -> tuple[str, str, float | None]:
-    """State, more about it, and test accuracy of a run."""
+    """Return state, details and test accuracy of a run."""
     if run_dir.is_finished(path):
         report = run_dir.read_report(path)
         return "finished", f"{report['steps']:,} steps", float(report["test_accuracy"])
@@ -174,52 +161,49 @@ def _group_state(path: Path) -> tuple[str, str, float | None]:
 
 
 def _members(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Name and values of each; a name that leads elsewhere is damage."""
-    found = [(str(m["name"]), m) for m in run_dir.read_manifest(path, SWEEP)["members"]]
-    if not found or any(name in ("", ".", "..") or Path(name).name != name for name, _ in found):
+    """Return name and specification of each run. Raises an ExternalError for invalid names."""
+    runs = [(str(m["name"]), m) for m in run_dir.read_manifest(path, SWEEP)["members"]]
+    if not runs or any(name in ("", ".", "..") or Path(name).name != name for name, _ in runs):
         raise ExternalError(f"{path / SWEEP} names runs that cannot be in it")
-    return found
+    return runs
 
 
 # Removing ----------------------------------------------------------------------------------------
 
 
 def check_removable(path: Path) -> None:
-    """Raise a UsageError unless ``path`` is a run, or a group of runs, that may be removed.
+    """Raise a UsageError unless ``path`` is a run or group that may be removed.
 
-    It may not if it is a link, is one of a group, has a manifest of another kind, or if a process
-    is training into it.
+    It may not be a link, a run of a group, another program's folder, or in use by a process.
     """
-    where = one_line(path)
+    name = one_line(path)
     if path.is_symlink():
-        raise UsageError(f"{where} is a link, and is not followed; give the run that it leads to")
+        raise UsageError(f"{name} is a link, and is not followed; give the run that it leads to")
     if not is_run(path):
-        raise UsageError(f"{where} is not a run directory, and is not removed")
-    first = path / (SWEEP if run_dir.is_group(path) else run_dir.MANIFEST)
-    if not _is_ours(first):
+        raise UsageError(f"{name} is not a run directory, and is not removed")
+    manifest = path / (SWEEP if run_dir.is_group(path) else run_dir.MANIFEST)
+    if not _is_ours(manifest):
         raise UsageError(
-            f"{one_line(first)} was not written by fcifar, or is damaged; if {where} is a run, "
+            f"{one_line(manifest)} was not written by fcifar, or is damaged; if {name} is a run, "
             "remove the folder yourself"
         )
     if run_dir.is_group(path.absolute().parent):
         raise UsageError(
-            f"{where} is one run of the group {one_line(path.absolute().parent)}, which would not "
-            "be whole without it; remove the group"
+            f"{name} is one run of the group {one_line(path.absolute().parent)}, which would be "
+            "incomplete without it; remove the group"
         )
     runs = [folder for folder in sorted(path.iterdir()) if is_run(folder)]
-    if held := [run for run in (path, *runs) if io.is_locked(run)]:
-        raise UsageError(f"a process is training into {one_line(held[0])}; stop it first")
+    if locked := [run for run in (path, *runs) if io.is_locked(run)]:
+        raise UsageError(f"a process is training into {one_line(locked[0])}; stop it first")
 
 
 def remove(path: Path) -> None:
-    """Remove a run or a group, with all that is in its folder. Links in it are not followed.
+    """Remove the folder of a run or a group. Links in it are not followed.
 
-    Raises:
-        UsageError: as ``check_removable``.
-        ExternalError: the disk refused; the message says what is left.
+    Raises as ``check_removable``, and an ExternalError if it cannot be removed completely.
     """
     check_removable(path)
-    # Out of sight at once, so that no half of a run is ever taken for one.
+    # Renamed first, so that a partly removed run is never listed.
     hidden = path.with_name(f".removed-{os.getpid()}-{path.name}")
     try:
         with io.locked(path):
@@ -232,9 +216,9 @@ def remove(path: Path) -> None:
         ) from error
 
 
-def _is_ours(file: Path) -> bool:
+def _is_ours(manifest: Path) -> bool:
     with contextlib.suppress(ExternalError):
-        values = io.read_json(file)
-        wanted = {"format", "environment", "members" if file.name == SWEEP else "recipe"}
-        return isinstance(values, dict) and wanted <= set(values)
+        values = io.read_json(manifest)
+        required = {"format", "environment", "members" if manifest.name == SWEEP else "recipe"}
+        return isinstance(values, dict) and required <= set(values)
     return False

@@ -1,4 +1,4 @@
-"""Whether the files of a run are as they were written. Reads every byte, and computes nothing."""
+"""Check the files of a run against their checksums and against each other."""
 
 import contextlib
 from pathlib import Path
@@ -9,18 +9,34 @@ from fcifar.train import checkpoint, config, metrics_log, run_dir, sweep
 
 
 def verify(path: Path) -> list[str]:
-    """What is wrong with the files of a run or a group of runs, a line each, the file named first.
+    """Check the files of a run or a group; return a line per problem, which begins with the file.
 
     Raises:
         UsageError: ``path`` is neither.
-        ExternalError: its manifest is damaged, without which the rest means nothing.
+        ExternalError: its manifest is damaged.
     """
-    return _verify_group(path) if run_dir.is_group(path) else _verify_run(path)
+    if not run_dir.is_group(path):
+        return _verify_run(path)
+    problems = run_dir.check_files(path, run_dir.SUMMARY)
+    for run in (path / trial.name for trial in sweep.read(path).trials):
+        if (run / run_dir.MANIFEST).exists():
+            try:
+                problems += _verify_run(run)
+            except (UsageError, ExternalError) as error:
+                problems.append(str(error))
+        elif (path / run_dir.SUMMARY).exists():
+            problems.append(f"{run} is missing, though the group is finished")
+    return problems
 
 
 def _verify_run(run: Path) -> list[str]:
     config.read_config(run)
     problems = run_dir.check_files(run)
+
+    def add(path: Path, problem: str) -> None:
+        if not any(known.startswith(f"{path} ") for known in problems):  # one problem per file
+            problems.append(problem)
+
     finished, checkpoints = run_dir.is_finished(run), list(run_dir.list_checkpoints(run).values())
     best, final, predictions = (
         run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)
@@ -32,15 +48,15 @@ def _verify_run(run: Path) -> list[str]:
         try:
             if not path.exists():
                 if finished and path != best:
-                    _add(problems, path, f"{path} is missing, though the run is finished")
+                    add(path, f"{path} is missing, though the run is finished")
                 continue
             _, metadata = tensor_files.read(path)
             if path in checkpoints:
                 positions.append(checkpoint.read_metadata(metadata, path)[1])
             if path == final and digest not in (None, metadata["params_digest"]):
-                _add(problems, path, f"{path} holds other parameters than the report's")
+                add(path, f"{path} holds other parameters than the report's")
         except ExternalError as error:
-            _add(problems, path, str(error))
+            add(path, str(error))
     try:
         metrics_log.read_digests(run)
         for position in positions:
@@ -48,25 +64,5 @@ def _verify_run(run: Path) -> list[str]:
     except ExternalError as error:
         for path in (run / name for name in (run_dir.METRICS, run_dir.DIGESTS)):
             if str(path) in str(error):
-                _add(problems, path, str(error))
-    return problems
-
-
-def _add(problems: list[str], path: Path, problem: str) -> None:
-    """Add a problem with a file, unless one is known already."""
-    if not any(known.startswith(f"{path} ") for known in problems):
-        problems.append(problem)
-
-
-def _verify_group(path: Path) -> list[str]:
-    trials = sweep.read(path).trials
-    problems = run_dir.check_files(path, run_dir.SUMMARY)
-    for run in (path / trial.name for trial in trials):
-        if (run / run_dir.MANIFEST).exists():
-            try:
-                problems += _verify_run(run)
-            except (UsageError, ExternalError) as error:
-                problems.append(str(error))
-        elif (path / run_dir.SUMMARY).exists():
-            problems.append(f"{run} is missing, though the group is finished")
+                add(path, str(error))
     return problems

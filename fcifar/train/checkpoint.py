@@ -1,10 +1,12 @@
-"""Checkpoints: the state of a run on its way, and its models."""
+"""Saving and loading of checkpoints and models."""
 
 import json
 import shutil
 from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+
+from torch import Tensor
 
 from fcifar import io, recipes, tensor_files, tree
 from fcifar.errors import DamagedError
@@ -17,27 +19,25 @@ from fcifar.train.metrics_log import MetricsLog, Position
 _DAMAGED = ".damaged"
 
 
-class Timings(NamedTuple):
-    """Seconds spent so far, over all resumptions of a run."""
+@dataclass
+class Timings:
+    """Seconds spent so far, summed over all resumptions of a run."""
 
-    adapt: float = 0.0  # to initialise the model, and to adapt it to images
+    adapt: float = 0.0  # initialisation, with adaptation to images
     train: float = 0.0
     compile: float = 0.0
     valid: float = 0.0
-    safeguard: float = 0.0  # on digests and checkpoints; a part of train
+    safeguard: float = 0.0  # digests and checkpoints; included in train
 
 
 def save(run: Path, config: RunConfig, state: LoopState, timings: Timings, log: MetricsLog) -> None:
-    """Write a checkpoint, and only then remove all but the latest few.
+    """Write a checkpoint, then remove all but the latest ones.
 
-    Raises:
-        ExternalError: it cannot be written; the earlier checkpoints are then all there.
+    Raises an ExternalError if it cannot be written; no earlier checkpoint is removed then.
     """
     log.sync()
-    metadata = {
-        "timings": json.dumps(timings._asdict()),
-        "log": json.dumps(log.position._asdict()),
-    }
+    records = {"timings": asdict(timings), "log": log.position._asdict()}
+    metadata = {name: json.dumps(record) for name, record in records.items()}
     tensor_files.save(run_dir.checkpoint_path(run, int(state.state.step)), state, metadata)
     for old in list(run_dir.list_checkpoints(run).values())[config.checkpoint.keep_checkpoints :]:
         old.unlink(missing_ok=True)
@@ -46,17 +46,17 @@ def save(run: Path, config: RunConfig, state: LoopState, timings: Timings, log: 
 def restore(
     run: Path, like: LoopState, log: MetricsLog, steps: Container[int] | None = None
 ) -> tuple[LoopState, Timings, list[str]]:
-    """The latest state that is whole, with the log cut back to it, to train on from there.
+    """Load the latest valid checkpoint, and truncate the log to it.
 
-    A checkpoint that is damaged, or whose log is, is renamed, and the one before it is taken;
-    without any, it is the beginning, ``like``. The last value says so, a line each.
+    A checkpoint is renamed if it or its part of the log is damaged, and the one before it is used.
 
     Args:
-        like: a state of the same structure, on the devices to restore to.
-        steps: use checkpoints of these steps alone, and remove the others.
+        like: the initial state, on the devices to restore to.
+        steps: use only checkpoints of these steps, and remove the others.
 
-    Raises:
-        ExternalError: a file cannot be read or written.
+    Returns:
+        State, timings, and a message for each damaged checkpoint. Without a checkpoint the state is
+        ``like``.
     """
     io.remove_partial(run)
     (run / run_dir.NONFINITE).unlink(missing_ok=True)
@@ -76,13 +76,13 @@ def restore(
         else:
             return state, timings, notes
     if notes:
-        notes.append("no checkpoint is left; the run starts again from its beginning")
+        notes.append("no checkpoint is left; the run starts again from step 0")
     log.rewind(Position())
     return like, Timings(), notes
 
 
 def read_metadata(metadata: Mapping[str, str], path: Path) -> tuple[Timings, Position]:
-    """What the checkpoint at ``path`` has besides the state. Raises a DamagedError."""
+    """Parse the metadata of a checkpoint. Raises a DamagedError."""
     try:
         timings = Timings(**json.loads(metadata["timings"]))
         return timings, Position(**json.loads(metadata["log"]))
@@ -91,7 +91,7 @@ def read_metadata(metadata: Mapping[str, str], path: Path) -> tuple[Timings, Pos
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, and copy the log as it was then."""
+    """Rename a damaged checkpoint, and copy the log to go with it."""
     try:
         path.replace(path.with_name(path.name + _DAMAGED))
         for log in (path.with_name(name) for name in (run_dir.METRICS, run_dir.DIGESTS)):
@@ -102,27 +102,26 @@ def _set_aside(path: Path) -> None:
 
 
 def save_model(path: Path, variables: Variables, config: RunConfig, classes: tuple) -> None:
-    """Write parameters and buffers under the names of the module's state_dict.
-
-    The metadata says what is needed to use them, and what they come from.
-    """
-    tensor_files.save(
-        path,
-        {**variables.params, **variables.buffers},
-        {
-            "recipe": json.dumps(recipes.to_dict(config.recipe)),
-            "classes": json.dumps(classes),
-            "seed": str(config.seed),
-            "dataset": config.dataset,
-            "dataset_digest": config.dataset_digest,
-            "params_digest": tree.digest(variables.params),
-        },
-    )
+    """Write parameters and buffers under the names of the module's state_dict."""
+    metadata = {
+        "recipe": json.dumps(recipes.to_dict(config.recipe)),
+        "classes": json.dumps(classes),
+        "seed": str(config.seed),
+        "dataset": config.dataset,
+        "dataset_digest": config.dataset_digest,
+        "params_digest": tree.digest(variables.params),
+    }
+    tensor_files.save(path, {**variables.params, **variables.buffers}, metadata)
 
 
 def load_model(path: Path, like: Variables) -> Variables:
-    """What ``save_model`` wrote, in the structure and on the devices of ``like``."""
-    flat, _ = tensor_files.load(path, {**like.params, **like.buffers})
-    return Variables(
-        {name: flat[name] for name in like.params}, {name: flat[name] for name in like.buffers}
-    )
+    """Read what ``save_model`` wrote, onto the devices of ``like``."""
+    tensors, _ = tensor_files.read(path)
+    return fit_model(path, tensors, like)
+
+
+def fit_model(path: Path, tensors: Mapping[str, Tensor], like: Variables) -> Variables:
+    """Arrange the tensors of a model file, read from ``path``, as ``like``."""
+    flat = tensor_files.fit(path, tensors, {**like.params, **like.buffers})
+    params, buffers = ({name: flat[name] for name in part} for part in like)
+    return Variables(params, buffers)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fcifar import io, recipes
 from fcifar.data import Dataset
@@ -22,23 +22,13 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _EVERY = re.compile(r"([0-9]{1,9})(s|min|h|)")
 
 
-class Every(NamedTuple):
-    """A number of steps or of seconds; infinite where the other counts."""
-
-    steps: float
-    seconds: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and what to stop at. No choice here changes a result.
+    """When to save checkpoints, and whether to stop at a non-finite loss. Changes no result.
 
     checkpoint_every: a number of steps such as ``500``, or a time such as ``30s`` or ``5min``.
-    keep_checkpoints: how many of the latest are kept; with one, a damaged one is a lost run.
-    allow_nonfinite: go on when a loss is not finite, instead of stopping.
-
-    Raises:
-        UsageError: a value is outside its range.
+    keep_checkpoints: number of latest checkpoints to keep.
+    allow_nonfinite: continue when a loss is not finite.
     """
 
     checkpoint_every: str = "30s"
@@ -51,40 +41,40 @@ class CheckpointConfig:
         check_switch("allow_nonfinite", self.allow_nonfinite)
 
     @property
-    def every(self) -> Every:
-        """``checkpoint_every`` in numbers."""
+    def every(self) -> tuple[float, float]:
+        """The interval in steps and in seconds; the one not given is infinite."""
         return _parse_every(self.checkpoint_every)
 
 
-def _parse_every(text: str) -> Every:
+def _parse_every(text: str) -> tuple[float, float]:
     match = _EVERY.fullmatch(text) if isinstance(text, str) else None
     if match is None or not int(match[1]):
         raise UsageError(
             f"--checkpoint-every is {text!r}; it must be a number of steps such as 500, or a time "
             "such as 30s, 5min or 1h"
         )
-    number, unit = int(match[1]), match[2]
-    return Every(math.inf, number * _SECONDS[unit]) if unit else Every(number, math.inf)
+    number, seconds = int(match[1]), _SECONDS.get(match[2])
+    return (math.inf, number * seconds) if seconds else (number, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that determines a run, and how it is saved. ``make_config`` makes one.
+    """Everything that determines a run, and how it is saved. Use ``make_config`` to make one.
 
     recipe, seed: the experiment; every random draw comes from the seed.
-    runtime: where and how it is computed.
-    compile: whether the step goes through ``torch.compile``.
-    dataset, dataset_digest: the name and the content of the data set.
+    runtime: device, threads, precision and processes.
+    compile: whether to compile the step with ``torch.compile``.
+    dataset, dataset_digest: name and content of the data set.
     checkpoint: when to save.
-    traced_hparams: names of ``recipes.Hyperparams`` that are arguments of the step, as in a sweep
-        whose trials share what is compiled; this changes results by rounding.
-    vmap_size: over how many trials the step is mapped; 0 for a run by itself.
-    earlier_ends: epochs after which the run ended before it was extended; it has log points there.
+    traced_hparams: fields of ``recipes.Hyperparams`` that are arguments of the step, so that the
+        trials of a sweep share one compiled step; changes results by rounding.
+    vmap_size: number of trials that the step is mapped over; 0 for a single run.
+    earlier_ends: epochs at which the run ended before it was extended; it has log points there.
     """
 
     recipe: Recipe
     seed: int = 0
-    runtime: Runtime
+    runtime: Runtime = Runtime()  # noqa: RUF009
     compile: bool = False
     dataset: str
     dataset_digest: str
@@ -105,56 +95,27 @@ class RunConfig:
             raise UsageError(f"traced_hparams: there is no hyperparameter {shown(unknown.pop())}")
 
     def replace(self, **changes: Any) -> "RunConfig":
-        """The same with other values."""
+        """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
-def make_config(
-    recipe: Recipe,
-    dataset: Dataset,
-    *,
-    seed: int = 0,
-    runtime: Runtime = Runtime(),  # noqa: B008
-    compile: bool = False,
-    checkpoint: CheckpointConfig = CheckpointConfig(),
-    traced_hparams: Sequence[str] = (),
-) -> RunConfig:
-    """The configuration of a run of ``recipe`` on ``dataset``: see ``RunConfig``."""
-    return RunConfig(
-        recipe=recipe,
-        seed=seed,
-        runtime=runtime,
-        compile=compile,
-        dataset=dataset.name,
-        dataset_digest=dataset.digest,
-        checkpoint=checkpoint,
-        traced_hparams=tuple(traced_hparams),
-    )
-
-
-# Manifests ---------------------------------------------------------------------------------------
+def make_config(recipe: Recipe, dataset: Dataset, **options: Any) -> RunConfig:
+    """Return the ``RunConfig`` of ``recipe`` on ``dataset``; options are its other fields."""
+    names = {"dataset": dataset.name, "dataset_digest": dataset.digest}
+    return RunConfig(recipe=recipe, **names, **options)
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """A configuration as values that JSON holds."""
-    return {
-        "recipe": recipes.to_dict(config.recipe),
-        "seed": config.seed,
-        "runtime": dataclasses.asdict(config.runtime),
-        "compile": config.compile,
-        "dataset": {"name": config.dataset, "digest": config.dataset_digest},
-        "checkpoint": dataclasses.asdict(config.checkpoint),
-        "traced_hparams": list(config.traced_hparams),
-        "vmap_size": config.vmap_size,
-        "earlier_ends": list(config.earlier_ends),
-    }
+    """Return a configuration as JSON-serializable values."""
+    values = dataclasses.asdict(config)
+    digest = values.pop("dataset_digest")
+    return {**values, "dataset": {"name": config.dataset, "digest": digest}}
 
 
 def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = None) -> RunConfig:
-    """What ``to_dict`` was given, read from ``file``; on another device, if one is given.
+    """Return the configuration that ``to_dict`` was given, optionally with another device.
 
-    Raises:
-        UsageError: a value is missing or wrong.
+    Raises a UsageError, which names ``file``, if a value is missing or wrong.
     """
     try:
         return RunConfig(
@@ -174,7 +135,7 @@ def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = Non
 
 
 def write_config(run: Path, config: RunConfig, dataset: Dataset) -> None:
-    """Write the manifest of a new run: its configuration, and where and when it was begun."""
+    """Write the manifest of a new run: its configuration, data set and environment."""
     manifest = to_dict(config)
     manifest["dataset"] |= {
         "source": dataset.source,
@@ -187,49 +148,45 @@ def write_config(run: Path, config: RunConfig, dataset: Dataset) -> None:
 
 
 def provenance(models: Sequence[str]) -> dict[str, Any]:
-    """The environment, command and time of a run of these models, as values that JSON holds."""
+    """Return environment, command line and time, as JSON-serializable values."""
     return {"environment": environment.describe(models), "argv": sys.argv, "created": _now()}
 
 
 def read_config(run: Path, *, device: str | None = None) -> RunConfig:
-    """The configuration of the run in a directory; on another device than it ran, if one is given.
+    """Read the configuration of a run, optionally with another device.
 
-    Raises:
-        UsageError: the directory is not a run, or its manifest is not complete.
-        ExternalError: the manifest is damaged, or was changed.
+    Raises as ``from_dict`` and ``run_dir.read_manifest``.
     """
     return from_dict(run_dir.read_manifest(run), run / run_dir.MANIFEST, device=device)
 
 
 def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
-    """Give a run more epochs, and write that into its manifest.
+    """Extend a run to more epochs, and update its manifest.
 
-    A finished run is unfinished again: ``loop.train(..., resume=True)`` continues it, to the same
-    bits as a run that had so many epochs from the start.
+    ``loop.train(..., resume=True)`` then continues it, even if it was finished, to the same bits
+    as a run with that many epochs from the start.
 
     Args:
-        config: of the run, from ``read_config``.
-        epochs: of the whole run.
+        config: from ``read_config``.
+        epochs: new total number of epochs.
 
     Raises:
-        UsageError: there would not be more of them; the run stopped early or is one of a group; or
-            something in its recipe is spread over its length. Nothing is changed then.
+        UsageError: ``epochs`` is not larger, the run stopped early or belongs to a group, or its
+            recipe has a schedule over the whole run; nothing is changed then.
         ExternalError: a file cannot be written.
     """
     recipe = config.recipe
     if epochs <= recipe.epochs:
         raise UsageError(
-            f"--epochs is {epochs}, and {run} has {recipe.epochs} epochs; with --resume, give more "
-            "epochs of the whole run than it has"
+            f"--epochs is {epochs}, and {run} has {recipe.epochs} epochs; with --resume, give a "
+            "larger total number of epochs"
         )
     if run_dir.is_group(run.absolute().parent):
-        raise UsageError(
-            f"{run} is one of a group, which would not fit it any more; begin a new run"
-        )
+        raise UsageError(f"{run} belongs to a group and cannot be extended alone; start a new run")
     if tied := recipes.tied_to_end(recipe):
         raise UsageError(
             f"{run} cannot have more epochs: its recipe spreads {' and '.join(tied)} over the "
-            "whole run, so that a longer one differs from its first step on; begin a new run with "
+            "whole run, so that a longer run differs from the first step; start a new run with "
             f"--epochs {epochs}"
         )
     with io.locked(run):
@@ -238,12 +195,12 @@ def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
         if finished and run_dir.read_report(run)["stopped_early"]:
             raise UsageError(
                 f"{run} stopped early, after {recipe.patience} epochs without a lower validation "
-                "loss, and would stop again at once; begin a new run with a larger --patience"
+                "loss, and would stop again at once; start a new run with a larger --patience"
             )
         ends = (*config.earlier_ends, recipe.epochs) if finished else config.earlier_ends
         longer = config.replace(recipe=recipe.replace(epochs=epochs), earlier_ends=ends)
         history = [*manifest.get("extended", []), {"epochs": recipe.epochs, "at": _now()}]
-        # The report goes first: a run that has one is never trained on.
+        # Remove the report first: a run with a report counts as finished.
         (run / run_dir.REPORT).unlink(missing_ok=True)
         changed = {name: to_dict(longer)[name] for name in ("recipe", "earlier_ends")}
         run_dir.write_manifest(run, manifest | changed | {"extended": history})
@@ -251,31 +208,23 @@ def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
 
 
 def check_same_data(run: Path, config: RunConfig, dataset: Dataset) -> None:
-    """Check that a data set is the one that a run, or a group, was trained on.
-
-    Raises:
-        UsageError: it is another one, under the same name.
-    """
+    """Raise a UsageError unless ``dataset`` is the one that a run, or a group, was trained on."""
     if dataset.digest != config.dataset_digest:
         raise UsageError(
-            f"the data set {dataset.name} is not the one that {run} began with (digest "
-            f"{dataset.digest[:12]}, then {config.dataset_digest[:12]}); prepare that one again"
+            f"the data set {dataset.name} is not the one that {run} began with (its digest is "
+            f"{dataset.digest[:12]} and was {config.dataset_digest[:12]}); prepare that one again"
         )
 
 
 def check_same_config(run: Path, config: RunConfig) -> None:
-    """Check that a run began with ``config``, but for the checkpoints and the device's number.
-
-    Raises:
-        UsageError: it began with another one.
-    """
-    began = read_config(run)
-    # In a sweep over ranks the device has the number of the rank, which another may resume.
-    runtime = dataclasses.replace(config.runtime, device=began.runtime.device)
-    if began != config.replace(runtime=runtime, checkpoint=began.checkpoint):
+    """Raise a UsageError unless a run began with ``config``, checkpoints and device apart."""
+    recorded = read_config(run)
+    # In a sweep over several ranks, another rank may resume the run on its own device.
+    runtime = dataclasses.replace(config.runtime, device=recorded.runtime.device)
+    if recorded != config.replace(runtime=runtime, checkpoint=recorded.checkpoint):
         raise UsageError(
-            f"{run} began with another recipe, seed, runtime or data set than is given now; "
-            "continue it with those it began with, or begin a new run"
+            f"{run} began with another recipe, seed, runtime or data set than the one given; "
+            "resume it with the original ones, or start a new run"
         )
 
 

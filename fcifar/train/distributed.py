@@ -1,8 +1,7 @@
-"""Several processes (ranks) that run the same program, as ``torchrun`` starts them.
+"""Several processes (ranks) that run the same program, started by ``torchrun``.
 
-Every rank computes the same state; rank 0 alone writes files and shows progress. What the ranks
-must agree upon goes through the functions here, which each of them calls at the same place. In one
-process they do nothing.
+Every rank computes the same state; only rank 0 writes files and shows progress. Every rank must
+call the collectives below in the same order. With one process they do nothing.
 """
 
 import contextlib
@@ -23,8 +22,8 @@ from fcifar.train.runtime import Runtime
 from fcifar.tree import Tree
 
 TIMEOUT = "FCIFAR_TIMEOUT"  # collective timeout in seconds; a slower rank counts as hung
-_LONG = timedelta(days=365)  # what rank 0 does alone, such as a download, may take its time
-_FIRST_WORD = 1.0  # seconds in which the rank that failed says why, before the others say so
+_LONG = timedelta(days=365)  # for what rank 0 does alone, such as a download
+_GRACE = 1.0  # seconds for a rank that failed to report first
 
 
 class LostError(ExternalError):
@@ -32,16 +31,12 @@ class LostError(ExternalError):
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process."""
     return _variable("RANK", 0)
 
 
 def world_size() -> int:
-    """How many processes there are.
-
-    Raises:
-        UsageError: the variables that torchrun sets are there and make no sense.
-    """
+    """Return the number of processes. Raises a UsageError if torchrun's variables are invalid."""
     size = _variable("WORLD_SIZE", 1)
     if rank() >= size:
         raise UsageError(
@@ -52,7 +47,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """The number of this process among those of its host."""
+    """Return the rank of this process on its host."""
     return _variable("LOCAL_RANK", 0)
 
 
@@ -62,7 +57,7 @@ def is_main() -> bool:
 
 
 def restarts() -> tuple[int, int]:
-    """How often torchrun has restarted the processes, and how often it may."""
+    """Return torchrun's restart count and its ``--max-restarts``."""
     return _variable("TORCHELASTIC_RESTART_COUNT", 0), _variable("TORCHELASTIC_MAX_RESTARTS", 0)
 
 
@@ -77,32 +72,29 @@ def _timeout() -> timedelta:
     return timedelta(seconds=max(1, _variable(TIMEOUT, 600)))
 
 
-# The group ---------------------------------------------------------------------------------------
+# The process group -------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def group(runtime: Runtime) -> Iterator[Axis]:
-    """The ranks that divide a run's batches, while the run lasts.
+    """Yield the axis of the ranks that divide each batch.
 
-    Uses ``torch.distributed``'s default group, or makes it and destroys it at the end: by gloo for
-    tensors on the CPU, and by NCCL for those on a CUDA device.
-
-    Raises:
-        UsageError: there are more or fewer ranks than ``runtime`` says.
-        LostError: another rank ended, or did not answer in time.
+    Uses ``torch.distributed``'s default group. If there is none, initializes it (gloo on the CPU,
+    NCCL on CUDA) and destroys it at the end. Raises a UsageError if the number of ranks is not that
+    of ``runtime``, and a LostError if another rank is lost within the block.
     """
-    wanted, found = runtime.processes, world_size()
-    if wanted != found:
+    expected, actual = runtime.processes, world_size()
+    if expected != actual:
         raise UsageError(
-            f"this is a run of {wanted} process{'es' if wanted > 1 else ''}, and {found} "
-            f"{'are' if found > 1 else 'is'} here; start it with {command(wanted)} ..."
+            f"this is a run of {expected} process{'es' if expected > 1 else ''}, and {actual} "
+            f"{'are' if actual > 1 else 'is'} running; start it with {command(expected)} ..."
         )
-    if wanted == 1:
+    if expected == 1:
         yield parallel.ALONE
         return
     with _naming_lost_ranks():
-        own = not distributed.is_initialized()
-        if own:
+        is_ours = not distributed.is_initialized()
+        if is_ours:
             cuda = torch.device(runtime.device).type == "cuda"
             if cuda:
                 torch.cuda.set_device(runtime.device)
@@ -110,40 +102,40 @@ def group(runtime: Runtime) -> Iterator[Axis]:
                 "cpu:gloo,cuda:nccl" if cuda else "gloo",
                 store=distributed.PrefixStore("group", store()),
                 rank=rank(),
-                world_size=wanted,
+                world_size=expected,
                 timeout=_timeout(),
             )
         try:
             yield parallel.across_ranks()
         finally:
-            if own and distributed.is_initialized():
+            if is_ours and distributed.is_initialized():
                 distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
-    """Raise a LostError for what torch raises where a collective failed."""
+    """Raise a LostError for torch's errors of a failed collective."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        known = any(name in text.lower() for name in ("gloo", "nccl"))
-        if not isinstance(error, distributed.DistError) and not known:
+        is_backend = any(name in text.lower() for name in ("gloo", "nccl"))
+        if not isinstance(error, distributed.DistError) and not is_backend:
             raise
         how = "did not answer in time" if "imed out" in text or "imeout" in text else "has ended"
         raise LostError(f"another of the {world_size()} processes {how}") from error
 
 
 def command(processes: int) -> str:
-    """The command that starts fcifar in so many processes."""
+    """Return the command that starts fcifar with that many processes."""
     return f"torchrun --nproc-per-node {processes} -m fcifar" if processes > 1 else "fcifar"
 
 
-# Collectives: every rank calls these at the same place -------------------------------------------
+# Collectives -------------------------------------------------------------------------------------
 
 
 def broadcast(values: Tree, axis: Axis) -> Tree:
-    """The tree of rank 0 on every rank; the others give one of the same shapes and dtypes."""
+    """Return the tree of rank 0 on every rank. All trees have the same shapes and dtypes."""
     if axis.size == 1:
         return values
 
@@ -156,7 +148,7 @@ def broadcast(values: Tree, axis: Axis) -> Tree:
 
 
 def maximum(values: Sequence[float], axis: Axis) -> list[float]:
-    """The largest of each value over the ranks, by one all-reduce."""
+    """Return the maximum of each value over the ranks, by one all-reduce."""
     if axis.size == 1:
         return list(values)
     largest = torch.tensor(values, dtype=torch.float64)
@@ -165,31 +157,26 @@ def maximum(values: Sequence[float], axis: Axis) -> list[float]:
 
 
 def check_equal(state: Tree, axis: Axis) -> None:
-    """Raise a ExternalError unless a tree has the same bits on every rank."""
+    """Raise an ExternalError unless a tree has the same bits on every rank."""
     if axis.size == 1:
         return
     digest = tree.digest(state)
     words = [float(int(digest[i : i + 8], 16)) for i in range(0, len(digest), 8)]
     if maximum([*words, *(-w for w in words)], axis) != [*words, *(-w for w in words)]:
         raise ExternalError(
-            f"the {axis.size} processes have computed different parameters, as processors of "
-            "different kinds may; run them on hosts of one kind"
+            f"the {axis.size} processes have computed different parameters, as different kinds of "
+            "processors may; use hosts of one kind"
         )
 
 
-# Without a group, through the store of the rendezvous --------------------------------------------
+# Through the rendezvous store, without a process group -------------------------------------------
 
 
 @functools.cache
 def store() -> Any:
-    """The key-value store that all ranks share; a new one each time torchrun restarts them.
-
-    Raises:
-        UsageError: the variables that torchrun sets are missing.
-        ExternalError: it cannot be reached.
-    """
+    """Return the key-value store that all ranks share; a new one after each restart by torchrun."""
     try:
-        found, _, _ = next(distributed.rendezvous("env://", timeout=_timeout()))
+        shared, _, _ = next(distributed.rendezvous("env://", timeout=_timeout()))
     except ValueError as error:
         raise UsageError(
             f"$WORLD_SIZE is {world_size()}, and the processes cannot find each other: "
@@ -197,61 +184,59 @@ def store() -> Any:
         ) from error
     except RuntimeError as error:
         raise ExternalError(f"the processes cannot find each other: {one_line(error)}") from error
-    return distributed.PrefixStore(f"fcifar/{restarts()[0]}", found)
+    return distributed.PrefixStore(f"fcifar/{restarts()[0]}", shared)
 
 
 @contextlib.contextmanager
-def main_first(what: str) -> Iterator[None]:
-    """Rank 0 runs the block first; the others wait for its end, however long it takes."""
+def main_first(name: str) -> Iterator[None]:
+    """Run the block on rank 0 first; the other ranks wait for it without a timeout."""
     if world_size() > 1 and not is_main():
         with _naming_lost_ranks():
-            store().wait([what], _LONG)
+            store().wait([name], _LONG)
     yield
     if world_size() > 1 and is_main():
-        store().set(what, "done")
+        store().set(name, "done")
 
 
 def from_main(name: str, text: str) -> str:
-    """The text of rank 0, on every rank."""
+    """Return the text of rank 0 on every rank."""
+    if world_size() == 1:
+        return text
     with main_first(name):
-        if world_size() > 1 and is_main():
+        if is_main():
             store().set(f"text/{name}", text)
-    return text if world_size() == 1 else store().get(f"text/{name}").decode()
+    return store().get(f"text/{name}").decode()
 
 
 def report_done(outcome: str) -> None:
-    """Tell rank 0 that this rank has trained its share of a sweep."""
+    """Report to rank 0 that this rank has trained its share of a sweep."""
     store().set(f"done/{rank()}", outcome)
 
 
 def outcomes() -> list[str]:
-    """What the other ranks have reported so far."""
+    """Return what the other ranks have reported so far."""
     keys = [f"done/{other}" for other in range(1, world_size())]
     return [store().get(key).decode() for key in keys if store().check([key])]
 
 
 def should_print(error: BaseException) -> bool:
-    """Whether this rank is the one to print an error: the first that failed, and one alone.
-
-    A rank that merely lost another one leaves the first word to that one.
-    """
+    """Whether this rank prints an error: only the first rank that failed does."""
     if world_size() == 1:
         return True
     try:
-        if isinstance(error, LostError):
-            time.sleep(_FIRST_WORD)
+        if isinstance(error, LostError):  # the lost rank reports its own error first
+            time.sleep(_GRACE)
         return store().add("failed", 1) == 1
     except (RuntimeError, ExternalError):  # torchrun has ended already
         return is_main()
 
 
 def available() -> list[str]:
-    """The backends that this torch has, with NCCL's version."""
+    """Return the backends of this torch, with NCCL's version."""
     if not distributed.is_available():
         return []
-    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else ""
-    found = {
-        "gloo": distributed.is_gloo_available(),
-        f"nccl {nccl}".strip(): distributed.is_nccl_available(),
-    }
-    return [name for name, there in found.items() if there]
+    backends = ["gloo"] if distributed.is_gloo_available() else []
+    if distributed.is_nccl_available():
+        version = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
+        backends.append(f"nccl {'.'.join(map(str, version))}".strip())
+    return backends

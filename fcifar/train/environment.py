@@ -1,4 +1,4 @@
-"""What a result depends on besides the recipe: versions, machine, compilers."""
+"""The environment of a run: versions, machine, compilers."""
 
 import hashlib
 import importlib.metadata
@@ -20,40 +20,35 @@ from fcifar.kernels.build import compiler
 from fcifar.train import distributed
 from fcifar.train.runtime import read_switches
 
-# Those that change how kernels are chosen or built, or how sums are cut into threads.
+# Environment variables that affect the choice or the build of kernels, or threading.
 _VARIABLES = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "VECLIB_", "DNNL_", "ONEDNN_"),
     *("ATEN_CPU_CAPABILITY", "TORCH_", "TORCHINDUCTOR_", "PYTORCH_", "TRITON_"),
     *("CUBLAS_", "CUDA_", "CUDNN_", "NVIDIA_TF32"),
     *("CXX", "LD_PRELOAD", "GLIBC_TUNABLES"),
 )
-# They say where files lie, or how threads wait, which changes no result.
-_WITHOUT_RESULT = (
+# Exceptions: locations of files, and how threads wait.
+_WITHOUT_EFFECT = (
     *("CUDA_HOME", "CUDA_PATH", "TORCHINDUCTOR_CACHE_DIR", "TORCH_HOME", "TRITON_CACHE_DIR"),
     *("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"),
 )
-# Parts of the package that only show or move what was computed.
-_NOT_COMPUTING = {"bench", "cli", "report", "export"}
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything whose change may change a result."""
-    packages = ("torchvision", "numpy", "optree", "safetensors")
-    return {
-        "fcifar": fcifar.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),  # with the build, which the package's version leaves out
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
+# Parts of the package that no training result depends on.
+_NOT_TRAINING = {"bench", "cli", "report", "export"}
 
 
 def describe(models: Iterable[str] = ()) -> dict[str, Any]:
-    """The environment of runs of some models, as values that JSON holds."""
-    own = {name: digest for name in sorted({*models}) if (digest := module_digest(name))}
+    """Return the environment of runs of ``models``, as JSON-serializable values."""
+    imported = [f"{name} {digest}" for name in sorted({*models}) if (digest := module_digest(name))]
+    packages = ("torchvision", "numpy", "optree", "safetensors")
     return {
-        "versions": versions(),
+        "versions": {
+            "fcifar": fcifar.__version__,
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),  # with the build, unlike the package's version
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
         "code": code_digest(),
-        **({"model_code": ", ".join(f"{name} {d}" for name, d in own.items())} if own else {}),
+        **({"model_code": ", ".join(imported)} if imported else {}),
         "git_commit": git_commit(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -73,25 +68,25 @@ def describe(models: Iterable[str] = ()) -> dict[str, Any]:
         "variables": {
             name: os.environ[name]
             for name in sorted(os.environ)
-            if name.startswith(_VARIABLES) and name not in _WITHOUT_RESULT
+            if name.startswith(_VARIABLES) and name not in _WITHOUT_EFFECT
         },
     }
 
 
 def code_digest() -> str:
-    """The beginning of a SHA-256 over those modules of fcifar that a result can depend on."""
+    """Return a short SHA-256 of the modules of fcifar that a result can depend on."""
     package = Path(fcifar.__file__).resolve().parent
-    found = (path.relative_to(package) for path in package.rglob("*.[pc]*"))
+    paths = (path.relative_to(package) for path in package.rglob("*.[pc]*"))
     parts = [
         f"{path.as_posix()}\n".encode() + (package / path).read_bytes()
-        for path in sorted(found)
-        if path.suffix in (".py", ".c") and path.parts[0] not in _NOT_COMPUTING
+        for path in sorted(paths)
+        if path.suffix in (".py", ".c") and path.parts[0] not in _NOT_TRAINING
     ]
     return _short_digest(b"\n".join(parts))
 
 
 def module_digest(model: str) -> str:
-    """The beginning of a SHA-256 of the file that MODULE:FACTORY names; empty for other models."""
+    """Return a short SHA-256 of the file of a MODULE:FACTORY; empty for other models."""
     if not recipes.is_import(model):
         return ""
     module, _ = recipes.imported("the model", model)
@@ -104,20 +99,16 @@ def _short_digest(data: bytes) -> str:
 
 
 def git_commit() -> str | None:
-    """The commit of the checkout that fcifar is imported from; None for an installed package."""
+    """Return the commit of the checkout of fcifar; None for an installed package."""
     package = Path(fcifar.__file__).resolve().parent
     if not (package.parent / ".git").exists():
         return None
-    words = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    return _output(words).strip() or None
+    command = ["git", "-C", str(package.parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    return _output(command).strip() or None
 
 
 def check_compiler(device: str) -> None:
-    """Make sure that ``torch.compile`` has the compiler it will call.
-
-    Raises:
-        UsageError: there is none; the message says what to install.
-    """
+    """Raise a UsageError unless ``torch.compile`` has a compiler on this machine."""
     if device == "mps" or shutil.which(compiler()):
         return
     raise UsageError(
@@ -133,10 +124,9 @@ def _compiler_version() -> str | None:
     return (_output([compiler(), "--version"]).splitlines() or [compiler()])[0]
 
 
-def _output(words: Sequence[str]) -> str:
-    return subprocess.run(
-        words, capture_output=True, encoding="utf-8", errors="replace", check=False
-    ).stdout
+def _output(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    return done.stdout
 
 
 def _cpu_name() -> str:
@@ -158,10 +148,9 @@ def _devices() -> list[str]:
 
 
 def since_process_start() -> float:
-    """Seconds that this program has taken so far.
+    """Return the seconds since Python started in this process.
 
-    They count from the first import of ``fcifar``, with the processor time that was taken before:
-    starting Python and what was imported is in it; what a shell did before, as in
-    ``sleep 10; exec fcifar``, is not, and would be in the age of the process.
+    Measured from the first import of ``fcifar``, plus the processor time used before it. The age of
+    the process would include what a shell did before, as in ``sleep 10; exec fcifar``.
     """
     return time.monotonic() - fcifar.IMPORTED.monotonic + fcifar.IMPORTED.processor

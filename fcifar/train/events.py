@@ -1,41 +1,41 @@
-"""Events of training, for progress displays; and the pace of a run."""
+"""Events of training, for progress displays, and detection of slowdowns."""
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-WINDOW = 3.0  # seconds over which the pace of a run is measured
-SLOWDOWN = 3.0  # times as long as the fastest window: worth a line
+WINDOW = 3.0  # seconds over which the time of a step is averaged
+SLOWDOWN = 3.0  # report a step that takes so many times as long as in the fastest window
 
 
 class Preparing(NamedTuple):
-    """Something that takes a while has begun."""
+    """A phase that takes a while has begun."""
 
     what: str
 
 
 class Advanced(NamedTuple):
-    """Where training is; sent a few times a second."""
+    """Training progress; sent a few times a second."""
 
     step: int
     total_steps: int
     epoch: int  # from 1
     epochs: int
-    loss: float  # mean since the last log point; NaN right after one
-    accuracy: float  # the same
+    loss: float  # mean since the last log point, like accuracy; NaN right after one
+    accuracy: float
     images_per_second: float
-    name: str = ""  # of the run, where there are several
+    name: str = ""  # of the run, in a sweep
 
 
 class Logged(NamedTuple):
     """A record was added to the metrics log."""
 
     record: dict[str, Any]
-    name: str = ""  # of the run, where there are several
+    name: str = ""  # of the run, in a sweep
 
 
 class Noted(NamedTuple):
-    """Something that a person should read."""
+    """A message for the user."""
 
     text: str
 
@@ -45,40 +45,39 @@ Observe = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Watch nothing."""
+    """Ignore all events."""
 
 
 class Pace(NamedTuple):
-    """How fast steps are made, over windows of ``WINDOW`` seconds."""
+    """Seconds per step, over windows of ``WINDOW`` seconds."""
 
-    step: int  # at the beginning of the window
+    step: int  # at the start of the window
     seconds: float  # of training until then
-    best: float = math.inf  # seconds a step, over the fastest window so far
-    last: float = math.inf  # the same, over the last window
-    told: bool = False  # whether a slowdown has been reported
+    best: float = math.inf  # seconds per step in the fastest window so far
+    last: float = math.inf  # seconds per step in the last window
+    reported: bool = False  # whether a slowdown has been reported
 
 
-def keep_pace(pace: Pace, step: int, seconds: float) -> tuple[Pace, float]:
-    """The pace after ``step`` steps and ``seconds`` of training.
+def update_pace(pace: Pace, step: int, seconds: float) -> tuple[Pace, float]:
+    """Return the pace after ``step`` steps and ``seconds`` of training, and a slowdown factor.
 
-    Returns:
-        The new pace; and how many times as long as the fastest a step now takes, when that has
-        become ``SLOWDOWN`` times or more for the first time; else 0.
+    The factor is the ratio of the last to the fastest seconds per step, the first time that it
+    reaches ``SLOWDOWN``; else 0.
     """
     if seconds - pace.seconds < WINDOW or step == pace.step:
         return pace, 0.0
     last = (seconds - pace.seconds) / (step - pace.step)
-    times = last / pace.best
-    slow = times >= SLOWDOWN and not pace.told
-    now = Pace(step, seconds, min(pace.best, last), last, pace.told or slow)
-    return now, times if slow else 0.0
+    factor = last / pace.best
+    is_new = factor >= SLOWDOWN and not pace.reported
+    new = Pace(step, seconds, min(pace.best, last), last, pace.reported or is_new)
+    return new, factor if is_new else 0.0
 
 
-def describe_slowdown(pace: Pace, times: float, threads: int) -> str:
-    """The line for a run whose steps have become ``times`` times as slow."""
+def describe_slowdown(pace: Pace, factor: float, threads: int) -> str:
+    """Return the message for a run whose steps have become ``factor`` times as slow."""
     last, best = (f"{1000 * seconds:,.4g} ms" for seconds in (pace.last, pace.best))
-    hint = f"; a new run with --threads 1 would lose less than {threads} do" if threads > 1 else ""
+    hint = f"; a new run with --threads 1 would slow down less than one with {threads}"
     return (
-        f"a step now takes {last}, {times:.1f} times as long as the fastest of this run ({best}): "
-        f"other processes use the cores{hint}"
+        f"a step now takes {last}, {factor:.1f} times as long as the fastest of this run ({best}): "
+        f"other processes use the cores{hint if threads > 1 else ''}"
     )

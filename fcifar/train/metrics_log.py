@@ -1,8 +1,8 @@
-"""The metrics log: ``metrics.jsonl`` for people and pandas, ``digests.jsonl`` for comparing runs.
+"""The metrics log: ``metrics.jsonl`` to read and plot, ``digests.jsonl`` to compare runs.
 
 Each log point and each evaluation adds a line to both. A line of ``metrics.jsonl`` has
 
-    step, epoch        steps made so far, and passes over the training images (a fraction)
+    step, epoch        steps and (fractional) passes over the training images so far
     split              train, valid, test, or test-VIEWS with test-time augmentation
     loss, accuracy     means over ``count`` images: since the last log point, or of the split
     count              images
@@ -11,8 +11,8 @@ Each log point and each evaluation adds a line to both. A line of ``metrics.json
     seconds            of training so far (train), or of the evaluation
 
 and its line of ``digests.jsonl`` has step, split and ``digest``: of the state (train), with one
-for each tensor in ``tensors``, or of the predictions. A checkpoint keeps how long both files were
-(``Position``), and a resumed run cuts them back to that.
+per tensor in ``tensors``, or of the predictions. A checkpoint records the ``Position`` in both
+files, and a resumed run truncates them to it.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ _EMPTY = hashlib.sha256().hexdigest()
 
 
 class Position(NamedTuple):
-    """How long the files of a log are, and what is in them up to there."""
+    """Sizes and SHA-256 of the two files of a log."""
 
     metrics_bytes: int = 0
     metrics_sha256: str = _EMPTY
@@ -40,30 +40,22 @@ class Position(NamedTuple):
 
 
 class MetricsLog:
-    """Appends to the log of a run, after ``position``.
-
-    Args:
-        enabled: False on ranks that write nothing.
-    """
+    """Appends to the log of a run; does nothing on ranks that are not ``enabled``."""
 
     def __init__(self, run: Path, *, enabled: bool = True) -> None:
         self.run = run
         self.enabled = enabled
         self._hashes = [hashlib.sha256() for _ in _FILES]
-        self._sizes = [0 for _ in _FILES]
+        self._sizes = [0] * len(_FILES)
 
     @property
     def position(self) -> Position:
-        """Where the log ends."""
+        """The current end of the log."""
         (metrics, digests), (a, b) = self._sizes, (h.hexdigest() for h in self._hashes)
         return Position(metrics, a, digests, b)
 
     def append(self, metrics: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
-        """Add a line to both files.
-
-        Raises:
-            ExternalError: it cannot be written. A line that was cut short is ignored by ``read``.
-        """
+        """Add a line to both files. Raises an ExternalError if one cannot be written."""
         if not self.enabled:
             return
         digests = {"step": metrics["step"], "split": metrics["split"], **digests}
@@ -78,7 +70,7 @@ class MetricsLog:
             self._sizes[i] += len(line)
 
     def sync(self) -> None:
-        """Force the log to the disk, so that a checkpoint may refer to it."""
+        """Flush the log to the disk, so that a checkpoint may refer to it."""
         for path in (self.run / name for name in _FILES):
             if self.enabled and path.exists():
                 try:
@@ -88,12 +80,7 @@ class MetricsLog:
                     raise io.cannot_write(path, error) from error
 
     def rewind(self, position: Position) -> None:
-        """Cut the log back to ``position``.
-
-        Raises:
-            DamagedError: it does not begin with what was written up to there; it is left as it is.
-            ExternalError: it cannot be written.
-        """
+        """Truncate the log to ``position``. Raises a DamagedError as ``read_prefixes``."""
         contents = read_prefixes(self.run, position)
         for name, content in zip(_FILES, contents, strict=True):
             if (self.run / name).exists() or content:
@@ -103,25 +90,20 @@ class MetricsLog:
         self._sizes = [len(content) for content in contents]
 
 
-def read(run: Path) -> list[dict[str, Any]]:
-    """The records of ``metrics.jsonl``; a last line that was cut short is left out.
-
-    Raises:
-        DamagedError: it is not as it was written.
-    """
-    return _records(run, METRICS)
-
-
 def read_digests(run: Path) -> list[dict[str, Any]]:
-    """As ``read``, each record with its digests out of ``digests.jsonl``."""
-    both = zip(_records(run, METRICS), _records(run, DIGESTS), strict=False)
+    """As ``read``, with the digests of each record."""
+    both = zip(read(run), read(run, DIGESTS), strict=False)
     return [{**metrics, **digests} for metrics, digests in both]
 
 
-def _records(run: Path, name: str) -> list[dict[str, Any]]:
+def read(run: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """Return the records of ``metrics.jsonl``; an incomplete last line is ignored.
+
+    Raises a DamagedError if the file has changed since it was written.
+    """
     if not (run / name).exists():
         return []
-    found = []
+    records = []
     for number, line in enumerate(read_checked(run, name).split(b"\n")[:-1], 1):
         try:
             record = json.loads(line)
@@ -129,20 +111,16 @@ def _records(run: Path, name: str) -> list[dict[str, Any]]:
             record = None
         if not isinstance(record, dict) or not {"step", "split"} <= record.keys():
             raise DamagedError(f"{run / name} is damaged in line {number}")
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def read_prefixes(run: Path, position: Position) -> list[bytes]:
-    """What the files of the log begin with, up to ``position``.
-
-    Raises:
-        DamagedError: it is not what was written.
-    """
-    found = []
+    """Return the content of both files up to ``position``. Raises a DamagedError if it changed."""
+    contents = []
     for name, size, sha256 in ((METRICS, *position[:2]), (DIGESTS, *position[2:])):
         content = io.read_bytes(run / name)[:size] if size else b""
         if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
             raise DamagedError(f"{run / name} does not begin with the {size:,} bytes written to it")
-        found.append(content)
-    return found
+        contents.append(content)
+    return contents

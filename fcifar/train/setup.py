@@ -1,7 +1,4 @@
-"""The functions of a run, made of its configuration and its data set.
-
-Everything that a run computes is determined here, and by nothing else.
-"""
+"""Build the functions of a run from its configuration and its data set."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -34,59 +31,54 @@ from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
 from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import evaluate
 
-SAMPLE = 5000  # images that a model adapts to
+SAMPLE = 5000  # images that a model is adapted to
 
 
 class Training(NamedTuple):
-    """A run as functions. Runs that differ in seeds and traced hyperparameters share them."""
+    """The functions and data of a run."""
 
     model: Model
     axis: Axis  # the ranks that divide each batch
     init: Callable[[], LoopState]
-    stages: dict[int, LoopStep]  # steps, by how many have been made before the first of each
+    stages: dict[int, LoopStep]  # the step functions by the step that each starts at
     vmap_stages: dict[int, LoopStep]  # the same over a stack of states
     first_calls: Callable[[LoopState], Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]]
-    """Functions and arguments to call first, for each shape of batch, so that they are compiled;
-    none where runs that share them have done so."""
+    """Yields functions and arguments to call once, so that they are compiled for each shape of
+    batch. Runs that share compiled functions do so once."""
     eval_step: EvalStep
     eval_views_step: EvalStep  # with the recipe's test-time augmentation
-    value: Callable[[TrainState], Variables]  # the variables to evaluate and to end with
-    inputs: Callable[[int], Iterator[StepInput]]  # of each step from a given one to the last
+    value: Callable[[TrainState], Variables]  # the variables to evaluate and to save
+    inputs: Callable[[int], Iterator[StepInput]]  # of each step from a given one on
     steps_per_epoch: int
     images_per_epoch: int
     total_steps: int
-    learning_rate: Callable[[int], float]  # of the step after so many others
-    train: Batch  # all training images, those held out included; on the device
-    valid: Batch  # those held out, or given with the data set; without rows where there are none
+    learning_rate: Callable[[int], float]  # by step, from 0
+    train: Batch  # all training images, with those held out; on the device
+    valid: Batch  # held out, or given with the data set; may be empty
     test: Batch
 
 
 def stage_at(stages: Mapping[int, LoopStep], step: int) -> LoopStep:
-    """Of steps by where they begin, the one to make after ``step`` others."""
+    """Return the step function of ``step``."""
     return stages[max(start for start in stages if start <= step)]
 
 
 def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of the training images that a run trains on, and those that it holds out."""
+    """Return the rows of the training images to train on, and those held out for validation."""
     valid_key = _keys(seed)[2]
     return holdout(valid_key, labels, recipe.valid_fraction, stratify=recipe.stratify)
 
 
 def _keys(seed: int) -> tuple[Key, ...]:
-    """For initial parameters and the draws of a step, the order of images, the holdout, the images
-    that are mirrored first, and those that the model adapts to.
-    """
+    """Keys of the state, the order of images, the holdout, the first flips, and the sample."""
     return random.split(random.key(seed), 5).unbind()
 
 
 def make_training(config: RunConfig, dataset: Dataset, axis: Axis = ALONE) -> Training:
-    """The functions of a run. Enter ``runtime.activate(config.runtime)`` first.
+    """Build the functions of a run. Call it within ``runtime.activate(config.runtime)``.
 
-    Args:
-        axis: the ranks that divide each batch.
-
-    Raises:
-        UsageError: the recipe does not fit the data set.
+    ``axis`` are the ranks that divide each batch. Raises a UsageError if the recipe does not fit
+    the data set.
     """
     return make_trainings(config, dataset, axis)(config.recipe, config.seed)
 
@@ -94,12 +86,10 @@ def make_training(config: RunConfig, dataset: Dataset, axis: Axis = ALONE) -> Tr
 def make_trainings(
     config: RunConfig, dataset: Dataset, axis: Axis = ALONE
 ) -> Callable[[Recipe, int], Training]:
-    """``(recipe, seed) -> Training``, for runs that share what is compiled, and their images.
+    """Return ``(recipe, seed) -> Training``, for runs that share compiled functions and images.
 
-    The recipes that it is called with are ``config.recipe`` but for ``config.traced_hparams``.
-
-    Raises:
-        UsageError: as ``make_training``.
+    Their recipes must be ``config.recipe`` up to ``config.traced_hparams``. Raises as
+    ``make_training``.
     """
     recipe, runtime, compiled = config.recipe, config.runtime, config.compile
     traced = config.traced_hparams
@@ -110,9 +100,9 @@ def make_trainings(
     if recipe.valid == "given":
         given = tree.on_device(given, device)
     rows_of = functools.cache(lambda seed: split_rows(recipe, seed, dataset.train_labels))
-    size, held_out = map(len, rows_of(config.seed))
+    size, valid_size = map(len, rows_of(config.seed))
     given_size = len(dataset.valid_labels)
-    recipes.check_sizes(recipe, dataset.name, size, held_out, given_size, axis.size)
+    recipes.check_sizes(recipe, dataset.name, size, valid_size, given_size, axis.size)
     steps_per_epoch = recipes.steps_per_epoch(recipe, size)
     total_steps = steps_per_epoch * recipe.epochs
     recipes.check_model(recipe, policy, size, len(dataset.classes), total_steps, axis)
@@ -147,9 +137,9 @@ def make_trainings(
                 axis=axis,
             )
 
-        # Made once where nothing of it is an argument: there is then less to trace.
-        plain = step_with({})
-        step = step_with if traced else lambda values: plain
+        # Without traced hyperparameters, build the step once: there is less to trace.
+        constant = step_with({})
+        step = step_with if traced else lambda values: constant
         if not mapped:
             return step_transforms.make_loop_step(step, train, compile=compiled)
         mapped_step = step_transforms.map_replicas(step_transforms.make_loop_step(step, train))
@@ -159,8 +149,7 @@ def make_trainings(
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
         return step_transforms.compile_pure(step) if compiled else step
 
-    # Compiling takes longer than evaluating once, and far less than after each epoch, or than
-    # evaluating several views.
+    # Compiling takes longer than one evaluation, but less than one per epoch or of several views.
     eval_step = make_eval(tta.NONE, compiled=compiled and recipe.has_valid)
     views_step = make_eval(recipes.make_views(recipe), compiled=compiled)
     compiled_evals = [eval_step] if compiled and recipe.has_valid else []
@@ -168,7 +157,7 @@ def make_trainings(
     stages, vmap_stages = make_stages(mapped=False), make_stages(mapped=True)
     is_warm = False
 
-    def of_seed(own: Recipe, seed: int) -> Training:
+    def make(own: Recipe, seed: int) -> Training:
         state_key, order_key, _, flip_key, sample_key = _keys(seed)
         rows, valid_rows = (part.to(device) for part in rows_of(seed))
         mirrored = random.bernoulli(flip_key, 0.5, (len(train.labels),)).to(device)
@@ -178,18 +167,14 @@ def make_trainings(
         }
 
         def init() -> LoopState:
-            # Drawn on the CPU, so that a run starts from the same bits on every device.
+            # On the CPU, so that a run starts from the same bits on every device.
             sample = None
             if model.adapt is not keep:
-                chosen = random.permutation(sample_key, rows.cpu())[:SAMPLE]
-                sample = preprocess(dataset.train_images[chosen])
+                sample_rows = random.permutation(sample_key, rows.cpu())[:SAMPLE]
+                sample = preprocess(dataset.train_images[sample_rows])
+            opt = optimizer(values)
             state = init_train_state(
-                model,
-                optimizer(values),
-                key=state_key,
-                policy=policy,
-                average=average,
-                sample=sample,
+                model, opt, key=state_key, policy=policy, average=average, sample=sample
             )
             return tree.on_device(step_transforms.init_loop_state(state), device)
 
@@ -209,17 +194,18 @@ def make_trainings(
             is_warm = True
             is_stack = state.nonfinite.ndim > 0
             last_epoch = inputs(total_steps - steps_per_epoch)
-            for given in {len(given.indices): given for given in last_epoch}.values():
-                part = step_transforms.shard(given, axis.rank, axis.size)
+            for batch in {len(batch.indices): batch for batch in last_epoch}.values():
+                part = step_transforms.shard(batch, axis.rank, axis.size)
                 part = step_transforms.stack([part] * len(state.nonfinite)) if is_stack else part
                 for step in (vmap_stages if is_stack else stages).values():
-                    # A donated state is overwritten: the copy is what gets lost.
+                    # The step overwrites its donated state, so give it a copy.
                     yield step, (tree.map(lambda x: x.clone(), state), part)
             one = step_transforms.take(state, 0) if is_stack else state
             variables = average.value(one.state.variables, one.state.average)
             for eval_step in compiled_evals:
                 yield evaluate, (eval_step, variables, tree.map(lambda x: x[:1], test))
 
+        held_out = Batch(train.images[valid_rows], train.labels[valid_rows])
         schedule = recipes.make_schedule(own, total_steps)
 
         def learning_rate(step: int) -> float:
@@ -241,10 +227,8 @@ def make_trainings(
             total_steps=total_steps,
             learning_rate=learning_rate,
             train=train,
-            valid=given
-            if recipe.valid == "given"
-            else Batch(train.images[valid_rows], train.labels[valid_rows]),
+            valid=given if recipe.valid == "given" else held_out,
             test=test,
         )
 
-    return of_seed
+    return make

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal, as a function that the loop calls between two steps."""
+"""SIGINT, SIGTERM and SIGHUP as a function that the training loop polls between two steps."""
 
 import contextlib
 import signal
@@ -6,22 +6,22 @@ import threading
 from collections.abc import Callable, Iterator
 
 Stop = Callable[[], int | None]
-"""The number of a signal after which to stop, or None."""
+"""Returns the number of a signal to stop at, or None."""
 
-# Windows has no SIGHUP. A signal that is ignored, as under nohup, stays ignored.
+# Windows has no SIGHUP.
 _SIGNALS = [s for name in ("SIGINT", "SIGTERM", "SIGHUP") if (s := getattr(signal, name, None))]
 
 
 def never() -> None:
-    """Do not stop."""
+    """Never stop."""
 
 
 @contextlib.contextmanager
 def catching_signals() -> Iterator[Stop]:
-    """A function that gives the first signal caught (SIGINT, SIGTERM or SIGHUP), or None so far.
+    """Catch signals within the block; yields a function that returns the first one, or None.
 
-    The second signal has its usual effect. Outside the main thread, where Python delivers no
-    signals, nothing is caught.
+    The second signal has its usual effect. Ignored signals, as under nohup, stay ignored. Outside
+    the main thread, where Python delivers no signals, nothing is caught.
     """
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

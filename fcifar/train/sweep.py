@@ -1,13 +1,13 @@
-"""Sweeps: runs trained together, as replicas of a recipe and as the points of a grid.
+"""Sweeps: a group of runs, over seeds and over the points of a grid.
 
-group.json      what was asked: the trials, the method, runtime and data set
-NAME/           the run directory of each trial, like any other
+group.json      trials, method and configuration
+NAME/           the run directory of each trial
 summary.json    the result
 SHA256SUMS      of both files
 plots/          figures
 
-Trials are trained one after another by what was compiled once, or at once by ``vmap``; several
-ranks take every n-th trial each, and exchange nothing.
+Trials are trained one after another with one compiled step, or at once by ``vmap``. With several
+ranks, each trains every n-th trial, without communication.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _POLL = 0.2  # seconds
 
 
 class Sweep(NamedTuple):
-    """What was asked of a sweep."""
+    """The trials of a sweep and how to train them."""
 
     trials: tuple[Trial, ...]
     method: str  # one of METHODS
@@ -44,33 +44,23 @@ class Sweep(NamedTuple):
 
 
 def write(path: Path, sweep: Sweep) -> None:
-    """Make the directory of a sweep."""
-    values = {
-        "members": [
-            {**trial._asdict(), "recipe": recipes.to_dict(trial.recipe)} for trial in sweep.trials
-        ],
-        "method": sweep.method,
-        **to_dict(sweep.config),
-    }
+    """Write the manifest of a sweep."""
+    trials = [{**t._asdict(), "recipe": recipes.to_dict(t.recipe)} for t in sweep.trials]
+    values = {"members": trials, "method": sweep.method, **to_dict(sweep.config)}
     models = [trial.recipe.model for trial in sweep.trials]
     run_dir.write_manifest(path, values | provenance(models), run_dir.SWEEP)
 
 
 def read(path: Path) -> Sweep:
-    """What ``write`` was given.
-
-    Raises:
-        UsageError: there is no group of runs at ``path``, or another version's.
-        ExternalError: its file is damaged, or was changed.
-    """
+    """Read the manifest of a sweep. Raises as ``run_dir.read_manifest``."""
     values, file = run_dir.read_manifest(path, run_dir.SWEEP), path / run_dir.SWEEP
     try:
-        for member in values["members"]:
-            if not NAME.fullmatch(member["name"]):
-                raise UsageError(f"{file}: {shown(member['name'])} is not the name of a run")
+        for trial in values["members"]:
+            if not NAME.fullmatch(trial["name"]):
+                raise UsageError(f"{file}: {shown(trial['name'])} is not a valid name of a run")
         trials = tuple(
-            Trial(m["name"], recipes.from_dict(m["recipe"]), m["seed"], m["changes"])
-            for m in values["members"]
+            Trial(t["name"], recipes.from_dict(t["recipe"]), t["seed"], t["changes"])
+            for t in values["members"]
         )
         if not trials or (method := values["method"]) not in METHODS:
             raise UsageError(f"{file} is not complete: it has no runs, or no method")
@@ -80,25 +70,18 @@ def read(path: Path) -> Sweep:
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """The paths, with the finished runs of a group in place of the group.
-
-    Raises:
-        UsageError: no run of a group is finished.
-    """
+    """Replace each group by its finished runs. Raises a UsageError if a group has none."""
     return [run for path in paths for run in (finished(path) if run_dir.is_group(path) else [path])]
 
 
 def finished(path: Path) -> list[Path]:
-    """The directories of the runs of a group that are finished. Raises as ``expand``."""
+    """Return the finished runs of a group. Raises a UsageError if there is none."""
     runs = [path / trial.name for trial in read(path).trials]
     if not any(map(run_dir.is_finished, runs)):
         raise UsageError(
             f"no run of {path} is finished; resume it with fcifar train --resume {path}"
         )
     return [run for run in runs if run_dir.is_finished(run)]
-
-
-# Training ----------------------------------------------------------------------------------------
 
 
 def train(
@@ -110,24 +93,24 @@ def train(
     observe: Observe = ignore,
     stop: Stop = never,
 ) -> dict[str, Any] | Interrupted:
-    """Train every trial of a sweep, and sum up.
+    """Train every trial of a sweep, and write its summary.
 
-    A trial whose loss is not finite stops, and the others go on: the summary says so. Of several
-    ranks, each trains its share, and rank 0 waits for all of them: they must share ``path``.
+    A trial whose loss is not finite stops, and the others continue. With several ranks, each trains
+    its share of the trials, and rank 0 waits for all of them; ``path`` must be shared storage.
 
     Args:
-        path: the directory of the group, new or (with ``resume``) one that was interrupted; trials
-            that are finished stay as they are.
+        path: the directory of the group, new or (with ``resume``) an interrupted one. Finished
+            trials are not trained again.
         observe: called with each event.
         stop: called before each step; a signal number ends the sweep after checkpoints.
 
     Returns:
-        The summary, which is also in ``summary.json``; or ``Interrupted``. On ranks other than 0,
-        nothing or ``Interrupted``.
+        The summary, which is also in ``summary.json``, on other ranks than 0 an empty dict; or
+        ``Interrupted``.
 
     Raises:
-        UsageError: the request cannot be carried out; nothing was written.
-        ExternalError: a file cannot be written; what was written before is whole.
+        UsageError: invalid request; nothing was written.
+        ExternalError: a file cannot be written.
     """
     check_same_data(path, sweep.config, dataset)
     if not distributed.is_main():
@@ -145,7 +128,7 @@ def train(
             result = _wait(path, sweep, stop)
         if result is not None:
             return result
-        observe(Preparing("summing up"))
+        observe(Preparing("summarizing"))
         summary = summarize(path, sweep)
         run_dir.write_result(path, summary, run_dir.SUMMARY)
         return summary
@@ -154,15 +137,15 @@ def train(
 def _train_share(
     path: Path, sweep: Sweep, dataset: Dataset, observe: Observe, stop: Stop
 ) -> Interrupted | None:
-    """Train this rank's share: every ``world_size``-th trial.
+    """Train this rank's share of the trials, every n-th one.
 
-    Trials that are mapped over each other round together. So a share is one of those with which
-    the sweep began, and with fewer ranks than then, a rank trains several.
+    n is the number of ranks at the start of the sweep, because rounding depends on which trials are
+    mapped together. With fewer ranks, a rank trains several shares.
     """
     base, size, is_vmap = sweep.config, distributed.world_size(), sweep.method == "vmap"
-    shares = range(distributed.rank(), base.runtime.processes, size)
-    own = [[t.name for t in sweep.trials[n :: base.runtime.processes]] for n in shares]
-    total, before = sum(map(len, own)), 0
+    starts = range(distributed.rank(), base.runtime.processes, size)
+    shares = [[t.name for t in sweep.trials[i :: base.runtime.processes]] for i in starts]
+    total, before = sum(map(len, shares)), 0
     batches = []
 
     def begin() -> None:
@@ -176,10 +159,9 @@ def _train_share(
             shared = base.replace(runtime=runtime, traced_hparams=group.traced_hparams)
             shared = shared.replace(recipe=group.trials[0].recipe)
             make = make_trainings(shared, dataset)
-            parts = [[trial for trial in group.trials if trial.name in names] for names in own]
+            parts = [[trial for trial in group.trials if trial.name in names] for names in shares]
             for batch in parts if is_vmap else [[trial] for part in parts for trial in part]:
-                vmap_size = len(batch) if is_vmap else 0
-                config = shared.replace(vmap_size=vmap_size)
+                config = shared.replace(vmap_size=len(batch) if is_vmap else 0)
                 rows = [
                     Row(
                         path / trial.name,
@@ -190,22 +172,22 @@ def _train_share(
                 ]
                 batches.append((config, make, rows))
                 before += len(batch)
-    with distributed.main_first("sweep"):  # which makes the directory
+    with distributed.main_first("sweep"):
         if size > 1:
             begin()
     for config, make, rows in batches:
         if (signum := stop()) is not None:
             return Interrupted(signum, 0)
-        if all(has_ended(row.run, row.config) for row in rows):
+        if all(has_ended(row.path, row.config) for row in rows):
             continue
-        first, arguments = rows[0], {"make": make, "axis": parallel.ALONE, "begin": begin}
-        train_batch = functools.partial(train_run, dataset=dataset, stop=stop, **arguments)
+        first, options = rows[0], {"make": make, "axis": parallel.ALONE, "begin": begin}
+        train_batch = functools.partial(train_run, dataset=dataset, stop=stop, **options)
         try:
             if is_vmap:
                 result = train_batch(path, config, rows=rows, resume=True)
             else:
-                begun = (first.run / run_dir.MANIFEST).exists()
-                result = train_batch(first.run, first.config, resume=begun, observe=first.observe)
+                begun = (first.path / run_dir.MANIFEST).exists()
+                result = train_batch(first.path, first.config, resume=begun, observe=first.observe)
         except NonFiniteError as error:
             first.observe(Noted(str(error)))
             continue
@@ -215,11 +197,7 @@ def _train_share(
 
 
 def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
-    """Wait until the other ranks have trained their shares.
-
-    Raises:
-        ExternalError: one of them trained where this rank does not see it.
-    """
+    """Wait until the other ranks have trained their shares."""
     outcomes: list[str] = []
     while len(outcomes) < distributed.world_size() - 1:
         if (signum := stop()) is not None:
@@ -231,8 +209,8 @@ def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
     missing = [t.name for t in sweep.trials if not has_ended(path / t.name, sweep.config)]
     if missing:
         raise ExternalError(
-            f"the run {missing[0]} was trained elsewhere, and is not in {path}; --out must be in a "
-            "folder that all processes share"
+            f"the run {missing[0]} is not in {path}, although another process trained it; --out "
+            "must be in a folder that all processes share"
         )
     return None
 
@@ -240,10 +218,7 @@ def _wait(path: Path, sweep: Sweep, stop: Stop) -> Interrupted | None:
 def _watch(
     observe: Observe, name: str, before: int, total: int, at_once: int, *, is_first: bool
 ) -> Observe:
-    """Add the name of a run to its events, and count the steps of the whole sweep.
-
-    Of runs that advance at once, only the first shows progress.
-    """
+    """Add the name of a run to its events, and convert its progress to that of the sweep."""
 
     def watch(event: Event) -> None:
         match event:

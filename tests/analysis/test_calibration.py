@@ -15,7 +15,7 @@ from fcifar.analysis.calibration import (
 )
 
 
-def test_confusion_matrix_is_what_a_loop_counts():
+def test_confusion_matrix_equals_a_loop():
     labels = random.randint(random.key(0), (500,), 0, 7)
     predictions = random.randint(random.key(1), (500,), 0, 7)
     expected = torch.zeros(9, 9, dtype=torch.int64)
@@ -26,7 +26,7 @@ def test_confusion_matrix_is_what_a_loop_counts():
     assert torch.equal(matrix, expected)
 
 
-def test_confusion_matrix_of_narrow_integers_and_of_nothing():
+def test_confusion_matrix_of_narrow_integers_and_without_examples():
     many = torch.full((3,), 99, dtype=torch.uint8)
     assert confusion_matrix(many, many, 100)[99, 99] == 3
     none = torch.empty(0, dtype=torch.int64)
@@ -43,7 +43,7 @@ def test_confusion_matrix_of_narrow_integers_and_of_nothing():
         ([0], [0, 0], r"\[1\] and \[2\]"),
     ],
 )
-def test_confusion_matrix_refuses_what_would_land_in_another_cell(labels, predictions, message):
+def test_confusion_matrix_refuses_invalid_classes(labels, predictions, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(torch.tensor(labels), torch.tensor(predictions), 3)
 
@@ -65,7 +65,7 @@ def test_calibration_error_by_hand():
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
-def test_calibration_error_is_that_of_a_plain_loop(bins):
+def test_calibration_error_equals_a_loop(bins):
     confidence = random.uniform(random.key(2), (2000,))
     correct = random.uniform(random.key(3), (2000,)) < confidence**2
     expected = 0.0
@@ -94,7 +94,7 @@ def test_perfect_calibration_has_a_small_error_and_too_much_confidence_its_size(
     assert too_sure.item() == pytest.approx(0.1, abs=0.015)
 
 
-def test_empty_bins_and_unknown_confidences_leave_the_error_alone():
+def test_empty_bins_and_nan_confidences_do_not_change_the_error():
     confidence = torch.tensor([0.9, 0.9])
     correct = torch.tensor([True, False])
     alone = reliability(confidence, correct)
@@ -113,7 +113,7 @@ def test_no_examples_have_no_calibration_error():
     assert expected_calibration_error(nothing).isnan()
 
 
-def test_reliability_refuses_what_is_no_probability():
+def test_reliability_refuses_invalid_probabilities():
     yes = torch.tensor([True])
     with pytest.raises(ValueError, match="probabilities"):
         reliability(torch.tensor([1.5]), yes)

@@ -26,7 +26,7 @@ def outputs() -> tuple[Tensor, Tensor]:
     return logits, random.randint(random.key(1), (N,), 0, C)
 
 
-def test_each_example_is_what_a_loop_says() -> None:
+def test_each_example_equals_a_loop() -> None:
     logits, labels = outputs()
     together = examine(logits, labels)
     for i, label in enumerate(labels.tolist()):
@@ -51,7 +51,7 @@ def test_each_example_is_what_a_loop_says() -> None:
         )
 
 
-def test_the_order_of_networks_does_not_matter() -> None:
+def test_the_order_of_models_does_not_matter() -> None:
     logits, labels = outputs()
     for a, b in zip(examine(logits, labels), examine(logits.flip(0), labels), strict=True):
         torch.testing.assert_close(a, b)
@@ -83,7 +83,7 @@ def test_rows_are_ranked_by_one_key_after_the_other() -> None:
     assert ranked(first).tolist() == [6, 1, 3, 5, 0, 4, 2]
 
 
-def test_a_network_that_diverged_shows_and_leaves_counts_alone() -> None:
+def test_a_diverged_model_gives_nan_and_does_not_change_counts() -> None:
     logits, labels = outputs()
     logits[2] = math.nan
     together = examine(logits, labels)
@@ -121,7 +121,7 @@ def test_the_summary_is_that_of_its_parts() -> None:
     )
 
 
-def test_a_single_network_has_no_spread() -> None:
+def test_a_single_model_has_no_spread() -> None:
     logits, labels = outputs()
     figures = summarize_replicas(logits[:1], labels)
     assert figures["accuracies"] == [figures["ensemble_accuracy"]]

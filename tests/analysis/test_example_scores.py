@@ -88,7 +88,7 @@ def test_gradients_are_the_same_however_many_are_held(at_a_time: int, make_batch
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", models.MODELS)
-def test_scores_on_a_gpu_are_near(name: str, make_batch) -> None:
+def test_scores_on_a_gpu_are_close(name: str, make_batch) -> None:
     model, batch = make_model(name), make_batch(8)
     variables, step = variables_of(model), make_score_step(model, policy=FP64)
     there = tree.map(lambda v: v.cuda(), (variables, batch))
@@ -127,7 +127,7 @@ def some_images(size: int = 9, classes: int = 4) -> Batch:
     return Batch(images, random.randint(random.key(8), (size,), 0, classes))
 
 
-def test_a_linear_network_has_the_gradient_of_the_textbook() -> None:
+def test_a_linear_model_has_the_textbook_gradient() -> None:
     """(p - y) x' and p - y, so that its norm is that of the error, times that of (x, 1)."""
     model, variables = linear()
     batch = some_images()
@@ -136,7 +136,7 @@ def test_a_linear_network_has_the_gradient_of_the_textbook() -> None:
     torch.testing.assert_close(scores.gradient_norm, scores.error_norm * lengths)
 
 
-def test_the_loss_is_the_callers() -> None:
+def test_the_loss_function_is_used() -> None:
     model, variables = linear()
     batch, step = some_images(), {"preprocess": IDENTITY, "policy": FP64}
 
@@ -160,7 +160,7 @@ def fixed(logits: list[float]) -> tuple[Model, Variables]:
     return Model(init=lambda _: Variables(params, {}), apply=apply), Variables(params, {})
 
 
-def test_a_confident_network_keeps_the_digits_of_its_error(make_batch) -> None:
+def test_a_confident_model_keeps_the_digits_of_its_error(make_batch) -> None:
     model, variables = fixed([30.0, 0.0, 0.0])
     batch = make_batch(1)._replace(labels=torch.tensor([0]))
     scores = make_score_step(model)(variables, batch)
@@ -169,7 +169,7 @@ def test_a_confident_network_keeps_the_digits_of_its_error(make_batch) -> None:
     assert scores.margin.item() == 30
 
 
-def test_a_surely_wrong_network_is_sqrt_2_away(make_batch) -> None:
+def test_the_largest_error_norm_is_sqrt_2(make_batch) -> None:
     model, variables = fixed([500.0, 0.0, 0.0])
     batch = make_batch(1)._replace(labels=torch.tensor([2]))
     scores = make_score_step(model)(variables, batch)
@@ -178,7 +178,7 @@ def test_a_surely_wrong_network_is_sqrt_2_away(make_batch) -> None:
     assert (scores.loss.item(), scores.margin.item(), scores.probability.item()) == (500, -500, 0)
 
 
-def test_a_broken_example_is_nan_and_its_neighbours_are_not() -> None:
+def test_a_non_finite_example_does_not_affect_others() -> None:
     model, variables = linear()
     batch = some_images(3)
     batch.images[1] = math.nan
@@ -188,7 +188,7 @@ def test_a_broken_example_is_nan_and_its_neighbours_are_not() -> None:
         assert getattr(scores, name).isnan().tolist() == [False, True, False], name
 
 
-def test_arithmetic_in_bfloat16_is_near(make_batch) -> None:
+def test_arithmetic_in_bfloat16_is_close(make_batch) -> None:
     model, batch = make_model("resnet18"), make_batch(4)
     variables = model.init(random.key(0))
     exact, rough = (make_score_step(model, **p)(variables, batch) for p in ({}, {"policy": BF16}))

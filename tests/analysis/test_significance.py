@@ -113,7 +113,7 @@ def test_properties_of_the_interval(only_first: int, only_second: int, other: in
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 60))
-def test_the_ends_are_where_a_score_test_would_just_reject(
+def test_the_ends_are_where_a_score_test_rejects(
     only_first: int, only_second: int, other: int
 ) -> None:
     n = only_first + only_second + other

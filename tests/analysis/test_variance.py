@@ -10,7 +10,7 @@ from fcifar import random
 from fcifar.analysis.ensembles import signed_std, split_variance
 
 
-def test_it_is_what_the_covariances_of_examples_say() -> None:
+def test_distribution_variance_equals_the_mean_covariance() -> None:
     correct = random.bernoulli(random.key(0), 0.7, (6, 40))
     covariance = torch.cov(correct.T.double())
     own = covariance.diagonal().sum().item()
@@ -46,7 +46,7 @@ def test_estimates_are_unbiased(networks: int, examples: int) -> None:
     assert sum(observed) / len(observed) > tosses
 
 
-def test_coin_tosses_have_no_variance_of_their_own() -> None:
+def test_coin_tosses_have_no_distribution_variance() -> None:
     rates = random.uniform(random.key(2), (500,))
     correct = random.uniform(random.key(3), (400, 500)) > rates
     variance = split_variance(correct)
@@ -54,7 +54,7 @@ def test_coin_tosses_have_no_variance_of_their_own() -> None:
     assert abs(signed_std(variance.distribution)) < 0.5 * math.sqrt(variance.independent)
 
 
-def test_better_and_worse_networks_are_found() -> None:
+def test_better_and_worse_models_are_found() -> None:
     skill = 0.7 + 0.05 * random.normal(random.key(4), (400, 1))
     correct = random.uniform(random.key(5), (400, 1000)) < skill
     variance = split_variance(correct)
@@ -62,14 +62,14 @@ def test_better_and_worse_networks_are_found() -> None:
     assert variance.observed > 5 * variance.independent
 
 
-def test_networks_that_make_up_for_each_other_have_a_negative_estimate() -> None:
+def test_anticorrelated_models_have_a_negative_estimate() -> None:
     correct = torch.tensor([[True, False], [False, True]])
     variance = split_variance(correct)
     assert variance == (0.0, 0.25, -0.5)
     assert signed_std(variance.distribution) == -math.sqrt(0.5)
 
 
-def test_what_is_not_known_is_nan() -> None:
+def test_one_model_or_one_example_gives_nan() -> None:
     assert all(map(math.isnan, split_variance(torch.ones(1, 5).bool())))
     single = split_variance(torch.tensor([[True], [False]]))
     assert single[:2] == (0.5, 0.5)
@@ -77,7 +77,7 @@ def test_what_is_not_known_is_nan() -> None:
     assert math.isnan(signed_std(math.nan))
 
 
-def test_networks_that_are_all_alike_do_not_vary() -> None:
+def test_equal_models_have_no_variance() -> None:
     correct = random.bernoulli(random.key(6), 0.6, (1, 50)).expand(7, -1)
     assert split_variance(correct) == (0.0, 0.0, 0.0)
 

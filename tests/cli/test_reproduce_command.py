@@ -112,7 +112,7 @@ def test_a_run_that_differs(fcifar, run: Path, monkeypatch: pytest.MonkeyPatch) 
     status, out, err = fcifar("reproduce", "run")
     assert status == 1
     assert out.split("\n")[0].split() == ["verdict", "not", "identical"]
-    assert "differs first at step 18 (training): tensor variables.params.conv1.bias and" in err
+    assert "first difference at step 18 (training): tensor variables.params.conv1.bias and" in err
     assert "checkpoint-00000018.safetensors, after step 18: 20 differing tensors" in out
     assert "largest difference" in out
     assert "new digest" in out

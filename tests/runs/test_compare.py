@@ -68,7 +68,7 @@ def test_differences_are_from_the_first(
     ("only_first", "only_second", "words"),
     [(1, 8, "B is better"), (8, 1, "A is better"), (1, 7, "no difference shown")],
 )
-def test_what_may_be_said(only_first: int, only_second: int, words: str) -> None:
+def test_statement_of_a_comparison(only_first: int, only_second: int, words: str) -> None:
     difference = PairedDifference(
         difference=(only_second - only_first) / 20,
         interval95=(-1.0, 1.0),
@@ -89,9 +89,7 @@ def test_a_run_without_a_report_has_no_seconds(
     assert second["train_seconds"] > 0
 
 
-def test_a_network_that_diverged_has_no_loss(
-    runs: list[Path], runtime: Runtime, dataset: Dataset
-) -> None:
+def test_a_diverged_model_has_no_loss(runs: list[Path], runtime: Runtime, dataset: Dataset) -> None:
     network = inference.load(runs[0])
     for parameter in network.variables.params.values():
         parameter.fill_(float("nan"))
@@ -100,7 +98,7 @@ def test_a_network_that_diverged_has_no_loss(
     json.dumps(found, allow_nan=False)
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_models_that_cannot_be_compared_are_refused(
     tmp_path: Path, runs: list[Path], recipe: Recipe, runtime: Runtime, dataset: Dataset, make_batch
 ) -> None:
     few = Split(*make_batch(20, seed=1, classes=3))
@@ -108,10 +106,10 @@ def test_what_cannot_be_compared_is_refused(
     train(tmp_path / "other", recipe, runtime, other)
     mixed = [runs[0], tmp_path / "other"]
     networks = [inference.load(run) for run in mixed]
-    with pytest.raises(UsageError, match=r"other knows the classes x, y, z, but .*run1 knows a, b"):
+    with pytest.raises(UsageError, match=r"other has the classes x, y, z, but .*run1 has a, b"):
         compare.compare(mixed, networks, runtime, dataset, "test")
     networks = [inference.load(run) for run in runs]
-    with pytest.raises(UsageError, match="few has the classes x, y, z, but the model knows a"):
+    with pytest.raises(UsageError, match="few has the classes x, y, z, but the model has a"):
         compare.compare(runs, networks, runtime, other, "test")
     with pytest.raises(UsageError, match="--split is 'all'"):
         compare.compare(runs, networks, runtime, dataset, "all")

@@ -68,7 +68,7 @@ def problems_of(run: Path) -> list[str]:
     return problems
 
 
-def test_an_untouched_run_is_as_it_was_written(run: Path) -> None:
+def test_an_unchanged_run_has_no_problems(run: Path) -> None:
     assert verify(run) == []
 
 
@@ -95,7 +95,7 @@ def test_one_bit_changed_is_found_and_named(name: str, run: Path) -> None:
     assert verify(run) == []
 
 
-def test_every_bit_of_the_checksums_counts(tmp_path: Path) -> None:
+def test_a_bit_flip_in_the_checksums_is_found(tmp_path: Path) -> None:
     """Also that of a line's end, which Python would take for another end of a line."""
     for name in ("manifest.json", "report.json", "final.safetensors"):
         (tmp_path / name).write_text(name)
@@ -112,7 +112,7 @@ def test_every_bit_of_the_checksums_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no program sha256sum")
-def test_another_program_finds_it_too(run: Path) -> None:
+def test_sha256sum_finds_damage(run: Path) -> None:
     def check() -> subprocess.CompletedProcess:
         return subprocess.run(
             ["sha256sum", "-c", "SHA256SUMS"],
@@ -166,7 +166,7 @@ def forge_checksums(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "digests.jsonl"])
-def test_the_log_of_a_run_that_goes_on_is_checked_up_to_its_checkpoint(
+def test_the_log_of_an_unfinished_run_is_checked_up_to_its_checkpoint(
     name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
@@ -263,7 +263,7 @@ def test_json_that_exhausts_a_parser(content: str, tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-def test_a_json_file_of_absurd_size_is_not_read(tmp_path: Path) -> None:
+def test_an_oversized_json_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "manifest.json").open("wb") as file:
         file.truncate(2**40)  # bytes that take no room on the disk
     with pytest.raises(DamagedError, match="is larger than"):
@@ -383,7 +383,7 @@ def test_any_bytes_for_a_safetensors_file(content: bytes, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "F4", "F6_E2M3", "U64", "C64", "F64"])
-def test_strange_dtypes_of_a_safetensors_file(dtype: str, tmp_path: Path) -> None:
+def test_any_dtype_of_a_safetensors_file(dtype: str, tmp_path: Path) -> None:
     entry = {"dtype": dtype, "shape": [16], "data_offsets": [0, 128]}
     for size in (8, 12, 16, 128):
         entry["data_offsets"] = [0, size]

@@ -14,7 +14,7 @@ MORE = ("--", "--epochs", "6", "--batch-size", "5", "--log-every", "4", "--threa
 @pytest.mark.parametrize(
     "kills", [1, pytest.param(20, marks=pytest.mark.slow)], ids=["short", "long"]
 )
-def test_killed_runs_end_as_if_nobody_had(
+def test_killed_and_resumed_runs_end_with_the_same_bits(
     kills: int,
     tmp_path: Path,
     dataset: Dataset,

@@ -96,7 +96,7 @@ def test_states(tmp_path: Path) -> None:
     assert listing.find(tmp_path)[0].name == "run", "damage hides nothing"
 
 
-def test_groups_are_one_with_their_runs(tmp_path: Path) -> None:
+def test_a_group_is_one_entry(tmp_path: Path) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1", "seed2"], 2)
     assert state(there) == ("interrupted", "2 of 3 runs")
     assert [m.state for m in listing.members(there)] == ["finished", "finished", "waiting"]
@@ -109,7 +109,7 @@ def test_groups_are_one_with_their_runs(tmp_path: Path) -> None:
     assert entry.bytes == sum(map(len, contents(there).values()))
 
 
-def test_a_group_whose_runs_would_lie_elsewhere_is_damaged(tmp_path: Path) -> None:
+def test_a_group_with_run_names_outside_its_folder_is_damaged(tmp_path: Path) -> None:
     for name in ("..", "../other", "/tmp", ""):
         assert state(make_group(tmp_path / "group", [name], 0))[0] == "damaged"
 
@@ -172,7 +172,7 @@ def test_a_run_is_removed_and_nothing_that_it_links_to(tmp_path: Path) -> None:
     assert (outside / "precious").read_text() == "here"
 
 
-def test_a_group_goes_as_one(tmp_path: Path) -> None:
+def test_a_group_is_removed_as_a_whole(tmp_path: Path) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
     with pytest.raises(UsageError, match=r"is one run of the group .*; remove the group"):
         listing.remove(there / "seed0")
@@ -181,7 +181,7 @@ def test_a_group_goes_as_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_run_stays(tmp_path: Path) -> None:
+def test_other_folders_are_not_removed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs/run")
     (tmp_path / "link").symlink_to(run)
     (tmp_path / "folder").mkdir()
@@ -205,7 +205,7 @@ def test_what_is_no_run_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("held", ["", "seed1"])
-def test_what_is_being_trained_stays(tmp_path: Path, held: str) -> None:
+def test_a_running_run_is_not_removed(tmp_path: Path, held: str) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
     with FileLock(there / held / io.LOCK), pytest.raises(UsageError, match="is training into"):
         listing.remove(there)
@@ -215,7 +215,7 @@ def test_what_is_being_trained_stays(tmp_path: Path, held: str) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or not os.geteuid(), reason="this user may remove everything")
-def test_a_disk_that_refuses(tmp_path: Path) -> None:
+def test_a_failed_removal_says_what_is_left(tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs/run")
     run.parent.chmod(0o500)
     try:

@@ -22,7 +22,7 @@ from fcifar.train.runtime import Runtime
 from tests.helpers.training import SEED, after, records, train
 
 
-def test_a_run_leaves_what_the_design_says(
+def test_a_run_directory_has_the_documented_files(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
@@ -105,7 +105,7 @@ def test_interrupted_anywhere_and_resumed_it_is_the_same_run(
 
 
 @pytest.mark.parametrize("stopped_at", [None, 5])
-def test_more_epochs_are_those_of_a_longer_run(
+def test_an_extended_run_equals_a_longer_run(
     stopped_at: int | None, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """Of a run that had come to its end, twice; and of one that was interrupted."""
@@ -139,13 +139,13 @@ def test_more_epochs_are_those_of_a_longer_run(
 @pytest.mark.parametrize(
     ("changes", "epochs", "message"),
     [
-        ({}, 3, "has 3 epochs; with --resume, give more epochs of the whole run than it has"),
+        ({}, 3, "has 3 epochs; with --resume, give a larger total number of epochs"),
         ({"schedule": "cosine"}, 4, "spreads schedule over the whole run"),
         ({"warmup_fraction": 0.1, "lookahead_every": 2}, 4, "warmup_fraction and lookahead_every"),
         ({"valid_fraction": 0.2, "patience": 1, "learning_rate": 0.0}, 4, "stopped early, after 1"),
     ],
 )
-def test_more_epochs_are_refused_where_the_run_would_be_another(
+def test_extending_is_refused_if_the_run_would_differ(
     changes: dict[str, Any],
     epochs: int,
     message: str,
@@ -197,7 +197,7 @@ def test_a_private_run_is_the_same_when_resumed(
     assert records(run) == records(tmp_path / "whole")
 
 
-def test_log_points_after_the_checkpoint_are_made_again(
+def test_log_points_after_the_checkpoint_are_repeated(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """As after a crash: the log is ahead of the checkpoint, and its last line is torn."""
@@ -233,7 +233,7 @@ def test_drop_last_leaves_the_short_batch_out(
         {"dp_clip": 1e9, "dp_noise": 1e-10},
     ],
 )
-def test_settings_change_the_run(
+def test_recipe_settings_change_the_result(
     changes: dict, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     plain = train(tmp_path / "plain", recipe, runtime, dataset)
@@ -275,7 +275,7 @@ def test_evaluating_a_finished_run_gives_its_report(
     assert inference.evaluate(inference.load(run), runtime, dataset, "train")[0]["n"] == 42
 
 
-def test_a_taken_directory_is_refused(
+def test_a_used_directory_is_refused(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     (tmp_path / "letter.txt").write_text("dear")
@@ -287,7 +287,7 @@ def test_a_taken_directory_is_refused(
         train(tmp_path / "run", recipe, runtime, dataset)
 
 
-def test_bad_requests_leave_nothing_behind(
+def test_invalid_requests_write_nothing(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     for changes, message in (
@@ -337,7 +337,7 @@ def test_other_classes_are_refused(
         inference.evaluate(network, runtime, dataset, "holdout")
 
 
-def test_numbers_that_json_has_not_become_null(tmp_path: Path) -> None:
+def test_non_finite_numbers_become_null(tmp_path: Path) -> None:
     record = {"step": 1, "split": "train", "loss": float("nan"), "more": [float("inf")]}
     MetricsLog(tmp_path).append(record, {"digest": "x"})
     line = (tmp_path / "metrics.jsonl").read_text()
@@ -377,7 +377,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(
     assert not [f for f in run.iterdir() if f.name.startswith(".") and f.name != ".lock"]
 
 
-def test_what_appears_between_the_check_and_the_lock_is_not_written_over(
+def test_a_run_that_appears_before_the_lock_is_not_overwritten(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """Of a run that another process began and left, and of somebody's folder in a sweep."""

@@ -94,7 +94,7 @@ def test_at_once_each_run_is_the_run_alone_to_rounding(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_sweep_trains_each_cell_as_the_run_with_its_values(
+def test_each_grid_point_equals_a_run_with_its_values(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset, method: str
 ) -> None:
     """Two numbers that one step is mapped or called with, and a width that needs its own."""
@@ -119,7 +119,7 @@ def test_a_sweep_trains_each_cell_as_the_run_with_its_values(
     assert [cell["changes"] for cell in summary["cells"]] == [m.changes for m in asked.trials]
 
 
-def test_without_images_held_out_nothing_is_chosen(
+def test_without_validation_images_no_best_point_is_selected(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
     summary = sweep.train(tmp_path, ask(grid={"learning_rate": [0.1, 0.2]}), dataset)
@@ -149,7 +149,7 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(
     assert run_dir.read_report(run, run_dir.SUMMARY) == io.finite(resumed)
 
 
-def test_a_lockstep_goes_on_from_the_last_step_that_all_have(
+def test_a_vmapped_sweep_resumes_from_the_last_common_checkpoint(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
     """As after a kill between the checkpoints of two runs."""
@@ -172,7 +172,7 @@ def test_a_lockstep_goes_on_from_the_last_step_that_all_have(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_runs_that_had_ended_stay_as_they_are(
+def test_finished_runs_are_not_trained_again(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset, method: str
 ) -> None:
     asked = ask(method)
@@ -186,7 +186,7 @@ def test_runs_that_had_ended_stay_as_they_are(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_that_diverges_stops_and_the_others_go_on(
+def test_a_diverged_run_stops_and_the_others_continue(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset, method: str
 ) -> None:
     asked = ask(method, (5,), {"learning_rate": [0.001, 1e20, 0.01]})
@@ -208,14 +208,14 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(
         assert digests(sweep.train(tmp_path / "two", two, dataset)) == ends
 
 
-def test_a_group_of_which_nothing_ends_says_so(
+def test_a_group_without_a_finished_run_is_an_error(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
     with pytest.raises(ExternalError, match=r"no run of .* finished: the loss was not finite"):
         sweep.train(tmp_path, ask(changes={"learning_rate": 1e20}), dataset)
 
 
-def test_the_summary_says_what_the_networks_say_together(
+def test_the_summary_has_the_ensemble(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
     summary = sweep.train(tmp_path, ask(seeds=(1, 2, 3)), dataset)
@@ -255,7 +255,7 @@ def test_a_group_reproduces_and_a_change_is_found(
     assert [run["first_difference"]["step"] for run in result["runs"]] == [4, 4]
 
 
-def test_a_run_of_a_loop_reproduces_alone_and_one_of_a_map_says_why_not(
+def test_a_run_of_a_loop_reproduces_alone_and_one_of_vmap_does_not(
     tmp_path: Path, ask: Callable[..., Sweep], dataset: Dataset
 ) -> None:
     for method, doubt in (("loop", None), ("vmap", "one of 4 that were trained at once")):
@@ -292,14 +292,14 @@ def test_a_changed_file_of_a_group_is_found_and_named(
     [
         (lambda v: v.pop("members"), "is not complete"),
         (lambda v: v.update(format=9), "is of format 9, and this fcifar reads format 3"),
-        (lambda v: v["members"][0].update(name="../../x"), "is not the name of a run"),
-        (lambda v: v["members"][0].update(name=".."), "is not the name of a run"),
+        (lambda v: v["members"][0].update(name="../../x"), "is not a valid name of a run"),
+        (lambda v: v["members"][0].update(name=".."), "is not a valid name of a run"),
         (lambda v: v["members"][0].update(name=7), "is not complete"),
         (lambda v: v["members"][0].update(recipe=[]), "not a recipe"),
         (lambda v: v.update(runtime=3), "is not complete"),
     ],
 )
-def test_a_hostile_group_is_refused_in_one_line(
+def test_an_invalid_group_is_refused_in_one_line(
     tmp_path: Path, ask: Callable[..., Sweep], change: Callable[[Any], Any], message: str
 ) -> None:
     sweep.write(tmp_path, ask())
@@ -329,7 +329,7 @@ def test_names_are_names_of_folders(recipe: Recipe) -> None:
         make_trials(recipe, {}, range(10_001))
 
 
-def test_values_of_one_cell_do_not_undo_each_other(recipe: Recipe) -> None:
+def test_changes_of_one_grid_point_are_combined(recipe: Recipe) -> None:
     wide = recipe.replace(model="conv3", model_options={"dropout": 0.1})
     dropped = [(p, wide.replace(model_options={"dropout": p})) for p in (0.2, 0.3)]
     longer = [(n, wide.replace(epochs=n)) for n in (4, 5)]

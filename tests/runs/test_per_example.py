@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_evaluation(
     assert (examined.scores.gradient_norm > 0).all()
 
 
-def test_the_table_of_several_networks(
+def test_the_table_of_several_models(
     recipe: Recipe, dataset: Dataset, runtime: Runtime, tmp_path: Path
 ) -> None:
     networks = [network_of(recipe, dataset, seed) for seed in range(3)]
@@ -109,19 +109,19 @@ def examined_by_hand(losses: list[float], logits: torch.Tensor | None = None) ->
     return Examined([f"test/{i:05}" for i in range(len(losses))], labels, scores, together)
 
 
-def test_the_hardest_for_one_network_have_the_highest_loss() -> None:
+def test_the_hardest_for_one_model_have_the_highest_loss() -> None:
     examined = examined_by_hand([0.5, math.nan, 3.0, math.inf, 3.0])
     assert score_tables.hardest(examined).tolist() == [3, 2, 4, 0, 1]
 
 
-def test_the_hardest_for_several_are_those_that_most_get_wrong() -> None:
+def test_the_hardest_for_several_models_have_the_highest_error_rate() -> None:
     right, wrong, very_wrong = [2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 9.0, 0.0]
     logits = torch.tensor([[right, wrong, wrong, right], [right, very_wrong, wrong, very_wrong]])
     examined = examined_by_hand([0.0] * 4, logits)
     assert score_tables.hardest(examined).tolist() == [1, 2, 3, 0]
 
 
-def test_the_most_disputed_are_those_of_which_networks_are_sure_and_disagree() -> None:
+def test_the_most_disputed_are_where_confident_models_disagree() -> None:
     unsure, other = [0.1, 0.0, 0.0], [0.0, 0.1, 0.0]
     sure, against = [9.0, 0.0, 0.0], [0.0, 9.0, 0.0]
     logits = torch.tensor([[unsure, sure, sure], [other, sure, against]])
@@ -130,7 +130,7 @@ def test_the_most_disputed_are_those_of_which_networks_are_sure_and_disagree() -
     assert score_tables.most_disputed(examined.together).tolist() == [2, 0, 1]
 
 
-def test_a_diverged_network_has_no_quantiles_and_is_written(
+def test_a_diverged_model_has_no_quantiles(
     recipe: Recipe, dataset: Dataset, runtime: Runtime, tmp_path: Path
 ) -> None:
     network = network_of(recipe, dataset)
@@ -146,7 +146,7 @@ def test_a_diverged_network_has_no_quantiles_and_is_written(
         assert np.isnan(found["gradient_norm"]).all()
 
 
-def test_runs_that_cannot_be_put_together(recipe: Recipe, dataset: Dataset) -> None:
+def test_models_without_common_images_are_refused(recipe: Recipe, dataset: Dataset) -> None:
     network = network_of(recipe.replace(valid_fraction=0.25), dataset)
     inference.check_images([network], dataset, "valid")
     with pytest.raises(UsageError, match="another part of the images for each seed"):

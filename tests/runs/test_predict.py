@@ -56,7 +56,7 @@ def test_exported_test_images_have_the_logits_of_the_evaluation(
     assert torch.equal(evaluated(network, runtime, few), logits[:9]), "however small the set"
 
 
-def test_as_many_rows_come_out_as_went_in(network: Trained, make_batch) -> None:
+def test_there_is_a_row_for_each_image(network: Trained, make_batch) -> None:
     runtime = Runtime(threads=1)
     images = make_batch(9, seed=5).images
     for size in (1, 4, 9):
@@ -65,7 +65,7 @@ def test_as_many_rows_come_out_as_went_in(network: Trained, make_batch) -> None:
         predict(network, runtime, images[:0])
 
 
-def test_a_network_of_three_classes_has_three_guesses(
+def test_a_model_of_three_classes_has_three_guesses(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, make_batch
 ) -> None:
     few = Split(*make_batch(20, seed=1, classes=3))

@@ -50,7 +50,7 @@ def train(run: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
     return report
 
 
-def test_a_report_has_the_views_and_the_clocks(
+def test_a_report_has_the_views_and_the_timings(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     report = train(tmp_path / "run", recipe.replace(tta="translate"), runtime, dataset)
@@ -67,7 +67,7 @@ def test_a_report_has_the_views_and_the_clocks(
     assert evaluated[1]["accuracy"] == report["tta_accuracy"]
 
 
-def test_without_views_a_report_says_nothing_of_them(
+def test_without_views_a_report_has_no_tta_entries(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     report = train(tmp_path / "run", recipe, runtime, dataset)
@@ -137,7 +137,7 @@ def test_a_run_ends_with_its_average(
     assert records(run) == records(tmp_path / "run")
 
 
-def test_an_average_is_what_is_validated_and_chosen(
+def test_the_averaged_model_is_validated_and_selected(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     recipe = recipe.replace(ema_decay=0.5, valid_fraction=0.2, restore_best=True, batch_size=5)
@@ -249,7 +249,7 @@ def test_images_alternate_by_the_epoch(
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_a_recipes_precision_is_used_where_nobody_says_otherwise(
+def test_the_recipes_precision_is_the_default(
     has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime_module, "_has_bf16", lambda: has_bf16)
@@ -335,7 +335,7 @@ def test_a_constant_learning_rate_is_in_the_log(
     "ending", ['{"step": 12, "spl', '{"step": 12, "split": "train"}\n', "\x00"]
 )
 @pytest.mark.parametrize("names", [["metrics"], ["digests"], ["metrics", "digests"]], ids="+".join)
-def test_what_a_crash_left_behind_the_checkpoint_is_cut_off(
+def test_log_lines_after_the_checkpoint_are_removed(
     names: list[str],
     ending: str,
     tmp_path: Path,
@@ -379,7 +379,7 @@ print(time.clock_gettime(time.CLOCK_BOOTTIME) - started, environment.since_proce
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_the_clock_of_the_process_is_not_that_of_the_shell_before_it() -> None:
+def test_process_seconds_exclude_the_shell() -> None:
     """Which waited a second; what was computed before fcifar was imported counts."""
     command = WAITED.format(python=shlex.quote(sys.executable), code=shlex.quote(CLOCKS))
     done = subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True)

@@ -123,7 +123,7 @@ def test_until_a_step(
     assert found["out"] == str(kept)
 
 
-def test_until_before_there_is_anything(
+def test_until_before_the_first_log_point_is_refused(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     train(tmp_path, recipe, runtime, dataset)
@@ -162,7 +162,7 @@ def test_a_difference_is_found_where_it_begins(
     assert found["log_points_differing"] == 5 + 1, "of steps 12 to 27, and the test"
     notes = [event.text for event in told if isinstance(event, Noted)]
     assert len(notes) == 1
-    assert notes[0].startswith("differs first at step 10 (checkpoint): tensor variables")
+    assert notes[0].startswith("first difference at step 10 (checkpoint): tensor variables")
     assert not found["final"]["identical"]
     assert found["final"]["differing"]
 
@@ -204,7 +204,7 @@ def test_a_damaged_file_is_named_and_the_rest_compared(
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "metrics.jsonl"])
-def test_a_damaged_manifest_or_log_ends_it_before_it_begins(
+def test_a_damaged_manifest_or_log_is_refused(
     name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     train(tmp_path, recipe, runtime, dataset)
@@ -245,7 +245,7 @@ def test_the_environment_has_what_bits_depend_on() -> None:
     assert len(about["code"]) == 12
 
 
-def test_changes_that_matter_are_told_from_those_that_do_not(runtime: Runtime) -> None:
+def test_changes_that_matter_are_marked(runtime: Runtime) -> None:
     now = environment.describe()
     then = json.loads(json.dumps(now))
     assert compare_environments(then, now, runtime, compiled=True) == []
@@ -262,7 +262,7 @@ def test_changes_that_matter_are_told_from_those_that_do_not(runtime: Runtime) -
     assert not eager["compiler"].matters
 
 
-def test_a_run_from_elsewhere_is_not_expected_to_be_identical(
+def test_a_run_from_another_environment_is_not_expected_to_be_identical(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     train(tmp_path, recipe, runtime, dataset)
@@ -275,7 +275,7 @@ def test_a_run_from_elsewhere_is_not_expected_to_be_identical(
     assert reproduce.read(tmp_path).mismatches == [f"torch was 2.11.0 and is {torch.__version__}"]
 
 
-def test_a_fast_run_promises_nothing(
+def test_a_fast_run_is_not_expected_to_be_identical(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     train(tmp_path, recipe, dataclasses.replace(runtime, deterministic=False), dataset)
@@ -311,7 +311,7 @@ def test_trees_compare_to_the_bit() -> None:
     assert w["tensor"] == "w"
 
 
-def test_a_reproduction_leaves_the_run_alone(
+def test_a_reproduction_does_not_change_the_run(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     train(tmp_path, recipe, runtime, dataset)

@@ -30,7 +30,7 @@ def switches() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_switches_are_set_and_put_back(deterministic: bool) -> None:
+def test_flags_are_set_and_restored(deterministic: bool) -> None:
     before = switches()
     with activate(Runtime(threads=2, deterministic=deterministic)):
         inside = switches()
@@ -44,7 +44,7 @@ def test_switches_are_set_and_put_back(deterministic: bool) -> None:
     assert switches() == before
 
 
-def test_defaults_are_answered_for_this_machine() -> None:
+def test_runtime_defaults() -> None:
     runtime = make_runtime(device="cpu")
     assert runtime == Runtime(device="cpu", threads=torch.get_num_threads(), deterministic=True)
     assert make_runtime(device="auto").device in ("cpu", "cuda:0", "mps")
@@ -52,7 +52,7 @@ def test_defaults_are_answered_for_this_machine() -> None:
     assert (runtime.policy, Runtime(precision="bf16").policy) == (FP32, BF16)
 
 
-def test_threads_follow_the_work_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_depend_on_the_flops_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same on every start, for the bits of a run depend on it; never more than torch takes."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     for grains, threads in ((0.01, 1), (1.99, 1), (2, 2), (7.5, 7), (8, 8), (1e6, 8)):
@@ -97,18 +97,18 @@ def test_a_wrong_seed_is_named(seed: Any, config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("seed", [2**32 - 1, -(2**31), 0])
-def test_the_largest_seeds_are_seeds(seed: int, config: RunConfig) -> None:
+def test_the_largest_seeds_are_accepted(seed: int, config: RunConfig) -> None:
     assert config.replace(seed=check_seed(seed)).seed == seed
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_a_missing_gpu_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"--device cuda:0 was asked for.*use --device cpu"):
+    with pytest.raises(UsageError, match=r"--device is cuda:0.*use --device cpu"):
         make_runtime(device="cuda")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_first_signal_is_a_question_and_the_second_acts(signum: signal.Signals) -> None:
+def test_the_first_signal_is_caught_and_the_second_is_not(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
     if before == signal.SIG_IGN:
         pytest.skip("whoever started the tests has this signal ignored, and so do we")

@@ -20,8 +20,8 @@ from fcifar.errors import UsageError
 from fcifar.io import locked
 from fcifar.recipes import Recipe
 from fcifar.train import events, loop, run_dir
-from fcifar.train.config import CheckpointConfig, Every
-from fcifar.train.events import Noted, Pace, keep_pace
+from fcifar.train.config import CheckpointConfig
+from fcifar.train.events import Noted, Pace, update_pace
 from fcifar.train.loop import NonFiniteError
 from fcifar.train.runtime import Runtime
 from tests.helpers.training import after, records, train
@@ -42,7 +42,7 @@ def steps_saved(run: Path) -> list[int]:
     ],
 )
 def test_every_is_steps_or_time(text: str, every: tuple[float, float]) -> None:
-    assert CheckpointConfig(checkpoint_every=text).every == Every(*every)
+    assert CheckpointConfig(checkpoint_every=text).every == every
 
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-3", "1.5", "5 min", "s", "1e3", "٣", 30, None])
@@ -57,7 +57,7 @@ def test_keeping_none_is_refused(kept: Any) -> None:
         CheckpointConfig(keep_checkpoints=kept)
 
 
-def test_checkpoints_come_as_often_as_asked_and_the_latest_stay(
+def test_checkpoint_interval_and_number_kept(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     written: list[int] = []
@@ -87,7 +87,7 @@ def test_safeguards_change_no_bit(
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
     damage: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     whole = train(tmp_path / "whole", recipe, runtime, dataset)
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(
         assert not told
 
 
-def test_without_any_whole_checkpoint_the_run_begins_again(
+def test_without_a_valid_checkpoint_the_run_starts_again(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     whole = train(tmp_path / "whole", recipe, runtime, dataset)
@@ -129,11 +129,11 @@ def test_without_any_whole_checkpoint_the_run_begins_again(
     assert isinstance(whole, dict)
     assert isinstance(resumed, dict)
     assert resumed["params_digest"] == whole["params_digest"]
-    assert any("starts again from its beginning" in e.text for e in told if isinstance(e, Noted))
+    assert any("starts again from step 0" in e.text for e in told if isinstance(e, Noted))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "digests.jsonl"])
-def test_a_log_that_does_not_lead_to_a_checkpoint_discredits_it(
+def test_a_checkpoint_with_a_damaged_log_is_not_used(
     name: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """The second line of the log is changed: only the checkpoint before it can be used."""
@@ -157,7 +157,7 @@ def test_a_log_that_does_not_lead_to_a_checkpoint_discredits_it(
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_the_best_network_survives_a_crash_between_two_files(
+def test_the_best_model_survives_a_crash_between_two_files(
     epoch: int,
     tmp_path: Path,
     recipe: Recipe,
@@ -189,7 +189,7 @@ def test_the_best_network_survives_a_crash_between_two_files(
     assert best == (tmp_path / "whole" / "best.safetensors").read_bytes()
 
 
-def test_half_written_files_of_a_killed_process_are_swept(
+def test_partial_files_of_a_killed_process_are_removed(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     run = tmp_path / "run"
@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert not (run / "nonfinite.json").exists()
 
 
-def test_the_first_step_that_was_not_finite_is_remembered(
+def test_the_first_non_finite_step_is_recorded(
     tmp_path: Path, poisoned: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     """The rows it names are the ones whose loss was not finite, and no step before it was."""
@@ -348,11 +348,11 @@ def test_a_slowdown_is_reported_once_with_the_figures() -> None:
     pace, reports = Pace(step=10, seconds=5.0), []
     # Steps and seconds at which the loop looks: 1, 1, 1.5, 4, 8 and 1 seconds a step.
     for step, seconds in ((11, 6.0), (13, 8.0), (16, 11.0), (18, 14.0), (19, 18.0), (20, 26.0)):
-        pace, times = keep_pace(pace, step, seconds)
+        pace, times = update_pace(pace, step, seconds)
         reports.append(times)
     assert reports == [0, 0, 0, 0, 4.0, 0]
     assert (pace.best, pace.last) == (1.0, 8.0)
-    assert keep_pace(pace, 20, 99.0) == (pace, 0.0), "no step was made"
+    assert update_pace(pace, 20, 99.0) == (pace, 0.0), "no step was made"
 
 
 def test_a_run_says_when_its_steps_become_slow(
@@ -370,4 +370,4 @@ def test_a_run_says_when_its_steps_become_slow(
     train(tmp_path / "run", recipe, Runtime(threads=2), dataset, observe=observe)
     (note,) = notes
     assert note.startswith("a step now takes ")
-    assert note.endswith("; a new run with --threads 1 would lose less than 2 do")
+    assert note.endswith("; a new run with --threads 1 would slow down less than one with 2")

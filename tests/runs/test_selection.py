@@ -114,7 +114,7 @@ def test_a_run_that_keeps_improving_does_not_stop(
 
 
 @pytest.mark.parametrize("steps", [5, 24, 36, 47])
-def test_choices_survive_an_interruption(
+def test_model_selection_survives_an_interruption(
     steps: int, tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset
 ) -> None:
     overfit = recipe.replace(**OVERFIT)
@@ -133,7 +133,7 @@ def test_choices_survive_an_interruption(
     assert valid_losses(run) == valid_losses(tmp_path / "whole")
 
 
-def test_the_test_images_choose_nothing(
+def test_the_test_images_are_not_used_for_selection(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, make_batch
 ) -> None:
     """Other test images, the same run."""
@@ -182,7 +182,7 @@ def given(unlearnable: Dataset, make_batch) -> Dataset:
 GIVEN = {**OVERFIT, "valid_fraction": 0.0, "valid": "given"}
 
 
-def test_given_images_choose_the_best_epoch_and_are_not_trained_on(
+def test_given_images_select_the_best_epoch_and_are_not_trained_on(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, given: Dataset, make_batch
 ) -> None:
     run = tmp_path / "run"
@@ -218,7 +218,7 @@ def test_given_images_are_evaluated_without_augmentation(
     assert len(set(valid_losses(tmp_path / "run"))) == 1
 
 
-def test_without_asking_for_them_nothing_changes(
+def test_unused_given_images_change_nothing(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, unlearnable: Dataset, given: Dataset
 ) -> None:
     for name, changes in (("plain", {}), ("held", {"valid_fraction": 0.25})):
@@ -286,7 +286,7 @@ def test_replicas_share_given_images(
         ({"model_options": {"dropout": 1.5}}, r"must lie in \[0, 1\)"),
     ],
 )
-def test_contradictions_are_named(
+def test_contradicting_settings_are_refused(
     changes: dict, message: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -304,7 +304,7 @@ def test_the_held_out_images_can_be_evaluated_again(
     figures, _ = inference.evaluate(network, runtime, unlearnable, "valid")
     assert figures["n"] == 20
     assert figures["loss"] == report["selected"]["valid_loss"]
-    with pytest.raises(UsageError, match="it held none out"):
+    with pytest.raises(UsageError, match="it held out nothing of"):
         inference.evaluate(network, runtime, dataset, "valid")
 
 
@@ -321,5 +321,5 @@ def test_a_test_set_alone_is_evaluated_and_not_trained_on(
     assert inference.evaluate(network, runtime, alone, "test")[0]["n"] == 20
     with pytest.raises(UsageError, match="without training images; use --split test"):
         inference.evaluate(network, runtime, alone, "train")
-    with pytest.raises(UsageError, match="nor has that validation images"):
+    with pytest.raises(UsageError, match="no validation images of its own either"):
         inference.evaluate(network, runtime, alone, "valid")

@@ -20,7 +20,7 @@ TABLE = {
 }
 
 
-def test_csv_keeps_every_digit_and_is_read_by_anybody(tmp_path: Path) -> None:
+def test_csv_keeps_every_digit_and_is_standard(tmp_path: Path) -> None:
     tables.write(tmp_path / "new/t.csv", TABLE)
     with (tmp_path / "new/t.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -70,14 +70,14 @@ def test_parquet_without_pyarrow_is_one_line(
 
 
 @pytest.mark.parametrize("name", ["t.json", "t", ".csv", "csv", "t.csv.gz", "a\nb.txt"])
-def test_another_ending_is_refused(tmp_path: Path, name: str) -> None:
+def test_another_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"must end in \.csv, \.npz or \.parquet") as error:
         tables.check(Path(name))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("form", [".csv", ".npz"])
-def test_a_disk_that_refuses_leaves_what_was_there(
+def test_a_failed_write_keeps_the_old_file(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / f"t{form}"

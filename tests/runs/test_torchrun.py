@@ -85,9 +85,7 @@ def test_two_processes_make_the_run_of_one(undisturbed: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_torchrun_begins_anew_where_the_last_checkpoint_is(
-    undisturbed: Path, tmp_path: Path
-) -> None:
+def test_torchrun_restarts_from_the_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     launcher = torchrun.start([*RUN, "--out", str(run)], options=("--max-restarts", "2"))
     torchrun.wait_for_steps(run, 5)
@@ -133,7 +131,7 @@ def test_batch_norm_sees_the_whole_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_exchange_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path) -> None:
+def test_the_all_reduce_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path) -> None:
     words = [*RUN[: RUN.index("--epochs")], "--epochs", "2", "--compile"]
     report(torchrun.run([*words, "--out", str(tmp_path / "run")]))
     compiled, eager = (
@@ -144,7 +142,7 @@ def test_the_exchange_is_in_the_compiled_step(undisturbed: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_and_is_made_again(tmp_path: Path) -> None:
+def test_a_run_is_resumed_and_reproduced(tmp_path: Path) -> None:
     """Stopped by a signal to torchrun, resumed, and reproduced, each in two processes."""
     run = tmp_path / "run"
     launcher = torchrun.start([*TRAIN, "--epochs", "60", "--out", str(run)])
@@ -169,7 +167,7 @@ def test_two_devices_make_the_run_of_one(undisturbed: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_when_one_is_killed_the_others_end_soon_and_say_so(tmp_path: Path, rank: int) -> None:
+def test_when_one_rank_is_killed_the_others_end_with_an_error(tmp_path: Path, rank: int) -> None:
     run = tmp_path / "run"
     launcher = torchrun.start([*FOR_EVER, "--out", str(run)])
     torchrun.wait_for_steps(run, 2)
@@ -184,7 +182,7 @@ def test_when_one_is_killed_the_others_end_soon_and_say_so(tmp_path: Path, rank:
     assert not torchrun.find(launcher, 1 - rank)
 
 
-def test_a_rank_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_hangs_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(distributed.TIMEOUT, "3")
     run = tmp_path / "run"
     launcher = torchrun.start([*FOR_EVER, "--out", str(run)])
@@ -218,7 +216,7 @@ def test_a_script_trains_data_parallel(undisturbed: Path, tmp_path: Path) -> Non
     ],
     ids=["restarts", "sweep"],
 )
-def test_what_needs_a_fixed_directory_says_so(
+def test_missing_out_is_refused_if_it_must_be_fixed(
     words: tuple[str, ...], options: tuple[str, ...], message: str
 ) -> None:
     outcome = torchrun.run(words, options=options)
@@ -264,7 +262,7 @@ def test_other_commands_run_once() -> None:
 
 
 @pytest.mark.slow
-def test_replicas_are_shared_out_and_gathered(tmp_path: Path) -> None:
+def test_replicas_are_divided_among_the_ranks(tmp_path: Path) -> None:
     """Each is bit for bit what one process makes of it, and so is the group afterwards."""
     words = [*TRAIN, "--epochs", "1", "--replicas", "3", "--sweep", "lr=0.001,0.01"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -287,7 +285,7 @@ def test_replicas_are_shared_out_and_gathered(tmp_path: Path) -> None:
     ],
     ids=["odd", "eval"],
 )
-def test_a_mistake_is_told_once(tmp_path: Path, words: list[str], message: str) -> None:
+def test_an_error_is_printed_once(tmp_path: Path, words: list[str], message: str) -> None:
     words = [*words, "--out", str(tmp_path / "run")] if words[0] == "train" else words
     outcome = torchrun.run(words)
     assert outcome.status != 0
