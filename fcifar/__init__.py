@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         analysis,
         augment,
         averaging,
-        fingerprint,
         grads,
         layers,
         losses,
@@ -68,7 +67,7 @@ IMPORTED = _ImportTime(time.monotonic(), time.process_time())  # see train.envir
 
 __all__ = ["Batch", "EvalOutput", "ExternalError", "Metrics", "Model", "Optimizer", "Policy"]
 __all__ += ["Scores", "Shard", "TrainState", "UsageError", "Variables", "analysis"]
-__all__ += ["apply_updates", "augment", "averaging", "compile_step", "fingerprint", "grads"]
+__all__ += ["apply_updates", "augment", "averaging", "compile_step", "grads"]
 __all__ += ["init_train_state", "layers", "losses", "make_eval_step", "make_score_step"]
 __all__ += ["make_train_step", "metrics", "models", "normalize", "on_indices", "optim", "parallel"]
 __all__ += ["precision", "privacy", "random", "recipes", "schedules", "step", "step_transforms"]

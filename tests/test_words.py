@@ -1,4 +1,4 @@
-"""The prose of the package and its pages: no habit of old, and no name that was replaced."""
+"""The prose of the package and its pages: plain habits, and no name that was replaced."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-FILES = sorted([*(ROOT / "fcifar").rglob("*.py"), *PAGES])
+FILES = sorted([*(ROOT / "fcifar").rglob("*.py"), *(ROOT / "fcifar").rglob("*.html"), *PAGES])
 HABITS = {
     "a person for code": r"\b([Nn]obody|[Ww]hoever|[Ss]omebody)\b",
     '"is no X" for "is not an X"': r"(?<![Tt]here )\b[Ii]s no (?!more\b)[a-z]+",
+    "a word for another": r"\b([Pp]ictures?|asked|but for|laid out|doubts|yardstick)\b",
     "a name that was replaced": r"\b(UserError|WorldError|[Cc]ontenders?|[Cc]ontestants?|Wishes"
     r"|[Yy]ardsticks?|[Ll]ockstep|Safeguards|made_up|clocks|sittings?)\b",
 }
@@ -25,3 +26,14 @@ def test_the_prose_is_plain(path: Path) -> None:
         for match in re.finditer(pattern, text)
     ]
     assert not found
+
+
+def test_no_file_has_a_name_that_was_replaced() -> None:
+    replaced = """
+        driving leading following together sharing ranks stepping finishing saving program session
+        many lockstep group selection interrupt places trained integrity differences removing
+        jsonfiles yardsticks comparison intervals variance forward making trying drawing factories
+        pairs official known pictures importing fitting run_facts about extensions prepare
+    """.split()
+    stems = {path.stem for path in (ROOT / "fcifar").rglob("*.py")}
+    assert not stems & set(replaced)

@@ -53,64 +53,64 @@ class Agreement(NamedTuple):
     largest_difference: float  # of two logits; NaN if only one is finite
 
 
-def describe(network: Trained) -> dict[str, str]:
+def describe(trained: Trained) -> dict[str, str]:
     """Metadata to use a model and to find its origin; lists and recipe as JSON."""
-    recipe = network.recipe
+    recipe = trained.recipe
     return {
         "fcifar": fcifar.__version__,
         "model": recipe.model,
         "mean": json.dumps(recipe.mean),
         "std": json.dumps(recipe.std),
-        "classes": json.dumps(network.classes),
+        "classes": json.dumps(trained.classes),
         "recipe": json.dumps(recipes.to_dict(recipe)),
-        "seed": str(network.seed),
-        "dataset": network.dataset,
-        "dataset_digest": network.dataset_digest,
-        "params_digest": tree.digest(network.variables.params),
+        "seed": str(trained.seed),
+        "dataset": trained.dataset,
+        "dataset_digest": trained.dataset_digest,
+        "params_digest": tree.digest(trained.variables.params),
     }
 
 
 # state_dicts -------------------------------------------------------------------------------------
 
 
-def _state_dict(network: Trained) -> dict[str, Tensor]:
+def _state_dict(trained: Trained) -> dict[str, Tensor]:
     """Parameters and buffers, each with its own memory."""
-    both = {**network.variables.params, **network.variables.buffers}
+    both = {**trained.variables.params, **trained.variables.buffers}
     return {name: value.detach().contiguous().clone() for name, value in both.items()}
 
 
-def _write_pth(network: Trained, metadata: dict[str, str], path: Path) -> None:
-    values = OrderedDict(_state_dict(network))
-    if network.model.versions:  # required by some modules' load_state_dict
-        versions = ((name, {"version": number}) for name, number in network.model.versions)
+def _write_pth(trained: Trained, metadata: dict[str, str], path: Path) -> None:
+    values = OrderedDict(_state_dict(trained))
+    if trained.model.versions:  # required by some modules' load_state_dict
+        versions = ((name, {"version": number}) for name, number in trained.model.versions)
         values._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
     buffer = io.BytesIO()  # a file's name would be part of the content; see also _write_pt2
     torch.save(values, buffer)
     path.write_bytes(buffer.getbuffer())
 
 
-def _write_safetensors(network: Trained, metadata: dict[str, str], path: Path) -> None:
-    tensor_files.write(path, _state_dict(network), metadata)
+def _write_safetensors(trained: Trained, metadata: dict[str, str], path: Path) -> None:
+    tensor_files.write(path, _state_dict(trained), metadata)
 
 
-def _read_state_dict(path: Path, network: Trained) -> Function:
+def _read_state_dict(path: Path, trained: Trained) -> Function:
     """The model's function with the values of a file, which must be equal bit for bit."""
     tensors = state_dict.read(path)[0].tensors
-    if not tree.equal(tensors, _state_dict(network)):
+    if not tree.equal(tensors, _state_dict(trained)):
         raise ValueError("the file does not hold what was written")
-    params, buffers = ({name: tensors[name] for name in part} for part in network.variables)
-    preprocess = normalize(tuple(network.recipe.mean), tuple(network.recipe.std))
+    params, buffers = ({name: tensors[name] for name in part} for part in trained.variables)
+    preprocess = normalize(tuple(trained.recipe.mean), tuple(trained.recipe.std))
     values = Variables(params, buffers)
-    return lambda images: network.model.apply(values, preprocess(images), train=False)[0]
+    return lambda images: trained.model.apply(values, preprocess(images), train=False)[0]
 
 
 # Graphs ------------------------------------------------------------------------------------------
 
 
-def _as_module(network: Trained) -> nn.Module:
-    """The whole function as a module, whose tensors have the names of ``network.variables``."""
-    (params, buffers), apply = network.variables, network.model.apply
-    preprocess = recipes.make_preprocess(network.recipe)
+def _as_module(trained: Trained) -> nn.Module:
+    """The whole function as a module, whose tensors have the names of ``trained.variables``."""
+    (params, buffers), apply = trained.variables, trained.model.apply
+    preprocess = recipes.make_preprocess(trained.recipe)
 
     class Whole(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
@@ -132,35 +132,35 @@ def _as_module(network: Trained) -> nn.Module:
     return whole.eval()
 
 
-def _export_program(network: Trained) -> torch.export.ExportedProgram:
+def _export_program(trained: Trained) -> torch.export.ExportedProgram:
     """The graph of the whole function, for any number of images."""
     images = torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)  # a size of 1 would become static
     shapes = ({0: torch.export.Dim("N")},)
-    program = torch.export.export(_as_module(network), (images,), dynamic_shapes=shapes)
+    program = torch.export.export(_as_module(trained), (images,), dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
 
 
-def _write_pt2(network: Trained, metadata: dict[str, str], path: Path) -> None:
+def _write_pt2(trained: Trained, metadata: dict[str, str], path: Path) -> None:
     extra = {METADATA: json.dumps(metadata, sort_keys=True)}
     buffer = io.BytesIO()  # torch's own writer aborts the process if the disk is full
-    torch.export.save(_export_program(network), buffer, extra_files=extra)
+    torch.export.save(_export_program(trained), buffer, extra_files=extra)
     path.write_bytes(buffer.getbuffer())
 
 
-def _read_pt2(path: Path, network: Trained) -> Function:
+def _read_pt2(path: Path, trained: Trained) -> Function:
     with warnings.catch_warnings(), path.open("rb") as file:
         # torch 2.11 warns about its own buffer.
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         return torch.export.load(file).module()
 
 
-def _write_onnx(network: Trained, metadata: dict[str, str], path: Path) -> None:
+def _write_onnx(trained: Trained, metadata: dict[str, str], path: Path) -> None:
     import onnx
 
     names = {"input_names": ["images"], "output_names": ["logits"]}
-    exported = torch.onnx.export(_export_program(network), dynamo=True, verbose=False, **names)
+    exported = torch.onnx.export(_export_program(trained), dynamo=True, verbose=False, **names)
     if exported is None:
         raise ValueError("torch.onnx gave nothing")
     model = exported.model_proto
@@ -178,7 +178,7 @@ def _write_onnx(network: Trained, metadata: dict[str, str], path: Path) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _read_onnx(path: Path, network: Trained) -> Function:
+def _read_onnx(path: Path, trained: Trained) -> Function:
     import onnxruntime
 
     options: Any = onnxruntime.SessionOptions()
@@ -230,7 +230,7 @@ def check_free(path: Path, *, force: bool) -> None:
 
 
 def export(
-    network: Trained, path: Path, images: Tensor, *, threads: int = 1, force: bool = False
+    trained: Trained, path: Path, images: Tensor, *, threads: int = 1, force: bool = False
 ) -> Agreement:
     """Write a model, read it back, and compare the two on images, in float32 on the CPU.
 
@@ -250,8 +250,8 @@ def export(
     with replacing(path) as temporary:
         with activate(runtime), torch.no_grad():
             try:
-                form.write(network, describe(network), temporary)
-                function = form.read(temporary, network)
+                form.write(trained, describe(trained), temporary)
+                function = form.read(temporary, trained)
                 found = torch.cat([function(part) for part in images.split(_BATCH)])
             except (OSError, SafetensorError, ExternalError):
                 raise
@@ -260,7 +260,7 @@ def export(
                     f"{one_line(path)} is not written: as {form.name} this model cannot be "
                     f"exported ({reason(error)}); choose another format"
                 ) from error
-        agreement = compare(predict(network, runtime, images), found)
+        agreement = compare(predict(trained, runtime, images), found)
         if agreement.different:
             raise ExternalError(
                 f"{one_line(path)} is not written: read back, it predicts another class for "
@@ -284,16 +284,16 @@ def some_of(images: Tensor, count: int = CHECKED) -> Tensor:
     return images[rows]
 
 
-def summary(network: Trained, path: Path, agreement: Agreement) -> dict[str, Any]:
+def summary(trained: Trained, path: Path, agreement: Agreement) -> dict[str, Any]:
     """A summary of the export for JSON."""
     return {
         "path": str(path),
         "format": FORMATS[path.suffix.lower()].name,
         "bytes": path.stat().st_size,
-        "model": network.recipe.model,
-        "classes": list(network.classes),
-        "mean": list(network.recipe.mean),
-        "std": list(network.recipe.std),
-        "params_digest": tree.digest(network.variables.params),
+        "model": trained.recipe.model,
+        "classes": list(trained.classes),
+        "mean": list(trained.recipe.mean),
+        "std": list(trained.recipe.std),
+        "params_digest": tree.digest(trained.variables.params),
         "check": {**agreement._asdict(), "same_predictions": agreement.different == 0},
     }

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fcifar import fingerprint, io, metrics, random, tree
+from fcifar import io, metrics, random, tree
 from fcifar.analysis.predictions import of_views, summarize
 from fcifar.data import Dataset
 from fcifar.errors import ExternalError
@@ -18,7 +18,15 @@ from fcifar.models import Variables
 from fcifar.parallel import Axis
 from fcifar.recipes import Recipe
 from fcifar.step_transforms import LoopState, StepInput, shard, stack, take
-from fcifar.train import checkpoint, distributed, environment, events, metrics_log, run_dir
+from fcifar.train import (
+    checkpoint,
+    distributed,
+    environment,
+    events,
+    fingerprint,
+    metrics_log,
+    run_dir,
+)
 from fcifar.train.checkpoint import Timings, load_model, save_model
 from fcifar.train.config import RunConfig, check_same_config, check_same_data, write_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop

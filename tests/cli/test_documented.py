@@ -88,7 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forms.write_tar(place / "cifar-10-python.tar.gz", forms.official())
     forms.write_zip(place / "my_images.zip", forms.class_folders())
     each = [f"{kind}/{i}.jpg" for kind in ("cat", "dog") for i in range(12)]
-    for folder in ("photos", "pictures"):
+    for folder in ("photos", "my_photos"):
         pictures(place / folder, each, (40, 50))
     pictures(place / "folder", ["a.png", "b.jpg"], (32, 32))
     pictures(

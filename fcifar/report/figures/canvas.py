@@ -46,7 +46,7 @@ CSS_VARIABLES = {
 def new_figure(width: float, height: float, title: str = "", subtitle: str = "") -> "Figure":
     """Return an empty figure, in inches, with a title and a smaller line below it.
 
-    Axes are laid out by matplotlib's constrained layout, below the title.
+    matplotlib's constrained layout places the axes below the title.
     """
     from matplotlib.figure import Figure
 

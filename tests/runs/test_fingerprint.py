@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcifar import fingerprint, random, tree
+from fcifar import random, tree
 from fcifar.step import init_train_state
+from fcifar.train import fingerprint
 
 VALUES = {
     "float32": torch.tensor([1.5, -0.0, float("nan"), 3e38]),
