@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from fcifar import cli, data, random, recipes
 from fcifar.bench import bench
-from fcifar.data import Dataset, Split, make_dataset, store
+from fcifar.data import Dataset, Split, make_dataset, shapes10
 from fcifar.export import exporting
 from fcifar.io import PARTIAL, replacing
 from fcifar.recipes.tutorials import TUTORIALS
@@ -387,7 +387,8 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         patch.setattr(typer.main, "get_command", whole_command)
         patch.setattr(environment, "describe", lambda models=(): known)
         patch.setattr(environment, "git_commit", draw_nothing)
-        patch.setattr(store, "_draw_shapes10", lambda: make_set("shapes10", (8, 4), "ab"))
+        small = functools.partial(shapes10.generate, train_size=8, test_size=4)
+        patch.setattr(shapes10, "generate", small)
         for name in ("run", "evaluation", "examples"):
             patch.setattr(draw, name, draw_nothing)
         patch.setattr(grids, "compose", draw_nothing)
