@@ -3,43 +3,34 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from fcifar.cli import completion, options, output, render
+from fcifar.cli import options, output, progress, render
 from fcifar.errors import UsageError
 
 
 def report(
     runs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUN...",
-            help="Runs, or a group of them, by path or name.",
-            callback=options.where_runs_are,
-            autocompletion=completion.runs,
-        ),
+        list[Path], options.runs_argument("Runs, or a group of them, by path or name.")
     ],
     html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a page of it, whole in one file."),
+        Path | None, options.option("--html", "Write a self-contained HTML page.", "FILE")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
-    plots: Annotated[
-        bool, typer.Option("--plots", help="Draw the figures in plots/ again.")
-    ] = False,
+    force: Annotated[bool, options.option("--force", "Overwrite an existing file.")] = False,
+    plots: Annotated[bool, options.option("--plots", "Draw the figures in plots/ again.")] = False,
     data_dir: options.DataDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> int:
-    """Show what a run came to, as training did at its end; or make a page of it.
+) -> None:
+    """Show the results of a run as training did at its end, or make a page of it.
 
     The page of --html has settings, curves, tables, confusions, the hardest
-    images and how to reproduce it all. It loads nothing and needs no script. Of
+    images and how to reproduce the run. It loads nothing and needs no script. Of
     several runs it is a comparison.
+
+    [dim]fcifar report RUN
+    fcifar report RUN --html page.html[/]
     """
     from fcifar import data
-    from fcifar.cli import progress
     from fcifar.io import write_text
     from fcifar.report import page
 
@@ -50,30 +41,28 @@ def report(
     if plots:
         _draw(runs, data_dir, quiet=quiet)
     if html is None:
-        return _show(runs[0], json=json)
+        _show(runs[0], json=json)
+        return
     with progress.doing("making the page", quiet=quiet):
         text = page.make(runs, data.data_root(data_dir))
         write_text(html, text)
+    size = len(text.encode())
     if json:
-        output.document(
-            {"html": str(html), "bytes": len(text.encode()), "runs": list(map(str, runs))}
-        )
+        output.document({"html": str(html), "bytes": size, "runs": list(map(str, runs))})
     else:
-        output.line(f"{html}: {len(text.encode()) / 1e3:,.0f} kB, open it in any browser")
-    return 0
+        output.line(f"{html}: {size / 1e3:,.0f} kB, open it in any browser")
 
 
 def _check_free(path: Path, *, force: bool) -> None:
-    """Make sure that a page may be written to ``path``."""
+    """Check that a page may be written to ``path``."""
     if path.is_dir():
         raise UsageError(f"--html {path} is a folder; give the name of a file, such as page.html")
     if path.exists() and not force:
-        raise UsageError(f"{path} is there already; choose another --html, or add --force")
+        raise UsageError(f"{path} already exists; choose another --html, or add --force")
 
 
 def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
-    """Fill the ``plots/`` of runs and groups again."""
-    from fcifar.cli import progress
+    """Write the figures of runs and groups again."""
     from fcifar.cli.data import open_dataset
     from fcifar.report import draw
     from fcifar.train import run_dir, sweep
@@ -90,8 +79,8 @@ def _draw(runs: list[Path], data_dir: Path | None, *, quiet: bool) -> None:
                 draw.run(each, data)
 
 
-def _show(path: Path, *, json: bool) -> int:
-    """Print what training printed at its end."""
+def _show(path: Path, *, json: bool) -> None:
+    """Print the results of a run or a group."""
     from fcifar.report.page import reading
     from fcifar.train import run_dir, sweep
 
@@ -101,8 +90,4 @@ def _show(path: Path, *, json: bool) -> int:
         values = run_dir.read_report(path, run_dir.SUMMARY)
     else:
         values = reading.read_runs([path])[0].report
-    if json:
-        output.document(values)
-    else:
-        (render.show_sweep if is_group else render.show_report)(values)
-    return 0
+    output.result(values, render.show_sweep if is_group else render.show_report, json)

@@ -226,7 +226,7 @@ def check(path: Path, *, force: bool) -> Format:
 def check_free(path: Path, *, force: bool) -> None:
     """Raise a UsageError if the file exists and ``force`` is not set."""
     if not force and (path.exists() or path.is_symlink()):
-        raise UsageError(f"{one_line(path)} is there already; choose another name, or give --force")
+        raise UsageError(f"{one_line(path)} already exists; choose another name, or give --force")
 
 
 def export(

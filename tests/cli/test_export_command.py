@@ -86,8 +86,8 @@ def test_mistakes_are_one_line_and_leave_nothing(fcifar, tmp_path: Path) -> None
     (tmp_path / "there.csv").write_bytes(b"mine")
     for words, message in (
         (("run", "--to", "x.h5"), ".pth, .safetensors, .onnx, .pt2 for the model, or in .csv"),
-        (("run", "--to", "there.pth"), "there.pth is there already; choose another name, or give"),
-        (("run", "--to", "there.csv"), "there.csv is there already; choose another name, or give"),
+        (("run", "--to", "there.pth"), "there.pth already exists; choose another name, or give"),
+        (("run", "--to", "there.csv"), "there.csv already exists; choose another name, or give"),
         (("nowhere", "--to", "x.pth"), "there is no nowhere"),
         (("nowhere", "--to", "x.csv"), "nowhere is not a run directory"),
         (("run",), "Missing option '--to'"),

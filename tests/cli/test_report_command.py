@@ -264,7 +264,7 @@ def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
-        (["run0", "--html", "there"], 2, "there is there already; choose another"),
+        (["run0", "--html", "there"], 2, "there already exists; choose another"),
         (["run0", "--html", "run0"], 2, "--html run0 is a folder; give the name of a file"),
         (["run0", "run1"], 2, "2 runs need a page: give --html FILE, or use fcifar compare"),
         (["nowhere", "--html", "p"], 2, "nowhere is not a run directory"),

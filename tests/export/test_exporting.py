@@ -224,7 +224,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_file_is_kept_and_a_name_refused(tmp_path: Path) -> None:
     (tmp_path / "net.pth").write_bytes(b"mine")
-    with pytest.raises(UsageError, match="is there already; choose another name, or give --force"):
+    with pytest.raises(UsageError, match="already exists; choose another name, or give --force"):
         exporting.check(tmp_path / "net.pth", force=False)
     assert exporting.check(tmp_path / "net.PTH", force=False).name == "state_dict"
     with pytest.raises(UsageError, match=r"must end in \.pth, \.safetensors, \.onnx, \.pt2$"):
