@@ -29,17 +29,13 @@ def main() -> None:
     recipe = recipes.get(options.recipe).replace(epochs=options.epochs)
     held_out = int(recipe.valid_fraction * len(dataset.train_labels))
     images = (len(dataset.train_labels) - held_out) * options.epochs
-    seconds: dict[str, list[float]] = {
-        name: [] for name in ("tutorial", "fcifar", "fcifar_with_compiling", "fcifar_eager")
-    }
+    seconds: dict[str, list[float]] = {}
     for repetition in range(options.repetitions + 1):
         measured = {"tutorial": tutorial_loop.train(recipe, dataset, epochs=options.epochs)}
         for compiled in (True, False):
             torch._dynamo.reset()
-            runtime = make_runtime(device="cpu")
-            config = make_config(
-                recipe, dataset, seed=repetition, runtime=runtime, compile=compiled
-            )
+            how = {"runtime": make_runtime(device="cpu"), "compile": compiled}
+            config = make_config(recipe, dataset, seed=repetition, **how)
             report = script.train(config, dataset)
             training = report["train_seconds"] + report["valid_seconds"]
             if compiled:
@@ -52,7 +48,7 @@ def main() -> None:
         print(time.strftime("%H:%M:%S"), kind, rates, flush=True)
         if repetition:
             for name, value in measured.items():
-                seconds[name].append(value)
+                seconds.setdefault(name, []).append(value)
 
     rates = {name: images / median for name, median in records.medians(seconds).items()}
     results = {
@@ -66,9 +62,8 @@ def main() -> None:
         "data_source": dataset.source,
         "threads": torch.get_num_threads(),
     }
-    path = records.write(f"{options.recipe}_end_to_end", config, results)
     print({name: round(ratio, 2) for name, ratio in results["ratio_to_tutorial"].items()})
-    print(path)
+    print(records.write(f"{options.recipe}_end_to_end", config, results))
 
 
 if __name__ == "__main__":

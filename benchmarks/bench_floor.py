@@ -51,9 +51,7 @@ def main() -> None:
                 floor["measured"] = found["median_seconds"]
                 floor["times_dense_floor"] = found["median_seconds"] / floor["dense"]
             floors[name] = floor
-            print(
-                name, {what: f"{1e3 * s:.3f}" for what, s in floor.items() if "times" not in what}
-            )
+            print(name, {what: f"{value:.3g}" for what, value in floor.items()})
     config = {**vars(options), "threads": runtime.threads}
     results = {"operations_per_second": rates, "bytes_per_second": bandwidths, "floors": floors}
     print(records.write(options.name, config, results))

@@ -181,27 +181,18 @@ def exchanged_bytes(recipe: Recipe, axis: Axis) -> list[int]:
     return [call.args[0].nbytes for call in spy.call_args_list]
 
 
-def exchange_seconds(
-    bytes_: int, exchanges: int, processes: int, link: tuple[float, float]
-) -> float:
-    """Return the seconds of a step's exchanges by a ring, one after another."""
-    bandwidth, latency = link
-    rounds = 2 * (processes - 1)
-    return rounds / processes * bytes_ / bandwidth + exchanges * rounds * latency
-
-
 def computed(steps: dict[str, Any]) -> str:
     """Return a row for each step, link and number of processes.
 
-    The same batch is divided, or every process has one. Computation is assumed to divide evenly,
-    and the exchange not to overlap with it.
+    The same batch is divided, or every process has one. Computation is assumed to divide evenly.
+    Exchanges by a ring follow one another, and do not overlap with it.
     """
     columns = ("step", "link", "processes", "exchange, ms", "same batch: speed-up", "share",
                "a batch each: share")  # fmt: skip
     rows = []
     for (name, f), link, processes in itertools.product(steps.items(), LINKS, PROCESSES):
-        one = f["seconds"]["one"]
-        moved = exchange_seconds(f["bytes"], f["exchanges"], processes, LINKS[link])
+        one, rounds, (bandwidth, latency) = f["seconds"]["one"], 2 * (processes - 1), LINKS[link]
+        moved = rounds / processes * f["bytes"] / bandwidth + f["exchanges"] * rounds * latency
         divided = one / processes + moved
         shares = (f"{100 * moved / whole:.0f} %" for whole in (divided, one + moved))
         speedup = f"{one / divided:.1f}"

@@ -61,11 +61,17 @@ def compare(
     before, after = (dict(records.samples(record["results"])) for record in (old, new))
     if relative_to is not None:
         before, after = relative(before, relative_to), relative(after, relative_to)
-    return [
-        compare_samples(" / ".join(name), values, after[name], least)
-        for name, values in before.items()
-        if name in after
-    ]
+    compared = []
+    for name in (name for name in before if name in after):
+        first, second = before[name], after[name]
+        low, high = interval(first, second)
+        medians = statistics.median(first), statistics.median(second)
+        ratio = medians[1] / medians[0]
+        moved = (low > 1 or high < 1) and abs(ratio - 1) > least
+        few = min(len(first), len(second)) < FEWEST
+        verdict = "too few" if few else "moved" if moved else "same"
+        compared.append(Comparison(" / ".join(name), *medians, ratio, low, high, verdict))
+    return compared
 
 
 def relative(
@@ -79,20 +85,6 @@ def relative(
             if base is not None and path[i] != name and len(base) == len(values):
                 divided[path] = [v / b for v, b in zip(values, base, strict=True)]
     return divided
-
-
-def compare_samples(
-    name: str, old: Sequence[float], new: Sequence[float], least: float
-) -> Comparison:
-    """Compare two lists of values."""
-    before, after = statistics.median(old), statistics.median(new)
-    low, high = interval(old, new)
-    ratio = after / before
-    moved = (low > 1 or high < 1) and abs(ratio - 1) > least
-    verdict = "moved" if moved else "same"
-    if min(len(old), len(new)) < FEWEST:
-        verdict = "too few"
-    return Comparison(name, before, after, ratio, low, high, verdict)
 
 
 def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:

@@ -64,10 +64,6 @@ def train(options: Namespace, recipe: str, name: str, *more: object) -> dict[str
     return {**json.loads(out), "wall_seconds": ended["seconds"]}
 
 
-def tests(options: Namespace) -> dict[str, Any]:
-    return call("pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider")[0]
-
-
 def bits(options: Namespace) -> dict[str, Any]:
     strict = ("--deterministic", "--epochs", 1)
     runs = [train(options, "blitz64", f"bits{i}", *strict) for i in range(2)]
@@ -95,28 +91,27 @@ def ninety_four(options: Namespace) -> dict[str, Any]:
     return found
 
 
-def steps(options: Namespace) -> dict[str, Any]:
-    cases = ("--network", "lenet", "--batch", 4, "--batch", 512)
-    name = ("--device", options.device, "--name", "cuda_steps")
-    return call("benchmarks.bench_steps", *name, *cases)[0]
-
-
 def replicas(options: Namespace) -> dict[str, Any]:
     alone = train(options, "blitz", "one")
     group = train(options, "blitz", "sixteen", "--replicas", 16, "--replica-method", "vmap")
     return {"alone": _kept(alone), "group": {**_kept(group), "method": group.get("method")}}
 
 
-def grads(options: Namespace) -> dict[str, Any]:
-    return call("benchmarks.bench_grads", "--device", options.device, "--name", "cuda_grads")[0]
-
-
 def _kept(report: dict[str, Any]) -> dict[str, Any]:
     return {name: report[name] for name in _KEPT if name in report}
 
 
+STEPS = ("--name", "cuda_steps", "--network", "lenet", "--batch", 4, "--batch", 512)
 PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
-    part.__name__: part for part in (tests, bits, recipes, ninety_four, steps, replicas, grads)
+    "tests": lambda options: call("pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider")[0],
+    "bits": bits,
+    "recipes": recipes,
+    "ninety_four": ninety_four,
+    "steps": lambda options: call("benchmarks.bench_steps", "--device", options.device, *STEPS)[0],
+    "replicas": replicas,
+    "grads": lambda options: call(
+        "benchmarks.bench_grads", "--device", options.device, "--name", "cuda_grads"
+    )[0],
 }
 
 

@@ -23,7 +23,7 @@ def report():
 atexit.register(report)
 """
 IMPORT_COMPILER = "import torch._dynamo, torch._inductor.compile_fx"
-_MAIN = "import fcifar.cli; fcifar.cli.main()"
+FCIFAR = "import fcifar.cli; fcifar.cli.main()"
 
 
 def run(args: Sequence[str]) -> None:
@@ -107,8 +107,3 @@ def peak_memory(code: str, args: Sequence[str] = (), caches: Path | None = None)
     )
     last = [line for line in result.stderr.splitlines() if line.startswith("peak ")][-1]
     return 1024 * int(last.split()[1])
-
-
-def peak_memory_of_command(args: Sequence[str], caches: Path | None = None) -> int:
-    """Return the peak memory, in bytes, of ``fcifar`` with ``args``."""
-    return peak_memory(_MAIN, args, caches)

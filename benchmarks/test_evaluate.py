@@ -23,14 +23,14 @@ IMAGES = 1000
 
 
 @pytest.mark.parametrize("runtime", DEVICES, indirect=True)
-@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ["tutorial", "module_batched", "fcifar", "fcifar_compiled"])
-def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, network: str, name: str) -> None:
+def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, model: str, name: str) -> None:
     if name == "tutorial" and runtime.device != "cpu":
         pytest.skip("the tutorial's loop runs on the CPU")
     device = runtime.device.partition(":")[0]
-    benchmark.group, benchmark.name = f"evaluate {network} {IMAGES} images {device}", name
-    recipe = bench.recipe_for(Case(network, 4))
+    benchmark.group, benchmark.name = f"evaluate {model} {IMAGES} images {device}", name
+    recipe = bench.recipe_for(Case(model, 4))
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     step = compile_pure(training.eval_step) if name == "fcifar_compiled" else training.eval_step
     variables = training.init().state.variables

@@ -33,34 +33,34 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ["eager", "compiled"])
-def test_memory(benchmark, tmp_path: Path, network: str, name: str) -> None:
-    benchmark.group, benchmark.name = f"memory {network}", name
+def test_memory(benchmark, tmp_path: Path, model: str, name: str) -> None:
+    benchmark.group, benchmark.name = f"memory {model}", name
     path = processes.save_tiny(tmp_path / "data", 2048)
     args = [
-        *("train", bench.recipe_for(Case(network, 1)).name, "--dataset", "tiny", "--quiet"),
+        *("train", bench.recipe_for(Case(model, 1)).name, "--dataset", "tiny", "--quiet"),
         *("--data-dir", str(tmp_path / "data"), "--epochs", "1", "--device", "cpu"),
         *(["--compile"] if name == "compiled" else []),
     ]
     caches, runs = tmp_path / "caches", iter(range(9))
 
     def train() -> int:
-        out = ["--out", str(tmp_path / f"run{next(runs)}")]
-        return processes.peak_memory_of_command([*args, *out], caches)
+        out = ("--out", str(tmp_path / f"run{next(runs)}"))
+        return processes.peak_memory(processes.FCIFAR, [*args, *out], caches)
 
     train()  # fills the caches of compiled code
     peak, torch_alone = benchmark.pedantic(train, rounds=1), processes.peak_memory("import torch")
     looped = [args[1], str(tmp_path / "data"), str(tmp_path / "loop"), name]
-    figures = {
+    sizes = {
         "peak_bytes": peak,
         "peak_bytes_without_pictures": processes.peak_memory(_LOOP, looped, caches),
         "import_torch_bytes": torch_alone,
         "import_compiler_bytes": processes.peak_memory(processes.IMPORT_COMPILER),
         "data_set_bytes": Path(path).stat().st_size,
     }
-    ours = torch_alone + figures["data_set_bytes"]
-    figures["beyond_bytes"] = peak - ours
-    figures["beyond_bytes_without_pictures"] = figures["peak_bytes_without_pictures"] - ours
-    benchmark.extra_info.update(figures)
-    print(network, name, {what: f"{size / 2**20:.0f} MiB" for what, size in figures.items()})
+    ours = torch_alone + sizes["data_set_bytes"]
+    sizes["beyond_bytes"] = peak - ours
+    sizes["beyond_bytes_without_pictures"] = sizes["peak_bytes_without_pictures"] - ours
+    benchmark.extra_info.update(sizes)
+    print(model, name, {what: f"{size / 2**20:.0f} MiB" for what, size in sizes.items()})

@@ -14,15 +14,15 @@ from fcifar.train.runtime import Runtime
 
 
 @pytest.mark.parametrize("runtime", DEVICES, indirect=True)
-@pytest.mark.parametrize("network", MODELS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("batch_size", BATCHES)
 @pytest.mark.parametrize("name", [name for name in CANDIDATES if name != "jax_scan"])
 def test_step(
-    benchmark, runtime: Runtime, dataset: Dataset, network: str, batch_size: int, name: str
+    benchmark, runtime: Runtime, dataset: Dataset, model: str, batch_size: int, name: str
 ) -> None:
     if reason := why_not(name, runtime.device):
         pytest.skip(reason)
-    case = Case(network, batch_size)
+    case = Case(model, batch_size)
     benchmark.group, benchmark.name = bench.group(case, runtime), name
     candidate = CANDIDATES[name](bench.recipe_for(case), runtime, dataset)
     benchmark.extra_info["first_call_seconds"] = timing.warm_up(candidate)

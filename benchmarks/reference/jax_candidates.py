@@ -8,7 +8,7 @@ cheaper of JAX's generators for dropout; and JAX's own thread pool.
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from fcifar.bench.timing import Candidate
 from fcifar.data import Dataset
 from fcifar.models import Params
 from fcifar.recipes import Recipe
-from fcifar.step_transforms import StepInput
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
 from fcifar.train.setup import make_training
@@ -50,6 +49,7 @@ def _candidate(
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
     import jax.numpy as jnp
+    import optax
 
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     device = jax.devices("gpu" if runtime.device.startswith("cuda") else "cpu")[0]
@@ -58,15 +58,11 @@ def _candidate(
     start = training.init().state.variables.params
 
     def loss(params: Any, images: Any, labels: Any, key: Any) -> Any:
-        import optax
-
         x = (images.astype(jnp.float32) / 255 - mean) / std
         logits = apply(params, x, key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(state: Any, rows: Any, data: Any) -> Any:
-        import optax
-
         params, moments, key, count = state
         grads = jax.grad(loss)(params, data[0][rows], data[1][rows], jax.random.fold_in(key, count))
         updates, moments = optimizer.update(grads, moments, params)
@@ -87,8 +83,11 @@ def _candidate(
         params = _to_jax(start, channels_last)
         key = jax.random.key(0, impl="rbg")
         state = (params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
-        inputs, count = repeated(training.inputs), training.steps_per_epoch
-        rows = _batches(inputs, count, scanned, jnp.asarray)
+        # Row numbers of each call. With 8 steps per call, 8 epochs are a whole number of calls.
+        batches, size = repeated(training.inputs), scanned or 1
+        drawn = [next(batches).indices.numpy() for _ in range(training.steps_per_epoch * size)]
+        calls = np.stack(drawn).astype(np.int32).reshape(-1, size, recipe.batch_size)
+        rows = itertools.cycle([jnp.asarray(call if scanned else call[0]) for call in calls])
     call = jax.jit(several if scanned else step, donate_argnums=0)
 
     def once() -> None:
@@ -112,27 +111,16 @@ CANDIDATES: dict[str, Make] = {
 }
 
 
-def _batches(
-    inputs: Iterator[StepInput], count: int, scanned: int, to_device: Callable[[Any], Any]
-) -> Iterator[Any]:
-    """Cycle through the row numbers of each call, on the device."""
-    size = scanned or 1
-    # With 8 steps per call, 8 epochs are a whole number of calls.
-    drawn = [next(inputs).indices.numpy().astype(np.int32) for _ in range(count * size)]
-    calls = [np.stack(drawn[i : i + size]) for i in range(0, len(drawn), size)]
-    return itertools.cycle([to_device(call if scanned else call[0]) for call in calls])
-
-
 def _optimizer(recipe: Recipe) -> Any:
     import optax
 
+    rate = recipe.learning_rate
     match recipe.optimizer:
         case "adam":
-            return optax.adam(recipe.learning_rate)
+            return optax.adam(rate)
         case "adamw":
-            return optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay)
-        case _:
-            return optax.sgd(recipe.learning_rate, recipe.momentum or None, recipe.nesterov)
+            return optax.adamw(rate, weight_decay=recipe.weight_decay)
+    return optax.sgd(rate, recipe.momentum or None, recipe.nesterov)
 
 
 # Models ------------------------------------------------------------------------------------------

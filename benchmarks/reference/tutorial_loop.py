@@ -6,7 +6,7 @@ https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,12 @@ TRANSFORMS: dict[str, Callable[[str], Callable[[Any], Any]]] = {
     "random_rotation": lambda degrees: transforms.RandomRotation(float(degrees)),
     "random_crop": lambda padding: transforms.RandomCrop(32, padding=int(padding)),
 }
-"""torchvision's versions of entries of ``recipes.AUGMENTS``."""
+
+
+def make_augment(names: Sequence[str]) -> list[Callable[[Any], Any]]:
+    """Return torchvision's versions of augmentations such as "random_crop:4"."""
+    parts = (name.partition(":") for name in names)
+    return [TRANSFORMS[name](option) for name, _, option in parts]
 
 
 class PILDataset(TorchDataset):
@@ -46,9 +51,8 @@ class PILDataset(TorchDataset):
 
 def train(recipe: Recipe, dataset: Dataset, *, epochs: int) -> float:
     """Train from scratch and validate after each epoch; return the seconds."""
-    named = (text.partition(":") for text in recipe.augment)
-    augment = [TRANSFORMS[name](option) for name, _, option in named]
-    transform = (*augment, transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std))
+    tensors = (transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std))
+    transform = (*make_augment(recipe.augment), *tensors)
     images = PILDataset(dataset.train_images, dataset.train_labels, *transform)
     held_out = int(recipe.valid_fraction * len(images))
     order = torch.randperm(len(images)).tolist()

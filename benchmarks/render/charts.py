@@ -143,15 +143,9 @@ def draw_rows(
     bars: bool = False,
     reference: float | None = None,
 ) -> str:
-    """Draw a row for each name: dots and an interval, or a bar of the first value.
+    """Draw a row for each name: dots and an interval, or with ``bars`` a bar of its first value.
 
-    Args:
-        rows: at least one.
-        title: of the chart.
-        subtitle: the source of the values.
-        x_label: what is measured.
-        bars: draw bars from 0 instead of dots.
-        reference: the place of a dashed line.
+    A dashed line marks ``reference``.
     """
     figure = new_figure(8.0, 1.3 + 0.27 * len(rows), title, subtitle)
     axes = figure.add_subplot()

@@ -1,8 +1,14 @@
-"""The two pages of records, and whether they are up to date."""
+"""Write the pages of all records: bench_results/README.md and docs/results.md, with its charts.
+
+    python -m benchmarks.render [--folder bench_results] [--docs docs] [--check]
+
+The first has every value, the second the charts. With --check nothing is written: files that are
+not up to date are named, and the exit status is 1.
+"""
 
 from pathlib import Path
 
-from benchmarks import records
+from benchmarks import records, script
 from benchmarks.render import charts, sections, tables
 from benchmarks.render.sections import CHARTS
 from fcifar.bench.bench import YARDSTICK
@@ -25,16 +31,29 @@ Made by `python -m benchmarks.render` from the records in
 """
 
 
+def main() -> None:
+    parser = script.parser(__doc__)
+    parser.add_argument("--folder", type=Path, default=records.RESULTS)
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    if not options.check:
+        for path in write(options.folder, options.docs):
+            print(path)
+    elif old := outdated(options.folder, options.docs):
+        raise SystemExit(f"not up to date: {', '.join(old)}; run python -m benchmarks.render")
+
+
 def render(folder: Path) -> dict[str, str]:
     """Return the text of each file, by its name below the folder of records or of docs.
 
     Args:
         folder: of records.
     """
-    found = records.read_all(folder)
-    made = [section for make in sections.SECTIONS if (section := make(found)) is not None]
+    every = records.read_all(folder)
+    made = [section for make in sections.SECTIONS if (section := make(every)) is not None]
     return {
-        "README.md": "\n".join([MEASUREMENTS, *map(tables.section, found)]),
+        "README.md": "\n".join([MEASUREMENTS, *map(tables.section, every)]),
         "results.md": "\n".join([RESULTS, *(section.markdown() for section in made)]),
         **{f"{CHARTS}/{chart.file}": chart.svg for each in made for chart in each.charts},
     }

@@ -56,9 +56,9 @@ class Section(NamedTuple):
 # Accuracy ----------------------------------------------------------------------------------------
 
 
-def recipes(found: Sequence[Record]) -> Section | None:
+def recipes(records: Sequence[Record]) -> Section | None:
     """Return the accuracy of each run against its time, and a table of the recipes."""
-    runs = _runs_with(found, "test_accuracy", "process_seconds")
+    runs = _runs_with(records, "test_accuracy", "process_seconds")
     if not runs:
         return None
     points, labels, with_tta = [], [], []
@@ -104,9 +104,9 @@ def recipe_table(recipes: Mapping[str, Sequence[Run]]) -> str:
     return markdown(columns, rows)
 
 
-def ablation(found: Sequence[Record]) -> Section | None:
+def ablation(records: Sequence[Record]) -> Section | None:
     """Return the accuracy of a recipe with one part changed at a time, a dot for each seed."""
-    runs = _runs_with(found, "valid_accuracy", "train_seconds")
+    runs = _runs_with(records, "valid_accuracy", "train_seconds")
     if not runs:
         return None
     values = {name: [100 * run["valid_accuracy"] for run in each] for name, _, each in runs}
@@ -127,10 +127,10 @@ def ablation(found: Sequence[Record]) -> Section | None:
     return Section(title, [Chart("ablation.svg", title, svg)], after=after)
 
 
-def replicas(found: Sequence[Record]) -> Section | None:
+def replicas(records: Sequence[Record]) -> Section | None:
     """Return the accuracies of the seeds of a recipe."""
     rows, used, notes = [], [], []
-    for record in found:
+    for record in records:
         for each in _dicts(record["results"].get("processes")):
             together = each.get("together", {})
             if "accuracies" in together:
@@ -162,10 +162,10 @@ def _replicas_note(recipe: str, each: Run, together: Run) -> str:
 # Speed -------------------------------------------------------------------------------------------
 
 
-def training_steps(found: Sequence[Record]) -> Section | None:
+def training_steps(records: Sequence[Record]) -> Section | None:
     """Return the speed-up of steps over PyTorch's, a chart for each record and device."""
     charts = []
-    for record in found:
+    for record in records:
         every = steps(record)
         for device in dict.fromkeys(step.device for step in every):
             here = [step for step in every if step.device == device]
@@ -186,9 +186,9 @@ def training_steps(found: Sequence[Record]) -> Section | None:
     return Section("Training steps against PyTorch and JAX", charts, before) if charts else None
 
 
-def step_panel(found: Sequence[Step]) -> Panel | None:
+def step_panel(measured: Sequence[Step]) -> Panel | None:
     """Return the speed-ups over batch sizes of one model."""
-    known = [step for step in found if YARDSTICK in step.implementations]
+    known = [step for step in measured if YARDSTICK in step.implementations]
     series = []
     for name, (label, color) in IMPLEMENTATIONS.items():
         points = [
@@ -205,10 +205,10 @@ def step_panel(found: Sequence[Step]) -> Panel | None:
     return Panel(series, known[0].model, "batch size", "speed-up", batches, reference=1.0)
 
 
-def whole_trainings(found: Sequence[Record]) -> Section | None:
+def whole_trainings(records: Sequence[Record]) -> Section | None:
     """Return the speed-ups over the tutorial's whole loops."""
     rows, used = [], []
-    for record in found:
+    for record in records:
         ratios = record["results"].get("ratio_to_tutorial")
         if isinstance(ratios, dict):
             used.append(record)
@@ -225,9 +225,9 @@ def whole_trainings(found: Sequence[Record]) -> Section | None:
     return _bars(title, "end-to-end.svg", rows, used, "speed-up", after)
 
 
-def growth(found: Sequence[Record]) -> Section | None:
+def growth(records: Sequence[Record]) -> Section | None:
     """Return the cost against batch size, width and number of images."""
-    record = next((r for r in found if set(GROWTH) <= set(r["results"])), None)
+    record = next((r for r in records if set(GROWTH) <= set(r["results"])), None)
     if record is None:
         return None
     panels = []
@@ -250,10 +250,10 @@ def growth(found: Sequence[Record]) -> Section | None:
     return Section(title, [Chart("growth.svg", title, svg)])
 
 
-def gradients(found: Sequence[Record]) -> Section | None:
+def gradients(records: Sequence[Record]) -> Section | None:
     """Return the cost of gradients of each example, relative to that of batches."""
     rows, used = [], []
-    for record in found:
+    for record in records:
         for kind, ratios in record["results"].get("times_batch_by_500", {}).items():
             used.append(record)
             for name, ratio in ratios.items():
@@ -277,11 +277,11 @@ def _bars(
     return Section(title, [Chart(file, title, svg)], after=after)
 
 
-def _runs_with(found: Sequence[Record], *keys: str) -> list[tuple[str, Record, list[Run]]]:
+def _runs_with(records: Sequence[Record], *keys: str) -> list[tuple[str, Record, list[Run]]]:
     """Return the lists of runs in the records that have these values, with their names."""
     return [
         (name, record, runs)
-        for record in found
+        for record in records
         for name, values in record["results"].items()
         if (runs := _dicts(values)) and all(set(keys) <= set(run) for run in runs)
     ]
@@ -291,10 +291,10 @@ def _dicts(values: Any) -> list[Run]:
     return [v for v in values if isinstance(v, dict)] if isinstance(values, list) else []
 
 
-def _sources(found: Sequence[Record]) -> str:
+def _sources(records: Sequence[Record]) -> str:
     """Return the machines and the names of records."""
-    names = ", ".join(dict.fromkeys(record["name"] for record in found))
-    return f"{'; '.join(dict.fromkeys(map(machine, found)))}; {names}"
+    names = ", ".join(dict.fromkeys(record["name"] for record in records))
+    return f"{'; '.join(dict.fromkeys(map(machine, records)))}; {names}"
 
 
 SECTIONS = (recipes, ablation, training_steps, whole_trainings, growth, replicas, gradients)

@@ -38,13 +38,13 @@ class Step(NamedTuple):
 
 def machine(record: Record) -> str:
     """Return the processor, threads, GPUs and torch version."""
-    found = record["environment"]
-    threads = record.get("config", {}).get("threads") or found["threads"]
+    environment = record["environment"]
+    threads = record.get("config", {}).get("threads") or environment["threads"]
     if isinstance(threads, list):  # of a record with several, or "auto"
         threads = " and ".join(map(str, threads))
-    cuda = [d for d in found["devices"] if d.startswith("cuda")]
-    where = ", ".join([found["cpu"], f"{threads} thread{'s' if threads != 1 else ''}", *cuda])
-    return f"{where}; torch {found['versions']['torch']}"
+    cuda = [d for d in environment["devices"] if d.startswith("cuda")]
+    where = ", ".join([environment["cpu"], f"{threads} thread{'s' if threads != 1 else ''}", *cuda])
+    return f"{where}; torch {environment['versions']['torch']}"
 
 
 def steps(record: Record) -> list[Step]:
