@@ -1,1 +1,2 @@
-"""Benchmarks: interleaved, warm, medians. Records go to bench_results/."""
+"""Benchmarks: ``bench_*.py`` measure and write records, ``render`` draws them, ``test_*.py`` are
+those of pytest-benchmark."""

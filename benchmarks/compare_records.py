@@ -1,19 +1,18 @@
-"""What moved between two records, beyond noise.
+"""Changes between two records beyond noise.
 
     python -m benchmarks.compare_records OLD.json NEW.json
         [--relative-to module] [--least 2] [--all]
 
-Every list of figures that both records hold under the same name is compared: the ratio of medians,
-with a 99 % bootstrap interval (both lists drawn again, 4,000 times). It moved if that interval lies
-on one side of 1 and the ratio is more than --least percent away from it. Below five figures on
-either side the interval is little more than their range, and the verdict "too few" says so.
+Compares every list of values that both records have under the same name: the ratio of medians, with
+a 99 % bootstrap interval of 4,000 draws. A value moved if the interval excludes 1 and the ratio
+differs from it by more than --least percent. With fewer than five values on either side the
+verdict is "too few", because the interval is then little more than their range.
 
-The interval covers the noise within a record, not drift between records. Between
-records of different days give --relative-to NAME: then each implementation's figures are first
-divided by those of NAME, of the same repetition in the same group, so that drift cancels.
+The interval covers the noise within a record, not drift between records. Use --relative-to NAME for
+records of different days: it divides the values of each implementation by those of NAME, of the
+same repetition in the same group, so that drift cancels. --all shows the values that did not move.
 """
 
-import argparse
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import records
+from benchmarks import records, script
 
 DRAWS = 4_000
 LEVEL = 0.99
@@ -29,7 +28,7 @@ FEWEST = 5
 
 
 class Comparison(NamedTuple):
-    """New against old figures of one name."""
+    """New against old values of one name."""
 
     name: str
     old: float  # median
@@ -41,83 +40,55 @@ class Comparison(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = script.parser(__doc__, relative_to=str, least=2.0)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
-    parser.add_argument("--relative-to", metavar="NAME", help="an implementation in each group")
-    parser.add_argument("--least", type=float, default=2.0, help="percent that count as a change")
-    parser.add_argument("--all", action="store_true", help="show what did not move, too")
+    parser.add_argument("--all", action="store_true")
     options = parser.parse_args()
     old, new = records.read(options.old), records.read(options.new)
-    for line in differences(old, new):
-        print(line)
     compared = compare(old, new, relative_to=options.relative_to, least=options.least / 100)
-    shown = [c for c in compared if options.all or c.verdict != "same"]
-    print("\n".join(map(row, shown)))
-    counts = ", ".join(
-        f"{sum(c.verdict == verdict for c in compared)} {verdict}"
-        for verdict in ("moved", "same", "too few")
-    )
-    print(f"{len(compared)} compared: {counts}")
+    listed = [c for c in compared if options.all or c.verdict != "same"]
+    verdicts = [c.verdict for c in compared]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("moved", "same", "too few"))
+    lines = [*differences(old, new), *map(row, listed), f"{len(compared)} compared: {counts}"]
+    print("\n".join(lines))
 
 
 def compare(
     old: dict[str, Any], new: dict[str, Any], *, relative_to: str | None = None, least: float = 0.02
 ) -> list[Comparison]:
-    """Each list of figures that both records have, in the order of the old one."""
-    before, after = (dict(figures(record["results"])) for record in (old, new))
+    """Compare each list of values that both records have, in the order of the old one."""
+    before, after = (dict(records.samples(record["results"])) for record in (old, new))
     if relative_to is not None:
         before, after = relative(before, relative_to), relative(after, relative_to)
-    return [_comparison(n, before[n], after[n], least) for n in before if n in after]
-
-
-def figures(values: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list]]:
-    """Every list of positive numbers by its path; of a list of dicts, one for each field."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            yield from figures(value, (*above, name))
-    elif isinstance(values, list) and values and all(isinstance(v, dict) for v in values):
-        for name in values[0]:
-            yield from figures([v.get(name) for v in values], (*above, name))
-    elif isinstance(values, list) and values and all(map(_is_figure, values)):
-        yield above, values
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    compared = []
+    for name in (name for name in before if name in after):
+        first, second = before[name], after[name]
+        low, high = interval(first, second)
+        medians = statistics.median(first), statistics.median(second)
+        ratio = medians[1] / medians[0]
+        moved = (low > 1 or high < 1) and abs(ratio - 1) > least
+        few = min(len(first), len(second)) < FEWEST
+        verdict = "too few" if few else "moved" if moved else "same"
+        compared.append(Comparison(" / ".join(name), *medians, ratio, low, high, verdict))
+    return compared
 
 
 def relative(
     found: dict[tuple[str, ...], list[float]], name: str
 ) -> dict[tuple[str, ...], list[float]]:
-    """Figures divided by those of ``name`` in the same place, repetition by repetition."""
+    """Divide values by those of ``name`` at the same path, for each repetition."""
     divided = {}
     for path, values in found.items():
-        for place in range(len(path)):
-            base = found.get((*path[:place], name, *path[place + 1 :]))
-            if base is not None and path[place] != name and len(base) == len(values):
+        for i in range(len(path)):
+            base = found.get((*path[:i], name, *path[i + 1 :]))
+            if base is not None and path[i] != name and len(base) == len(values):
                 divided[path] = [v / b for v, b in zip(values, base, strict=True)]
     return divided
 
 
-def _comparison(
-    name: tuple[str, ...], old: Sequence[float], new: Sequence[float], least: float
-) -> Comparison:
-    before, after = statistics.median(old), statistics.median(new)
-    low, high = interval(old, new)
-    ratio = after / before
-    if min(len(old), len(new)) < FEWEST:
-        verdict = "too few"
-    else:
-        moved = (low > 1 or high < 1) and abs(ratio - 1) > least
-        verdict = "moved" if moved else "same"
-    return Comparison(" / ".join(name), before, after, ratio, low, high, verdict)
-
-
 def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
-    """The bootstrap interval of the ratio of medians; the same figures give the same interval."""
+    """Return the bootstrap interval of the ratio of medians, with fixed draws."""
     draw = np.random.default_rng(0)
     before, after = (
         np.median(draw.choice(np.asarray(v, dtype=float), (DRAWS, len(v))), axis=1)
@@ -128,7 +99,7 @@ def interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs beside the code: a line for each value of the environment and the config."""
+    """Return a line for each difference of environment and config, except the commit."""
     lines = []
     for part in ("environment", "config"):
         before, after = (dict(_flat(record.get(part, {}))) for record in (old, new))
@@ -148,7 +119,7 @@ def _flat(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def row(c: Comparison) -> str:
-    """A comparison in one line."""
+    """Return a comparison as a line."""
     return (
         f"{c.verdict:8} {100 * (c.ratio - 1):+7.1f} % "
         f"({100 * (c.low - 1):+.1f} to {100 * (c.high - 1):+.1f})  "

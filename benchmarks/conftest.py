@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: data, a runtime, and compilations that do not pile up."""
+"""Fixtures of the benchmarks."""
 
 from collections.abc import Iterator
 
@@ -12,20 +12,20 @@ from fcifar.train.runtime import Runtime, activate, make_runtime
 
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
-    """Synthetic images; their number is that of ``bench.IMAGES``."""
+    """Synthetic images, ``bench.IMAGES`` of them."""
     return bench.synthetic()
 
 
 @pytest.fixture(autouse=True)
-def _no_compiled_leftovers() -> Iterator[None]:
-    """What was compiled for the benchmark before would be tried first."""
+def _reset_compiler() -> Iterator[None]:
+    """Drop compiled code, because the code of an earlier benchmark would be tried first."""
     yield
     torch._dynamo.reset()
 
 
 @pytest.fixture
 def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
-    """The default runtime of the device that the benchmark is given; switched on."""
+    """The default runtime of the benchmark's device, activated."""
     device = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and torch finds none")

@@ -1,171 +1,139 @@
-"""Everything that only an accelerator can show, in one call.
+"""All measurements that need an accelerator, in one command.
 
     python -m benchmarks.on_device [--device cuda] [--dataset cifar10] [--seeds 10]
                                    [--part NAME ...] [--epochs N] [--seconds 540] [--name cuda]
 
-Parts, in order, each in processes of its own:
+Parts, in order, each in its own processes:
 
-* tests: `pytest -m cuda`, keys and draws against the CPU among them.
-* bits: a recipe trained twice with --deterministic ends with the same digest; so does one resumed.
+* tests: `pytest -m cuda`, with keys and draws against the CPU.
+* bits: the digests of two runs of a recipe with --deterministic, and `fcifar reproduce`.
 * recipes: every recipe once, as `fcifar train RECIPE --compile --device DEVICE`.
 * ninety_four: speed94 with --seeds seeds in one program; mean, interval, and both timings.
-* steps: times of steps against plain PyTorch, eager and compiled.
-* replicas: 16 of blitz mapped by vmap, against one alone.
+* steps: training steps against plain PyTorch, eager and compiled.
+* replicas: 16 replicas of blitz mapped by vmap, against one run.
 * grads: gradients of each example against those of the batch.
 
-What a part prints is kept; a part that fails is recorded as such, and the next begins. After
---seconds no other begins: call again with the parts that are left. --epochs shortens the runs, to
-try the script itself. Writes bench_results/NAME.json after each part; parts of an earlier record
-that are not run again stay.
+A failed part is recorded with its output, and the next one starts. No part starts after --seconds:
+call again with the remaining parts. --epochs shortens the runs, to try the script. Writes
+bench_results/NAME.json after each part, and keeps the other parts of an earlier record.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from benchmarks import records
+from benchmarks import records, script
 from fcifar.analysis import confidence
 from fcifar.recipes import RECIPES
 
 _KEPT = (
     *("recipe", "seed", "device", "test_accuracy", "tta_accuracy", "test_loss", "train_seconds"),
     *("compile_seconds", "convention_seconds", "process_seconds", "images_per_second"),
-    *("params_digest", "epochs", "interrupted"),
+    *("params_digest", "epochs", "interrupted", "wall_seconds", "status", "err"),
 )
 
 
-class Asked(NamedTuple):
-    """What all parts are told."""
-
-    device: str
-    dataset: str
-    seeds: int
-    epochs: int | None
-    folder: str
-
-
-def call(*words: object) -> dict[str, Any]:
-    """Run a module in a process of its own: its exit status, seconds, and what it printed."""
+def call(*args: object) -> tuple[dict[str, Any], str]:
+    """Run a module in its own process; return how it ended, and its whole output."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", *map(str, words)]
+    command = [sys.executable, "-m", *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {
-        "command": " ".join(map(str, words)),
+    ended = {
+        "command": " ".join(map(str, args)),
         "status": done.returncode,
         "seconds": time.perf_counter() - started,
-        "out": done.stdout,
+        "out": done.stdout[-2000:],
         "err": done.stderr[-2000:],
     }
+    return ended, done.stdout
 
 
-def train(asked: Asked, recipe: str, name: str, *more: object) -> dict[str, Any]:
-    """`fcifar train`: its report, or how it failed."""
-    short = ["--epochs", asked.epochs] if asked.epochs else []
-    where = ["--device", asked.device, "--dataset", asked.dataset, "--out"]
-    done = call(
-        *("fcifar", "train", recipe, "--compile", "--json", "--quiet", *where),
-        *(f"{asked.folder}/{name}", *short, *more),
-    )
-    if done["status"]:
-        return done
-    return {**json.loads(done.pop("out")), "wall_seconds": done["seconds"]}
+def train(options: Namespace, recipe: str, name: str, *more: object) -> dict[str, Any]:
+    """Run `fcifar train`; return its report, or how it failed."""
+    where = ["--device", options.device, "--dataset", options.dataset]
+    epochs = ["--epochs", options.epochs] if options.epochs else []
+    command = ["fcifar", "train", recipe, "--compile", "--json", "--quiet", *where]
+    ended, out = call(*command, "--out", f"{options.folder}/{name}", *epochs, *more)
+    if ended["status"]:
+        return ended
+    return {**json.loads(out), "wall_seconds": ended["seconds"]}
 
 
-def tests(asked: Asked) -> dict[str, Any]:
-    done = call("pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider")
-    return {**done, "out": done["out"][-2000:]}
-
-
-def bits(asked: Asked) -> dict[str, Any]:
-    strict = "--deterministic"
-    runs = [train(asked, "blitz64", f"bits{i}", strict, "--epochs", 1) for i in range(2)]
-    found = call("fcifar", "reproduce", f"{asked.folder}/bits0", "--json", "--quiet")
+def bits(options: Namespace) -> dict[str, Any]:
+    strict = ("--deterministic", "--epochs", 1)
+    runs = [train(options, "blitz64", f"bits{i}", *strict) for i in range(2)]
+    reproduced, _ = call("fcifar", "reproduce", f"{options.folder}/bits0", "--json", "--quiet")
     return {
         "digests": [run.get("params_digest") for run in runs],
-        "reproduced": found["status"] == 0,
-        "runs": [_chosen(run) for run in runs],
+        "reproduced": reproduced["status"] == 0,
+        "runs": [_kept(run) for run in runs],
     }
 
 
-def recipes(asked: Asked) -> dict[str, Any]:
-    return {name: _chosen(train(asked, name, f"recipe-{name}")) for name in RECIPES}
+def recipes(options: Namespace) -> dict[str, Any]:
+    return {name: _kept(train(options, name, f"recipe-{name}")) for name in RECIPES}
 
 
-def ninety_four(asked: Asked) -> dict[str, Any]:
-    method = ["--replicas", asked.seeds, "--replica-method", "loop"]
-    summary = train(asked, "speed94", "ninety_four", *method)
+def ninety_four(options: Namespace) -> dict[str, Any]:
+    method = ["--replicas", options.seeds, "--replica-method", "loop"]
+    summary = train(options, "speed94", "ninety_four", *method)
     if "members" not in summary:
         return summary
-    found = {"wall_seconds": summary["wall_seconds"], "members": summary["members"]}
+    found = {name: summary[name] for name in ("wall_seconds", "members")}
     for name in ("test_accuracy", "tta_accuracy", "train_seconds"):
-        values = [member[name] for member in summary["members"] if name in member]
-        if values:
+        if values := [member[name] for member in summary["members"] if name in member]:
             found[name] = confidence.summarize(values)._asdict()
     return found
 
 
-def steps(asked: Asked) -> dict[str, Any]:
-    done = call(
-        *("benchmarks.steps", "--device", asked.device, "--name", "cuda_steps"),
-        *("--network", "lenet", "--batch", 4, "--batch", 512),
-    )
-    return {**done, "out": done["out"][-2000:]}
+def replicas(options: Namespace) -> dict[str, Any]:
+    alone = train(options, "blitz", "one")
+    group = train(options, "blitz", "sixteen", "--replicas", 16, "--replica-method", "vmap")
+    return {"alone": _kept(alone), "group": {**_kept(group), "method": group.get("method")}}
 
 
-def replicas(asked: Asked) -> dict[str, Any]:
-    alone = train(asked, "blitz", "one")
-    group = train(asked, "blitz", "sixteen", "--replicas", 16, "--replica-method", "vmap")
-    return {
-        "alone": _chosen(alone),
-        "group": {name: group.get(name) for name in (*_KEPT, "method", "wall_seconds", "err")},
-    }
+def _kept(report: dict[str, Any]) -> dict[str, Any]:
+    return {name: report[name] for name in _KEPT if name in report}
 
 
-def grads(asked: Asked) -> dict[str, Any]:
-    done = call("benchmarks.grads", "--device", asked.device, "--name", "cuda_grads")
-    return {**done, "out": done["out"][-2000:]}
-
-
-def _chosen(report: dict[str, Any]) -> dict[str, Any]:
-    kept = (*_KEPT, "wall_seconds", "status", "err")
-    return {name: report[name] for name in kept if name in report}
-
-
-PARTS: dict[str, Callable[[Asked], dict[str, Any]]] = {
-    part.__name__: part for part in (tests, bits, recipes, ninety_four, steps, replicas, grads)
+STEPS = ("--name", "cuda_steps", "--network", "lenet", "--batch", 4, "--batch", 512)
+PARTS: dict[str, Callable[[Namespace], dict[str, Any]]] = {
+    "tests": lambda options: call("pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider")[0],
+    "bits": bits,
+    "recipes": recipes,
+    "ninety_four": ninety_four,
+    "steps": lambda options: call("benchmarks.bench_steps", "--device", options.device, *STEPS)[0],
+    "replicas": replicas,
+    "grads": lambda options: call(
+        "benchmarks.bench_grads", "--device", options.device, "--name", "cuda_grads"
+    )[0],
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = script.parser(
+        __doc__, device="cuda", dataset="cifar10", seeds=10, epochs=int, seconds=540.0, name="cuda"
     )
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--part", action="append", choices=list(PARTS))
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seconds", type=float, default=540.0)
-    parser.add_argument("--name", default="cuda", help="of the record")
     options = parser.parse_args()
+    config = vars(options).copy()
     path = records.RESULTS / f"{options.name}.json"
     results = records.read(path)["results"] if path.exists() else {}
     started = time.perf_counter()
     for name in options.part or PARTS:
-        if time.perf_counter() - started > options.seconds:
+        began = time.perf_counter()
+        if began - started > options.seconds:
             print(f"{name}: left for another call", flush=True)
             continue
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            asked = Asked(options.device, options.dataset, options.seeds, options.epochs, folder)
-            results[name] = PARTS[name](asked)
+        with tempfile.TemporaryDirectory() as options.folder:
+            results[name] = PARTS[name](options)
         print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
-        records.write(options.name, vars(options), results)
+        records.write(options.name, config, results)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Evaluation of a test set: every example's loss, correctness and logits against mere accuracy.
+"""Evaluation of a test set: loss, correctness and logits of each example, against accuracy alone.
 
-fcifar's is the evaluation of a run; compiled, that of a run with validation and ``--compile``. The
-tutorial's loop takes pictures through a DataLoader, four at a time; the batched module has the
-images on the device.
+fcifar's evaluation is that of a run; compiled, that of a run with validation and ``--compile``. The
+tutorial's loop has a DataLoader with batches of four; the batched module has the images on the
+device.
 """
 
 import pytest
 import torch
 
-from benchmarks import tutorial
-from benchmarks.candidates import DEVICES, NETWORKS
+from benchmarks.reference import tutorial_loop
+from benchmarks.reference.candidates import DEVICES, MODELS
 from fcifar.bench import bench, reference_models
 from fcifar.bench.bench import Case
 from fcifar.data import Dataset
@@ -23,14 +23,14 @@ IMAGES = 1000
 
 
 @pytest.mark.parametrize("runtime", DEVICES, indirect=True)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ["tutorial", "module_batched", "fcifar", "fcifar_compiled"])
-def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, network: str, name: str) -> None:
+def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, model: str, name: str) -> None:
     if name == "tutorial" and runtime.device != "cpu":
-        pytest.skip("the tutorial's loop is that of its page, on the CPU")
+        pytest.skip("the tutorial's loop runs on the CPU")
     device = runtime.device.partition(":")[0]
-    benchmark.group, benchmark.name = f"evaluate {network} {IMAGES} images {device}", name
-    recipe = bench.recipe_for(Case(network, 4))
+    benchmark.group, benchmark.name = f"evaluate {model} {IMAGES} images {device}", name
+    recipe = bench.recipe_for(Case(model, 4))
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     step = compile_pure(training.eval_step) if name == "fcifar_compiled" else training.eval_step
     variables = training.init().state.variables
@@ -48,12 +48,11 @@ def test_evaluate(benchmark, runtime: Runtime, dataset: Dataset, network: str, n
         return correct / len(data.labels)
 
     def ours() -> float:
-        examples = evaluate.evaluate(step, variables, data)
-        return examples.correct.float().mean().item()
+        return evaluate.evaluate(step, variables, data).correct.float().mean().item()
 
     def published() -> float:
-        return tutorial.accuracy(net, data.images, data.labels)
+        return tutorial_loop.accuracy(net, data.images, data.labels)
 
-    way = {"tutorial": published, "module_batched": batched}.get(name, ours)
-    way()
-    assert benchmark(way) == pytest.approx(batched(), abs=2 / IMAGES)
+    function = {"tutorial": published, "module_batched": batched}.get(name, ours)
+    function()
+    assert benchmark(function) == pytest.approx(batched(), abs=2 / IMAGES)

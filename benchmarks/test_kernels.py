@@ -1,7 +1,7 @@
-"""Convolution with max-pool, forward and backward: ``fcifar.kernels`` against PyTorch's operations.
+"""Convolution with max-pool, forward and backward: ``fcifar.kernels`` against PyTorch.
 
-Every such layer of the tutorials' networks, in float32, and all gradients that the layer's place in
-the network asks for; and layers of wide networks, in bfloat16.
+Every such layer of the tutorials' models in float32, with the gradients that it needs there; and
+layers of wide models in bfloat16.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fcifar import kernels, random
 from fcifar.kernels import wide_conv
@@ -23,7 +24,7 @@ LAYERS = {
     "conv3 conv2": Shape(16, 32, 16, 16, 3, 3, 1),
     "conv3 conv3": Shape(32, 64, 8, 8, 3, 3, 1),
 }
-WIDE = {  # in bfloat16, at the sizes of whole images and of smaller ones
+WIDE = {  # in bfloat16, at the sizes of whole and of smaller images
     "24 to 64, 31x31": wide_conv.Shape(24, 64, 31, 31),
     "24 to 64, 23x23": wide_conv.Shape(24, 64, 23, 23),
     "64 to 128, 15x15": wide_conv.Shape(64, 128, 15, 15),
@@ -54,7 +55,7 @@ def test_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> No
 @pytest.mark.parametrize("batch", [4, 64, 512])
 @pytest.mark.parametrize("layer", WIDE)
 def test_wide_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> None:
-    """Forward the pool alone, for the convolution is the library's either way."""
+    """Forward only the pool, because both use the library's convolution."""
     if name == "fcifar" and (reason := wide_conv.why_not()):
         pytest.skip(f"no such kernel here: {reason}")
     benchmark.group, benchmark.name = f"{layer}, bfloat16, {way}, batch {batch}", name
@@ -73,22 +74,26 @@ def _make_wide(shape: wide_conv.Shape, batch: int) -> dict[str, dict[str, Callab
     gradient = random.normal(keys[2], tuple(pooled.shape)).bfloat16()
     gradient = gradient.contiguous(memory_format=last)
     which = max_pool(y)[1] if wide_conv.why_not() is None else gradient
-
-    def backward() -> object:
-        dy = aten.max_pool2d_with_indices_backward(gradient, y, *POOL, indices)
-        settings = ([o], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
-        return aten.convolution_backward(dy, x, weight, *settings)
-
+    needed = [True, True, False]
     return {
         "pytorch": {
             "pool": lambda: F.max_pool2d(y, 2, return_indices=True),
-            "backward": backward,
+            "backward": lambda: _backward(gradient, y, indices, x, weight, 1, needed),
         },
         "fcifar": {
             "pool": lambda: max_pool(y),
             "backward": lambda: wide_conv_backward(gradient, which, x, weight, True, True),
         },
     }
+
+
+def _backward(
+    gradient: Tensor, y: Tensor, indices: Tensor, x: Tensor, weight: Tensor, pad: int, needed: list
+) -> object:
+    """Return PyTorch's gradients of a convolution with a 2x2 max-pool."""
+    dy = aten.max_pool2d_with_indices_backward(gradient, y, *POOL, indices)
+    settings = ([len(weight)], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, needed)
+    return aten.convolution_backward(dy, x, weight, *settings)
 
 
 def _make(shape: Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
@@ -98,20 +103,15 @@ def _make(shape: Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]
     weight, bias = random.normal(keys[1], (o, c, k, l)), random.normal(keys[2], (o,))
     y = F.conv2d(x, weight, bias, padding=pad)
     pooled, indices = F.max_pool2d(y, 2, return_indices=True)
-    # As ReLU lets it through: about every other one is zero.
+    # About half of it is zero, as behind a ReLU.
     gradient = random.normal(keys[3], tuple(pooled.shape)) * (pooled > 0)
     which = conv_pool(x, weight, bias, pad)[1] if kernels.why_not() is None else None
     of_input = c > 3  # the images themselves have no gradient
-
-    def backward() -> object:
-        dy = aten.max_pool2d_with_indices_backward(gradient, y, *POOL, indices)
-        settings = ([o], [1, 1], [pad, pad], [1, 1], False, [0, 0], 1, [of_input, True, True])
-        return aten.convolution_backward(dy, x, weight, *settings)
-
+    needed = [of_input, True, True]
     return {
         "pytorch": {
             "forward": lambda: F.max_pool2d(F.conv2d(x, weight, bias, padding=pad), 2),
-            "backward": backward,
+            "backward": lambda: _backward(gradient, y, indices, x, weight, pad, needed),
         },
         "fcifar": {
             "forward": lambda: conv_pool(x, weight, bias, pad),

@@ -1,6 +1,6 @@
-"""The most memory that a training process has in use, beyond torch itself and the data set.
+"""The peak memory of a training process, with and without torch and the data set.
 
-pytest-benchmark shows the seconds; the bytes are in its JSON, and are printed with ``-s``.
+pytest-benchmark shows the seconds. The bytes are in its JSON; ``-s`` prints them.
 """
 
 from pathlib import Path
@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import processes
-from benchmarks.candidates import NETWORKS
-from fcifar import data
+from benchmarks.reference.candidates import MODELS
 from fcifar.bench import bench
 from fcifar.bench.bench import Case
 
-# What fcifar train does, without its pictures.
+# fcifar train without figures.
 _LOOP = """
 import sys
 from pathlib import Path
@@ -30,39 +29,38 @@ loop.train(Path(out), config, dataset)
 """
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="reads the peak from /proc, which is Linux's"
+    not Path("/proc/self/status").exists(), reason="reads the peak from /proc"
 )
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", ["eager", "compiled"])
-def test_memory(benchmark, tmp_path: Path, network: str, name: str) -> None:
-    benchmark.group, benchmark.name = f"memory {network}", name
-    synthetic = bench.synthetic(2048)._replace(name="tiny")
-    path = data.save(synthetic, tmp_path / "data")
-    words = [
-        *("train", bench.recipe_for(Case(network, 1)).name, "--dataset", "tiny", "--quiet"),
+def test_memory(benchmark, tmp_path: Path, model: str, name: str) -> None:
+    benchmark.group, benchmark.name = f"memory {model}", name
+    path = processes.save_tiny(tmp_path / "data", 2048)
+    args = [
+        *("train", bench.recipe_for(Case(model, 1)).name, "--dataset", "tiny", "--quiet"),
         *("--data-dir", str(tmp_path / "data"), "--epochs", "1", "--device", "cpu"),
         *(["--compile"] if name == "compiled" else []),
     ]
     caches, runs = tmp_path / "caches", iter(range(9))
 
     def train() -> int:
-        out = ["--out", str(tmp_path / f"run{next(runs)}")]
-        return processes.peak_memory_of_command([*words, *out], caches)
+        out = ("--out", str(tmp_path / f"run{next(runs)}"))
+        return processes.peak_memory(processes.FCIFAR, [*args, *out], caches)
 
-    train()  # what it compiles is there the next time, as it is for a user
+    train()  # fills the caches of compiled code
     peak, torch_alone = benchmark.pedantic(train, rounds=1), processes.peak_memory("import torch")
-    looped = [words[1], str(tmp_path / "data"), str(tmp_path / "loop"), name]
-    figures = {
+    looped = [args[1], str(tmp_path / "data"), str(tmp_path / "loop"), name]
+    sizes = {
         "peak_bytes": peak,
         "peak_bytes_without_pictures": processes.peak_memory(_LOOP, looped, caches),
         "import_torch_bytes": torch_alone,
         "import_compiler_bytes": processes.peak_memory(processes.IMPORT_COMPILER),
         "data_set_bytes": Path(path).stat().st_size,
     }
-    ours = torch_alone + figures["data_set_bytes"]
-    figures["beyond_bytes"] = peak - ours
-    figures["beyond_bytes_without_pictures"] = figures["peak_bytes_without_pictures"] - ours
-    benchmark.extra_info.update(figures)
-    print(network, name, {what: f"{size / 2**20:.0f} MiB" for what, size in figures.items()})
+    ours = torch_alone + sizes["data_set_bytes"]
+    sizes["beyond_bytes"] = peak - ours
+    sizes["beyond_bytes_without_pictures"] = sizes["peak_bytes_without_pictures"] - ours
+    benchmark.extra_info.update(sizes)
+    print(model, name, {what: f"{size / 2**20:.0f} MiB" for what, size in sizes.items()})

@@ -1,31 +1,22 @@
-"""A batch out of a data set: gather, augment with a key, normalise; eager, compiled, and picture
-by picture as torchvision's transforms do it on PIL images in one process.
+"""A batch of a data set: gather, augment with a key, normalise; eager, compiled, and image by image
+with torchvision's transforms of PIL images in one process.
 """
-
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torchvision import transforms
 
-from benchmarks import tutorial
-from benchmarks.candidates import DEVICES
+from benchmarks.reference import tutorial_loop
+from benchmarks.reference.candidates import DEVICES
 from fcifar import random, recipes
 from fcifar.bench.timing import wait_for
 from fcifar.data import Dataset
 from fcifar.train.runtime import Runtime
 
-AUGMENTS: dict[str, tuple[tuple[str, ...], tuple[Callable, ...]]] = {
-    "nothing": ((), ()),
-    "conv3-aug": (
-        ("random_flip", "random_rotation:10"),
-        (transforms.RandomHorizontalFlip(), transforms.RandomRotation(10)),
-    ),
-    "flip-crop": (
-        ("random_flip", "random_crop:4"),
-        (transforms.RandomHorizontalFlip(), transforms.RandomCrop(32, padding=4)),
-    ),
+AUGMENTS = {
+    "nothing": (),
+    "conv3-aug": ("random_flip", "random_rotation:10"),
+    "flip-crop": ("random_flip", "random_crop:4"),
 }
 
 
@@ -37,31 +28,30 @@ def test_pipeline(
     benchmark, runtime: Runtime, dataset: Dataset, augment: str, batch_size: int, name: str
 ) -> None:
     if name == "torchvision" and runtime.device != "cpu":
-        pytest.skip("PIL's images lie in main memory")
+        pytest.skip("PIL images are in main memory")
     device = runtime.device.partition(":")[0]
     benchmark.group, benchmark.name = f"pipeline {augment} batch {batch_size} {device}", name
-    ours, theirs = AUGMENTS[augment]
     order = torch.randperm(len(dataset.train_labels), generator=torch.Generator().manual_seed(0))
     rows = order[:batch_size].to(runtime.device)
     if name == "torchvision":
-        pictures = tutorial.PictureDataset(
-            dataset.train_images, dataset.train_labels, *theirs, *tutorial.NORMALISED
-        )
-        numbers = rows.tolist()
-        benchmark(lambda: torch.stack([pictures[i][0] for i in numbers]))
+        transform = (*tutorial_loop.make_augment(AUGMENTS[augment]), *tutorial_loop.NORMALISED)
+        pil = tutorial_loop.PILDataset(dataset.train_images, dataset.train_labels, *transform)
+        indices = rows.tolist()
+        benchmark(lambda: torch.stack([pil[i][0] for i in indices]))
         return
-    recipe = recipes.get("blitz").replace(augment=ours)
-    transform, normalise = recipes.make_augment(recipe), recipes.make_preprocess(recipe)
+    recipe = recipes.get("blitz").replace(augment=AUGMENTS[augment])
+    augment_, normalise = recipes.make_augment(recipe), recipes.make_preprocess(recipe)
     images = dataset.train_images.to(runtime.device)
     key, wait = random.key(0, device=runtime.device), wait_for(runtime.device)
 
     def pipeline(key: Tensor, rows: Tensor) -> Tensor:
-        return normalise(transform(key, images[rows]))
+        return normalise(augment_(key, images[rows]))
 
-    way = torch.compile(pipeline, fullgraph=True) if name == "fcifar_compiled" else pipeline
+    if name == "fcifar_compiled":
+        pipeline = torch.compile(pipeline, fullgraph=True)
 
     def once() -> Tensor:
-        batch = way(key, rows)
+        batch = pipeline(key, rows)
         wait()
         return batch
 

@@ -1,4 +1,4 @@
-"""A million uniforms: fcifar's keyed draw, compiled, against torch.rand."""
+"""A million uniforms: fcifar's keyed draw, eager and compiled, against torch.rand."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How long until something happens, in a process of its own each time."""
+"""Start-up times, each in its own process."""
 
 import itertools
 import subprocess
@@ -31,7 +31,7 @@ def test_start(benchmark, name: str) -> None:
 @pytest.mark.benchmark(group="train to first step")
 @pytest.mark.parametrize("name", ["eager", "compiled_cold", "compiled_warm"])
 def test_train_to_first_step(benchmark, tmp_path: Path, name: str) -> None:
-    """Cold: nothing that an earlier process compiled is there. Warm: all of it is."""
+    """Cold: with empty caches of compiled code. Warm: with the code of an earlier process."""
     benchmark.name = name
     processes.save_tiny(tmp_path / "data")
     number = itertools.count()
@@ -52,5 +52,5 @@ def test_train_to_first_step(benchmark, tmp_path: Path, name: str) -> None:
     benchmark.pedantic(
         start, setup=setup, teardown=stop, rounds=3, warmup_rounds=int(name != "compiled_cold")
     )
-    for process in started:  # with --benchmark-disable, which calls no teardown
+    for process in started:  # --benchmark-disable skips the teardown
         processes.stop(process)

@@ -1,12 +1,12 @@
-"""One training step of each network with its tutorial's optimizer, by everyone who makes one.
+"""A training step of each model with its tutorial's optimizer, by every implementation.
 
-Gather, normalise, forward, backward, update. ``python -m benchmarks.steps`` measures the same in
-turns, which is what a claim rests on; here each has its time in one piece.
+Gather, normalise, forward, backward, update. ``python -m benchmarks.bench_steps`` interleaves the
+same steps, for claims; here they run one after another.
 """
 
 import pytest
 
-from benchmarks.candidates import BATCHES, CANDIDATES, DEVICES, NETWORKS, why_not
+from benchmarks.reference.candidates import BATCHES, CANDIDATES, DEVICES, MODELS, why_not
 from fcifar.bench import bench, timing
 from fcifar.bench.bench import Case
 from fcifar.data import Dataset
@@ -14,15 +14,15 @@ from fcifar.train.runtime import Runtime
 
 
 @pytest.mark.parametrize("runtime", DEVICES, indirect=True)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("batch_size", BATCHES)
 @pytest.mark.parametrize("name", [name for name in CANDIDATES if name != "jax_scan"])
 def test_step(
-    benchmark, runtime: Runtime, dataset: Dataset, network: str, batch_size: int, name: str
+    benchmark, runtime: Runtime, dataset: Dataset, model: str, batch_size: int, name: str
 ) -> None:
     if reason := why_not(name, runtime.device):
         pytest.skip(reason)
-    case = Case(network, batch_size)
+    case = Case(model, batch_size)
     benchmark.group, benchmark.name = bench.group(case, runtime), name
     candidate = CANDIDATES[name](bench.recipe_for(case), runtime, dataset)
     benchmark.extra_info["first_call_seconds"] = timing.warm_up(candidate)

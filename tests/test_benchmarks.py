@@ -1,10 +1,12 @@
-"""The benchmarks: fair references, records, what moved between two of them, and their page.
+"""The benchmarks: fair references, records, changes between two of them, and their pages.
 
-Nothing here is timed. The reference models of the package have their tests in runs/test_bench.py.
+Nothing here is timed. The reference models of the package have their tests in bench/test_bench.py.
 """
 
 import functools
+import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,23 +15,15 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import (
-    compare_records,
-    grads,
-    page,
-    processes,
-    record,
-    records,
-    speed_parts,
-    steps,
-    tables,
-    tutorial,
-)
-from benchmarks.candidates import CANDIDATES, DEVICES, NETWORKS, why_not
+from benchmarks import bench_grads, bench_steps, compare_records, processes, records
+from benchmarks.reference import tutorial_loop
+from benchmarks.reference.candidates import CANDIDATES, DEVICES, MODELS, why_not
+from benchmarks.render import charts, pages, sections, tables
 from fcifar import data, models, recipes
 from fcifar.bench import bench, reference_models
 from fcifar.bench.bench import Case
 from fcifar.recipes.tutorials import TUTORIALS
+from fcifar.report.figures.canvas import COLORS, CSS_VARIABLES
 from fcifar.train.runtime import Runtime
 
 ENVIRONMENT = {
@@ -43,12 +37,12 @@ ENVIRONMENT = {
 # References --------------------------------------------------------------------------------------
 
 
-def test_every_tutorials_network_has_its_yardsticks() -> None:
-    networks = {recipe.model for recipe in TUTORIALS}
-    assert networks == set(NETWORKS) == set(reference_models.MODULES) <= set(models.MODELS)
+def test_every_tutorials_model_has_its_reference() -> None:
+    names = {recipe.model for recipe in TUTORIALS}
+    assert names == set(MODELS) == set(reference_models.MODULES) <= set(models.MODELS)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", MODELS)
 @pytest.mark.parametrize("name", [n for n in CANDIDATES if not n.startswith(("fcifar", "module"))])
 def test_jax_computes_the_same(network: str, name: str) -> None:
     if reason := why_not(name, "cpu"):
@@ -56,11 +50,11 @@ def test_jax_computes_the_same(network: str, name: str) -> None:
     compare_with_the_module(network, name)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", MODELS)
 def test_the_compiled_module_computes_the_same(
     network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What the compiler makes of it has tests of its own; tracing is quick.
+    # The compiler has its own tests; tracing is quick.
     quick = functools.partial(torch.compile, backend="aot_eager")
     monkeypatch.setattr(torch, "compile", quick)
     compare_with_the_module(network, "module_compiled")
@@ -79,31 +73,42 @@ def compare_with_the_module(network: str, name: str) -> None:
     torch.testing.assert_close(found.params(), expected.params(), rtol=1e-4, atol=1e-6)
 
 
-def test_the_tutorials_pictures_are_the_data_sets() -> None:
+def test_the_tutorials_images_are_the_data_sets() -> None:
     data = bench.synthetic(5)
-    pictures = tutorial.PictureDataset(data.train_images, data.train_labels)
+    images = tutorial_loop.PILDataset(data.train_images, data.train_labels)
     recipe = bench.recipe_for(Case("lenet", 1))
     expected = reference_models.make_normalise(recipe, "cpu")(data.train_images)
-    assert torch.equal(torch.stack([image for image, _ in pictures]), expected)
-    assert [label for _, label in pictures] == data.train_labels.tolist()
+    assert torch.equal(torch.stack([image for image, _ in images]), expected)
+    assert [label for _, label in images] == data.train_labels.tolist()
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in TUTORIALS])
 def test_the_tutorials_loop_trains_every_tutorial(name: str, monkeypatch) -> None:
-    without_workers = functools.partial(tutorial.DataLoader, num_workers=0)
+    without_workers = functools.partial(tutorial_loop.DataLoader, num_workers=0)
     monkeypatch.setattr(
-        tutorial, "DataLoader", lambda *words, num_workers, **kw: without_workers(*words, **kw)
+        tutorial_loop, "DataLoader", lambda *words, num_workers, **kw: without_workers(*words, **kw)
     )
     recipe, data = recipes.get(name).replace(batch_size=4), bench.synthetic(20)
-    assert tutorial.train(recipe, data, epochs=1) > 0
+    assert tutorial_loop.train(recipe, data, epochs=1) > 0
     net = reference_models.MODULES[recipe.model](**recipe.model_options)
-    assert 0 <= tutorial.accuracy(net, data.test_images, data.test_labels) <= 1
+    assert 0 <= tutorial_loop.accuracy(net, data.test_images, data.test_labels) <= 1
 
 
 def test_a_device_that_is_not_there_is_a_reason() -> None:
     for device in DEVICES:
         there = device == "cpu" or torch.cuda.is_available()
         assert (why_not("module", device) is None) == there
+
+
+SCRIPTS = sorted(path.stem for path in Path(processes.__file__).parent.glob("bench_*.py"))
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "compare_records", "on_device", "records"])
+def test_a_script_shows_how_it_is_called(name: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert f"python -m benchmarks.{name} " in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
@@ -116,13 +121,13 @@ def test_peak_memory_is_the_childs_own() -> None:
 def test_gradients_of_each_image_are_measured_beside_the_batchs(
     folder: Path, monkeypatch, capsys, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(grads, "compile_pure", lambda function: function)
-    monkeypatch.setattr(grads, "peaks", lambda options: {"batch by 500": 2**20})
+    monkeypatch.setattr(bench_grads, "compile_pure", lambda function: function)
+    monkeypatch.setattr(bench_grads, "peaks", lambda options: {"batch by 500": 2**20})
     data.save(bench.synthetic(16)._replace(name="tiny"), tmp_path)
     monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
     words = "--dataset tiny --images 8 --chunk 4 --compiled-chunk 2 --repetitions 2 --name few"
     monkeypatch.setattr(sys, "argv", ["grads", *words.split()])
-    grads.main()
+    bench_grads.main()
     found = records.read(folder / "few.json")
     for group in ("eager_seconds", "compiled_seconds"):
         seconds = found["results"][group]
@@ -131,7 +136,7 @@ def test_gradients_of_each_image_are_measured_beside_the_batchs(
         assert {"each image", "norms", "clipped sum", "noise scale"} < set(seconds)
     assert found["config"]["threads"] == 1
     assert found["config"]["parameters"] == 62_006
-    assert "each image" in page.section(found)
+    assert "each image" in tables.section(found)
 
 
 # Records -----------------------------------------------------------------------------------------
@@ -145,8 +150,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def made(results: dict[str, Any], **others: Any) -> dict[str, Any]:
-    about = {"name": "made", "date": "2000-01-01T00:00:00", "commit": "0" * 40, "config": {}}
-    return {**about, "environment": ENVIRONMENT, "results": results, **others}
+    base = {"name": "made", "date": "2000-01-01T00:00:00", "commit": "0" * 40, "config": {}}
+    return {**base, "environment": ENVIRONMENT, "results": results, **others}
 
 
 def test_the_script_measures_and_writes_a_record(folder: Path, monkeypatch, capsys) -> None:
@@ -155,7 +160,7 @@ def test_the_script_measures_and_writes_a_record(folder: Path, monkeypatch, caps
     words = "--network lenet --batch 2 --batch 4 --repetitions 2 --seconds 0 --threads 1 --name few"
     chosen = "--implementation module --implementation fcifar_eager"
     monkeypatch.setattr(sys, "argv", ["steps", *words.split(), *chosen.split()])
-    steps.main()
+    bench_steps.main()
     found = records.read(folder / "few.json")
     assert set(found["results"]) == {"step lenet batch 2 cpu", "step lenet batch 4 cpu"}
     for group in found["results"].values():
@@ -171,7 +176,7 @@ def test_the_script_measures_and_writes_a_record(folder: Path, monkeypatch, caps
 def test_a_record_of_pytest_benchmark_keeps_no_name_of_the_machine(folder: Path) -> None:
     seconds = [0.5 + i / 1000 for i in range(1000)]
     document = {
-        "machine_info": {"node": "somebody's"},
+        "machine_info": {"node": "a laptop"},
         "benchmarks": [
             {
                 "group": "g",
@@ -181,23 +186,23 @@ def test_a_record_of_pytest_benchmark_keeps_no_name_of_the_machine(folder: Path)
             }
         ],
     }
-    kept = record.kept(document)
-    assert "somebody" not in json.dumps(kept)
+    kept = records.from_pytest(document)
+    assert "laptop" not in json.dumps(kept)
     assert kept["g"]["n"]["first_call_seconds"] == 2.0
-    assert len(kept["g"]["n"]["seconds"]) <= record.KEPT
+    assert len(kept["g"]["n"]["seconds"]) <= records.MOST_ROUNDS
     assert set(kept["g"]["n"]["seconds"]) <= set(seconds)
-    assert record.thinned([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+    assert records.thin([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"results": []}'])
-def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_record_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(SystemExit, match="no record"):
+    with pytest.raises(SystemExit, match="is not a record"):
         records.read(path)
 
 
-# What moved --------------------------------------------------------------------------------------
+# Changes -----------------------------------------------------------------------------------------
 
 QUIET = [1.00, 1.01, 0.99, 1.02, 0.98, 1.0, 1.01]
 
@@ -253,7 +258,7 @@ def test_figures_are_found_wherever_they_are() -> None:
         "seconds": {"ours": [1.0, 2.0], "none": [], "words": ["a"], "switch": [True]},
         "ratio": 2.0,
     }
-    assert dict(compare_records.figures(results)) == {
+    assert dict(records.samples(results)) == {
         ("blitz", "seed"): [1, 2],
         ("blitz", "loss"): [1.5, 1.25],
         ("seconds", "ours"): [1.0, 2.0],
@@ -275,7 +280,7 @@ def test_what_else_differs_is_said_first(tmp_path: Path, monkeypatch, capsys) ->
     assert lines[3] == "1 compared: 1 moved, 0 same, 0 too few"
 
 
-# The page ----------------------------------------------------------------------------------------
+# Pages -------------------------------------------------------------------------------------------
 
 
 def step_results() -> dict[str, Any]:
@@ -293,7 +298,7 @@ def test_the_page_has_every_record(tmp_path: Path) -> None:
     group = {"ours": {"median_seconds": 0.1, "seconds": [0.1, 0.1]}, "b": {"median_seconds": 0.2}}
     write_record(tmp_path, "steps", {**step_results(), "a draw": group})
     write_record(tmp_path, "others", {"seconds": {"a": [1.0, 2.0, 3.0], "b": [8.0]}})
-    paths = page.write(tmp_path, tmp_path / "docs")
+    paths = pages.write(tmp_path, tmp_path / "docs")
     assert [path.name for path in paths] == ["README.md", "results.md", "steps-cpu.svg"]
     text = paths[0].read_text()
     assert "| batch | module | fcifar_compiled | another |" in text
@@ -312,56 +317,96 @@ def write_record(folder: Path, name: str, results: dict[str, Any]) -> None:
 
 def test_the_same_records_give_the_same_page(tmp_path: Path) -> None:
     write_record(tmp_path, "steps", step_results())
-    once = [path.read_bytes() for path in page.write(tmp_path, tmp_path / "docs")]
-    assert [path.read_bytes() for path in page.write(tmp_path, tmp_path / "docs")] == once
-    assert page.outdated(tmp_path, tmp_path / "docs") == []
+    once = [path.read_bytes() for path in pages.write(tmp_path, tmp_path / "docs")]
+    assert [path.read_bytes() for path in pages.write(tmp_path, tmp_path / "docs")] == once
+    assert pages.outdated(tmp_path, tmp_path / "docs") == []
 
 
 def test_a_page_that_is_behind_its_records_is_named(tmp_path: Path) -> None:
     write_record(tmp_path, "steps", step_results())
     docs = tmp_path / "docs"
-    assert page.outdated(tmp_path, docs) == ["README.md", "results.md", "steps-cpu.svg"]
-    page.write(tmp_path, docs)
+    assert pages.outdated(tmp_path, docs) == ["README.md", "results.md", "steps-cpu.svg"]
+    pages.write(tmp_path, docs)
     (docs / "results/left-over.svg").write_text("")
     (docs / "results/steps-cpu.svg").write_text("")
-    assert page.outdated(tmp_path, docs) == ["left-over.svg", "steps-cpu.svg"]
-    page.write(tmp_path, docs)
-    assert page.outdated(tmp_path, docs) == []
+    assert pages.outdated(tmp_path, docs) == ["left-over.svg", "steps-cpu.svg"]
+    pages.write(tmp_path, docs)
+    assert pages.outdated(tmp_path, docs) == []
 
 
 def test_the_pages_are_up_to_date_with_the_records() -> None:
-    assert page.outdated(records.RESULTS, page.DOCS) == []
+    assert pages.outdated(records.RESULTS, pages.DOCS) == []
 
 
 @pytest.mark.parametrize(
-    "path", sorted(page.DOCS.glob("results/*.svg")), ids=lambda path: path.name
+    "path", sorted(pages.DOCS.glob("results/*.svg")), ids=lambda path: path.name
 )
-def test_a_plot_is_small_and_whole_in_itself(path: Path) -> None:
-    data = path.read_bytes()
-    assert len(data) < 100_000
-    root = ElementTree.fromstring(data)
+def test_a_chart_is_small_and_refers_to_nothing_outside(path: Path) -> None:
+    text = path.read_text()
+    assert len(text) < 100_000
+    root = ElementTree.fromstring(text)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.get("aria-label")
-    width, height = (float(root.get(name, "0")) for name in ("width", "height"))
-    for element in root.iter():
-        assert not any("href" in name for name in element.attrib)
-        for name, size in (("x", width), ("cx", width), ("y", height), ("cy", height)):
-            assert 0 <= float(element.get(name, 0)) <= size
-    assert b"url(" not in data
-    assert path.name in (page.DOCS / "results.md").read_text()
+    _, _, width, height = map(float, root.get("viewBox", "").split())
+    assert [float(root.get(name, "0")) for name in ("width", "height")] == pytest.approx(
+        [width * 4 / 3, height * 4 / 3]
+    )
+    for each in root.iter():
+        if each.tag.endswith("}text"):
+            assert 0 < float(each.get("x", "0")) < width
+            assert 0 < float(each.get("y", "0")) < height
+    ids = {each.get("id") for each in root.iter()}
+    references = re.findall(r'href="(.*?)"|url\((.*?)\)', text)
+    assert all((first or second).removeprefix("#") in ids for first, second in references)
+    assert path.name in (pages.DOCS / "results.md").read_text()
 
 
-def test_a_ratio_on_a_plot_is_that_of_the_record() -> None:
+def test_a_chart_has_every_colour_in_light_and_in_dark() -> None:
+    row = charts.Row("a < b", [1.0, 2.0], interval=(1.2, 1.8), note="+1")
+    svg = charts.draw_rows([row], "a title", "a subtitle", "percent")
+    light, dark = re.findall(r"svg \{(.*?)\}", svg)
+    for name in ("ink", "soft", "faint", "paper", *(f"c{i}" for i in range(len(COLORS)))):
+        (first,), (second,) = (re.findall(f"--{name}: (#.*?);", style) for style in (light, dark))
+        assert first != second
+    drawn = svg[svg.index("</style>") :]
+    assert "#000000" not in drawn
+    assert not [color for color in CSS_VARIABLES if color in drawn]
+    texts = ["".join(each.itertext()) for each in ElementTree.fromstring(svg).iter()]
+    assert {"a < b", "+1", "a title", "a subtitle", "percent"} <= set(texts)
+
+
+def test_ticks_are_round_whether_or_not_the_range_has_powers_of_ten() -> None:
+    def labels(points: list[tuple[float, float]]) -> set[str]:
+        series = charts.Series("one", points, COLORS[0])
+        panel = charts.Panel([series], "", "x", "y", [1.0, 8.0])
+        svg = charts.draw_panels([panel], "title", "", width=4.0, height=3.0)
+        return {"".join(each.itertext()) for each in ElementTree.fromstring(svg).iter()}
+
+    assert {"1", "8", "20", "500", "1,000"} <= labels([(1, 15), (8, 1200)])
+    assert {"0.96", "0.97", "0.98"} <= labels([(1, 0.956), (8, 0.985)])
+
+
+def test_a_chart_by_another_matplotlib_is_up_to_date(tmp_path: Path) -> None:
+    write_record(tmp_path, "steps", step_results())
+    (path,) = [p for p in pages.write(tmp_path, tmp_path / "docs") if p.suffix == ".svg"]
+    text = path.read_text().replace("</svg>", "<g/></svg>")
+    path.write_text(text)
+    assert pages.outdated(tmp_path, tmp_path / "docs") == ["steps-cpu.svg"]
+    path.write_text(re.sub('data-matplotlib=".*?"', 'data-matplotlib="0.1"', text))
+    assert pages.outdated(tmp_path, tmp_path / "docs") == []
+
+
+def test_a_ratio_on_a_chart_is_that_of_the_record() -> None:
     found = [made(step_results(), name="steps")]
-    panels = [speed_parts.step_panel(each) for each in ([s] for s in tables.steps(found[0]))]
-    (line,) = [line for line in panels[0].lines if line.name == "fcifar, compiled"]
-    assert line.points == [(4.0, 2.0)]
-    assert panels[0].mark == 1.0
+    panels = [sections.step_panel(each) for each in ([s] for s in tables.steps(found[0]))]
+    (series,) = [each for each in panels[0].series if each.name == "fcifar, compiled"]
+    assert series.points == [(4.0, 2.0)]
+    assert panels[0].reference == 1.0
     assert "2 threads" in tables.machine(found[0])
 
 
 def test_a_page_of_no_records_is_a_page(tmp_path: Path) -> None:
-    assert [path.name for path in page.write(tmp_path, tmp_path)] == ["README.md", "results.md"]
+    assert [path.name for path in pages.write(tmp_path, tmp_path)] == ["README.md", "results.md"]
 
 
 def test_durations_have_three_digits() -> None:

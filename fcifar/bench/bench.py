@@ -32,7 +32,7 @@ Make = Callable[[Recipe, Runtime, Dataset], Candidate]  # called under ``activat
 class Case(NamedTuple):
     """A model and the size of its batches."""
 
-    network: str
+    model: str
     batch_size: int
 
 
@@ -44,7 +44,7 @@ CASES = (Case("lenet", 4), Case("lenet", 64), Case("lenet", 512), Case("conv3", 
 
 def recipe_for(case: Case) -> Recipe:
     """Return the first recipe with the model, without augmentation and validation."""
-    recipe = next(r for r in RECIPES.values() if r.model == case.network)
+    recipe = next(r for r in RECIPES.values() if r.model == case.model)
     return recipe.replace(
         batch_size=case.batch_size,
         epochs=1,
@@ -114,7 +114,7 @@ CANDIDATES: dict[str, Make] = {
     "fcifar_eager": fcifar_eager,
     "fcifar_compiled": fcifar_compiled,
 }
-YARDSTICK = "module"  # the reference of ratios
+REFERENCE = "module"  # the reference of ratios
 
 
 # Measurements ------------------------------------------------------------------------------------
@@ -140,18 +140,18 @@ def measure_step(
     with activate(runtime):
         made = {name: make(recipe, runtime, dataset) for name, make in makes.items()}
         figures = measure(made, seconds=seconds, repetitions=repetitions, observe=observe)
-    reference = figures.get(YARDSTICK)
+    reference = figures.get(REFERENCE)
     for each in figures.values():
         each["images_per_second"] = case.batch_size / each["median_seconds"]
         if reference is not None:
-            each[f"times_{YARDSTICK}"] = reference["median_seconds"] / each["median_seconds"]
+            each[f"times_{REFERENCE}"] = reference["median_seconds"] / each["median_seconds"]
     return figures
 
 
 def group(case: Case, runtime: Runtime) -> str:
     """Return the name of a case in a record."""
     device = runtime.device.partition(":")[0]
-    return f"step {case.network} batch {case.batch_size} {device}"
+    return f"step {case.model} batch {case.batch_size} {device}"
 
 
 def run(
@@ -180,7 +180,7 @@ def run(
     dataset = synthetic()
     for case in CASES:
 
-        def progress(name: str, where: str = f"{case.network}, batch {case.batch_size}") -> None:
+        def progress(name: str, where: str = f"{case.model}, batch {case.batch_size}") -> None:
             observe(where, next(number), turns * (REPETITIONS + 1))
 
         results[group(case, runtime)] = measure_step(

@@ -1,27 +1,25 @@
-"""Which parts of the speed recipes earn their place: each one off, with the same budget.
+"""Ablation of the speed recipes: each part changed by itself, with the same budget.
 
-    python -m benchmarks.ablation [--dataset cifar10] [--seeds 3] [--epochs 3] [--widths 32,64,64]
-                                  [--variant NAME ...] [--name ablation]
+    python -m benchmarks.bench_ablation [--dataset cifar10] [--seeds 3] [--epochs 3]
+        [--widths 32,64,64] [--variant NAME ...] [--name ablation]
 
-A small network, so that it takes an hour and not a day. The accuracy is that on a tenth of the
-training images, held out; the test images are not looked at for it. Writes bench_results/NAME.json
-and prints the table.
+A small model, so that it takes an hour and not a day. The accuracy is measured on a tenth of the
+training images, held out; the test images are not used. Writes bench_results/NAME.json and prints a
+table.
 """
 
-import argparse
-import tempfile
-from pathlib import Path
+import statistics
 from typing import Any
 
-from benchmarks import records
+from benchmarks import records, script
+from benchmarks.render.tables import markdown
 from fcifar import data
 from fcifar.analysis import confidence
 from fcifar.recipes import Recipe, get
-from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import make_runtime
 
-# Rates for the sum of the losses over a batch, as published for batches of 1,024.
+# Published rates for the sum of the losses over a batch of 1,024.
 _SGD = {
     "optimizer": "sgd",
     "learning_rate": 11.5 / 7850.67,
@@ -54,10 +52,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def variant(base: Recipe, changes: dict[str, Any]) -> Recipe:
-    """The recipe with some parts changed; ``options`` are the network's."""
+    """Return the recipe with changed fields; ``options`` are added to those of the model."""
     fields = dict(changes)
     options = {**base.model_options, **fields.pop("options", {})}
-    # Learning rate x weight decay x steps stays what it is.
+    # Keep learning rate x weight decay x steps.
     if "batch_size" in fields:
         per_image = base.learning_rate * base.weight_decay / base.batch_size
         fields["weight_decay"] = per_image * fields["batch_size"] / fields["learning_rate"]
@@ -65,58 +63,41 @@ def variant(base: Recipe, changes: dict[str, Any]) -> Recipe:
 
 
 def measure(recipe: Recipe, seed: int, dataset: Any) -> dict[str, float]:
-    """Train, and keep the figures of the images held out."""
+    """Train; return the accuracy on the held-out images and the seconds."""
     runtime = make_runtime(device="cpu", preferred=recipe.precision)
     config = make_config(recipe, dataset, seed=seed, runtime=runtime, compile=True)
-    records_of: list[dict[str, Any]] = []
+    validations: list[dict[str, Any]] = []
 
     def observe(event: Any) -> None:
         record = getattr(event, "record", {})
         if record.get("split") == "valid":
-            records_of.append(record)
+            validations.append(record)
 
-    with tempfile.TemporaryDirectory() as folder:
-        report = loop.train(Path(folder) / "run", config, dataset, observe=observe)
-    if isinstance(report, loop.Interrupted):
-        raise SystemExit("interrupted")
-    return {
-        "valid_accuracy": records_of[-1]["accuracy"],
-        "train_seconds": report["train_seconds"],
-    }
+    seconds = script.train(config, dataset, observe=observe)["train_seconds"]
+    return {"valid_accuracy": validations[-1]["accuracy"], "train_seconds": seconds}
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """A line for each variant, and its difference to the first with the same seeds."""
-    lines = [
-        "| variant | accuracy | std | difference, 95 % interval | training |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    first = next(iter(results.values()))
+    """Return a row for each variant, with its difference from the first for the same seeds."""
+    columns = ("variant", "accuracy", "std", "difference, 95 % interval", "training")
+    first = [100 * run["valid_accuracy"] for run in next(iter(results.values()))]
+    rows = []
     for name, runs in results.items():
-        s = confidence.summarize([100 * r["valid_accuracy"] for r in runs])
-        pairs = zip(runs, first, strict=False)
-        d = confidence.summarize(
-            [100 * (a["valid_accuracy"] - b["valid_accuracy"]) for a, b in pairs]
-        )
-        difference = "" if runs is first else f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f})"
-        seconds = confidence.summarize([r["train_seconds"] for r in runs]).mean
-        lines.append(f"| {name} | {s.mean:.2f} % | {s.std:.2f} | {difference} | {seconds:.0f} s |")
-    return "\n".join(lines)
+        accuracies = [100 * run["valid_accuracy"] for run in runs]
+        s = confidence.summarize(accuracies)
+        d = confidence.summarize([a - b for a, b in zip(accuracies, first, strict=False)])
+        difference = f"{d.mean:+.2f} ({d.low:+.2f} to {d.high:+.2f})" if rows else ""
+        seconds = statistics.fmean(run["train_seconds"] for run in runs)
+        rows.append((name, f"{s.mean:.2f} %", f"{s.std:.2f}", difference, f"{seconds:.0f} s"))
+    return markdown(columns, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--widths", default="32,64,64")
+    defaults = {"dataset": "cifar10", "seeds": 3, "epochs": 3, "widths": "32,64,64"}
+    parser = script.parser(__doc__, **defaults, name="ablation")
     parser.add_argument("--variant", action="append", choices=list(VARIANTS))
-    parser.add_argument("--name", default="ablation", help="of the record")
     options = parser.parse_args()
-    dataset = data.load(options.dataset, data.data_root(options.data_dir))
+    dataset = data.load(options.dataset, data.data_root())
     speed = get("speed94")
     widths = tuple(int(width) for width in options.widths.split(","))
     base = speed.replace(
@@ -127,14 +108,13 @@ def main() -> None:
         stratify=True,
         tta="none",
     )
-    chosen = ["as it is", *(options.variant or list(VARIANTS)[1:])]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in dict.fromkeys(chosen)}
-    config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    names = dict.fromkeys(["as it is", *(options.variant or VARIANTS)])
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for seed in range(options.seeds):
         for name, runs in results.items():
             runs.append(measure(variant(base, VARIANTS[name]), seed, dataset))
             print(seed, name, runs[-1], flush=True)
-            records.write(options.name, config, results)
+            records.write(options.name, vars(options), results)
     print(table(results))
 
 

@@ -1,13 +1,14 @@
-"""The same step in JAX and optax: jitted, with donation, in either layout, and scanned.
+"""The training step in JAX and optax: jitted, with donation, in either layout, and scanned.
 
-It is given every advantage found: one call for gather, forward, backward and update; pooling as a
-maximum over a reshaped axis, whose gradient XLA makes far better than that of a window; the cheaper
-of JAX's generators for dropout; and its own thread pool.
+It has every known advantage: one call for gather, forward, backward and update; pooling as a
+maximum over a reshaped axis, whose gradient is much faster in XLA than that of a window; the
+cheaper of JAX's generators for dropout; and JAX's own thread pool.
 """
 
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from fcifar.bench.timing import Candidate
 from fcifar.data import Dataset
 from fcifar.models import Params
 from fcifar.recipes import Recipe
-from fcifar.step_transforms import StepInput
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
 from fcifar.train.setup import make_training
@@ -27,7 +27,7 @@ SCANNED = 8  # steps in one call
 
 
 def why_not(device: str) -> str | None:
-    """Why JAX cannot be measured on a device; None where it can."""
+    """Return why JAX cannot run on a device, or None if it can."""
     try:
         import jax
         import optax  # noqa: F401
@@ -41,65 +41,40 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def jax_nchw(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
-    """Channels first, as PyTorch has them."""
-    return _contender(recipe, runtime, dataset, channels_last=False)
-
-
-def jax_nhwc(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
-    """Channels last, as JAX's libraries have them."""
-    return _contender(recipe, runtime, dataset, channels_last=True)
-
-
-def jax_scan(recipe: Recipe, runtime: Runtime, dataset: Dataset) -> Candidate:
-    """Channels last, and several steps in one call, unrolled."""
-    return _contender(recipe, runtime, dataset, channels_last=True, scanned=SCANNED)
-
-
-CANDIDATES: dict[str, Make] = {"jax_nchw": jax_nchw, "jax_nhwc": jax_nhwc, "jax_scan": jax_scan}
-
-
-def _contender(
+def _candidate(
     recipe: Recipe, runtime: Runtime, dataset: Dataset, *, channels_last: bool, scanned: int = 0
 ) -> Candidate:
-    # Read when the first array is made: as many threads, and no GPU memory before it is needed.
+    # JAX reads them with the first array: the number of threads, and no GPU memory in advance.
     os.environ.setdefault("NPROC", str(runtime.threads))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
     import jax.numpy as jnp
+    import optax
 
     training = make_training(make_config(recipe, dataset, runtime=runtime), dataset)
     device = jax.devices("gpu" if runtime.device.startswith("cuda") else "cpu")[0]
     optimizer = _optimizer(recipe)
-    apply = _network(recipe, channels_last)
+    apply = _model(recipe, channels_last)
     start = training.init().state.variables.params
 
     def loss(params: Any, images: Any, labels: Any, key: Any) -> Any:
-        import optax
-
         x = (images.astype(jnp.float32) / 255 - mean) / std
         logits = apply(params, x, key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def step(state: Any, rows: Any, data: Any) -> Any:
-        import optax
-
         params, moments, key, count = state
         grads = jax.grad(loss)(params, data[0][rows], data[1][rows], jax.random.fold_in(key, count))
         updates, moments = optimizer.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, key, count + 1
 
     def several(state: Any, rows: Any, data: Any) -> Any:
-        # Unrolled: in a loop XLA's convolutions on the CPU take up to six times as long.
+        # Unrolled, because XLA's convolutions on the CPU are up to six times slower in a loop.
         return jax.lax.scan(lambda s, r: (step(s, r, data), None), state, rows, unroll=True)[0]
 
     with jax.default_device(device):
-        mean, std = (
-            jnp.asarray(np.float32(v))
-            if channels_last
-            else jnp.asarray(np.float32(v))[:, None, None]
-            for v in (recipe.mean, recipe.std)
-        )
+        shape = (3,) if channels_last else (3, 1, 1)
+        mean, std = (jnp.asarray(np.float32(v)).reshape(shape) for v in (recipe.mean, recipe.std))
         images = dataset.train_images.numpy()
         data = (
             jnp.asarray(images.transpose(0, 2, 3, 1) if channels_last else images),
@@ -108,8 +83,11 @@ def _contender(
         params = _to_jax(start, channels_last)
         key = jax.random.key(0, impl="rbg")
         state = (params, optimizer.init(params), key, jnp.zeros((), jnp.int32))
-        inputs, count = repeated(training.inputs), training.steps_per_epoch
-        rows = _batches(inputs, count, scanned, jnp.asarray)
+        # Row numbers of each call. With 8 steps per call, 8 epochs are a whole number of calls.
+        batches, size = repeated(training.inputs), scanned or 1
+        drawn = [next(batches).indices.numpy() for _ in range(training.steps_per_epoch * size)]
+        calls = np.stack(drawn).astype(np.int32).reshape(-1, size, recipe.batch_size)
+        rows = itertools.cycle([jnp.asarray(call if scanned else call[0]) for call in calls])
     call = jax.jit(several if scanned else step, donate_argnums=0)
 
     def once() -> None:
@@ -124,33 +102,31 @@ def _contender(
     )
 
 
-def _batches(
-    inputs: Iterator[StepInput], count: int, scanned: int, place: Callable[[Any], Any]
-) -> Iterator[Any]:
-    """Row numbers for each call, again and again, on the device."""
-    size = scanned or 1
-    # Of 8 steps a call, 8 epochs are a whole number of calls.
-    drawn = [next(inputs).indices.numpy().astype(np.int32) for _ in range(count * size)]
-    calls = [np.stack(drawn[i : i + size]) for i in range(0, len(drawn), size)]
-    return itertools.cycle([place(call if scanned else call[0]) for call in calls])
+# By name: channels first as in PyTorch, channels last as in JAX's libraries, and several steps in
+# one call.
+CANDIDATES: dict[str, Make] = {
+    "jax_nchw": functools.partial(_candidate, channels_last=False),
+    "jax_nhwc": functools.partial(_candidate, channels_last=True),
+    "jax_scan": functools.partial(_candidate, channels_last=True, scanned=SCANNED),
+}
 
 
 def _optimizer(recipe: Recipe) -> Any:
     import optax
 
+    rate = recipe.learning_rate
     match recipe.optimizer:
         case "adam":
-            return optax.adam(recipe.learning_rate)
+            return optax.adam(rate)
         case "adamw":
-            return optax.adamw(recipe.learning_rate, weight_decay=recipe.weight_decay)
-        case _:
-            return optax.sgd(recipe.learning_rate, recipe.momentum or None, recipe.nesterov)
+            return optax.adamw(rate, weight_decay=recipe.weight_decay)
+    return optax.sgd(rate, recipe.momentum or None, recipe.nesterov)
 
 
-# The networks ------------------------------------------------------------------------------------
+# Models ------------------------------------------------------------------------------------------
 
 
-def _network(recipe: Recipe, channels_last: bool) -> Callable[[Any, Any, Any], Any]:
+def _model(recipe: Recipe, channels_last: bool) -> Callable[[Any, Any, Any], Any]:
     import jax
     import jax.numpy as jnp
 
@@ -194,28 +170,24 @@ def _network(recipe: Recipe, channels_last: bool) -> Callable[[Any, Any, Any], A
 
 
 def _to_jax(params: Params, channels_last: bool) -> dict[str, Any]:
-    """Convolutions in the layout, and matrices the other way round."""
+    """Return convolutions in the layout, and transposed matrices."""
     import jax.numpy as jnp
 
-    return {
-        name: jnp.asarray(_turn(name, p, params, channels_last).contiguous().numpy())
-        for name, p in params.items()
-    }
-
-
-def _turn(name: str, p: torch.Tensor, params: Params, channels_last: bool) -> torch.Tensor:
-    if p.ndim == 4:
-        return p.permute(2, 3, 1, 0) if channels_last else p
-    if p.ndim == 2:
-        if name == "fc1.weight" and channels_last:
-            return p.unflatten(1, _last_map(params, p)).permute(2, 3, 1, 0).flatten(0, 2)
-        return p.T
-    return p
+    converted = {}
+    for name, p in params.items():
+        if p.ndim == 4 and channels_last:
+            p = p.permute(2, 3, 1, 0)
+        elif name == "fc1.weight" and channels_last:
+            p = p.unflatten(1, _last_map(params, p)).permute(2, 3, 1, 0).flatten(0, 2)
+        elif p.ndim == 2:
+            p = p.T
+        converted[name] = jnp.asarray(p.contiguous().numpy())
+    return converted
 
 
 def _to_torch(params: dict[str, Any], like: Params, channels_last: bool) -> Params:
-    """What ``_to_jax`` was given."""
-    found = {}
+    """Invert ``_to_jax``."""
+    converted = {}
     for name, old in like.items():
         p = torch.from_numpy(np.array(params[name]))
         if p.ndim == 4 and channels_last:
@@ -225,12 +197,12 @@ def _to_torch(params: dict[str, Any], like: Params, channels_last: bool) -> Para
             p = p.unflatten(0, (height, width, channels)).permute(3, 2, 0, 1).flatten(1)
         elif p.ndim == 2:
             p = p.T
-        found[name] = p
-    return found
+        converted[name] = p
+    return converted
 
 
 def _last_map(params: Params, fc1: torch.Tensor) -> tuple[int, int, int]:
-    """Channels, height and width of what the last convolution hands to the first matrix."""
+    """Return channels, height and width of the input of the first linear layer."""
     channels = [len(p) for p in params.values() if p.ndim == 4][-1]
     side = round((fc1.shape[1] / channels) ** 0.5)
     return channels, side, side

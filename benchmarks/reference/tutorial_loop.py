@@ -1,12 +1,12 @@
-"""The tutorials' own loops, as their pages have them: the reference.
+"""The tutorials' training and test loops, as published.
 
-DataLoader with two workers, PIL images through ToTensor and Normalize, an nn.Module, optim.SGD,
-``loss.backward()``, ``loss.item()`` each step; and its loop over the test images.
+A DataLoader with two workers, PIL images through ToTensor and Normalize, an nn.Module, optim.SGD,
+``loss.backward()``, and ``loss.item()`` in each step.
 https://docs.pytorch.org/tutorials/beginner/blitz/cifar10_tutorial.html
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,11 +26,16 @@ TRANSFORMS: dict[str, Callable[[str], Callable[[Any], Any]]] = {
     "random_rotation": lambda degrees: transforms.RandomRotation(float(degrees)),
     "random_crop": lambda padding: transforms.RandomCrop(32, padding=int(padding)),
 }
-"""By the names of ``recipes.AUGMENTS``, those that torchvision has as well."""
 
 
-class PictureDataset(TorchDataset):
-    """Does for each item what torchvision's CIFAR10 does: a PIL image out of an array."""
+def make_augment(names: Sequence[str]) -> list[Callable[[Any], Any]]:
+    """Return torchvision's versions of augmentations such as "random_crop:4"."""
+    parts = (name.partition(":") for name in names)
+    return [TRANSFORMS[name](option) for name, _, option in parts]
+
+
+class PILDataset(TorchDataset):
+    """Makes a PIL image from an array for each item, as torchvision's CIFAR10 does."""
 
     def __init__(self, images: Tensor, labels: Tensor, *transform: Callable[[Any], Any]) -> None:
         self.arrays = images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -45,20 +50,16 @@ class PictureDataset(TorchDataset):
 
 
 def train(recipe: Recipe, dataset: Dataset, *, epochs: int) -> float:
-    """Train from scratch, with a look at the held-out images after each epoch; the seconds."""
-    augment = [
-        TRANSFORMS[text.partition(":")[0]](text.partition(":")[2]) for text in recipe.augment
-    ]
-    normalise = transforms.Normalize(recipe.mean, recipe.std)
-    pictures = PictureDataset(
-        dataset.train_images, dataset.train_labels, *augment, transforms.ToTensor(), normalise
-    )
-    held_out = int(recipe.valid_fraction * len(pictures))
-    order = torch.randperm(len(pictures)).tolist()
-    # Both through the augmentation, as that tutorial has it.
+    """Train from scratch and validate after each epoch; return the seconds."""
+    tensors = (transforms.ToTensor(), transforms.Normalize(recipe.mean, recipe.std))
+    transform = (*make_augment(recipe.augment), *tensors)
+    images = PILDataset(dataset.train_images, dataset.train_labels, *transform)
+    held_out = int(recipe.valid_fraction * len(images))
+    order = torch.randperm(len(images)).tolist()
+    # The tutorial augments the validation images too.
     loaders = [
         DataLoader(
-            pictures,
+            images,
             batch_size=recipe.batch_size,
             sampler=SubsetRandomSampler(rows),
             num_workers=2,
@@ -88,10 +89,9 @@ def train(recipe: Recipe, dataset: Dataset, *, epochs: int) -> float:
 
 
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 4) -> float:
-    """The accuracy of ``net``, counted over a DataLoader."""
-    loader = DataLoader(
-        PictureDataset(images, labels), batch_size=batch_size, shuffle=False, num_workers=2
-    )
+    """Return the accuracy of ``net`` over a DataLoader."""
+    dataset = PILDataset(images, labels)
+    loader = DataLoader(dataset, batch_size=batch_size, shuffle=False, num_workers=2)
     correct = total = 0
     with torch.no_grad():
         for inputs, targets in loader:

@@ -1,0 +1,1 @@
+"""Implementations that fcifar is measured against."""

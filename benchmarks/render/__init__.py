@@ -1,0 +1,1 @@
+"""Pages made from records: bench_results/README.md, and docs/results.md with its charts."""
