@@ -189,7 +189,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path, words, me
 def test_cuda_without_a_gpu(fcifar) -> None:
     done = fcifar("train", "--compile", "--device", "cuda")
     assert done.status == 2
-    assert "finds no CUDA device here; use --device cpu" in done.err
+    assert "finds no CUDA device; use --device cpu" in done.err
     assert done.err.count("\n") == 1
 
 
@@ -251,7 +251,7 @@ def test_resume_with_more_epochs_goes_on_after_the_end(fcifar, tmp_path: Path) -
     fcifar(*TRAIN, "--out", "run", "--device", "cpu")
     fewer = fcifar("train", "--resume", "run", "--epochs", "2")
     assert (fewer.status, fewer.out) == (2, "")
-    assert "--epochs is 2, and run has 2 epochs; with --resume, give more" in fewer.err
+    assert "--epochs is 2, and run has 2 epochs; with --resume, give a larger" in fewer.err
     longer = json.loads(fcifar("train", "--resume", "run", "--epochs", "3", "--json").out)
     whole = fcifar(*TRAIN, "--epochs", "3", "--out", "whole", "--device", "cpu", "--json")
     assert longer["epochs"] == 3
@@ -262,7 +262,7 @@ def test_resume_with_more_epochs_goes_on_after_the_end(fcifar, tmp_path: Path) -
     refused = fcifar("train", "--resume", "group", "--epochs", "3")
     assert "group is a group of runs" in refused.err
     refused = fcifar("train", "--resume", "group/seed0", "--epochs", "3")
-    assert "group/seed0 is one of a group" in refused.err
+    assert "group/seed0 belongs to a group" in refused.err
 
 
 def test_resume_refuses_other_data(fcifar, root: Path, tmp_path: Path, make_batch) -> None:

@@ -118,7 +118,7 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
         (["resolutions=24,32"], "the parts must rise and end with 1"),
         (["resolutions=8"], "a size must lie between 16 and 64"),
         (["widths=8,x"], "widths is 'x'; it must be a whole number"),
-        (["widths=64"], "widths is 64; it must be one to three widths"),
+        (["widths=64"], "widths is 64; it must be a list of one to three widths"),
         (["num_classes=3"], "do not fit the model speednet, which takes widths"),
         (["model=foo"], "model is 'foo'; it must be one of lenet"),
         (["model=foo", "widths=8"], "--set 'widths' is neither a setting of recipes nor"),

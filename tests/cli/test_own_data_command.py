@@ -147,7 +147,7 @@ def test_given_validation_images_from_import_to_report(fcifar, tmp_path: Path) -
     assert json.loads(measured.out)["n"] == 30
     page = fcifar("report", "run", "--html", "page.html", "-q")
     assert page.status == 0
-    assert "on 30 images" in (tmp_path / "page.html").read_text()
+    assert "of 30 images" in (tmp_path / "page.html").read_text()
 
     # A recipe that holds some out by itself does so no longer.
     settings = json.loads(fcifar("recipes", "show", "dropout-adam", "--json").out)
