@@ -100,7 +100,7 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
     translations.
 
     Args:
-        padding: in [0, 10000], and less than the image size if ``mode`` is "reflect".
+        padding: 0 or more, and less than the image size.
         mode: "zeros" (black) or "reflect" (mirrored at the border pixel, which is not repeated).
 
     >>> crop = fcifar.augment.random_crop(1)
@@ -113,10 +113,10 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
 
     def crop(key: Key, images: Tensor) -> Tensor:
         batch = _batch_size(images)
-        if mode == "reflect" and padding >= min(images.shape[-2:]):
+        if padding >= min(images.shape[-2:]):
             raise ValueError(
-                f"random_crop with mode='reflect' needs a padding less than the image size "
-                f"{list(images.shape[-2:])}, not {padding}"
+                f"random_crop needs a padding less than the image size {list(images.shape[-2:])}, "
+                f"not {padding}"
             )
         down, right = _random_position(key, batch, 2 * padding + 1, 2 * padding + 1)
         return functional.translate(images, down - padding, right - padding, mode=mode)

@@ -153,7 +153,7 @@ def import_(
     if test_fraction is not None and not 0 < test_fraction < 1:
         raise UsageError(f"--test-fraction is {test_fraction}; it must lie between 0 and 1")
     if seed is not None and test_fraction is None:
-        raise UsageError("--seed is of --test-fraction; give that too")
+        raise UsageError("--seed needs --test-fraction; give that, too")
     chosen = data.ImportOptions(
         resize=resize,
         labels=labels,
@@ -312,7 +312,7 @@ def preview(
 ) -> None:
     """Draw a grid of training images, one row per class.
 
-    Shows some classes if there are many, and test images of a test set alone.
+    At most 40 classes are shown. A set without training images shows test images.
 
     [dim]fcifar data preview cifar10 --out cifar10.png[/]
     """

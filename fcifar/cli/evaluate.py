@@ -12,13 +12,13 @@ def evaluate(
         list[Path],
         options.runs_argument(
             "A run or a group of runs, by path or name; a final.safetensors, or a "
-            "state_dict. Of several, the first is evaluated in full, and then all together."
+            "state_dict. Several are evaluated as an ensemble, too."
         ),
     ],
     dataset: Annotated[str | None, options.dataset_option("the run's, else cifar10")] = None,
     split: Annotated[str, option("--split", "Which images.", "test|train|valid")] = "test",
     tta: Annotated[
-        str, option("--tta", "Evaluate several views of each image, too.", "none|mirror|translate")
+        str, option("--tta", "Also evaluate with test-time augmentation.", "none|mirror|translate")
     ] = "none",
     per_example: Annotated[
         Path | None,
@@ -42,7 +42,7 @@ def evaluate(
     """Evaluate a trained model: loss, accuracy with its interval, and accuracy by class.
 
     With --per-example also loss, probability, margin, gradient norm and error
-    norm of each image (without --tta); of several models, how they disagree.
+    norm of each image (without --tta), and the disagreement of several models.
 
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/

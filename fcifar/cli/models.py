@@ -52,7 +52,7 @@ def recipe_of(
     elif recipe is not None:
         base = recipes.get(recipe)
     elif changes:
-        raise UsageError("--set is of the model in a state_dict; give --model or --recipe too")
+        raise UsageError("--set needs the model of a state_dict; give --model or --recipe, too")
     else:
         return None
     name = start.get("model", base.model)

@@ -66,7 +66,7 @@ Threads = Annotated[
     _runtime(
         "--threads",
         "CPU threads; results depend on it in the last bits.",
-        default="in fcifar train by the work of a step; else one a core",
+        default="train: chosen by the size of a step; else all cores",
     ),
 ]
 Precision = Annotated[

@@ -26,9 +26,9 @@ def with_changes(
 ) -> Recipe:
     """Return the recipe with each NAME=VALUE: a field, or an option of its model.
 
-    A value is JSON, or else text; commas make a list, as in ``widths=64,128,128``. Another model
-    drops the options of the one before, and ``valid=given`` the fraction held out. The result is
-    validated: raises a UsageError.
+    A field may also have the name of its option, such as ``lr``. A value is JSON, or else text;
+    commas make a list, as in ``widths=64,128,128``. Another model drops the options of the one
+    before, and ``valid=given`` the fraction held out. The result is validated: raises a UsageError.
 
     Args:
         option: the name of the option in messages.
@@ -37,12 +37,21 @@ def with_changes(
     from fcifar import models, recipes
 
     values = {**to_dict(recipe), **(overrides or {})}
-    changed = {*(overrides or {}), *(text.partition("=")[0] for text in changes)}
-    for text in changes:
-        name, equals, value = text.partition("=")
+    fields = {option_name(field.name): field.name for field in dataclasses.fields(Recipe)}
+    split = [text.partition("=") for text in changes]
+    split = [(fields.get(name, name), equals, value) for name, equals, value in split]
+    changed = {*(overrides or {}), *(name for name, _, _ in split)}
+    for text, (name, equals, value) in zip(changes, split, strict=True):
         model = values["model"]
         if not equals:
             raise UsageError(f"{option} is {shown(text)}; it must be NAME=VALUE")
+        if (
+            option == "--set"
+            and name in (overrides or {})
+            and name not in ("model_options", "model")
+        ):
+            own = f"--{option_name(name).replace('_', '-')}"
+            raise UsageError(f"--set {shown(text)} and {own} both set {name}; give one of them")
         if name == "model" and value != model:
             values |= {"model": value, "model_options": {}}
         elif name == "valid" and value == "given":
@@ -127,10 +136,8 @@ def _axis(recipe: Recipe, text: str) -> tuple[str, list[tuple[Any, Recipe]]]:
         raise UsageError(f"--sweep is {shown(text)}; it must be NAME=VALUE,VALUE,...")
     if len(set(each)) < len(each):
         raise UsageError(f"--sweep {shown(text)} has a value twice; give each once")
-    names = {option_name(f.name): f.name for f in dataclasses.fields(Recipe)}
-    field = names.get(name, name)
-    return option_name(field), [
-        (_number(value), with_changes(recipe, [f"{field}={value}"], "--sweep")) for value in each
+    return option_name(name), [
+        (_number(value), with_changes(recipe, [f"{name}={value}"], "--sweep")) for value in each
     ]
 
 

@@ -24,8 +24,8 @@ def report(
     """Show the results of a run as training did at its end, or make a page of it.
 
     The page of --html has settings, curves, tables, confusions, the hardest
-    images and how to reproduce the run. It loads nothing and needs no script. Of
-    several runs it is a comparison.
+    images and how to reproduce the run. It is a single file. For several runs
+    it compares them.
 
     [dim]fcifar report RUN
     fcifar report RUN --html page.html[/]

@@ -25,7 +25,7 @@ def reproduce(
         Path | None, options.path_option("--out", "Keep the new run in this directory.")
     ] = None,
     device: Annotated[
-        str | None, option("--device", "Another device than the run's; it will differ.")
+        str | None, option("--device", "Use another device; bits will differ.")
     ] = None,
     data_dir: options.DataDir = None,
     json: options.Json = False,
@@ -90,7 +90,7 @@ def verify(run: Run, json: options.Json = False, debug: options.Debug = False) -
     if json:
         output.document({"run": str(run), "intact": not problems, "problems": problems})
     else:
-        for text in problems or [f"{run} is as it was written"]:
+        for text in problems or [f"{run} is unchanged and complete"]:
             output.line(text)
     return 1 if problems else 0
 
@@ -161,7 +161,7 @@ def _verdict(result: dict[str, Any]) -> str:
     if result["identical"]:
         return "identical" if result["whole"] else f"identical up to step {result['steps']:,}"
     if not result["first_difference"]:
-        return "the training is identical, but a file is not as it was written"
+        return "the training is identical, but a file has changed"
     return "not identical" + ("" if result["expected"] else ", as expected in this environment")
 
 

@@ -119,7 +119,9 @@ def train(
     ] = None,
     allow_nonfinite: Annotated[
         bool | None,
-        _checkpoints("--allow-nonfinite", "Continue when a loss is not finite.", None, "stop"),
+        _checkpoints(
+            "--allow-nonfinite", "Continue when a loss is not finite, instead of stopping."
+        ),
     ] = None,
     tensorboard: Annotated[
         bool,
@@ -168,7 +170,7 @@ def train(
     )
     is_sweep = replicas is not None or bool(sweep)
     if replica_method is not None and not is_sweep and resume is None:
-        raise UsageError("--replica-method is of --replicas and --sweep; give one of them too")
+        raise UsageError("--replica-method needs --replicas or --sweep; give one of them")
     if tensorboard:
         event_files.check()
     more_epochs = overrides.pop("epochs", None) if resume is not None else None

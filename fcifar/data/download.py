@@ -107,7 +107,7 @@ def _check(known: Known, url: str | None, md5: str | None, downloaded: Path | No
         )
     if md5 is not None and not _is_archive(known):
         raise UsageError(
-            f"--md5 is of an archive of CIFAR; {known.name} is several files, each with its own"
+            f"--md5 is for one archive, of CIFAR; {known.name} has several files with known md5s"
         )
     if downloaded is not None and (url or md5):
         raise UsageError("--root reads local files; leave out --url and --md5, or --root")

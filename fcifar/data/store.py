@@ -103,8 +103,8 @@ def load(name: str, root: Path) -> Dataset:
         fetch = f", fetch it with `fcifar data fetch {name}`" if name in KNOWN else ""
         hint = "" if name in KNOWN else did_you_mean(name, [*there, *KNOWN])
         raise UsageError(
-            f"there is no data set {name!r} in {one_line(root)}, which offers: {', '.join(there)}"
-            f"; prepare it with `fcifar data import`{fetch}, "
+            f"there is no data set {name!r} in {one_line(root)}, only {', '.join(there)}; prepare "
+            f"it with `fcifar data import`{fetch}, "
             f"or use the built-in one with `--dataset {shapes10.NAME}`{hint}"
         )
     try:

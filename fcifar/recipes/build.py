@@ -293,11 +293,14 @@ def check_sizes(
         )
     if recipe.valid == "given" and not given:
         raise UsageError(
-            f"valid is given, and {dataset} has no validation images of its own; hold some "
-            "out of the training images with --valid-fraction 0.1 in place of it"
+            f"valid is 'given', but {dataset} has no validation images; give --valid-fraction 0.1 "
+            "instead, which holds out training images"
         )
     if batch_size > size:
-        raise UsageError(f"batch_size is {batch_size}, but {dataset} has {size} training images")
+        raise UsageError(
+            f"batch_size is {batch_size:,}, but {dataset} has {size:,} training images; give at "
+            "most that"
+        )
     if recipe.valid_fraction and not held_out:
         raise UsageError(
             f"valid_fraction is {recipe.valid_fraction}, which holds out no images ({size} in "
@@ -318,13 +321,18 @@ def check_sizes(
 def check_model(
     recipe: Recipe, policy: Policy, count: int, num_classes: int, total_steps: int, axis: Axis
 ) -> None:
-    """Check on the meta device that the model takes the batches of a run.
+    """Check on the meta device that augmentation and model take the batches of a run.
 
     Raises:
-        UsageError: it does not take the images' size or dtype, or a batch of one image (such as
-            batch norm over features without width and height).
+        UsageError: an augmentation does not take images of 32x32 pixels, or the model does not take
+            their size or dtype, or a batch of one image (such as batch norm over features without
+            width and height).
     """
     model, key = make_model(recipe, num_classes), random.key(0, device="meta")
+    try:
+        make_augment(recipe)(key, torch.empty(2, 3, 32, 32, dtype=torch.uint8, device="meta"))
+    except ValueError as error:
+        raise UsageError(f"augment is {','.join(recipe.augment)}: {error}") from error
     variables = model.init(key)
     cast = variables._replace(params=precision.cast(variables.params, policy.compute))
     batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}

@@ -60,10 +60,12 @@ class Recipe:
     model_options: Mapping[str, Any] = _value(dict, "Options of the model, such as dropout.")
 
     optimizer: str = _value(
-        "sgd", "sgd, adam, adamw, muon (sgd for all but kernels), or a registered name.", OPTIMIZER
+        "sgd",
+        "sgd, adam, adamw, muon (convolutions; sgd for the rest), or a registered name.",
+        OPTIMIZER,
     )
     learning_rate: float = _value(1e-3, "Peak learning rate.", OPTIMIZER, "--lr", "--learning-rate")
-    momentum: float = _value(0.0, "For sgd, and for muon's kernels; in [0, 1).", OPTIMIZER)
+    momentum: float = _value(0.0, "Of sgd and muon; in [0, 1).", OPTIMIZER)
     nesterov: bool = _value(False, "Nesterov momentum for sgd.", OPTIMIZER)
     group_learning_rates: Mapping[str, float] = _value(dict, "By group, for sgd and muon.")
     group_momentum: float = _value(0.85, "Nesterov momentum of the groups that muon leaves to sgd.")
@@ -169,24 +171,23 @@ class Recipe:
                 "valid is given, which takes the validation images of the data set, and "
                 "valid_fraction and stratify hold out training images; give one or the other"
             )
-        if not self.has_valid and (self.patience or self.restore_best or self.stratify):
-            raise UsageError(
-                "patience, restore_best and stratify need validation images; "
-                "give valid_fraction, such as 0.2, or valid=given"
-            )
+        for name in ("patience", "restore_best", "stratify"):
+            if getattr(self, name) and not self.has_valid:
+                raise UsageError(
+                    f"{name} needs validation images; give valid_fraction, such as 0.2, or "
+                    "valid=given"
+                )
         for name in ("momentum", "group_learning_rates", "whiten_epochs", "nesterov"):
             accepted = ("sgd",) if name == "nesterov" else ("sgd", "muon")
             if getattr(self, name) and self.optimizer not in accepted:
                 raise UsageError(
-                    f"{name} is of the optimizer {' or '.join(accepted)}, not of {self.optimizer}; "
+                    f"{name} needs the optimizer {' or '.join(accepted)}, not {self.optimizer}; "
                     "leave it out"
                 )
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum; give momentum, such as 0.9")
         if self.dp_noise and not self.dp_clip:
-            raise UsageError(
-                "dp_noise needs dp_clip, which it is relative to; give dp_clip, such as 1"
-            )
+            raise UsageError("dp_noise is relative to dp_clip; give dp_clip, such as 1")
         if self.dp_clip and mixes_examples(model):
             raise UsageError(
                 f"dp_clip needs a model that looks at each image alone, and {self.model} has "

@@ -123,7 +123,7 @@ def train(
         ended = has_ended if rows else lambda path, _: run_dir.is_finished(path)
         active = [run for run in runs if not (resume and ended(run.path, run.config))]
         if not active:
-            observe(Noted(f"{path} is finished already"))
+            observe(Noted(f"{path} is already finished; nothing to train"))
             return {} if rows else run_dir.read_report(path)
         if axis.rank == 0:
             for run in active:

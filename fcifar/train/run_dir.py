@@ -76,7 +76,8 @@ def check_free(run: Path) -> None:
             f"{run} already holds a run; choose another --out, or resume it with --resume {run}"
         )
     if run.exists() and (not run.is_dir() or any(path.name != io.LOCK for path in run.iterdir())):
-        raise UsageError(f"{run} is not an empty folder; choose another --out")
+        what = "not empty" if run.is_dir() else "a file"
+        raise UsageError(f"--out {run} is {what}; give a new or an empty folder")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

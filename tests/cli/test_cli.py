@@ -152,9 +152,14 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ((*TRAIN, "--lr", "nan"), "learning_rate is nan"),
         ((*TRAIN, "--momentum", "1"), "must lie in [0, 1)"),
         ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
-        ((*TRAIN, "--optimizer", "adam"), "momentum is of the optimizer sgd or muon, not of adam"),
+        ((*TRAIN, "--optimizer", "adam"), "momentum needs the optimizer sgd or muon, not adam"),
         ((*TRAIN, "--seed", "-3000000000"), "--seed is -3000000000"),
-        ((*TRAIN, "--patience", "3"), "need validation images; give valid_fraction"),
+        (
+            (*TRAIN, "--augment", "random_crop:32"),
+            "needs a padding less than the image size [32, 32]",
+        ),
+        ((*TRAIN, "--augment", "reflect_crop:40"), "augment is reflect_crop:40: random_crop needs"),
+        ((*TRAIN, "--patience", "3"), "patience needs validation images; give valid_fraction"),
         ((*TRAIN, "--augment", "flop"), "augment is 'flop'; it must be one of random_flip"),
         ((*TRAIN, "--dropout", "1"), "dropout is 1.0; it must lie in [0, 1)"),
         (
@@ -236,7 +241,7 @@ def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
     plots = tmp_path / "run" / "plots"
     (plots / "confusion.png").unlink()
     again = fcifar("train", "--resume", "run", "--json")
-    assert "run is finished already" in again.err
+    assert "run is already finished" in again.err
     assert json.loads(again.out) == json.loads(trained.out)
     assert (plots / "confusion.png").exists(), "as after a crash while they were drawn"
     (tmp_path / "run/report.json").unlink()

@@ -47,7 +47,7 @@ def test_replicas(fcifar, tmp_path: Path) -> None:
     alone = fcifar("train", "blitz", *FEW, "--seed", 5, "--out", "alone", "--json", "--quiet")
     assert json.loads(alone.out)["params_digest"] == summary["members"][1]["params_digest"]
 
-    assert fcifar("verify", "g").out == "g is as it was written\n"
+    assert fcifar("verify", "g").out == "g is unchanged and complete\n"
     reproduced = fcifar("reproduce", "g", "--quiet")
     assert reproduced.status == 0
     assert "identical: 3 of 3 runs" in reproduced.out
@@ -99,7 +99,7 @@ def test_a_sweep_over_one_value_and_over_shapes(fcifar, tmp_path: Path) -> None:
         (("--sweep", "lr=1", "--sweep", "learning_rate=2"), "--sweep names the same value twice"),
         (("--sweep", "lr=much"), "learning_rate is 'much'; it must be 0, or a number"),
         (("--sweep", "speed=1,2"), "--sweep 'speed' is neither a setting of recipes nor"),
-        (("--replica-method", "vmap"), "--replica-method is of --replicas and --sweep"),
+        (("--replica-method", "vmap"), "--replica-method needs --replicas or --sweep"),
         (("--replicas", 2, "--replica-method", "both"), "it must be auto, loop or vmap"),
         (("--replicas", 2, "--seed", 2**63), "--seed"),
     ],

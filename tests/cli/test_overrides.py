@@ -54,6 +54,16 @@ def test_a_field_is_set(change: str, value: Any) -> None:
     assert changed == SPEED.replace(**{name: value})
 
 
+def test_a_field_has_the_name_of_its_option_too() -> None:
+    assert with_changes(SPEED, ["lr=1e-2"]) == SPEED.replace(learning_rate=0.01)
+
+
+def test_a_field_that_an_option_sets_too_is_refused() -> None:
+    for change in ("lr=0.1", "learning_rate=0.1"):
+        with pytest.raises(UsageError, match="and --lr both set learning_rate; give one of them"):
+            with_changes(SPEED, [change], overrides={"learning_rate": 0.2})
+
+
 @pytest.mark.parametrize(
     ("change", "options"),
     [

@@ -418,7 +418,7 @@ def test_the_entries_of_a_package_are_listed_and_train(
     assert fcifar("eval", "run").status == 0
     for words, message in (
         (("--augment", "as_it_is:3"), "has a strength, and as_it_is takes none"),
-        (("--optimizer", "halved-sgd"), "is of the optimizer sgd or muon, not of halved-sgd"),
+        (("--optimizer", "halved-sgd"), "needs the optimizer sgd or muon, not halved-sgd"),
         (("--set", "model=own-net", "--set", "width=3"), "nor an option of the model 'own-net'"),
     ):
         refused = fcifar("train", *TRAIN, *words)

@@ -93,7 +93,7 @@ def test_another_seed_holds_other_images_out(fcifar, photos: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--seed", 1), "--seed is of --test-fraction; give that too"),
+        (("--seed", 1), "--seed needs --test-fraction; give that, too"),
         (("--test-fraction", 0), "--test-fraction is 0.0; it must lie between 0 and 1"),
         (("--test-fraction", 0.1, "--seed", 2**32), "--seed is 4294967296"),
         (("--labels", "fine"), "--labels does not go with a folder of class folders"),

@@ -72,7 +72,7 @@ def test_until_and_out(fcifar, run: Path) -> None:
 
 
 def test_damage_is_exit_code_1_and_named(fcifar, run: Path) -> None:
-    assert fcifar("verify", "run")[:2] == (0, "run is as it was written\n")
+    assert fcifar("verify", "run")[:2] == (0, "run is unchanged and complete\n")
     flip(run / "final.safetensors", -9)
     status, out, _ = fcifar("verify", "run")
     assert status == 1
@@ -82,7 +82,7 @@ def test_damage_is_exit_code_1_and_named(fcifar, run: Path) -> None:
     assert json.loads(out)["intact"] is False
     status, out, err = fcifar("reproduce", "run")
     assert status == 1
-    assert "the training is identical, but a file is not as it was written" in out
+    assert "the training is identical, but a file has changed" in out
     assert "damaged: run/final.safetensors" in err
     flip(run / "metrics.jsonl", 30)
     status, out, err = fcifar("reproduce", "run")

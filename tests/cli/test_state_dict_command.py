@@ -166,7 +166,7 @@ def test_mistakes_are_one_line(fcifar, tmp_path: Path) -> None:
     refused(fcifar(*lenet, "--set", "hidden"), "it must be NAME=VALUE")
     refused(fcifar(*lenet, "--set", "std=0,1,1"), "std")
     refused(fcifar(*lenet, "--split", "valid", *shapes), "use --split test")
-    refused(fcifar("eval", "cifar_net.pth", "--set=hidden=9"), "give --model or --recipe too")
+    refused(fcifar("eval", "cifar_net.pth", "--set=hidden=9"), "give --model or --recipe, too")
     refused(fcifar("eval", "cifar_net.pth", "--model", "LeNet"), "model is 'LeNet'")
     refused(fcifar("predict", "run", "a.png", *shapes), "run has its own")
     for command in ("eval", "predict", "compare"):

@@ -102,19 +102,19 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"group_learning_rates": {"vector": "1"}}, "group_learning_rates of vector is '1'"),
         (
             {"optimizer": "adam", "group_learning_rates": {"vector": 1}},
-            "group_learning_rates is of the optimizer sgd or muon",
+            "group_learning_rates needs the optimizer sgd or muon",
         ),
         (
             {"optimizer": "adam", "whiten_epochs": 1.0},
-            "whiten_epochs is of the optimizer sgd or muon, not of adam",
+            "whiten_epochs needs the optimizer sgd or muon, not adam",
         ),
         (
             {"optimizer": "adamw", "momentum": 0.9},
-            "momentum is of the optimizer sgd or muon, not of",
+            "momentum needs the optimizer sgd or muon, not",
         ),
         (
             {"optimizer": "muon", "momentum": 0.6, "nesterov": True},
-            "nesterov is of the optimizer sgd, not of muon",
+            "nesterov needs the optimizer sgd, not muon",
         ),
         ({"warmup_steps": 3, "warmup_fraction": 0.1}, "both set the warm-up; give one of them"),
         ({"lookahead_every": 5, "ema_decay": 0.9}, "are two averages; give one of them"),
@@ -125,7 +125,7 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"dp_clip": -1.0}, "dp_clip is -1.0; it must be 0, or a number from 1e-30"),
         ({"dp_clip": True}, "dp_clip is True; it must be 0, or a number from 1e-30"),
         ({"dp_noise": math.nan, "dp_clip": 1}, "dp_noise is nan; it must be 0, or a number from"),
-        ({"dp_noise": 0.5}, "dp_noise needs dp_clip, which it is relative to; give dp_clip"),
+        ({"dp_noise": 0.5}, "dp_noise is relative to dp_clip; give dp_clip"),
         ({"dp_clip": 1, "model": "resnet18"}, "dp_clip needs .* and resnet18 has batch norm"),
         ({"dp_clip": 1, "model": "speednet"}, "dp_clip needs .* and speednet has batch norm"),
         ({"model": "speednet", "model_options": {"act": "relu"}}, "do not fit the model speednet:"),

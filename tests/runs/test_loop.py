@@ -279,7 +279,7 @@ def test_a_used_directory_is_refused(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(UsageError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="is not empty"):
         train(tmp_path, recipe, runtime, dataset)
     assert [f.name for f in tmp_path.iterdir()] == ["letter.txt"]
     train(tmp_path / "run", recipe, runtime, dataset, stop=after(2))
@@ -388,6 +388,6 @@ def test_a_run_that_appears_before_the_lock_is_not_overwritten(
     other.mkdir()
     (other / "notes.txt").write_text("mine")
     config = make_config(recipe, dataset, runtime=runtime)
-    with pytest.raises(UsageError, match="other is not an empty folder"):
+    with pytest.raises(UsageError, match=r"--out .*other is not empty"):
         loop.train(tmp_path, config, dataset, rows=[loop.Row(other, config)], resume=True)
     assert [path.name for path in other.iterdir() if path.name[0] != "."] == ["notes.txt"]

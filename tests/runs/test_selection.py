@@ -272,12 +272,12 @@ def test_replicas_share_given_images(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"valid": "given"}, "has no validation images of its own; .* --valid-fraction 0.1"),
+        ({"valid": "given"}, "has no validation images; .* --valid-fraction 0.1"),
         ({"valid": "given", "valid_fraction": 0.1}, "give one or the other"),
         ({"valid": "given", "stratify": True}, "give one or the other"),
         ({"valid": "giben"}, "valid is 'giben'; it must be one of fraction, given; did you mean"),
-        ({"patience": 2}, "need validation images"),
-        ({"restore_best": True}, "need validation images"),
+        ({"patience": 2}, "needs validation images"),
+        ({"restore_best": True}, "needs validation images"),
         ({"valid_fraction": 1.0}, r"must lie in \[0, 1\)"),
         ({"valid_fraction": 0.001}, "holds out no images .42 in tiny"),
         ({"augment": ("flop",)}, "must be one of random_flip"),

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 COUNTED = 30  # with more classes the cells are too small for numbers
 NAMED = 100  # with more classes only some are drawn
 _LONGEST_NAME = 16  # characters
-_DARK = 0.55  # from this opacity on, the text of a blue cell is light
+_DARK = 0.85  # from this opacity on, the text of a blue cell is light
 
 
 def draw(matrix: Tensor, classes: Sequence[str], *, title: str = "") -> "Figure":
@@ -105,8 +105,8 @@ def _summary(matrix: Tensor) -> str:
         return "no examples"
     off = row_shares(matrix).fill_diagonal_(0.0)
     return (
-        f"{right:,} of {total:,} right ({100 * right / total:.1f} %).  Blue: right.  "
-        f"Orange: wrong; the darkest is {100 * off.max().item():.1f} % of its row."
+        f"Confusion matrix: {right:,} of {total:,} right ({100 * right / total:.1f} %, blue).  "
+        f"Orange: wrong, at most {100 * off.max().item():.1f} % of a row."
     )
 
 
@@ -147,19 +147,19 @@ def _draw_cells(axes: "Axes", matrix: Tensor, alphas: Tensor, size: float) -> No
 
 
 def _write_rates(axes: "Axes", rates: Sequence[tuple[str, str]]) -> None:
-    """Recall at the right of each row, precision below each column."""
+    """Recall at the right of each row, precision above each column."""
     n = len(rates)
     for i, (recall, precision) in enumerate(rates):
         axes.text(n - 0.35, i, recall, va="center", size=8, color=SOFT)
-        axes.text(i, n - 0.25, precision, ha="center", va="center", size=7.5, color=SOFT)
+        axes.text(i, -0.75, precision, ha="center", va="center", size=7.5, color=SOFT)
     axes.text(n - 0.35, -0.75, "recall", va="center", size=8, color=SOFT)
-    axes.text(-0.6, n - 0.25, "precision", ha="right", va="center", size=8, color=SOFT)
+    axes.text(-0.6, -0.75, "precision", ha="right", va="center", size=8, color=SOFT)
 
 
 def _name_classes(axes: "Axes", classes: Sequence[str]) -> None:
     n = len(classes)
     names = [shorten(name, _LONGEST_NAME) for name in classes]
-    size, pad = (9.5, 14) if n <= COUNTED else (4.5, 2)
+    size = 9.5 if n <= COUNTED else 4.5
     axes.set_yticks(range(n), names, size=size, parse_math=False)
     axes.set_xticks(
         range(n),
@@ -172,6 +172,5 @@ def _name_classes(axes: "Axes", classes: Sequence[str]) -> None:
     )
     axes.set(xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5), facecolor="none")
     axes.tick_params(length=0, labelcolor=INK)
-    axes.tick_params(axis="x", pad=pad)
     axes.spines[:].set_color(FAINT)
     label_axes(axes, "predicted class", "true class")
