@@ -64,11 +64,13 @@ def show(
 
 def _show_recipe(values: dict[str, Any]) -> None:
     from fcifar.recipes import Recipe
+    from fcifar.report.text import shown
 
     about = {f.name: f.metadata.get("about") for f in dataclasses.fields(Recipe)}
-    output.facts((name, value) for name, value in values.items() if not about[name])
+    pairs = ((name, value) for name, value in values.items() if not about[name])
+    output.facts(pair for pair in pairs if pair[1])
     output.stdout.print()
-    settings = [(name, str(values[name]), text) for name, text in about.items() if text]
+    settings = [(name, shown(values[name]), text) for name, text in about.items() if text]
     output.table(("setting", "value", ""), settings)
 
 

@@ -97,7 +97,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
         )
     for row in rows:
         result.add_row(*map(printable, row))
-    stdout.print(result)
+    _print(result)
 
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
@@ -107,7 +107,18 @@ def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     grid.add_column(overflow="fold")
     for name, value in pairs:
         grid.add_row(printable(name), printable(str(value)))
-    stdout.print(grid)
+    _print(grid)
+
+
+def _print(table: Table) -> None:
+    """Write a table; rich pads its lines, which a file or a pipe does not need."""
+    if stdout.is_terminal:
+        stdout.print(table)
+        return
+    with stdout.capture() as captured:
+        stdout.print(table)
+    for text in captured.get().splitlines():
+        stdout.file.write(text.rstrip() + "\n")
 
 
 def printable(text: str) -> str:

@@ -302,7 +302,8 @@ def _in_words(changes: Mapping[str, Any] | None) -> list[str]:
         return ["this fcifar has no recipe of that name"]
     if not changes:
         return ["nothing"]
-    return [f"{name} {now}, not {then}" for name, (then, now) in changes.items()]
+    shown = text.shown
+    return [f"{name} {shown(now)}, not {shown(then)}" for name, (then, now) in changes.items()]
 
 
 def _commands(entry: "Entry") -> dict[str, str]:

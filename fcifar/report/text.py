@@ -76,3 +76,20 @@ def spread(together: Mapping[str, Any]) -> str:
         f"{100 * together['std_accuracy']:.2f} points; independent errors on {together['n']:,} "
         f"images alone give {100 * together['std_independent']:.2f}, {rest}"
     )
+
+
+def shown(value: Any) -> str:
+    """A setting as a person writes it: ``yes``, ``0.001``, ``random_flip, cutout:8``."""
+    match value:
+        case True:
+            return "yes"
+        case False:
+            return "no"
+        case tuple() | list():
+            return ", ".join(map(shown, value)) or "none"
+        case dict():
+            return "; ".join(f"{key} {shown(each)}" for key, each in value.items()) or "none"
+        case "":
+            return "none"
+    short = f"{value:g}" if isinstance(value, float) else ""
+    return short if short and float(short) == value else str(value)

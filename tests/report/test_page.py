@@ -156,5 +156,5 @@ def test_a_typed_command_is_that_of_training_alone() -> None:
 
 def test_settings_read_as_a_person_writes_them() -> None:
     values = (True, False, (), ("a", "b"), 0.001, 1e-05, 3, "", {"linear": 0.1}, 2.0)
-    found = [settings.shown(value) for value in values]
+    found = [text.shown(value) for value in values]
     assert found == ["yes", "no", "none", "a, b", "0.001", "1e-05", "3", "none", "linear 0.1", "2"]

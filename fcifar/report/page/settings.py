@@ -11,6 +11,7 @@ from fcifar import recipes
 from fcifar.recipes.recipe import TEXTS, option_name
 from fcifar.report.page.blocks import Commands, Facts, Folded, Pair, Table, Text, code
 from fcifar.report.page.reading import Run
+from fcifar.report.text import shown
 from fcifar.train import run_dir
 from fcifar.train.config import RunConfig
 
@@ -62,22 +63,6 @@ def of_group(runs: Sequence[Run], swept: Sequence[str]) -> list[Any]:
     runtime = Table("The runs", ("", ""), list({**_runtime(config), "seed": seeds}.items()))
     values = {k: v for k, v in _values(config).items() if option_name(k) not in swept}
     return [Pair([_changed(config, swept), runtime]), _all(values)]
-
-
-def shown(value: Any) -> str:
-    """Return a value as a person writes it."""
-    match value:
-        case True:
-            return "yes"
-        case False:
-            return "no"
-        case tuple() | list():
-            return ", ".join(map(shown, value)) or "none"
-        case dict():
-            return ", ".join(f"{key} {shown(each)}" for key, each in value.items()) or "none"
-        case "":
-            return "none"
-    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e5 else str(value)
 
 
 def _changed(config: RunConfig, swept: Sequence[str]) -> Table | Text:
