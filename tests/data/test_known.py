@@ -305,7 +305,7 @@ def test_torchvision_has_every_set_that_can_be_fetched(name: str) -> None:
     ("name", "options", "message"),
     [
         ("cifar-100", {}, "can be fetched; there is cifar10, .*did you mean 'cifar100'"),
-        ("mnist", {"md5": "0"}, "--md5 is of an archive of CIFAR; mnist is several files"),
+        ("mnist", {"md5": "0"}, "--md5 is for one archive, of CIFAR; mnist has several files"),
         ("mnist", {"url": "ftp://x"}, "must begin with http"),
         (
             "mnist",
