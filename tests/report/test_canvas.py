@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from matplotlib import font_manager, rcParams
+from matplotlib import font_manager, get_data_path, rcParams
 
 from fcifar import random
 from fcifar.analysis import calibration
@@ -151,8 +151,10 @@ def installed(monkeypatch: pytest.MonkeyPatch):
     """A function that installs fonts after matplotlib has looked for them; at first there are none
     but its own."""
     manager = font_manager.fontManager
-    own = [entry for entry in manager.ttflist if "mpl-data" in str(entry.fname)]
-    monkeypatch.setattr(manager, "ttflist", own)
+    monkeypatch.setattr(manager, "ttflist", [])  # its list may come from a cache that lacks some
+    for path in Path(get_data_path(), "fonts", "ttf").glob("*.ttf"):
+        manager.addfont(path)
+    monkeypatch.setattr(font_manager, "json_dump", lambda *_: None)  # the user's cache stays
     found: list[str] = []
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda *_, **__: found)
     canvas.fallback_fonts.cache_clear()
