@@ -145,7 +145,7 @@ def make_loop_step(
         is_shard = isinstance(inputs.first_row, Tensor)
         batch = Shard(images, labels, inputs.first_row) if is_shard else Batch(images, labels)
         new = add_metrics(loop, *step_with(inputs.hparams)(loop.state, batch))
-        return _overwrite(loop, new) if compile else (new, ())
+        return overwrite(loop, new) if compile else (new, ())
 
     return _donating(_compile(loop_step)) if compile else loop_step
 
@@ -178,7 +178,7 @@ def compile_step(
 
     def in_place(state: Any, batch: Any) -> Any:
         new_state, metrics = step(state, batch)
-        _overwrite(state, new_state)
+        overwrite(state, new_state)
         return metrics
 
     return _donating(_compile(in_place))
@@ -193,7 +193,7 @@ def compile_pure(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     return _compile(compiled)
 
 
-def _overwrite(old: Tree, new: Tree) -> tuple[()]:
+def overwrite(old: Tree, new: Tree) -> tuple[()]:
     """Write the leaves of ``new`` into the memory of ``old``."""
     tree.map(lambda old, new: old if new is old else old.copy_(new), old, new)
     return ()

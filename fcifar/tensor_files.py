@@ -96,6 +96,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file, without checking its content.
+
+    Raises as ``read``.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = json.loads((file.metadata() or {}).get(HEAD, "{}"))
+    except OSError as error:
+        raise io.cannot_read(path, error) from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read as a safetensors file: {error}") from error
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def _checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     text = json.dumps(dict(metadata), sort_keys=True)
     return hashlib.sha256(f"{tree.digest(dict(tensors))}\n{text}".encode()).hexdigest()

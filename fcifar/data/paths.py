@@ -20,6 +20,11 @@ def data_root(data_dir: Path | None = None) -> Path:
         return data_dir
     if chosen := os.environ.get("FCIFAR_DATA"):
         return Path(os.path.expanduser(chosen))
+    return cache_root()
+
+
+def cache_root() -> Path:
+    """Return "fcifar" in the user's cache folder, which need not exist."""
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         cache = Path(local) if local else Path.home() / "AppData" / "Local"

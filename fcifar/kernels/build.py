@@ -31,12 +31,21 @@ FLAGS = (
 _OPS = torch.library.Library("fcifar", "DEF")
 
 
-def define(schema: str, function: Any, fake: Any, tags: Sequence[torch.Tag] = ()) -> Any:
-    """Define an operation of ``torch.ops.fcifar`` on the CPU; ``fake`` returns empty results."""
+def define(
+    schema: str, function: Any, fake: Any, tags: Sequence[torch.Tag] = (), *, vmap: Any = None
+) -> Any:
+    """Define an operation of ``torch.ops.fcifar`` on the CPU.
+
+    Args:
+        fake: returns empty results.
+        vmap: as for ``torch.library.register_vmap``.
+    """
     name = schema.partition("(")[0]
     _OPS.define(schema, tags=tuple(tags))
     _OPS.impl(name, function, "CPU")
     torch.library.register_fake(f"fcifar::{name}", fake, lib=_OPS)
+    if vmap is not None:
+        torch.library.register_vmap(f"fcifar::{name}", vmap, lib=_OPS)
     return getattr(torch.ops.fcifar, name).default
 
 
@@ -88,7 +97,7 @@ def _build(source: Path, arguments: list[str], path: Path) -> None:
     except OSError as error:
         raise ExternalError(f"cannot write a kernel to {path.parent}: {error.strerror}") from error
     try:
-        _call([*arguments, str(source), "-o", partial])
+        call([*arguments, str(source), "-o", partial])
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     finally:
@@ -98,13 +107,18 @@ def _build(source: Path, arguments: list[str], path: Path) -> None:
 @functools.cache
 def _target() -> bytes:
     """The compiler's predefined macros, which identify its version and the processor."""
-    return _call([*FLAGS, "-dM", "-E", os.devnull])
+    return call([*FLAGS, "-dM", "-E", os.devnull])
 
 
-def _call(arguments: list[str]) -> bytes:
+def call(arguments: Sequence[str], folder: Path | None = None) -> bytes:
+    """Run the compiler, in a folder; return its output.
+
+    Raises:
+        UsageError: it is missing, or fails.
+    """
     command = [compiler(), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, check=False)
+        done = subprocess.run(command, capture_output=True, check=False, cwd=folder)
     except OSError as error:
         raise UsageError(f"cannot run the compiler {command[0]!r}: {error.strerror}") from error
     if done.returncode:

@@ -10,9 +10,11 @@ graph of its forward and backward pass. Every pair that ``pattern`` finds there 
 All other operations are left to inductor.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fcifar.kernels import build, conv_pool, pattern, wide_conv
 
 aten = torch.ops.aten
+Prepare = Callable[[ModuleType, Any], None]
 
 
 def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Any:
@@ -47,12 +50,28 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Any], passes: Sequence[str]
     from torch._inductor.compile_fx import compile_fx
 
     on_cpu = all(x.device.type == "cpu" for x in inputs if isinstance(x, Tensor))
+    return compile_fx(graph, inputs, **settings(passes, on_cpu=on_cpu))
+
+
+def load_now(kernel: ModuleType, shape: Any) -> None:
+    """Build and load the library of a kernel, not only at the first step."""
+    kernel.library(shape)
+
+
+def settings(
+    passes: Sequence[str], *, on_cpu: bool = True, prepare: Prepare = load_now
+) -> dict[str, Any]:
+    """Return the arguments of ``compile_fx`` with ``fuse`` as the custom passes of these names.
+
+    On another device, or on a machine without the kernels, they are inductor's own.
+    """
     patches: dict[str, Any] = {"deterministic": torch.are_deterministic_algorithms_enabled()}
     patches |= build.prepare_cache()
     if not on_cpu or build.why_not() is not None:
-        return compile_fx(graph, inputs, config_patches=patches)
-    patches |= {name: _make_pass() for name in passes}
-    return compile_fx(graph, inputs, decompositions=_Table(), config_patches=patches)
+        return {"config_patches": patches}
+    patches |= {name: make_pass(functools.partial(fuse, prepare=prepare)) for name in passes}
+    patches["post_grad_custom_post_pass"] = make_pass(split_sums)
+    return {"config_patches": patches, "decompositions": Decompositions()}
 
 
 def pool_before_relu(graph: fx.Graph) -> int:
@@ -85,21 +104,43 @@ _CONVOLUTIONS = (F.conv2d, torch.conv2d)
 _RETURN_INDICES = 6  # the position of this argument of max_pool2d
 
 
-def _make_pass() -> Any:
+def make_pass(change: Callable[[fx.Graph], Any]) -> Any:
+    """Make a function that changes a graph a pass of inductor."""
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-    class Fuse(CustomGraphPass):
+    class Pass(CustomGraphPass):
         def __call__(self, graph: fx.Graph) -> None:
-            fuse(graph)
+            change(graph)
 
         def uuid(self) -> Any:  # for the compiler's cache
             here = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".c"))
             return get_hash_for_files(tuple(map(str, here)))
 
-    return Fuse()
+    return Pass()
 
 
-class _Table(dict[Any, Callable[..., Any]]):
+def split_sums(graph: fx.Graph) -> None:
+    """Replace ``addmm`` of a whole matrix by a product and a sum.
+
+    Inductor combines the momentum of a weight with its gradient, ``0.9 * m + x.T @ g``, into one
+    call of the library. The scaled momentum is then written to memory before, and the new one read
+    again for the update; a sum is part of the update's loop.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        added, left, right = node.args
+        if node.kwargs or not isinstance(added, fx.Node):
+            continue
+        if added.meta["val"].shape != node.meta["val"].shape:
+            continue
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mm.default, (left, right))
+            total = graph.call_function(aten.add.Tensor, (added, product))
+        product.meta, total.meta = {"val": node.meta["val"]}, dict(node.meta)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+
+
+class Decompositions(dict[Any, Callable[..., Any]]):
     """Inductor's decompositions, except for pools that ``fuse`` may replace."""
 
     def __init__(self) -> None:
@@ -110,7 +151,7 @@ class _Table(dict[Any, Callable[..., Any]]):
         self.update({op: _decompose_others(table[op]) for op in pattern.POOLING if op in table})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Table, ()  # for the compiler's cache, which cannot pickle its functions
+        return Decompositions, ()  # for the compiler's cache, which cannot pickle its functions
 
 
 def _decompose_others(decompose: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,22 +176,26 @@ def _may_be_wide(values: Tensor) -> bool:
     )
 
 
-def fuse(graph: fx.Graph) -> int:
-    """Replace every pair in ``graph`` that has a kernel; return their number."""
-    count = sum(_fuse_small(graph, pair) or _fuse_wide(graph, pair) for pair in pattern.find(graph))
+def fuse(graph: fx.Graph, prepare: Prepare = load_now) -> int:
+    """Replace every pair in ``graph`` that has a kernel; return their number.
+
+    ``prepare`` is called with the module and the shape of each kernel.
+    """
+    pairs = pattern.find(graph)
+    count = sum(_fuse_small(graph, p, prepare) or _fuse_wide(graph, p, prepare) for p in pairs)
     graph.eliminate_dead_code()
     _decompose_remaining(graph)
     return count
 
 
-def _fuse_small(graph: fx.Graph, pair: pattern.Pair) -> bool:
+def _fuse_small(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
     x, weight, bias, pad = pair.x, pair.weight, pair.bias, pair.padding
     if bias is None or not all(_is_plain(n, torch.float32) for n in (x, weight, bias)):
         return False
     shape = conv_pool.shape_of(x.meta["val"], weight.meta["val"], pad)
     if not conv_pool.fits(shape):
         return False
-    conv_pool.library(shape)  # built now, not at the first step
+    prepare(conv_pool, shape)
     with graph.inserting_before(pair.pool):
         pooled, which = _call(graph, conv_pool.conv_pool, x, weight, bias, pad)
     for old in pair.pooled:
@@ -189,7 +234,7 @@ def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
     return made
 
 
-def _fuse_wide(graph: fx.Graph, pair: pattern.Pair) -> bool:
+def _fuse_wide(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
     x, weight = pair.x, pair.weight
     gradients = [(u, b) for u, b in pair.gradients if isinstance(b, fx.Node)]
     if (
@@ -202,8 +247,7 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair) -> bool:
         or wide_conv.why_not() is not None
     ):
         return False
-    wide_conv.pool_library()  # built now, not at the first step
-    wide_conv.library(shape)
+    prepare(wide_conv, shape)
     with graph.inserting_before(pair.pool):
         pooled, which = _call(graph, wide_conv.max_pool, _channels_last(graph, pair.conv))
     for old in pair.pooled:
@@ -264,7 +308,7 @@ def _replace(graph: fx.Graph, node: fx.Node, results: list[fx.Node]) -> None:
 
 
 def _decompose_remaining(graph: fx.Graph) -> None:
-    """Decompose the pools in bfloat16 that ``_Table`` left and no kernel replaced."""
+    """Decompose the pools in bfloat16 that ``Decompositions`` left and no kernel replaced."""
     from torch._inductor import lowering  # noqa: F401  # needed by decompositions
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx

@@ -85,7 +85,8 @@ def macros(shape: Shape) -> dict[str, int]:
 
 @functools.cache
 def library(shape: Shape) -> Callable[..., int]:
-    """Load the kernel for a shape; raises as ``build.load``."""
+    """Load the kernel for a shape, and that of the pool; raises as ``build.load``."""
+    pool_library()
     made = build.load(SOURCE, macros(shape)).backward
     made.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 6]
     return made

@@ -6,17 +6,32 @@ Words are int32: addition wraps modulo 2**32, as threefry requires, at half the 
 int64.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD1_1BDA
+_operation: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+
+@contextlib.contextmanager
+def using(operation: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Call ``operation`` for the cipher of int32 tensors on the CPU, such as while recording."""
+    global _operation
+    before, _operation = _operation, operation
+    try:
+        yield
+    finally:
+        _operation = before
 
 
 def threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt the words (x0, x1), of any shape, with the key (k0, k1)."""
+    if _operation is not None and k0.is_cpu:
+        return _operation(k0, k1, x0, x1)
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
     x0, x1 = x0 + k0, x1 + k1
     if not torch.compiler.is_compiling():

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fcifar.recipes.checks import check_seed
-from fcifar.recipes.recipe import Recipe, from_dict, to_dict
+from fcifar.recipes.recipe import Recipe, from_dict, settings, to_dict
 
 if TYPE_CHECKING:
     from fcifar.recipes.build import (
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         NotImportableError,
         imported,
         is_import,
+        is_own,
         options_of,
         register_augment,
     )
@@ -62,6 +63,7 @@ __all__ = [
     "get",
     "imported",
     "is_import",
+    "is_own",
     "make_augment",
     "make_average",
     "make_class_weights",
@@ -78,6 +80,7 @@ __all__ = [
     "options_of",
     "register",
     "register_augment",
+    "settings",
     "steps_per_epoch",
     "tied_to_end",
     "to_dict",

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fcifar import augment, entries
+from fcifar import augment, entries, optim
 from fcifar.errors import UsageError, did_you_mean, located, one_line, shown
 from fcifar.models import MODELS, Model, from_factory
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes.checks import check_choice, refused
+from fcifar.recipes.recipe import Recipe
 from fcifar.step import Augment
 
 IMPORT = "FCIFAR_IMPORT"  # environment variable: modules that the command line imports first
@@ -173,6 +174,18 @@ def register_augment(name: str, make: Callable[..., Augment]) -> None:
         ValueError: the name is taken or invalid, or ``make`` is not callable.
     """
     entries.add_function(AUGMENTS, "an augmentation", name, make)
+
+
+def is_own(recipe: Recipe) -> bool:
+    """Whether the model, the augmentations and the optimizer of a recipe are all fcifar's own.
+
+    Then the recipe determines them, together with the version of fcifar.
+    """
+    functions = [model_factory(recipe.model)]
+    functions += [AUGMENTS[text.partition(":")[0]] for text in recipe.augment]
+    if recipe.optimizer in optim.REGISTERED:
+        functions.append(optim.REGISTERED[recipe.optimizer])
+    return all(_package(getattr(f, "__module__", "")) == "fcifar" for f in functions)
 
 
 def named_augment(text: str) -> Augment:

@@ -229,6 +229,12 @@ def option_name(name: str) -> str:
 TEXTS = ("summary", "source", "notes", "expected")  # fields that describe, and configure nothing
 
 
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe configures, without its name and its texts, as in ``to_dict``."""
+    values = to_dict(recipe)
+    return {name: value for name, value in values.items() if name not in ("name", *TEXTS)}
+
+
 def to_dict(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as values that JSON can hold."""
     return dataclasses.asdict(recipe)

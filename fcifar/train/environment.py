@@ -1,5 +1,6 @@
 """The environment of a run: versions, machine, compilers."""
 
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -39,14 +40,8 @@ _NOT_TRAINING = {"bench", "cli", "report", "export"}
 def describe(models: Iterable[str] = ()) -> dict[str, Any]:
     """Return the environment of runs of ``models``, as JSON-serializable values."""
     imported = [f"{name} {digest}" for name in sorted({*models}) if (digest := module_digest(name))]
-    packages = ("torchvision", "numpy", "optree", "safetensors")
     return {
-        "versions": {
-            "fcifar": fcifar.__version__,
-            "python": platform.python_version(),
-            "torch": str(torch.__version__),  # with the build, unlike the package's version
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "versions": _versions(),
         "code": code_digest(),
         **({"model_code": ", ".join(imported)} if imported else {}),
         "git_commit": git_commit(),
@@ -65,22 +60,71 @@ def describe(models: Iterable[str] = ()) -> dict[str, Any]:
         "distributed": distributed.available(),
         "compiler": _compiler_version(),
         "kernels": kernels.why_not() or "yes",
-        "variables": {
-            name: os.environ[name]
-            for name in sorted(os.environ)
-            if name.startswith(_VARIABLES) and name not in _WITHOUT_EFFECT
-        },
+        "variables": _variables(),
     }
 
 
+def of_programs() -> dict[str, Any]:
+    """Return what a compiled program depends on besides its function, as JSON-serializable values.
+
+    Quick to compute: no other process is started.
+    """
+    return {**_of_machine(), "threads": torch.get_num_threads(), "switches": read_switches()} | {
+        "variables": _variables()
+    }
+
+
+@functools.cache
+def _of_machine() -> dict[str, Any]:
+    return {
+        "code": code_digest(),
+        "versions": _versions(),
+        "torch": torch.version.git_version,
+        "torch_build": _short_digest(torch.__config__.show().encode()),
+        "cpu": _cpu_name(),
+        "cpu_flags": _short_digest(_cpu_line("flags").encode()),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": kernels.why_not() or "yes",
+    }
+
+
+def compiler_digest() -> str:
+    """Return a short SHA-256 of the C++ compiler's path, size and time; empty if there is none."""
+    found = shutil.which(compiler())
+    if found is None:
+        return ""
+    path = Path(found).resolve()
+    status = path.stat()
+    return _short_digest(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torchvision", "numpy", "optree", "safetensors")
+    return {
+        "fcifar": fcifar.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),  # with the build, unlike the package's version
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _variables() -> dict[str, str]:
+    return {
+        name: os.environ[name]
+        for name in sorted(os.environ)
+        if name.startswith(_VARIABLES) and name not in _WITHOUT_EFFECT
+    }
+
+
+@functools.cache
 def code_digest() -> str:
     """Return a short SHA-256 of the modules of fcifar that a result can depend on."""
     package = Path(fcifar.__file__).resolve().parent
-    paths = (path.relative_to(package) for path in package.rglob("*.[pc]*"))
+    paths = (path.relative_to(package) for path in package.rglob("*.[pch]*"))
     parts = [
         f"{path.as_posix()}\n".encode() + (package / path).read_bytes()
         for path in sorted(paths)
-        if path.suffix in (".py", ".c") and path.parts[0] not in _NOT_TRAINING
+        if path.suffix in (".py", ".c", ".h") and path.parts[0] not in _NOT_TRAINING
     ]
     return _short_digest(b"\n".join(parts))
 
@@ -130,12 +174,17 @@ def _output(command: Sequence[str]) -> str:
 
 
 def _cpu_name() -> str:
+    return _cpu_line("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_line(name: str) -> str:
+    """Return the value of a line about the first processor; empty if there is none."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(name):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _devices() -> list[str]:

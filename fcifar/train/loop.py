@@ -106,8 +106,6 @@ def train(
         LostError: another rank ended, or did not answer in time.
     """
     check_same_data(path, config, dataset)
-    if config.compile:
-        environment.check_compiler(config.runtime.device)
     with contextlib.ExitStack() as contexts:
         if axis is None:
             device = on_rank(config.runtime.device, distributed.local_rank())
@@ -138,6 +136,8 @@ def train(
                 for function, arguments in training.first_calls(state):
                     function(*arguments)
                 state.nonfinite.tolist()  # wait for the device
+            while training.notes:
+                active[0].observe(Noted(training.notes.pop(0)))
         if axis.rank == 0:
             begin()
             for run in active:

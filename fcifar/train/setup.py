@@ -12,6 +12,7 @@ from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.data.split import holdout
+from fcifar.kernels import aot
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer
@@ -20,6 +21,7 @@ from fcifar.random import Key
 from fcifar.recipes import Recipe
 from fcifar.step import (
     Batch,
+    EvalOutput,
     EvalStep,
     TrainState,
     TrainStep,
@@ -28,6 +30,7 @@ from fcifar.step import (
     make_train_step,
 )
 from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
+from fcifar.train import environment, programs
 from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import evaluate
 
@@ -43,8 +46,9 @@ class Training(NamedTuple):
     stages: dict[int, LoopStep]  # the step functions by the step that each starts at
     vmap_stages: dict[int, LoopStep]  # the same over a stack of states
     first_calls: Callable[[LoopState], Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]]
-    """Yields functions and arguments to call once, so that they are compiled for each shape of
-    batch. Runs that share compiled functions do so once."""
+    """Yields functions and arguments to call once, so that they are loaded or compiled for each
+    shape of batch. Runs that share compiled functions do so once."""
+    notes: list[str]  # lines about what could not be loaded
     eval_step: EvalStep
     eval_views_step: EvalStep  # with the recipe's test-time augmentation
     value: Callable[[TrainState], Variables]  # the variables to evaluate and to save
@@ -111,6 +115,24 @@ def make_trainings(
     preprocess = recipes.make_preprocess(recipe)
     class_weights = recipes.make_class_weights(recipe, train.labels, len(dataset.classes))
 
+    notes: list[str] = []
+    is_ahead = compiled and device.type == "cpu" and aot.why_not() is None
+    if compiled and not is_ahead:
+        environment.check_compiler(runtime.device)
+    described = {
+        "recipe": recipes.settings(recipe),
+        "about": {"recipe": recipe.name, "dataset": dataset.name},
+        "precision": runtime.precision,
+        "traced": list(traced),
+        "classes": len(dataset.classes),
+        "class_weights": class_weights.tolist() if class_weights is not None else [],
+        "total_steps": total_steps,
+        "ranks": axis.size,
+    }
+    ahead = functools.partial(
+        programs.ahead_of_time, traced=not recipes.is_own(recipe), note=notes.append
+    )
+
     def optimizer(values: Mapping[str, Tensor]) -> Optimizer:
         hparams = recipes.make_hyperparams(recipe, values)
         return recipes.make_optimizer(recipe, total_steps, hparams)
@@ -140,14 +162,39 @@ def make_trainings(
         # Without traced hyperparameters, build the step once: there is less to trace.
         constant = step_with({})
         step = step_with if traced else lambda values: constant
-        if not mapped:
-            return step_transforms.make_loop_step(step, train, compile=compiled)
-        mapped_step = step_transforms.map_replicas(step_transforms.make_loop_step(step, train))
-        return step_transforms.compile_step(mapped_step) if compiled else mapped_step
+
+        def loop_step(data: Batch) -> LoopStep:
+            plain = step_transforms.make_loop_step(step, data)
+            return step_transforms.map_replicas(plain) if mapped else plain
+
+        def by_torch() -> LoopStep:
+            if mapped:
+                return step_transforms.compile_step(loop_step(train))
+            return step_transforms.make_loop_step(step, train, compile=True)
+
+        if not is_ahead:
+            return by_torch() if compiled else loop_step(train)
+
+        def overwriting(data: Batch, state: LoopState, inputs: StepInput) -> tuple[()]:
+            return step_transforms.overwrite(state, loop_step(data)(state, inputs)[0])
+
+        request = {**described, "what": "step", "size": size, "mapped": mapped}
+        run = ahead(overwriting, train, request, wrap=tuple, otherwise=by_torch)
+        return programs.donating(run)
 
     def make_eval(views: Views, *, compiled: bool) -> EvalStep:
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
-        return step_transforms.compile_pure(step) if compiled else step
+        if not compiled:
+            return step
+        if not is_ahead:
+            return step_transforms.compile_pure(step)
+        request = {**described, "what": "evaluation", "views": views is not tta.NONE}
+        return ahead(
+            lambda _, variables, batch: step(variables, batch),
+            *((), request),
+            wrap=EvalOutput._make,
+            otherwise=lambda: step_transforms.compile_pure(step),
+        )
 
     # Compiling takes longer than one evaluation, but less than one per epoch or of several views.
     eval_step = make_eval(tta.NONE, compiled=compiled and recipe.has_valid)
@@ -198,8 +245,10 @@ def make_trainings(
                 part = step_transforms.shard(batch, axis.rank, axis.size)
                 part = step_transforms.stack([part] * len(state.nonfinite)) if is_stack else part
                 for step in (vmap_stages if is_stack else stages).values():
-                    # The step overwrites its donated state, so give it a copy.
-                    yield step, (tree.map(lambda x: x.clone(), state), part)
+                    if hasattr(step, "prepare"):
+                        yield step.prepare, (state, part)
+                    else:  # the step overwrites its donated state, so give it a copy
+                        yield step, (tree.map(lambda x: x.clone(), state), part)
             one = step_transforms.take(state, 0) if is_stack else state
             variables = average.value(one.state.variables, one.state.average)
             for eval_step in compiled_evals:
@@ -218,6 +267,7 @@ def make_trainings(
             stages=stages,
             vmap_stages=vmap_stages,
             first_calls=first_calls,
+            notes=notes,
             eval_step=eval_step,
             eval_views_step=views_step,
             value=lambda state: average.value(state.variables, state.average),

@@ -36,7 +36,7 @@ def loss(x: Tensor, w: Tensor) -> Tensor:
 
 def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
     """The graph of ``f`` as the compiler hands it over, and after our pass."""
-    table = {op: rule for op, rule in lowering._Table().items() if op in POOLS}
+    table = {op: rule for op, rule in lowering.Decompositions().items() if op in POOLS}
     module = make_fx(f, decomposition_table=table, tracing_mode="fake")(*inputs)
     lowering.fuse(module.graph)
     module.graph.lint()
