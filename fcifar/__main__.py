@@ -1,5 +1,5 @@
 """Entry point of ``python -m fcifar``."""
 
-from fcifar.cli import main
+from fcifar.cli import entry
 
-main()
+entry()

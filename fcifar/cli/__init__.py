@@ -3,11 +3,13 @@
 Modules here import torch only inside commands, so that ``--help`` stays fast.
 """
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import traceback
+from typing import NoReturn
 
 import typer
 
@@ -89,6 +91,25 @@ def main() -> None:
         more = "" if "--debug" in sys.argv else "; add --debug for the traceback"
         status = _fail(error, 2 if user_line else 1, f"{_unexpected(error, user_line)}{more}")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def entry() -> NoReturn:
+    """Run the command line as a process of its own, which ends with it.
+
+    Python would then spend half a second on freeing what torch has loaded. Functions registered
+    with ``atexit`` are called first.
+    """
+    try:
+        main()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # whoever read the output has closed it
+        status = status or 1
+    os._exit(status)
 
 
 def _limit_spinning() -> None:

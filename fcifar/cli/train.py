@@ -153,6 +153,7 @@ def train(
     from fcifar.train import config as configs
     from fcifar.train import distributed, loop, run_dir
     from fcifar.train import sweep as sweeps
+    from fcifar.train.events import Event, Preparing
     from fcifar.train.runtime import make_runtime
     from fcifar.train.signals import catching_signals
 
@@ -254,7 +255,13 @@ def train(
     resumed = resume is not None
     command = f"{distributed.command(config.runtime.processes)} train --resume {run}"
     try:
-        with progress.training(quiet=quiet, events=events) as observe, catching_signals() as stop:
+        with progress.training(quiet=quiet, events=events) as show, catching_signals() as stop:
+
+            def observe(event: Event) -> None:
+                if event == Preparing("evaluating") and distributed.is_main():
+                    draw.prepare()
+                show(event)
+
             if spec is None:
                 result = loop.train(run, config, data, resume=resumed, observe=observe, stop=stop)
             else:

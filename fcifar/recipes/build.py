@@ -2,11 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcifar import augment, averaging, losses, optim, precision, privacy, random, schedules
 from fcifar.augment import functional, tta
@@ -19,7 +20,8 @@ from fcifar.models import Model
 from fcifar.optim import Optimizer
 from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
-from fcifar.recipes.named import Stage, named_augment, named_model, named_stages
+from fcifar.random import threefry as cipher
+from fcifar.recipes.named import Stage, is_own, named_augment, named_model, named_stages
 from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
 from fcifar.step import Augment, Preprocess, Reduction, normalize
@@ -30,6 +32,7 @@ _SCHEDULES: dict[str, Callable[[Any, float, int], Schedule]] = {
     "linear": lambda peak, final, steps: schedules.linear_schedule(peak, final * peak, steps),
     "cosine": lambda peak, final, steps: schedules.cosine_decay_schedule(peak, steps, final),
 }
+aten = torch.ops.aten
 _LONGEST = 2**53  # steps; float64 counts up to here exactly
 
 
@@ -48,6 +51,11 @@ def make_hyperparams(recipe: Recipe, values: Mapping[str, Tensor] | None = None)
     return Hyperparams(*(given.get(name, getattr(recipe, name)) for name in Hyperparams._fields))
 
 
+def _no_cipher(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """For draws whose values do not matter."""
+    return x0, x1
+
+
 def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
     """Return the recipe's model. ``axis`` has the ranks that share a batch."""
     over = axis if recipe.sync_batch_norm else ALONE
@@ -63,13 +71,46 @@ def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
     >>> f"{fcifar.recipes.count_flops(recipe) / 1e6:.1f} MFLOP"
     '15.6 MFLOP'
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    model, count = make_model(recipe, num_classes), 2  # batch norm needs more than one image
+    key = random.key(0)
+    # Not on the meta device, many of whose operations import the compiler.
+    with cipher.using(_no_cipher):
+        variables = model.init(key)
+        with torch.no_grad(), _FlopCounter() as counter:
+            model.apply(variables, torch.zeros(count, 3, 32, 32), key=key, train=True)
+    return 3 * counter.flops * recipe.batch_size / count
 
-    model = make_model(recipe, num_classes)
-    key, count = random.key(0, device="meta"), 2  # batch norm needs more than one image
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model.apply(model.init(key), torch.empty(count, 3, 32, 32), key=key, train=True)
-    return 3 * counter.get_total_flops() * recipe.batch_size / count
+
+class _FlopCounter(TorchDispatchMode):
+    """Counts like ``torch.utils.flop_counter``, which takes a second to import the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # torch would import the compiler to keep it from tracing this class
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **kwargs or {})
+        if func.overloadpacket in _PRODUCTS:
+            self.flops += 2 * _PRODUCTS[func.overloadpacket](result, *args)
+        return result
+
+
+# The multiplications of an operation, given its result and its arguments.
+_PRODUCTS: dict[Any, Callable[..., int]] = {
+    aten.convolution: lambda y, x, weight, *rest: (
+        (x if rest[4] else y).numel() * math.prod(weight.shape[1:])  # transposed or not
+    ),
+    aten.mm: lambda y, a, *_: y.numel() * a.shape[-1],
+    aten.bmm: lambda y, a, *_: y.numel() * a.shape[-1],
+    aten.addmm: lambda y, c, a, *_: y.numel() * a.shape[-1],
+    aten.baddbmm: lambda y, c, a, *_: y.numel() * a.shape[-1],
+}
 
 
 def make_optimizer(
@@ -321,30 +362,35 @@ def check_sizes(
 def check_model(
     recipe: Recipe, policy: Policy, count: int, num_classes: int, total_steps: int, axis: Axis
 ) -> None:
-    """Check on the meta device that augmentation and model take the batches of a run.
+    """Check that augmentation and model take the batches of a run.
+
+    Models of others are checked on the meta device, which takes no time for large ones, but many of
+    whose operations import the compiler.
 
     Raises:
         UsageError: an augmentation does not take images of 32x32 pixels, or the model does not take
             their size or dtype, or a batch of one image (such as batch norm over features without
             width and height).
     """
-    model, key = make_model(recipe, num_classes), random.key(0, device="meta")
+    device = "cpu" if is_own(recipe) else "meta"
+    model, key = make_model(recipe, num_classes), random.key(0, device=device)
     try:
-        make_augment(recipe)(key, torch.empty(2, 3, 32, 32, dtype=torch.uint8, device="meta"))
+        make_augment(recipe)(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device))
     except ValueError as error:
         raise UsageError(f"augment is {','.join(recipe.augment)}: {error}") from error
-    variables = model.init(key)
+    with cipher.using(_no_cipher):
+        variables = model.init(key)
     cast = variables._replace(params=precision.cast(variables.params, policy.compute))
     batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}
     single = axis.size in batches and not (axis.size > 1 and recipe.sync_batch_norm)
 
     def forward(images: Tensor) -> None:
-        with torch.device("meta"):  # for modules that make tensors without a device
+        with torch.no_grad(), torch.device(device):  # for modules that make tensors without one
             model.apply(cast, images, key=key, train=True)
 
     for _, stage in make_stages(recipe, total_steps):
         size = stage.size or 32
-        images = torch.empty(2, 3, size, size, dtype=policy.compute, device="meta")
+        images = torch.zeros(2, 3, size, size, dtype=policy.compute, device=device)
         try:
             forward(images)
         except Exception as error:

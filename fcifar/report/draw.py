@@ -1,5 +1,8 @@
 """The figures of a run, an evaluation, per-example scores and a group, as PNG files."""
 
+import functools
+import importlib
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,13 @@ _LABELS = {
     "mutual_information": "mutual information, nats",
     "mean_loss": "mean loss, nats",
 }
+
+
+@functools.cache
+def prepare() -> None:
+    """Begin to import matplotlib, while something else is computed."""
+    modules = ("matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin")
+    threading.Thread(target=lambda: [*map(importlib.import_module, modules)], daemon=True).start()
 
 
 def run(path: Path, dataset: Dataset) -> None:

@@ -107,7 +107,7 @@ def save(drawn: "Figure | Image", path: Path) -> Path:
 
     with replacing(path) as temporary:
         if isinstance(drawn, Image.Image):
-            drawn.save(temporary, format="png", dpi=drawn.info["dpi"])
+            drawn.save(temporary, format="png", dpi=drawn.info["dpi"], compress_level=3)
         else:
             with _fonts_for(drawn):
                 drawn.savefig(temporary, format="png", dpi=DPI)

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-CELL = 48  # pixels of the sheet for one of the image
-GAP = 64  # between the channels
-LEFT, TOP, BOTTOM = 80, 260, 80
+CELL = 32  # pixels of the sheet for one of the image
+GAP = 48  # between the channels
+LEFT, TOP, BOTTOM = 56, 180, 56
 LARGEST = 64  # pixels of a side; few viewers open a larger sheet
 _COLUMNS = 32  # of a sheet of numbers
 _NAMES = (("red", "#c62828"), ("green", "#1a7f37"), ("blue", "#1565c0"))
@@ -48,13 +48,13 @@ def draw(image: Tensor, *, title: str) -> "Image":
     size = TOP + height * CELL + BOTTOM, 2 * LEFT + 3 * width * CELL + 2 * GAP
     sheet = torch.full((3, *size), 255, dtype=torch.uint8)
     figure = Figure(figsize=(size[1] / DPI, size[0] / DPI), dpi=DPI)
-    _write(figure, title, LEFT, 60, size=26, color=INK, ha="left")
+    _write(figure, title, LEFT, 42, size=18, color=INK, ha="left")
     legend = f"black is {value_text(low, image.dtype)}, white is {value_text(high, image.dtype)}"
-    _write(figure, legend, LEFT, 132, size=17, color=SOFT, ha="left")
+    _write(figure, legend, LEFT, 92, size=12, color=SOFT, ha="left")
     cells = _numbered(image, as_grey(image, low, high))
     for channel, (name, color) in enumerate(_NAMES):
         left = LEFT + channel * (width * CELL + GAP)
-        _write(figure, name, left, 214, size=22, color=color, ha="left", weight="bold")
+        _write(figure, name, left, 148, size=15, color=color, ha="left", weight="bold")
         sheet[:, TOP : TOP + height * CELL, left : left + width * CELL] = cells[channel]
     return compose(figure, sheet)
 
@@ -91,7 +91,7 @@ def _numbered(values: Tensor, grey: Tensor) -> Tensor:
     """
     texts = [value_text(value, values.dtype) for value in values.flatten().tolist()]
     index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    stamps = _stamps(list(index), 9 if values.dtype == torch.uint8 else 7)
+    stamps = _stamps(list(index), 6.5 if values.dtype == torch.uint8 else 5)
     rows = torch.tensor([index[text] for text in texts]).reshape(values.shape)
     light = torch.tensor([255.0 * (ink_on((level / 255,) * 3) == ON_DARK) for level in range(256)])
     ink, ground = light[grey.int()][..., None, None], grey[..., None, None].float()
