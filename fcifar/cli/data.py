@@ -1,6 +1,8 @@
 """fcifar data."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,19 @@ _ROWS = 30  # most rows of a table of classes
 
 def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "data.Dataset":
     """Load a data set and check its digest; fetch it first if it is known and not prepared."""
+    with opening_dataset(name, data_dir, quiet=quiet) as dataset:
+        return dataset
+
+
+@contextlib.contextmanager
+def opening_dataset(
+    name: str, data_dir: Path | None, *, quiet: bool
+) -> Iterator["data.Dataset"]:
+    """As ``open_dataset``, but check the digest during the block, which must not print anything.
+
+    Raises:
+        ExternalError: at the end of the block, also if it raised: the data set is damaged.
+    """
     from fcifar.train.distributed import main_first
 
     root = data.data_root(data_dir)
@@ -30,12 +45,16 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "data.Data
             size = f"{KNOWN[name].bytes / 1e6:,.0f} MB"
             output.note(f"{name} is not prepared in {root}; fetching it ({size})")
             with counting(quiet=quiet) as progress:
-                return data.fetch(root, name, progress=progress)
+                data.fetch(root, name, progress=progress)
         if name == "shapes10" and not quiet and not (root / "shapes10.safetensors").exists():
             output.note("drawing shapes10, once")
         dataset = data.load(name, root)
-        data.verify(name, root)
-        return dataset
+    with ThreadPoolExecutor() as pool:
+        checking = pool.submit(data.verify, name, root)
+        try:
+            yield dataset
+        finally:
+            checking.result()
 
 
 @app.command()

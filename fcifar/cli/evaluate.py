@@ -50,7 +50,7 @@ def evaluate(
     fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.analysis import ensembles, score_tables
-    from fcifar.cli.data import open_dataset
+    from fcifar.cli.data import opening_dataset
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import draw
@@ -70,11 +70,14 @@ def evaluate(
         preferred=found[0].recipe.precision,
         deterministic=deterministic,
     )
-    data = open_dataset(dataset or models.dataset_of(found), data_dir, quiet=quiet)
-    first, *others = models.with_classes(found, data.classes)
-    inference.check_images([first, *others], data, split)
-    images = inference.images_of(first, data, split)
-    with progress.doing("evaluating", quiet=quiet):
+    name = dataset or models.dataset_of(found)
+    with (
+        opening_dataset(name, data_dir, quiet=quiet) as data,
+        progress.doing("evaluating", quiet=quiet),
+    ):
+        first, *others = models.with_classes(found, data.classes)
+        inference.check_images([first, *others], data, split)
+        images = inference.images_of(first, data, split)
         figures, examples = inference.evaluate(first, runtime, data, split)
         views = inference.evaluate_views(first, runtime, data, split, tta)
         logits = inference.stack_logits(examples, others, runtime, images)
