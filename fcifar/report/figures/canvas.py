@@ -43,14 +43,23 @@ CSS_VARIABLES = {
 }
 
 
+def empty_figure(width: float, height: float, dpi: float) -> "Figure":
+    """Return a figure, in inches, on which the size of texts can be measured.
+
+    Without a canvas, matplotlib makes one of the figure's size for every measurement.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    return FigureCanvasAgg(Figure(figsize=(width, height), dpi=dpi)).figure
+
+
 def new_figure(width: float, height: float, title: str = "", subtitle: str = "") -> "Figure":
     """Return an empty figure, in inches, with a title and a smaller line below it.
 
     matplotlib's constrained layout places the axes below the title.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = empty_figure(width, height, DPI)
     top = 0.0
     for text, size, color, line in ((title, 13, INK, 0.28), (subtitle, 9.5, SOFT, 0.24)):
         if text:
@@ -151,19 +160,23 @@ def to_svg(figure: "Figure", label: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", text)
 
 
+def rendered(figure: "Figure") -> Any:
+    """Return the pixels of a figure, uint8 [H, W, 4]."""
+    canvas: Any = figure.canvas
+    with _fonts_for(figure):
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
 def compose(figure: "Figure", sheet: Tensor) -> "Image":
     """Return ``sheet``, uint8 [3, H, W], with a figure of that size drawn over it.
 
     The pixels of the sheet are kept exactly, in a tenth of the memory of ``Figure.figimage``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     figure.patch.set_alpha(0)
-    canvas = FigureCanvasAgg(figure)
-    with _fonts_for(figure):
-        canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba()))
+    drawn = Image.fromarray(rendered(figure))
     image = Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
     image.paste(drawn, mask=drawn)
     image.info["dpi"] = (figure.dpi, figure.dpi)

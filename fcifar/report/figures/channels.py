@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fcifar.errors import UsageError
-from fcifar.report.figures.canvas import DPI, INK, ON_DARK, SOFT, compose, ink_on
+from fcifar.report.figures.canvas import DPI, INK, ON_DARK, SOFT, compose, empty_figure, ink_on, rendered
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +30,6 @@ def draw(image: Tensor, *, title: str) -> "Image":
             normalisation, drawn from its smallest value in black to its largest in white.
         title: above the channels.
     """
-    from matplotlib.figure import Figure
-
     good = image.dtype == torch.uint8 or image.is_floating_point()
     sides = image.shape[1:]
     if not (
@@ -47,7 +44,7 @@ def draw(image: Tensor, *, title: str) -> "Image":
     low, high = value_range(image)
     size = TOP + height * CELL + BOTTOM, 2 * LEFT + 3 * width * CELL + 2 * GAP
     sheet = torch.full((3, *size), 255, dtype=torch.uint8)
-    figure = Figure(figsize=(size[1] / DPI, size[0] / DPI), dpi=DPI)
+    figure = empty_figure(size[1] / DPI, size[0] / DPI, DPI)
     _write(figure, title, LEFT, 42, size=18, color=INK, ha="left")
     legend = f"black is {value_text(low, image.dtype)}, white is {value_text(high, image.dtype)}"
     _write(figure, legend, LEFT, 92, size=12, color=SOFT, ha="left")
@@ -101,17 +98,12 @@ def _numbered(values: Tensor, grey: Tensor) -> Tensor:
 
 def _stamps(texts: Sequence[str], size: float) -> Tensor:
     """Return how much of each pixel of a cell a text covers: float32 [N, CELL, CELL] in [0, 1]."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = math.ceil(len(texts) / _COLUMNS)
-    figure = Figure(figsize=(_COLUMNS * CELL / DPI, rows * CELL / DPI), dpi=DPI)
+    figure = empty_figure(_COLUMNS * CELL / DPI, rows * CELL / DPI, DPI)
     for i, text in enumerate(texts):
         y, x = divmod(i, _COLUMNS)
         _write(figure, text, (x + 0.5) * CELL, (y + 0.5) * CELL, size=size, color="black")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    white = torch.tensor(np.asarray(canvas.buffer_rgba())[..., 0])
+    white = torch.tensor(rendered(figure)[..., 0])
     cells = white.reshape(rows, CELL, _COLUMNS, CELL).transpose(1, 2).flatten(0, 1)
     return 1 - cells[: len(texts)].float() / 255
 

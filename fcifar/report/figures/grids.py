@@ -15,7 +15,7 @@ from fcifar import random
 from fcifar.data.dataset import Dataset
 from fcifar.errors import UsageError
 from fcifar.random import Key
-from fcifar.report.figures.canvas import INK, compose, fit
+from fcifar.report.figures.canvas import INK, compose, empty_figure, fit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -205,9 +205,7 @@ def _enlarge(images: Tensor) -> Tensor:
 
 def _sheet(height: int, width: int, heading: str) -> tuple[Tensor, "Figure"]:
     """A white sheet, uint8 [3, height, width], and a figure of its size with the heading."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    figure = empty_figure(width / _DPI, height / _DPI, _DPI)
     room = width - 2 * MARGIN
     _write(figure, heading, MARGIN, _HEADING / 2, room, align="left", size=_HEADING_SIZE)
     return torch.full((3, height, width), 255, dtype=torch.uint8), figure
