@@ -15,6 +15,7 @@ import typer
 
 from fcifar.cli import (
     bench,
+    cache,
     compare,
     data,
     evaluate,
@@ -34,8 +35,8 @@ app = typer.Typer(
     name="fcifar",
     help="CIFAR-10 image classification as pure functions in PyTorch.",
     epilog="Start with: fcifar train --dataset shapes10 --compile\n\n"
-    "FCIFAR_DATA and FCIFAR_RUNS set the folders of data sets and of runs. NO_COLOR and "
-    "FORCE_COLOR are respected.",
+    "FCIFAR_DATA, FCIFAR_RUNS and FCIFAR_CACHE set the folders of data sets, of runs and of "
+    "compiled programs. NO_COLOR and FORCE_COLOR are respected.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -50,6 +51,7 @@ app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)
 app.add_typer(data.app, name="data")
 app.add_typer(runs.app, name="runs")
+app.add_typer(cache.app, name="cache")
 app.add_typer(info.recipes_app, name="recipes")
 app.command(name="bench")(bench.bench)
 app.command(name="env")(info.env)
@@ -99,6 +101,7 @@ def entry() -> NoReturn:
     Python would then spend half a second on freeing what torch has loaded. Functions registered
     with ``atexit`` are called first.
     """
+    status = 0
     try:
         main()
     except SystemExit as ended:

@@ -29,9 +29,7 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "data.Data
 
 
 @contextlib.contextmanager
-def opening_dataset(
-    name: str, data_dir: Path | None, *, quiet: bool
-) -> Iterator["data.Dataset"]:
+def opening_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> Iterator["data.Dataset"]:
     """As ``open_dataset``, but check the digest during the block, which must not print anything.
 
     Raises:

@@ -69,7 +69,12 @@ def train(
     dataset: Annotated[str | None, options.dataset_option("cifar10")] = None,
     compile: Annotated[
         bool | None,
-        option("--compile/--no-compile", "Use torch.compile for the step.", None, "the recipe's"),
+        option(
+            "--compile/--no-compile",
+            "Compile the step; by default, if the run repays it.",
+            None,
+            "auto",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -151,7 +156,7 @@ def train(
     from fcifar.export import tensorboard as event_files
     from fcifar.report import draw
     from fcifar.train import config as configs
-    from fcifar.train import distributed, loop, run_dir
+    from fcifar.train import distributed, loop, programs, run_dir
     from fcifar.train import sweep as sweeps
     from fcifar.train.events import Event, Preparing
     from fcifar.train.runtime import make_runtime
@@ -220,12 +225,8 @@ def train(
             overrides["model_options"] = {**base.model_options, **model_options}
         base = with_changes(base, changes or [], overrides=overrides)
         size = distributed.world_size()
-        runtime = make_runtime(
-            **where,
-            preferred=base.precision,
-            processes=size,
-            step_flops=recipes.count_flops(base) / size,
-        )
+        flops = recipes.count_flops(base) / size
+        runtime = make_runtime(**where, preferred=base.precision, processes=size, step_flops=flops)
         if out is not None and runs_dir is not None:
             raise UsageError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
@@ -242,9 +243,20 @@ def train(
             compile=base.compile if compile is None else compile,
             checkpoint=configs.CheckpointConfig(**checkpoint),
         )
-        if is_sweep:
-            method = replica_method or "auto"
-            spec = make_sweep(config, replicas=replicas, grid=sweep or [], method=method)
+        method = replica_method or "auto"
+        make_spec = functools.partial(
+            make_sweep, replicas=replicas, grid=sweep or [], method=method
+        )
+        spec = make_spec(config) if is_sweep else None
+        if compile is None and not base.compile:
+            runs = len(spec.trials) if spec else 1
+            steps = runs * base.epochs * recipes.steps_per_epoch(base, len(data.train_labels))
+            compiled, why = programs.choose(runtime.device, steps, flops)
+            config = config.replace(compile=compiled)
+            spec = make_spec(config) if is_sweep else None
+            if not quiet:
+                output.note(why)
+        if spec is not None:
             which = f"{len(spec.trials)}runs"
             run = out or run_dir.new_run(root, base.name, name, which)
         else:

@@ -1,14 +1,15 @@
 """Compile a function of tensors ahead of time to a library that runs without the compiler.
 
-    program = compile(function, arguments, folder)    # seconds: trace, lower, compile
-    run = load(program, folder)                       # milliseconds: no Dynamo, no Inductor
-    results = run.call(...)
+    graph = trace(function, arguments)
+    compile(graph, arguments, folder)                 # seconds
+    program = Program(folder / LIBRARY, outputs=0)    # milliseconds: no Dynamo, no Inductor
+    program.keep([*graph.constants, *arguments], 0)
+    program([])                                       # run it
 
 A step has its gradient, its draws and its update inside one graph of tensors, so that ``make_fx``
 can record it as elementary operations. Inductor lowers them to C++: fused loops, and a function
-``run_impl`` that calls them in order, with torch's and our kernels. ``program.h`` takes the place of
-AOTInductor's runtime around it. The library needs only torch's C functions, and is bit-equal however
-often it is loaded.
+``run_impl`` that calls them in order, with torch's and our kernels. ``program.h`` takes the place
+of AOTInductor's runtime around it. The library needs only torch's C functions.
 
 For the CPU on Linux (``why_not``). Programs whose operations have no C function raise
 ``UnsupportedError``: ``torch.compile`` runs those.
@@ -19,8 +20,6 @@ import dataclasses
 import functools
 import hashlib
 import re
-import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fcifar.errors import ExternalError, UsageError
+from fcifar.errors import ExternalError
 from fcifar.kernels import build, conv_pool, threefry, wide_conv
 from fcifar.random import threefry as cipher
 
@@ -58,6 +57,12 @@ class Graph:
 
     module: torch.fx.GraphModule
     constants: tuple[Tensor, ...]
+
+    @property
+    def outputs(self) -> int:
+        """The number of tensors that it returns."""
+        results: Any = self.module.graph.output_node().args[0]
+        return len(results)
 
     @property
     def digest(self) -> str:
@@ -164,8 +169,7 @@ def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
 
 
 _KERNELS = (
-    "[[maybe_unused]] auto& kernels = "
-    "static_cast<AOTInductorModelKernels&>(*this->kernels_.get());"
+    "[[maybe_unused]] auto& kernels = static_cast<AOTInductorModelKernels&>(*this->kernels_.get());"
 )
 
 
@@ -233,7 +237,10 @@ def _name(op: Any) -> str:
 
 def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, list[str]]]:
     """The tables of ``shims.h``, and the compiler's arguments by the object that they make."""
-    functions = {conv_pool: ("forward", "backward", "backward_each"), wide_conv: ("backward",)}
+    functions: dict[ModuleType, tuple[str, ...]] = {
+        conv_pool: ("forward", "backward", "backward_each"),
+        wide_conv: ("backward",),
+    }
     rows: dict[ModuleType, list[str]] = {conv_pool: [], wide_conv: []}
     flags, declared, jobs = [f for f in build.FLAGS if f != "-shared"], [], {}
     for i, (kernel, shape) in enumerate(kernels):

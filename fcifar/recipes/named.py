@@ -181,7 +181,7 @@ def is_own(recipe: Recipe) -> bool:
 
     Then the recipe determines them, together with the version of fcifar.
     """
-    functions = [model_factory(recipe.model)]
+    functions: list[Any] = [model_factory(recipe.model)]
     functions += [AUGMENTS[text.partition(":")[0]] for text in recipe.augment]
     if recipe.optimizer in optim.REGISTERED:
         functions.append(optim.REGISTERED[recipe.optimizer])

@@ -88,9 +88,14 @@ def _of_machine() -> dict[str, Any]:
     }
 
 
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler; None if there is none."""
+    return shutil.which(compiler())
+
+
 def compiler_digest() -> str:
     """Return a short SHA-256 of the C++ compiler's path, size and time; empty if there is none."""
-    found = shutil.which(compiler())
+    found = find_compiler()
     if found is None:
         return ""
     path = Path(found).resolve()
@@ -153,7 +158,7 @@ def git_commit() -> str | None:
 
 def check_compiler(device: str) -> None:
     """Raise a UsageError unless ``torch.compile`` has a compiler on this machine."""
-    if device == "mps" or shutil.which(compiler()):
+    if device == "mps" or find_compiler():
         return
     raise UsageError(
         f"torch.compile needs a C++ compiler, and {compiler()!r} is not on this machine; install "
@@ -163,7 +168,7 @@ def check_compiler(device: str) -> None:
 
 
 def _compiler_version() -> str | None:
-    if not shutil.which(compiler()):
+    if not find_compiler():
         return None
     return (_output([compiler(), "--version"]).splitlines() or [compiler()])[0]
 

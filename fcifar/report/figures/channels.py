@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import UsageError
-from fcifar.report.figures.canvas import DPI, INK, ON_DARK, SOFT, compose, empty_figure, ink_on, rendered
+from fcifar.report.figures.canvas import (
+    DPI,
+    INK,
+    ON_DARK,
+    SOFT,
+    compose,
+    empty_figure,
+    ink_on,
+    rendered,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
