@@ -1,5 +1,9 @@
 """Shared by all tests: the long mode, the devices, tiny data."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +12,11 @@ from hypothesis import HealthCheck, settings
 
 from fcifar import models, optim, random, recipes
 from fcifar.step import Batch
+
+# Compiled programs of this session, and of no other; parallel workers share them.
+if "FCIFAR_CACHE" not in os.environ:
+    os.environ["FCIFAR_CACHE"] = _cache = tempfile.mkdtemp(prefix="fcifar-tests-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

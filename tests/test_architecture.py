@@ -1,20 +1,17 @@
 """The house: who may import whom, what pure modules may not touch, and how deep a step lies."""
 
 import ast
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from torch import fx
 
 import fcifar
-from fcifar import cli, data, kernels
+from fcifar import cli, data
 from fcifar.data import Split, make_dataset
+from fcifar.kernels import aot
 from fcifar.models.lenet import _LeNet
 
 PACKAGE = Path(fcifar.__file__).parent
@@ -110,7 +107,7 @@ def test_kernels_are_known_to_the_compiler_alone(path: Path) -> None:
     name = path.relative_to(PACKAGE).as_posix()
     if "kernels" not in parts_imported(tree) or part(path) == "kernels":
         return
-    assert name in {"step_transforms.py", "train/environment.py"}
+    assert name in {"step_transforms.py", "train/environment.py", "train/programs.py"}
     if name == "step_transforms.py":
         functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
         importing = [f.name for f in functions if "kernels" in parts_imported(f)]
@@ -199,12 +196,6 @@ def on_stack() -> Frames:
     return found[::-1]
 
 
-def in_trace(text: str) -> Frames:
-    """The frames of the package in a stack trace of a graph's node."""
-    found = re.findall(r'File "(.+)", line \d+, in (\S+)', text)
-    return [(file, name) for path, name in found if (file := of_package(path))]
-
-
 def assert_shallow(frames: Frames) -> None:
     shown = "\n".join(f"{file}: {name}" for file, name in frames)
     assert len(frames) <= MOST_FRAMES, shown
@@ -248,26 +239,32 @@ def test_few_functions_are_between_the_command_and_the_network(
         assert_shallow(stack)
 
 
+@pytest.mark.skipif(aot.why_not() is not None, reason=f"no programs here: {aot.why_not()}")
 def test_few_functions_are_between_the_command_and_a_compiled_network(
-    train_three_steps, monkeypatch: pytest.MonkeyPatch
+    train_three_steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that call the compiled step, and those in it."""
+    """Those that call the compiled step, and those that are recorded in it."""
     stacks: list[Frames] = []
 
-    def spy(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        (forward,) = {
-            node.stack_trace
-            for node in graph.graph.nodes
-            if node.target is torch.conv2d and "self.conv1(" in node.stack_trace
-        }
-        inside = in_trace(forward)
-        assert inside[-1] == ("models/lenet.py", "forward")
-        stacks.append(on_stack() + inside[:-1])
-        return graph  # is carried out as it is
+    forward, call = _LeNet.forward, aot.Program.__call__
 
-    monkeypatch.setattr(kernels, "step_backend", spy)
+    def traced(self, x, key=None):
+        stacks.append(on_stack())
+        return forward(self, x, key)
+
+    def called(self, given):
+        stacks.append(on_stack())
+        return call(self, given)
+
+    monkeypatch.setenv("FCIFAR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_LeNet, "forward", traced)
+    monkeypatch.setattr(aot.Program, "__call__", called)
     train_three_steps("--compile")
-    (stack,) = stacks  # all three batches are of one size
-    assert stack[0][0].startswith("cli/")
-    assert any(name.startswith("loop_step") for _, name in stack)
-    assert_shallow(stack)
+    of_trace = [stack for stack in stacks if ("step_transforms.py", "loop_step") in stack]
+    of_steps = [stack for stack in stacks if stack[-1] == ("train/programs.py", "call")]
+    assert (len(of_trace), len(of_steps)) == (1, 3)  # all three batches are of one size
+    for stack in of_steps:
+        assert stack[0][0].startswith("cli/")
+        assert_shallow(stack)
+    inside = [frame for frame in of_trace[0] if not frame[0].startswith(("cli/", "train/"))]
+    assert_shallow(inside)

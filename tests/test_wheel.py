@@ -108,7 +108,7 @@ def test_what_the_wheel_says_of_itself(wheel: Path) -> None:
     assert {name.split(">")[0] for name in needed} >= {"torch", "torchvision", "typer"}
     with zipfile.ZipFile(wheel) as archive:
         entries = archive.read(f"{TAG}.dist-info/entry_points.txt").decode()
-    assert "fcifar = fcifar.cli:main" in entries
+    assert "fcifar = fcifar.cli:entry" in entries
     assert "[torch_dynamo_backends]\nfcifar = fcifar.kernels:backend" in entries
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from fcifar import random
-from fcifar.bench import reference_models
+from fcifar.bench import reference_models, timing
 from fcifar.bench.timing import REPETITIONS, Candidate, measure, wait_for
 from fcifar.data import Dataset, Split, make_dataset
 from fcifar.errors import UsageError, shown
@@ -177,7 +177,7 @@ def run(
     each = seconds / turns / REPETITIONS
     number = itertools.count(1)
     results = {}
-    dataset = synthetic()
+    dataset, before = synthetic(), timing.load()
     for case in CASES:
 
         def progress(name: str, where: str = f"{case.model}, batch {case.batch_size}") -> None:
@@ -192,6 +192,7 @@ def run(
         "device": runtime.device,
         "threads": runtime.threads,
         "seconds": seconds,
+        "other_processes": timing.used_by_others(before, timing.load()),
         "environment": described,
         "results": results,
     }

@@ -5,9 +5,11 @@ times per measurement; results are medians over measurements.
 """
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from fcifar.models import Params
 
 REPETITIONS = 7
+BUSY = 0.15  # cores of other processes that disturb a measurement
 
 
 class Candidate(NamedTuple):
@@ -77,6 +80,47 @@ def measure(
         }
         for name in names
     }
+
+
+class Load(NamedTuple):
+    """What the machine and this process have computed, in seconds since some time."""
+
+    elapsed: float
+    machine: float | None  # of all processes on all cores; None if it is not known
+    process: float  # of this process, and of those that it has waited for
+
+
+def load() -> Load:
+    """Read the clocks, before and after a measurement."""
+    own = sum(os.times()[:4])
+    try:
+        lines = Path("/proc/stat").read_text().splitlines()
+    except OSError:
+        return Load(time.perf_counter(), None, own)
+    cores = sum(line.startswith("cpu") for line in lines) - 1
+    user, nice, system, _, _, irq, softirq, *_ = map(int, lines[0].split()[1:])
+    busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    # In some containers the file is that of a larger machine.
+    return Load(time.perf_counter(), busy if cores == os.cpu_count() else None, own)
+
+
+def used_by_others(before: Load, after: Load) -> float | None:
+    """Return how many cores other processes used, on average; None if it is not known."""
+    if before.machine is None or after.machine is None:
+        return None
+    seconds = max(after.elapsed - before.elapsed, 1e-9)
+    others = after.machine - before.machine - (after.process - before.process)
+    return max(0.0, others / seconds)
+
+
+def busy_notice(cores: float | None) -> str:
+    """Return a line about ``used_by_others``; empty if it does not matter."""
+    if cores is None or cores < BUSY:
+        return ""
+    return (
+        f"other processes used {cores:.1f} of {os.cpu_count()} cores meanwhile: the times are too "
+        "long, and the ratios uncertain; measure again on a quiet machine"
+    )
 
 
 def spread(values: Sequence[float]) -> float:

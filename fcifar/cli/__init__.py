@@ -110,7 +110,7 @@ def entry() -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # whoever read the output has closed it
+    except OSError:  # the reader of the output has closed it
         status = status or 1
     os._exit(status)
 

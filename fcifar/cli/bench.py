@@ -29,6 +29,7 @@ def bench(
     Measurements of the steps are interleaved; figures are medians.
     """
     from fcifar.bench import bench as measuring
+    from fcifar.bench import timing
     from fcifar.errors import UsageError
     from fcifar.train import environment
     from fcifar.train.runtime import make_runtime
@@ -44,6 +45,8 @@ def bench(
     with progress.counting(quiet=quiet) as observe:
         result = measuring.run(runtime, seconds=seconds, compiled=compiled, observe=observe)
     output.result(result, _show, json)
+    if notice := timing.busy_notice(result["other_processes"]):
+        output.note(notice)
 
 
 def _show(result: dict[str, Any]) -> None:

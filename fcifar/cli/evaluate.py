@@ -71,16 +71,14 @@ def evaluate(
         deterministic=deterministic,
     )
     name = dataset or models.dataset_of(found)
-    with (
-        opening_dataset(name, data_dir, quiet=quiet) as data,
-        progress.doing("evaluating", quiet=quiet),
-    ):
+    with opening_dataset(name, data_dir, quiet=quiet) as data:
         first, *others = models.with_classes(found, data.classes)
         inference.check_images([first, *others], data, split)
         images = inference.images_of(first, data, split)
-        figures, examples = inference.evaluate(first, runtime, data, split)
-        views = inference.evaluate_views(first, runtime, data, split, tta)
-        logits = inference.stack_logits(examples, others, runtime, images)
+        with progress.doing("evaluating", quiet=quiet):
+            figures, examples = inference.evaluate(first, runtime, data, split)
+            views = inference.evaluate_views(first, runtime, data, split, tta)
+            logits = inference.stack_logits(examples, others, runtime, images)
     result: dict[str, Any] = {
         "run": str(runs[0]),
         "recipe": first.recipe.name,

@@ -195,7 +195,7 @@ def train(
             "them; leave that out, or begin a new run"
         )
 
-    spec = None
+    spec, why = None, ""
     if resume is not None and run_dir.is_group(resume):
         if more_epochs is not None:
             raise UsageError(
@@ -254,8 +254,6 @@ def train(
             compiled, why = programs.choose(runtime.device, steps, flops)
             config = config.replace(compile=compiled)
             spec = make_spec(config) if is_sweep else None
-            if not quiet:
-                output.note(why)
         if spec is not None:
             which = f"{len(spec.trials)}runs"
             run = out or run_dir.new_run(root, base.name, name, which)
@@ -270,6 +268,10 @@ def train(
         with progress.training(quiet=quiet, events=events) as show, catching_signals() as stop:
 
             def observe(event: Event) -> None:
+                nonlocal why
+                if why and not quiet:  # not before a mistake has been reported
+                    output.note(why)
+                why = ""
                 if event == Preparing("evaluating") and distributed.is_main():
                     draw.prepare()
                 show(event)

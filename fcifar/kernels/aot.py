@@ -2,7 +2,7 @@
 
     graph = trace(function, arguments)
     compile(graph, arguments, folder)                 # seconds
-    program = Program(folder / LIBRARY, outputs=0)    # milliseconds: no Dynamo, no Inductor
+    program = Program(f"{folder}/{LIBRARY}", 0)     # milliseconds: no Dynamo, no Inductor
     program.keep([*graph.constants, *arguments], 0)
     program([])                                       # run it
 
@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +33,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fcifar.errors import ExternalError
+from fcifar.errors import ExternalError, UsageError
 from fcifar.kernels import build, conv_pool, threefry, wide_conv
 from fcifar.random import threefry as cipher
 
@@ -100,7 +100,7 @@ def trace(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Graph:
 
     # Real tensors, because a fake one of a constant would have no value.
     operation = nullcontext() if build.why_not() else cipher.using(threefry.threefry2x32)
-    with operation:
+    with operation, _without_ranks():
         module = make_fx(function, tracing_mode="real")(*arguments)
     graph, constants = module.graph, {}
     first = graph.find_nodes(op="placeholder")[0]
@@ -118,12 +118,19 @@ def trace(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Graph:
     return Graph(module, tuple(value for _, value in constants.values()))
 
 
+@contextmanager
+def _without_ranks() -> Iterator[None]:
+    """Do not communicate while a function is recorded: the other ranks may have loaded it."""
+    with torch.library._scoped_library("_c10d_functional", "IMPL") as library:
+        library.impl("all_reduce", lambda x, *_: x.clone(), "CPU", allow_override=True)
+        yield
+
+
 def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
     """Write the library of a recorded function to ``folder / LIBRARY``.
 
     Raises:
-        UnsupportedError: it needs an operation without a C function.
-        UsageError: the compiler is missing, or fails.
+        UnsupportedError: it needs an operation without a C function, or the compiler fails.
         ExternalError: a file cannot be written.
     """
     kernels: dict[tuple[ModuleType, Any], None] = {}
@@ -158,11 +165,14 @@ def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
         raise ExternalError(f"cannot write to {folder}: {error.strerror}") from error
     jobs["program.o"] = [*_flags(quick=True), "-c", "program.cpp", "-o", "program.o"]
     jobs["loops.o"] = [*_flags(), "-c", "loops.cpp", "-o", "loops.o"]
-    call = functools.partial(build.call, folder=folder)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(call, jobs.values()))
     libraries = ["-L", str(Path(torch.__file__).parent / "lib"), "-ltorch_cpu"]
-    call(["-shared", "-s", *jobs, "-fopenmp", *libraries, "-o", LIBRARY])
+    call = functools.partial(build.call, folder=folder)
+    try:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(call, jobs.values()))
+        call(["-shared", "-s", *jobs, "-fopenmp", *libraries, "-o", LIBRARY])
+    except UsageError as error:
+        raise UnsupportedError(str(error)) from error
     for path in folder.iterdir():
         if path.name != LIBRARY:
             path.unlink()
@@ -291,17 +301,18 @@ def _flags(*, quick: bool = False) -> list[str]:
 class Program:
     """A loaded library. Calls of one program must not overlap."""
 
-    def __init__(self, path: Path, outputs: int) -> None:
+    def __init__(self, path: str, outputs: int) -> None:
         """Load the library, which is code of this process from then on.
 
         Args:
+            path: a name that was not loaded before.
             outputs: number of tensors that it returns.
 
         Raises:
             ExternalError: it cannot be loaded.
         """
         try:
-            library = ctypes.CDLL(str(path))
+            library = ctypes.CDLL(path)
             self._run, self._release = library.fcifar_run, library.fcifar_release
             self._error = library.fcifar_error
         except (OSError, AttributeError) as error:
@@ -320,6 +331,10 @@ class Program:
         self._release(self._handles, len(self._kept))
         self._kept = tuple(tensors)
         self._handles = (ctypes.c_void_p * (len(tensors) + given))(*_handles(tensors))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handles"):  # it was loaded
+            self._release(self._handles, len(self._kept))
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor]:
         """Run once; raises a RuntimeError if an operation fails."""

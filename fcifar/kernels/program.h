@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+#include <torch/csrc/inductor/aoti_torch/c/shim_cpu.h>
 #include <torch/csrc/inductor/aoti_runtime/utils.h>
 #include <torch/csrc/inductor/aoti_runtime/scalar_to_tensor.h>
 #include <torch/csrc/inductor/cpp_wrapper/device_internal/cpu.h>
@@ -30,6 +31,9 @@ struct Program {
 template <class... Any> void assert_size_stride(Any &&...) {}
 
 } // namespace torch::aot_inductor
+
+/* Of torch 2.12 or newer: what the last operation that failed said. */
+extern "C" __attribute__((weak)) const char *torch_exception_get_what();
 
 static thread_local std::string last_error;
 
@@ -54,6 +58,8 @@ extern "C" int fcifar_run(AtenTensorHandle *inputs, int64_t kept, int64_t given,
         failed = false;
     } catch (const std::exception &error) {
         last_error = error.what();
+        bool of_torch = last_error.find("API call failed") != std::string::npos;
+        if (of_torch && torch_exception_get_what) last_error = std::string(torch_exception_get_what()) + "; " + last_error;
     } catch (...) {
         last_error = "unknown error";
     }

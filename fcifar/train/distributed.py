@@ -112,6 +112,11 @@ def group(runtime: Runtime) -> Iterator[Axis]:
                 distributed.destroy_process_group()
 
 
+def group_name() -> str:
+    """Return what torch's operations call the default group; empty if there is none."""
+    return distributed.group.WORLD.group_name if distributed.is_initialized() else ""  # type: ignore[union-attr]
+
+
 @contextlib.contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
     """Raise a LostError for torch's errors of a failed collective."""
@@ -119,7 +124,7 @@ def _naming_lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        is_backend = any(name in text.lower() for name in ("gloo", "nccl"))
+        is_backend = any(name in text.lower() for name in ("gloo", "nccl", "c10d"))
         if not isinstance(error, distributed.DistError) and not is_backend:
             raise
         how = "did not answer in time" if "imed out" in text or "imeout" in text else "has ended"

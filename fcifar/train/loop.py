@@ -131,13 +131,11 @@ def train(
         state = _init_or_restore(runs, active, resume=resume)
         step = int(state.state.step.max())
         if config.compile:
-            active[0].observe(Preparing("compiling"))
+            training.listeners[:] = [active[0].observe]
             with active[0].timing("compile"):
                 for function, arguments in training.first_calls(state):
                     function(*arguments)
                 state.nonfinite.tolist()  # wait for the device
-            while training.notes:
-                active[0].observe(Noted(training.notes.pop(0)))
         if axis.rank == 0:
             begin()
             for run in active:

@@ -14,6 +14,7 @@ whose content has the recorded SHA-256 are used; others are compiled again.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -31,6 +32,7 @@ from fcifar.data.paths import cache_root
 from fcifar.errors import DamagedError, ExternalError
 from fcifar.kernels import aot
 from fcifar.train import environment
+from fcifar.train.events import Noted, Observe, Preparing
 from fcifar.tree import Tree
 
 CACHE = "FCIFAR_CACHE"
@@ -55,6 +57,11 @@ class Program(NamedTuple):
 # Functions ---------------------------------------------------------------------------------------
 
 
+def are_for(device: torch.device) -> bool:
+    """Whether functions on a device are compiled ahead of time, not by ``torch.compile``."""
+    return device.type == "cpu" and aot.why_not() is None
+
+
 def ahead_of_time(
     function: Function,
     fixed: Tree,
@@ -63,7 +70,7 @@ def ahead_of_time(
     wrap: Callable[[list[Tensor]], Any],
     otherwise: Callable[[], Callable[[Any, Any], Any]],
     traced: bool = False,
-    note: Callable[[str], None],
+    observe: Observe,
 ) -> Callable[[Any, Any], Any]:
     """Return ``(first, second) -> results``, compiled once per shape of its arguments.
 
@@ -74,7 +81,8 @@ def ahead_of_time(
         wrap: makes the value to return of the leaves of the results.
         otherwise: makes the function to use if this one cannot be compiled ahead of time.
         traced: always trace ``function``, because ``request`` does not determine it.
-        note: called with a line about each program that could not be loaded or kept.
+        observe: called before compiling, and with a line about each program that could not be
+            loaded or kept.
 
     Returns:
         A function with an attribute ``prepare``, which takes the same arguments.
@@ -95,7 +103,7 @@ def ahead_of_time(
             try:
                 programs[key] = _get({**request, "layouts": layouts}, first, second)
             except aot.UnsupportedError as error:
-                note(f"{error}; torch.compile compiles the step at every start")
+                observe(Noted(f"{error}; torch.compile compiles the step at every start"))
                 other.append(otherwise())
                 return None
         return programs[key]
@@ -108,7 +116,7 @@ def ahead_of_time(
             flat = lambda *xs: tuple(tree.leaves(function(*unflatten(list(xs)))))  # noqa: E731
             return aot.trace(flat, leaves), leaves
 
-        return get(full, trace, traced=traced, note=note)
+        return get(full, trace, traced=traced, observe=observe)
 
     def call(first: Any, second: Any) -> Any:
         nonlocal bound, run
@@ -150,18 +158,22 @@ def get(
     trace: Callable[[], tuple[aot.Graph, list[Tensor]]],
     *,
     traced: bool,
-    note: Callable[[str], None],
+    observe: Observe,
 ) -> tuple[aot.Program, Sequence[Tensor]]:
     """Return the program of a request and its constants: from the cache, or compiled and kept.
 
     Args:
         trace: records the function, and returns the graph and the arguments that it was given.
         traced: trace before looking.
-        note: as for ``ahead_of_time``.
+        observe: as for ``ahead_of_time``.
 
     Raises:
         UnsupportedError: it cannot be compiled ahead of time.
     """
+
+    def note(text: str) -> None:
+        observe(Noted(text))
+
     around = environment.of_programs()
     key = _digest({**around, **request})
     cache = _usable_folder(note)
@@ -171,6 +183,7 @@ def get(
             if _KEY.fullmatch(name) and (found := _load(cache / f"{name}{_PROGRAM}", note)):
                 return found
     environment.check_compiler("cpu")
+    observe(Preparing("compiling"))
     graph, arguments = trace()
     if cache is None:
         return _open(_compile(graph, arguments), graph.outputs), graph.constants
@@ -233,11 +246,18 @@ def _load(path: Path, note: Callable[[str], None]) -> tuple[aot.Program, Sequenc
 
 def _open(library: bytes, outputs: int) -> aot.Program:
     """Load a library from memory, so that nothing can change between its check and its use."""
-    # It stays open: the loader takes a library at a path that it has seen for the one it has.
     descriptor = os.memfd_create("fcifar")
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(library)
-    return aot.Program(Path(f"/proc/self/fd/{descriptor}"), outputs)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(library)
+        # A name of its own: for a name that it knows, the loader returns the library that it has.
+        own = "./" * next(_NUMBERS)
+        return aot.Program(f"/proc/self/fd/{own}{descriptor}", outputs)
+    finally:
+        os.close(descriptor)
+
+
+_NUMBERS = itertools.count()
 
 
 def _digest(values: Any) -> str:

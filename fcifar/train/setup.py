@@ -12,7 +12,6 @@ from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.data.split import holdout
-from fcifar.kernels import aot
 from fcifar.models import Model, Variables
 from fcifar.models.base import keep
 from fcifar.optim import Optimizer
@@ -30,9 +29,10 @@ from fcifar.step import (
     make_train_step,
 )
 from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
-from fcifar.train import environment, programs
+from fcifar.train import distributed, environment, programs
 from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import evaluate
+from fcifar.train.events import Event, Observe, Preparing
 
 SAMPLE = 5000  # images that a model is adapted to
 
@@ -48,7 +48,7 @@ class Training(NamedTuple):
     first_calls: Callable[[LoopState], Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]]
     """Yields functions and arguments to call once, so that they are loaded or compiled for each
     shape of batch. Runs that share compiled functions do so once."""
-    notes: list[str]  # lines about what could not be loaded
+    listeners: list[Observe]  # called with the events of compiling
     eval_step: EvalStep
     eval_views_step: EvalStep  # with the recipe's test-time augmentation
     value: Callable[[TrainState], Variables]  # the variables to evaluate and to save
@@ -115,8 +115,13 @@ def make_trainings(
     preprocess = recipes.make_preprocess(recipe)
     class_weights = recipes.make_class_weights(recipe, train.labels, len(dataset.classes))
 
-    notes: list[str] = []
-    is_ahead = compiled and device.type == "cpu" and aot.why_not() is None
+    listeners: list[Observe] = []
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    is_ahead = compiled and programs.are_for(device)
     if compiled and not is_ahead:
         environment.check_compiler(runtime.device)
     described = {
@@ -127,10 +132,10 @@ def make_trainings(
         "classes": len(dataset.classes),
         "class_weights": class_weights.tolist() if class_weights is not None else [],
         "total_steps": total_steps,
-        "ranks": axis.size,
+        "ranks": [axis.size, distributed.group_name() if axis.size > 1 else ""],
     }
     ahead = functools.partial(
-        programs.ahead_of_time, traced=not recipes.is_own(recipe), note=notes.append
+        programs.ahead_of_time, traced=not recipes.is_own(recipe), observe=tell
     )
 
     def optimizer(values: Mapping[str, Tensor]) -> Optimizer:
@@ -239,6 +244,8 @@ def make_trainings(
             if is_warm or not compiled:
                 return
             is_warm = True
+            if not is_ahead:
+                tell(Preparing("compiling"))
             is_stack = state.nonfinite.ndim > 0
             last_epoch = inputs(total_steps - steps_per_epoch)
             for batch in {len(batch.indices): batch for batch in last_epoch}.values():
@@ -267,7 +274,7 @@ def make_trainings(
             stages=stages,
             vmap_stages=vmap_stages,
             first_calls=first_calls,
-            notes=notes,
+            listeners=listeners,
             eval_step=eval_step,
             eval_views_step=views_step,
             value=lambda state: average.value(state.variables, state.average),

@@ -105,7 +105,10 @@ HOSTILE = [
 ]
 # What a command is given where nothing hostile is. The last word for an option counts.
 USUAL: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("train",): ("--dataset", "tiny", "--epochs", "1", "--device", "cpu", "--threads", "1"),
+    ("train",): (
+        *("--dataset", "tiny", "--epochs", "1", "--device", "cpu", "--threads", "1"),
+        "--no-compile",
+    ),
     ("bench",): ("--device", "cpu"),
     ("export",): ("--to", "new.pth"),
     ("report",): ("--html", "new.html"),
@@ -123,7 +126,7 @@ USUAL_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("data", "fetch"): ("cifar10",),
 }
 # There is no network, two groups of commands are none, and stdin is not a terminal.
-UNUSUAL = {("data", "fetch"): 1, ("data",): 2, ("runs",): 2, ("runs", "rm"): 2}
+UNUSUAL = {("data", "fetch"): 1, ("data",): 2, ("runs",): 2, ("cache",): 2, ("runs", "rm"): 2}
 
 
 # What is typed ------------------------------------------------------------------------------------

@@ -143,7 +143,7 @@ def test_a_compiled_step_agrees_with_the_step() -> None:
     seen: list[fx.Graph] = []
     original = lowering.fuse
     with pytest.MonkeyPatch.context() as patch, config.patch(fx_graph_cache=False):
-        patch.setattr(lowering, "fuse", lambda graph: seen.append(graph) or original(graph))
+        patch.setattr(lowering, "fuse", lambda g, prepare: seen.append(g) or original(g, prepare))
         compiled = torch.compile(step, backend=lowering.step_backend)(params, x)
     found = [n.target for graph in seen for n in graph.nodes]
     assert wide_conv_backward in found

@@ -26,7 +26,7 @@ SMALL = ("--batch-size", "4", "--log-every", "5", "--threads", "1")
 TRAIN = ("train", "blitz", "--dataset", "tiny", "--quiet", "--json", *SMALL)
 AUGMENTED = ("--augment", "random_flip,random_crop:4", "--valid-fraction", "0.25", "--drop-last")
 RUN = (*TRAIN, *AUGMENTED, "--epochs", "12", "--checkpoint-every", "20")
-FOR_EVER = (*TRAIN, "--epochs", "100000")
+FOR_EVER = (*TRAIN, "--epochs", "100000", "--no-compile")
 NORMED = (
     *("train", "speed90", "--dataset", "tiny", "--quiet", "--json", "--no-compile", "--drop-last"),
     *("--set", "widths=4,8,8", "--precision", "fp32", "--epochs", "1", *SMALL),
