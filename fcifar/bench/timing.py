@@ -91,7 +91,7 @@ class Load(NamedTuple):
 
 
 def load() -> Load:
-    """Read the clocks, before and after a measurement."""
+    """Read the times, before and after a measurement."""
     own = sum(os.times()[:4])
     try:
         lines = Path("/proc/stat").read_text().splitlines()

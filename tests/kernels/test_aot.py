@@ -72,7 +72,7 @@ def test_a_graph_is_known_by_its_operations_and_its_constants() -> None:
 
 
 def test_what_depends_on_the_values_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="data.dependent|value out of a tracing tensor"):
+    with pytest.raises(RuntimeError, match=r"data.dependent|value out of a tracing tensor"):
         aot.trace(lambda x: (x + 1 if x.sum() > 0 else x,), [torch.ones(2)])
 
 

@@ -1,4 +1,4 @@
-"""Compiled runs load what an earlier one compiled, bit for bit; what is damaged is compiled again."""
+"""Compiled runs load what an earlier one compiled, bit for bit; damaged programs are rebuilt."""
 
 import json
 import os
