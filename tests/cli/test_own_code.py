@@ -362,7 +362,7 @@ fcifar.recipes.register_augment("OWN", lambda: lambda key, images: late(images))
     [
         ("if len(CALLS) > 20: raise RuntimeError('two\\nlines')", (), "RuntimeError: two lines"),
         ("if len(CALLS) > 20: {}['width']", (), "KeyError: 'width'"),
-        ("x = x + 1 if x.sum() > 0 else x", ("--compile",), "value out of a tracing tensor"),
+        ("", ("--augment", "OWN", "--compile"), "LookupError: no more"),
         ("", ("--augment", "OWN"), "LookupError: no more"),
         ("", ("--batch-size", 41), "batches of 41 of 42 images leave one image alone"),
         ("", ("--batch-size", 1), "give another --batch-size"),
