@@ -1,13 +1,43 @@
 """Fixtures of the benchmarks."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from fcifar.bench import bench
+from fcifar.bench import bench, timing
 from fcifar.data import Dataset
 from fcifar.train.runtime import Runtime, activate, make_runtime
+
+_BUSY: list[float] = []  # cores that other processes used, by benchmark
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    with contextlib.suppress(ValueError):  # the tests have added it
+        parser.addoption("--long", action="store_true", help="run all benchmarks")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "slow" in item.keywords and not config.getoption("--long"):
+            item.add_marker(pytest.mark.skip(reason="run with --long"))
+
+
+@pytest.fixture(autouse=True)
+def _notice_other_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Record how many cores other processes used."""
+    before = timing.load()
+    yield
+    cores = timing.used_by_others(before, timing.load())
+    if cores is not None and "benchmark" in request.fixturenames:
+        request.getfixturevalue("benchmark").extra_info["other_processes"] = cores
+        _BUSY.append(cores)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if notice := timing.busy_notice(max(_BUSY, default=None)):
+        terminalreporter.write_line(notice)
 
 
 @pytest.fixture(scope="session")

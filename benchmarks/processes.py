@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def environment(caches: Path | None) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
         "XDG_CACHE_HOME": str(caches),
+        "FCIFAR_CACHE": str(caches / "programs"),
     }
     return {**os.environ, **folders}
 
@@ -95,7 +96,12 @@ def stop(process: subprocess.Popen) -> None:
 # Memory ------------------------------------------------------------------------------------------
 
 
-def peak_memory(code: str, args: Sequence[str] = (), caches: Path | None = None) -> int:
+def peak_memory(
+    code: str,
+    args: Sequence[str] = (),
+    caches: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> int:
     """Return the peak memory, in bytes, of a Python process that runs ``code`` with ``args``."""
     result = subprocess.run(
         [sys.executable, "-c", _PEAK + code, *args],
@@ -103,7 +109,7 @@ def peak_memory(code: str, args: Sequence[str] = (), caches: Path | None = None)
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(caches),
+        env=environment(caches) if variables is None else variables,
     )
     last = [line for line in result.stderr.splitlines() if line.startswith("peak ")][-1]
     return 1024 * int(last.split()[1])

@@ -19,6 +19,8 @@ from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
 from fcifar.train.setup import make_training
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 1000
 
 

@@ -17,6 +17,8 @@ from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward
 from fcifar.kernels.wide_conv import max_pool, wide_conv_backward
 from fcifar.train.runtime import activate, make_runtime
 
+pytestmark = pytest.mark.slow
+
 LAYERS = {
     "lenet conv1": Shape(3, 6, 32, 32, 5, 5, 0),
     "lenet conv2": Shape(6, 16, 14, 14, 5, 5, 0),

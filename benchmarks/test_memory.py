@@ -28,9 +28,10 @@ config = make_config(recipe, dataset, runtime=runtime, compile=compiled == "comp
 loop.train(Path(out), config, dataset)
 """
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="reads the peak from /proc"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc"),
+]
 
 
 @pytest.mark.parametrize("model", MODELS)

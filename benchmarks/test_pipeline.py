@@ -13,6 +13,8 @@ from fcifar.bench.timing import wait_for
 from fcifar.data import Dataset
 from fcifar.train.runtime import Runtime
 
+pytestmark = pytest.mark.slow
+
 AUGMENTS = {
     "nothing": (),
     "conv3-aug": ("random_flip", "random_rotation:10"),

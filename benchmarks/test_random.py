@@ -5,6 +5,8 @@ import torch
 
 from fcifar import random
 
+pytestmark = pytest.mark.slow
+
 N = 1_000_000
 
 

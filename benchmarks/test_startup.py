@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import processes
 
+pytestmark = pytest.mark.slow
+
 STARTS = {
     "python": ("-c", "pass"),
     "import_torch": ("-c", "import torch"),

@@ -4,6 +4,9 @@ Gather, normalise, forward, backward, update. ``python -m benchmarks.bench_steps
 same steps, for claims; here they run one after another.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 
 from benchmarks.reference.candidates import BATCHES, CANDIDATES, DEVICES, MODELS, why_not
@@ -12,11 +15,19 @@ from fcifar.bench.bench import Case
 from fcifar.data import Dataset
 from fcifar.train.runtime import Runtime
 
+SHORT = (4, 64, 512, "module", "module_compiled", "fcifar_compiled", "jax_nchw", "jax_nhwc")
+
+
+def long_but_short(values: Iterable[Any]) -> list[Any]:
+    """Leave the values that are not in ``SHORT`` to --long."""
+    slow = pytest.mark.slow
+    return [value if value in SHORT else pytest.param(value, marks=slow) for value in values]
+
 
 @pytest.mark.parametrize("runtime", DEVICES, indirect=True)
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("batch_size", BATCHES)
-@pytest.mark.parametrize("name", [name for name in CANDIDATES if name != "jax_scan"])
+@pytest.mark.parametrize("batch_size", long_but_short(BATCHES))
+@pytest.mark.parametrize("name", long_but_short(n for n in CANDIDATES if n != "jax_scan"))
 def test_step(
     benchmark, runtime: Runtime, dataset: Dataset, model: str, batch_size: int, name: str
 ) -> None:

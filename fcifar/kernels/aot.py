@@ -33,7 +33,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from fcifar.errors import ExternalError, UsageError
+from fcifar.errors import ExternalError, UsageError, one_line
 from fcifar.kernels import build, conv_pool, threefry, wide_conv
 from fcifar.random import threefry as cipher
 
@@ -187,18 +187,36 @@ def _lower(
     module: torch.fx.GraphModule, inputs: Sequence[Tensor], prepare: Callable[..., None]
 ) -> tuple[str, str]:
     """Return inductor's C++ of the fused loops, and of all that is around them."""
+    sources: list[str] = []
+
+    def take(graph: Any, wrapper: str, loops: str, *_: Any, **__: Any) -> str:
+        sources[:] = loops, wrapper
+        return LIBRARY
+
+    try:
+        _compile_with_inductor(module, inputs, prepare, take)
+    except Exception as error:  # of inductor; torch.compile will say what is wrong with a graph
+        raise UnsupportedError(
+            f"inductor cannot compile it ahead of time ({one_line(error)})"
+        ) from error
+    if not sources:
+        raise UnsupportedError("inductor made no code of it")
+    return sources[0], sources[1]
+
+
+def _compile_with_inductor(
+    module: torch.fx.GraphModule,
+    inputs: Sequence[Tensor],
+    prepare: Callable[..., None],
+    take: Callable[..., str],
+) -> None:
+    """Lower a graph, and pass its sources to ``take`` instead of inductor's compiler."""
     from torch._inductor import codecache, cpu_vec_isa
     from torch._inductor import config as inductor
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.virtualized import V
 
     from fcifar.kernels import lowering
-
-    sources: list[str] = []
-
-    def take(graph: Any, wrapper: str, loops: str, *_: Any, **__: Any) -> str:
-        sources[:] = loops, wrapper
-        return LIBRARY
 
     settings = lowering.settings(["post_grad_custom_pre_pass"], prepare=prepare)
     patches = settings["config_patches"]
@@ -220,9 +238,6 @@ def _lower(
             inner = functools.partial(compile_fx_inner, extern_node_serializer=None)
             compile_fx(module, list(inputs), inner_compile=inner, **settings)
         asking.join()
-    if not sources:
-        raise UnsupportedError("inductor made no code of it")
-    return sources[0], sources[1]
 
 
 @functools.cache
