@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks import processes, records, script
 from fcifar import data, recipes
 from fcifar.bench import timing
+from fcifar.data.paths import path_of
 
 HERE = Path(__file__).parent.parent
 _TUTORIAL = """
@@ -119,7 +120,7 @@ def measure(checkout: Checkout, number: int) -> dict[str, float]:
 def main() -> None:
     parser = script.parser(__doc__, before=Path, dataset="cifar10", repetitions=3)
     options = parser.parse_args()
-    recipe, path = recipes.get("blitz"), data.path_of(options.dataset, data.data_root())
+    recipe, path = recipes.get("blitz"), path_of(options.dataset, data.data_root())
     seconds: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as made:
         checkouts = {"now": Checkout(HERE, Path(made) / "now", options.dataset)}
