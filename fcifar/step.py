@@ -121,10 +121,11 @@ def normalize(
     """
 
     def preprocess(images: Tensor) -> Tensor:
-        x = images if images.is_floating_point() else images.to(torch.float32) / 255
-        shift = torch.tensor(mean, dtype=x.dtype, device=x.device)
-        scale = torch.tensor(std, dtype=x.dtype, device=x.device)
-        return (x - shift[:, None, None]) / scale[:, None, None]
+        is_new = not images.is_floating_point()  # then its memory is used again
+        x = images.to(torch.float32).div_(255) if is_new else images
+        shift = torch.tensor(mean, dtype=x.dtype, device=x.device)[:, None, None]
+        scale = torch.tensor(std, dtype=x.dtype, device=x.device)[:, None, None]
+        return x.sub_(shift).div_(scale) if is_new else (x - shift) / scale
 
     return preprocess
 

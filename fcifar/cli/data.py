@@ -13,6 +13,7 @@ from fcifar.cli import completion, output
 from fcifar.cli.options import DataDir, Debug, Json, Quiet, SkipUnreadable, argument, option
 from fcifar.cli.progress import counting
 from fcifar.data.catalog import KNOWN
+from fcifar.data.digest import begin
 from fcifar.errors import UsageError, names_of
 
 app = typer.Typer(help="Prepare and inspect data sets.", no_args_is_help=True)
@@ -26,6 +27,12 @@ def open_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> "data.Data
     """Load a data set and check its digest; fetch it first if it is known and not prepared."""
     with opening_dataset(name, data_dir, quiet=quiet) as dataset:
         return dataset
+
+
+def begin_to_read(name: str, data_dir: Path | None) -> None:
+    """Begin to read a data set, to be called before torch is imported, which takes a second."""
+    with contextlib.suppress(UsageError, OSError):  # a mistake is reported when it is opened
+        begin(name, data.data_root(data_dir))
 
 
 @contextlib.contextmanager

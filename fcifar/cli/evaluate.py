@@ -1,5 +1,6 @@
 """fcifar eval."""
 
+from json import loads as parse
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,8 +50,11 @@ def evaluate(
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
     fcifar eval cifar_net.pth --model lenet[/]
     """
+    from fcifar.cli.data import begin_to_read, opening_dataset
+
+    if name := (dataset or _dataset_of(runs[0])):
+        begin_to_read(name, data_dir)
     from fcifar.analysis import ensembles, score_tables
-    from fcifar.cli.data import opening_dataset
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import draw
@@ -108,6 +112,14 @@ def evaluate(
     output.result(result, _show, json)
     if scores is not None and not json:
         render.show_hardest(scores, data.classes, result["per_example"])
+
+
+def _dataset_of(run: Path) -> str | None:
+    """The data set of a run, read without torch; None for anything else."""
+    try:
+        return str(parse((run / "manifest.json").read_bytes())["dataset"]["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _show(result: dict[str, Any]) -> None:

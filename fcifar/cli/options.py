@@ -36,10 +36,12 @@ def in_utf8(path: Path | None) -> Path | None:
 
 def where_run_is(path: Path | None) -> Path | None:
     """Return a path as it is, and the name of a run as its path in the folder of runs."""
+    if path is None or path.exists():
+        return path
     from fcifar.runs.listing import named
     from fcifar.train.run_dir import runs_root
 
-    return path if path is None or path.exists() else named(path, runs_root())
+    return named(path, runs_root())
 
 
 def where_runs_are(paths: list[Path]) -> list[Path | None]:

@@ -151,8 +151,11 @@ def train(
     fcifar train speed94 --dataset cifar100
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
     """
+    from fcifar.cli.data import begin_to_read, open_dataset
+
+    if resume is None:
+        begin_to_read(dataset or "cifar10", data_dir)
     from fcifar import recipes
-    from fcifar.cli.data import open_dataset
     from fcifar.export import tensorboard as event_files
     from fcifar.report import draw
     from fcifar.train import config as configs

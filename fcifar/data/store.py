@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fcifar.data import shapes10
 from fcifar.data.catalog import KNOWN
-from fcifar.data.dataset import EMPTY, Dataset, Split, check, content_digest, make_dataset
+from fcifar.data.dataset import EMPTY, Dataset, Split, check, make_dataset
+from fcifar.data.digest import of_store
 from fcifar.data.paths import ENDING, NAME, path_of
 from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, reason
 from fcifar.io import remove_partial, replacing
@@ -133,8 +134,10 @@ def verify(name: str, root: Path) -> str:
         ExternalError: its content is not what was stored.
     """
     dataset = load(name, root)
-    given = dataset.valid_images, dataset.valid_labels
-    found = content_digest(*dataset[1:5], dataset.classes, *given)
+    try:
+        found = of_store(name, root)
+    except _DAMAGED as error:
+        found = reason(error)
     if found != dataset.digest:
         raise ExternalError(
             f"{one_line(path_of(name, root))} is damaged: its content has digest {found}, not "

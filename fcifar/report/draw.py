@@ -1,6 +1,7 @@
 """The figures of a run, an evaluation, per-example scores and a group, as PNG files."""
 
 import functools
+import gc
 import importlib
 import threading
 from collections.abc import Callable, Sequence
@@ -63,6 +64,14 @@ def run(path: Path, dataset: Dataset) -> None:
         path: the run directory.
         dataset: what it was trained on.
     """
+    gc.freeze()  # so that collecting what each figure leaves behind looks at nothing else
+    try:
+        _run(path, dataset)
+    finally:
+        gc.unfreeze()
+
+
+def _run(path: Path, dataset: Dataset) -> None:
     folder, config = path / run_dir.PLOTS, read_config(path)
     report = run_dir.read_report(path)
     title = f"{report['recipe']} on {report['dataset']}, seed {report['seed']}"

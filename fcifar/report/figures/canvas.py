@@ -7,6 +7,7 @@ element whose colours are the CSS variables of the page around it.
 
 import contextlib
 import functools
+import gc
 import io
 import re
 import warnings
@@ -120,6 +121,8 @@ def save(drawn: "Figure | Image", path: Path) -> Path:
         else:
             with _fonts_for(drawn):
                 drawn.savefig(temporary, format="png", dpi=DPI)
+    del drawn
+    gc.collect()  # figures refer to themselves, and hold their pixels
     return path
 
 

@@ -101,8 +101,12 @@ def _numbered(values: Tensor, grey: Tensor) -> Tensor:
     rows = torch.tensor([index[text] for text in texts]).reshape(values.shape)
     light = torch.tensor([255.0 * (ink_on((level / 255,) * 3) == ON_DARK) for level in range(256)])
     ink, ground = light[grey.int()][..., None, None], grey[..., None, None].float()
-    cells = (ground + (ink - ground) * stamps[rows]).round().to(torch.uint8)
-    return cells.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def channel(i: int) -> Tensor:
+        cells = (ground[i] + (ink[i] - ground[i]) * stamps[rows[i]]).round().to(torch.uint8)
+        return cells.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+    return torch.stack([channel(i) for i in range(len(values))])  # one by one, to save memory
 
 
 def _stamps(texts: Sequence[str], size: float) -> Tensor:
