@@ -27,12 +27,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _notice_other_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Record how many cores other processes used."""
-    before = timing.load()
+    benchmark, before = request.getfixturevalue("benchmark"), timing.load()
     yield
     cores = timing.used_by_others(before, timing.load())
-    if cores is not None and "benchmark" in request.fixturenames:
-        request.getfixturevalue("benchmark").extra_info["other_processes"] = cores
-        _BUSY.append(cores)
+    benchmark.extra_info["other_processes"] = cores
+    _BUSY.append(cores or 0.0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
