@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fcifar import random, recipes
 from fcifar.errors import UsageError, shown
+from fcifar.recipes import Recipe
 
 
 @pytest.mark.parametrize(
@@ -103,3 +105,19 @@ def test_what_a_message_shows_is_short_and_on_one_line() -> None:
     for _ in range(10**5):
         endless = [endless]
     assert shown(endless) == "a list too large to show"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *map(recipes.get, recipes.RECIPES),
+        recipes.get("speed94").replace(model="resnet18", model_options={}, batch_size=2),
+    ],
+    ids=lambda recipe: f"{recipe.name}-{recipe.model}",
+)
+def test_operations_are_counted_as_torch_counts_them(recipe: Recipe) -> None:
+    model, key = recipes.make_model(recipe, 10), random.key(0, device="meta")
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        model.apply(model.init(key), torch.empty(2, 3, 32, 32), key=key, train=True)
+    expected = 3 * counter.get_total_flops() * recipe.batch_size / 2
+    assert recipes.count_flops(recipe) == expected > 0
