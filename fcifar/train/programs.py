@@ -90,7 +90,7 @@ def ahead_of_time(
     programs: dict[Any, tuple[aot.Program, Sequence[Tensor]]] = {}
     other: list[Callable[[Any, Any], Any]] = []
     fixed_leaves = tree.leaves(fixed)
-    bound: Any = None, None  # the shapes of the last call, and its first argument
+    bound: Any = None, None  # the layouts of the last call, and its first argument
     run: Any = None
 
     def prepare(first: Any, second: Any) -> Any:
@@ -121,13 +121,13 @@ def ahead_of_time(
     def call(first: Any, second: Any) -> Any:
         nonlocal bound, run
         given = tree.leaves(second)
-        shapes = [x.shape for x in given]
-        if bound[1] is not first or bound[0] != shapes:
+        layouts = [(x.shape, x.stride(), x.dtype) for x in given]
+        if bound[1] is not first or bound[0] != layouts:
             found = prepare(first, second)
             if found is not None:
                 run, constants = found
                 run.keep([*constants, *fixed_leaves, *tree.leaves(first)], len(given))
-            bound = shapes, first
+            bound = layouts, first
         if other:
             return other[0](first, second)
         return wrap(run(given))

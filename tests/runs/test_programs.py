@@ -345,15 +345,17 @@ except SystemExit as ended:
 """
 
 
-def test_a_second_start_imports_neither_dynamo_nor_inductor(tmp_path: Path) -> None:
-    """The issue of a command of its own, twice: compiling, and loading; figures included."""
+def test_a_second_start_imports_neither_dynamo_nor_inductor(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    """The whole command twice: compiling, and loading; figures included."""
     root = tmp_path / "data"
-    data.load("shapes10", root)
+    data.save(dataset, root)
     env = {**os.environ, "FCIFAR_DATA": str(root), programs.CACHE: str(tmp_path / "cache")}
     reports = []
     for name in ("first", "second"):
-        words = ["train", "blitz", "--dataset", "shapes10", "--compile", "--threads", "1"]
-        words += ["--batch-size", "100", "--epochs", "1", "--json", "--out", str(tmp_path / name)]
+        words = ["train", "blitz", "--dataset", "tiny", "--compile", "--threads", "1"]
+        words += ["--batch-size", "6", "--epochs", "1", "--json", "--out", str(tmp_path / name)]
         command = [sys.executable, "-c", f"import re\n{_TRAIN}", *words]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         code, loaded = json.loads(done.stderr.splitlines()[-1])
