@@ -219,6 +219,7 @@ def _keep(path: Path, library: bytes, graph: aot.Graph, about: Mapping[str, str]
     own = {"name": path.stem, "outputs": str(graph.outputs)}
     compiler = environment.compiler_digest()
     tensor_files.save(path, content, {**about, **own, "compiler": compiler})
+    path.chmod(0o600)  # some systems let a group write new files
     trim(path.parent)
 
 
