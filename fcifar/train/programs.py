@@ -113,7 +113,10 @@ def ahead_of_time(
             # The function may overwrite the first argument.
             copied = tree.map(lambda x: x.clone(), first)
             leaves, unflatten = tree.flatten((fixed, copied, second))
-            flat = lambda *xs: tuple(tree.leaves(function(*unflatten(list(xs)))))  # noqa: E731
+
+            def flat(*xs: Tensor) -> tuple[Tensor, ...]:
+                return tuple(tree.leaves(function(*unflatten(list(xs)))))
+
             return aot.trace(flat, leaves), leaves
 
         return get(full, trace, traced=traced, observe=observe)
