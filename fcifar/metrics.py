@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fcifar import tree
+
 
 class Metrics(NamedTuple):
     """Sums over examples, each a 0-d tensor."""
@@ -52,7 +54,7 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     >>> fcifar.metrics.summarize(metrics)
     {'loss': 1.5, 'accuracy': 0.5, 'count': 2}
     """
-    loss, correct, count = (x.item() for x in metrics)
+    loss, correct, count = (x.item() for x in tree.on_device(metrics, "cpu"))
     if not count:
         return {"loss": math.nan, "accuracy": math.nan, "count": 0}
     return {"loss": loss / count, "accuracy": correct / count, "count": int(count)}

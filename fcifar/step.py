@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcifar import averaging, metrics, precision, random
+from fcifar import averaging, metrics, precision, random, tree
 from fcifar.augment import Augment, identity, tta
 from fcifar.augment.tta import Views
 from fcifar.averaging import Average
@@ -86,7 +86,8 @@ def init_train_state(
 
     Args:
         average: the same as for ``make_train_step``.
-        sample: normalised training images [N, 3, H, W], for ``model.adapt``.
+        sample: normalised training images [N, 3, H, W], for ``model.adapt``, which runs on their
+            device.
 
     >>> state = fcifar.init_train_state(
     ...     fcifar.models.lenet(), fcifar.optim.sgd(0.1), key=fcifar.random.key(0)
@@ -97,7 +98,8 @@ def init_train_state(
     init_key, step_key = random.split(key)
     variables = model.init(init_key)
     if sample is not None:
-        variables = model.adapt(variables, sample)
+        adapted = model.adapt(tree.on_device(variables, sample.device), sample)
+        variables = tree.on_device(adapted, key.device)
     variables = precision.cast(variables, policy.param)
     return TrainState(
         step=torch.zeros((), dtype=torch.int64, device=key.device),

@@ -10,6 +10,7 @@
 
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -126,41 +127,41 @@ def accumulate(
     return accumulating
 
 
-def make_loop_step(
-    step_with: Callable[[Mapping[str, Tensor]], TrainStep], data: Batch, *, compile: bool = False
-) -> LoopStep:
+def make_loop_step(step_with: Callable[[Mapping[str, Tensor]], TrainStep], data: Batch) -> LoopStep:
     """Make the step of the training loop: gather rows, mirror, step, sum metrics.
 
     Args:
         step_with: maps the traced hyperparameters of an input to a step.
         data: training images, on the device.
-        compile: use ``torch.compile``, and donate the memory of the old state to the new one.
     """
 
-    def loop_step(loop: LoopState, inputs: StepInput) -> Any:
+    def loop_step(loop: LoopState, inputs: StepInput) -> tuple[LoopState, tuple[()]]:
         images = data.images[inputs.indices]
         if isinstance(inputs.flip, Tensor):
             images = functional.mirror(images, inputs.flip)
         labels = data.labels[inputs.indices]
         is_shard = isinstance(inputs.first_row, Tensor)
         batch = Shard(images, labels, inputs.first_row) if is_shard else Batch(images, labels)
-        new = add_metrics(loop, *step_with(inputs.hparams)(loop.state, batch))
-        return overwrite(loop, new) if compile else (new, ())
+        return add_metrics(loop, *step_with(inputs.hparams)(loop.state, batch)), ()
 
-    return _donating(_compile(loop_step)) if compile else loop_step
+    return loop_step
 
 
 # torch.compile -----------------------------------------------------------------------------------
 
 
 def compile_step(
-    step: Callable[[Any, Any], tuple[Any, Any]], *, donate: bool = True
+    step: Callable[[Any, Any], tuple[Any, Any]],
+    *,
+    donate: bool = True,
+    note: Callable[[str], object] = warnings.warn,
 ) -> Callable[[Any, Any], tuple[Any, Any]]:
     """Compile a step with ``torch.compile``, as one graph per batch shape.
 
-    On the CPU the graph uses the kernels of ``fcifar.kernels``. As in ``jax.jit``, values that the
-    step closes over are read once, at compile time. Its arguments and torch's global settings are
-    checked before each call.
+    On the CPU the graph uses the kernels of ``fcifar.kernels``. On CUDA, a step that donates is
+    captured as one CUDA graph for each state and shape of batch, see ``replay``. As in ``jax.jit``,
+    values that the step closes over are read once, at compile time. Its arguments and torch's
+    global settings are checked before each call.
 
     Args:
         step: a pure ``(state, batch) -> (state, metrics)``.
@@ -168,6 +169,7 @@ def compile_step(
             ``donate_argnums`` of JAX does. The argument must not be used afterwards; clone it first
             to keep it (``tree.map(torch.clone, state)``). With ``donate=False`` the compiled step
             is pure.
+        note: called with one line when a step on CUDA cannot be captured.
 
     >>> step = fcifar.compile_step(lambda state, batch: (state + batch, batch), donate=False)
     >>> step(torch.tensor([1.0]), torch.tensor([2.0]))
@@ -181,7 +183,14 @@ def compile_step(
         overwrite(state, new_state)
         return metrics
 
-    return _donating(_compile(in_place))
+    run: Any = replay(_compile(in_place), note)
+
+    def donating(state: Any, batch: Any) -> tuple[Any, Any]:
+        metrics = run(state, batch)
+        return state, metrics
+
+    donating.prepare = run.prepare  # type: ignore[attr-defined]
+    return donating
 
 
 def compile_pure(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -193,20 +202,27 @@ def compile_pure(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     return _compile(compiled)
 
 
+def replay(
+    function: Callable[[Any, Any], Any], note: Callable[[str], object] = warnings.warn
+) -> Callable[[Any, Any], Any]:
+    """Replay a function of two trees of CUDA tensors as one CUDA graph for each shape.
+
+    The graph reads the first argument, such as a network's variables, where it lies; the second is
+    copied to it. As in ``compile_step``, the function runs once for a shape, so that it must be
+    pure, or overwrite its first argument only. On other devices it is called as it is.
+
+    Args:
+        note: called with one line when CUDA tensors cannot be captured.
+    """
+    from fcifar import kernels
+
+    return kernels.replayed(function, note)
+
+
 def overwrite(old: Tree, new: Tree) -> tuple[()]:
     """Write the leaves of ``new`` into the memory of ``old``."""
     tree.map(lambda old, new: old if new is old else old.copy_(new), old, new)
     return ()
-
-
-def _donating(in_place: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, Any]]:
-    """Make a step from ``in_place``, which overwrites its state and returns the metrics."""
-
-    def donating(state: Any, batch: Any) -> tuple[Any, Any]:
-        metrics = in_place(state, batch)
-        return state, metrics
-
-    return donating
 
 
 def _compile(function: Any) -> Callable[[Any, Any], Any]:

@@ -1,4 +1,7 @@
-"""CPU kernels for a convolution followed by a 2x2 max-pool.
+"""What runs below a compiled step: CPU kernels, and CUDA graphs.
+
+On CUDA, ``cuda_graph`` replays a whole step by one launch. The CPU kernels are for a convolution
+followed by a 2x2 max-pool.
 
 Behind such a pool three of four gradients are zero. The libraries' kernels multiply by them; these
 do not. They need an x86 processor with AVX-512:
@@ -14,6 +17,7 @@ do not. They need an x86 processor with AVX-512:
 """
 
 from fcifar.kernels.build import why_not
+from fcifar.kernels.cuda_graph import replayed
 from fcifar.kernels.lowering import backend, step_backend
 
-__all__ = ["backend", "step_backend", "why_not"]
+__all__ = ["backend", "replayed", "step_backend", "why_not"]

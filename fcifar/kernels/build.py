@@ -32,9 +32,15 @@ _OPS = torch.library.Library("fcifar", "DEF")
 
 
 def define(
-    schema: str, function: Any, fake: Any, tags: Sequence[torch.Tag] = (), *, vmap: Any = None
+    schema: str,
+    function: Any,
+    fake: Any,
+    tags: Sequence[torch.Tag] = (),
+    *,
+    vmap: Any = None,
+    cuda: Any = None,
 ) -> Any:
-    """Define an operation of ``torch.ops.fcifar`` on the CPU.
+    """Define an operation of ``torch.ops.fcifar`` on the CPU, and optionally on CUDA.
 
     Args:
         fake: returns empty results.
@@ -43,6 +49,8 @@ def define(
     name = schema.partition("(")[0]
     _OPS.define(schema, tags=tuple(tags))
     _OPS.impl(name, function, "CPU")
+    if cuda is not None:
+        _OPS.impl(name, cuda, "CUDA")
     torch.library.register_fake(f"fcifar::{name}", fake, lib=_OPS)
     if vmap is not None:
         torch.library.register_vmap(f"fcifar::{name}", vmap, lib=_OPS)

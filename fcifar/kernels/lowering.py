@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import build, conv_pool, pattern, wide_conv
+from fcifar.kernels import build, conv_pool, pattern, threefry, wide_conv
 
 aten = torch.ops.aten
 Prepare = Callable[[ModuleType, Any], None]
@@ -67,7 +67,13 @@ def settings(
     """
     patches: dict[str, Any] = {"deterministic": torch.are_deterministic_algorithms_enabled()}
     patches |= build.prepare_cache()
-    if not on_cpu or build.why_not() is not None:
+    if not on_cpu:
+        threefry.lower()
+        # For its hash of this code, which the compiler's cache keys on.
+        patches["post_grad_custom_pre_pass"] = make_pass(lambda graph: None)
+        patches["post_grad_custom_post_pass"] = make_pass(split_sums)
+        return {"config_patches": patches}
+    if build.why_not() is not None:
         return {"config_patches": patches}
     patches |= {name: make_pass(functools.partial(fuse, prepare=prepare)) for name in passes}
     patches["post_grad_custom_post_pass"] = make_pass(split_sums)

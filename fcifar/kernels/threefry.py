@@ -1,7 +1,9 @@
-"""The cipher of ``fcifar.random`` as one operation, for compiled graphs on the CPU.
+"""The cipher of ``fcifar.random`` as one operation, for compiled graphs.
 
-Its 20 rounds are some 140 elementary operations at every draw, which take seconds to compile. Here
-they are compiled once, by ``threefry.c``.
+Its 20 rounds are some 140 elementary operations at every draw, which take seconds to compile. On
+the CPU they are compiled once, by ``threefry.c``. On CUDA inductor writes them into the kernel that
+uses the draw (``lower``), and sees one operation before: with many hundreds in a graph it would not
+choose the layout of convolutions.
 """
 
 import ctypes
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fcifar.kernels import build
+from fcifar.random import threefry as cipher
 
 SOURCE = Path(__file__).with_name("threefry.c")
 
@@ -65,5 +68,42 @@ threefry2x32 = build.define(
     "threefry2x32(Tensor k0, Tensor k1, Tensor x0, Tensor x1) -> (Tensor, Tensor)",
     *(_cipher, _empty),
     vmap=_batched,
+    cuda=cipher.in_memory,
 )
-"""As ``fcifar.random.threefry.threefry2x32``, of int32 tensors on the CPU that broadcast."""
+"""As ``fcifar.random.threefry.threefry2x32``, of int32 tensors that broadcast."""
+cipher.compile_to(threefry2x32)
+
+
+@functools.cache
+def lower() -> None:
+    """Let inductor write the rounds into the kernels that use a draw."""
+    from torch._inductor.ir import Pointwise
+    from torch._inductor.lowering import fallback_handler, register_lowering
+    from torch._inductor.virtualized import ops
+
+    def word(value: int) -> Any:
+        return ops.constant(value, torch.int32)
+
+    def rotate(x: Any, r: int) -> Any:
+        # >> copies the sign bit; the mask clears the copies.
+        low = ops.bitwise_right_shift(x, word(32 - r)) & word((1 << r) - 1)
+        return ops.bitwise_left_shift(x, word(r)) | low
+
+    def lowered(*words: Any) -> tuple[Any, Any]:
+        if words[0].get_device().type == "cpu":
+            return fallback_handler(threefry2x32)(*words)
+        loads = [each.make_loader() for each in words]
+
+        def output(which: int) -> Any:
+            def inner(index: Any) -> Any:
+                values = (load(index) for load in loads)
+                return cipher.rounds(*values, rotate=rotate, seam=lambda x: x, number=word)[which]
+
+            ranges = words[0].get_size()
+            return Pointwise.create(
+                device=words[0].get_device(), dtype=torch.int32, inner_fn=inner, ranges=ranges
+            )
+
+        return output(0), output(1)
+
+    register_lowering(threefry2x32, broadcast=True, type_promotion_kind=None)(lowered)

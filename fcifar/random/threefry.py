@@ -7,18 +7,22 @@ int64.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD1_1BDA
-_operation: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+Cipher = Callable[..., tuple[Tensor, Tensor]]
+_operation: Cipher | None = None
+_compiled: Cipher | None = None
 
 
 @contextlib.contextmanager
-def using(operation: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
+def using(operation: Cipher) -> Iterator[None]:
     """Call ``operation`` for the cipher of int32 tensors on the CPU, such as while recording."""
     global _operation
     before, _operation = _operation, operation
@@ -28,27 +32,57 @@ def using(operation: Callable[..., tuple[Tensor, Tensor]]) -> Iterator[None]:
         _operation = before
 
 
+def compile_to(operation: Cipher) -> None:
+    """Let ``torch.compile`` record ``operation`` for the cipher of int32 tensors on CUDA."""
+    global _compiled
+    _compiled = operation
+
+
 def threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt the words (x0, x1), of any shape, with the key (k0, k1)."""
     if _operation is not None and k0.is_cpu:
         return _operation(k0, k1, x0, x1)
-    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0, x1 = x0 + k0, x1 + k1
     if not torch.compiler.is_compiling():
-        return _in_memory(schedule, x0, x1)
+        return in_memory(k0, k1, x0, x1)
+    if _compiled is not None and k0.is_cuda:
+        return _compiled(k0, k1, x0, x1)
+    return rounds(k0, k1, x0, x1, rotate=_rotate, seam=_seam)
+
+
+def rounds(
+    k0: Any,
+    k1: Any,
+    x0: Any,
+    x1: Any,
+    *,
+    rotate: Callable[[Any, int], Any],
+    seam: Callable[[Any], Any],
+    number: Callable[[int], Any] = int,
+) -> tuple[Any, Any]:
+    """The cipher of words that have ``+`` and ``^``.
+
+    Args:
+        rotate: rotates a word left by some bits.
+        seam: called with the words after every second round.
+        number: makes a word of an integer.
+    """
+    schedule = (k0, k1, k0 ^ k1 ^ number(_PARITY))
+    x0, x1 = x0 + k0, x1 + k1
     for i in range(5):
-        for r, seam in zip(_ROTATIONS[i % 2], (False, True, False, True), strict=True):
+        for r, is_end in zip(_ROTATIONS[i % 2], (False, True, False, True), strict=True):
             x0 = x0 + x1
-            x1 = ((x1 << r) | shift_right(x1, 32 - r)) ^ x0
-            if seam:
-                x0, x1 = _seam(x0), _seam(x1)
+            x1 = rotate(x1, r) ^ x0
+            if is_end:
+                x0, x1 = seam(x0), seam(x1)
         x0 = x0 + schedule[(i + 1) % 3]
-        x1 = x1 + schedule[(i + 2) % 3] + (i + 1)
+        x1 = x1 + schedule[(i + 2) % 3] + number(i + 1)
     return x0, x1
 
 
-def _in_memory(schedule: Sequence[Tensor], x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounds with in-place operations, which halve the number of passes over memory."""
+def in_memory(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """The cipher with in-place operations, which halve the number of passes over memory."""
+    schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0, x1 = x0 + k0, x1 + k1
     # The first sums allocate new tensors of the broadcast shape, batched under vmap if one word is.
     x0, x1 = x0 + x1, x1 + torch.zeros_like(x0)
     for i in range(5):
@@ -59,6 +93,10 @@ def _in_memory(schedule: Sequence[Tensor], x0: Tensor, x1: Tensor) -> tuple[Tens
         x0 = x0.add_(schedule[(i + 1) % 3])
         x1 = x1.add_(schedule[(i + 2) % 3] + (i + 1))
     return x0, x1
+
+
+def _rotate(x: Tensor, r: int) -> Tensor:
+    return (x << r) | shift_right(x, 32 - r)
 
 
 def _seam(x: Tensor) -> Tensor:

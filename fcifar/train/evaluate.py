@@ -17,16 +17,15 @@ T = TypeVar("T")
 BATCH_SIZE = 500  # constant, because it changes results by rounding
 
 
-def padded_rows(
-    size: int, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+def padded_rows(size: int, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, int]]:
     """Yield the rows below ``size`` in batches of one shape, the last one padded with row 0.
 
-    Each batch is the rows, int64 [B], and a mask that is False for padding, bool [B].
+    Each batch is the rows, int64 [B], and how many of them, from the first, are not padding.
     """
     for start in range(0, size, batch_size):
         rows = torch.arange(start, start + batch_size, device=device)
-        yield torch.where(rows < size, rows, 0), rows < size
+        count = min(batch_size, size - start)
+        yield (rows if count == batch_size else torch.where(rows < size, rows, 0)), count
 
 
 def save_predictions(path: Path, examples: EvalOutput, labels: Tensor) -> None:
@@ -69,11 +68,11 @@ def evaluate(
     count = len(data.labels)
     indices, parts = [], []
     batches = list(padded_rows(count, batch_size, data.labels.device))
-    for rows, keep in batches[axis.rank :: axis.size] or batches[:1]:
+    for rows, kept in batches[axis.rank :: axis.size] or batches[:1]:
         examples = eval_step(variables, _take(data, rows))
-        parts.append(tree.map(lambda x, keep=keep: x[keep], examples))
-        indices.append(rows[keep])
-    results = tree.map(lambda *xs: torch.cat(xs).cpu(), *parts)
+        parts.append(tree.map(lambda x, kept=kept: x[:kept], examples))
+        indices.append(rows[:kept])
+    results = tree.on_device(tree.map(lambda *xs: torch.cat(xs), *parts), "cpu")
     if axis.size == 1:
         return results
     index = torch.cat(indices).cpu()

@@ -48,10 +48,17 @@ def combine(multipliers: Tensor, hashes: Tensor) -> Tensor:
     return (multipliers[: len(hashes)] * hashes).sum()
 
 
-def digests(multipliers: Tensor, values: Tree) -> dict[str, Any]:
-    """Return hex hashes: ``digest`` of the tree, and ``tensors`` of each leaf by dotted name."""
+def hash_tree(multipliers: Tensor, values: Tree) -> Tensor:
+    """Return the hash of each leaf, and then that of the tree: int64 [leaves + 1]."""
     hashes = hash_leaves(multipliers, values)
-    *each, whole = map(to_hex, [*hashes.tolist(), int(combine(multipliers, hashes))])
+    return torch.cat([hashes, combine(multipliers, hashes).reshape(1)])
+
+
+def digests(values: Tree, hashes: Tensor) -> dict[str, Any]:
+    """Return ``hash_tree`` of values in hex: ``digest`` of the tree, and ``tensors`` of each leaf
+    by dotted name.
+    """
+    *each, whole = map(to_hex, hashes.tolist())
     return {"digest": whole, "tensors": dict(zip(tree.named_leaves(values), each, strict=True))}
 
 

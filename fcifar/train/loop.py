@@ -218,7 +218,6 @@ def train(
                     if is_new_best:
                         run.save_model(run_dir.BEST, run.variables(state))
                     if is_tick:
-                        _check_finite(run, run.own(state))
                         run.observe(_progress(run, state, step))
                     if is_epoch_end and run.is_done(step):  # the last step, or early stopping
                         count_time()
@@ -358,18 +357,22 @@ def _inputs(runs: Sequence[_Run], active: Sequence[_Run], step: int) -> Iterator
 def _log_train(run: _Run, state: LoopState, step: int) -> None:
     """Log the running metrics and digests of the state, and reset the metrics."""
     own, training, (last_step, last_seconds) = run.own(state), run.training, run.logged
-    _check_finite(run, own)
+    with run.timing("safeguard"):
+        hashes = fingerprint.hash_tree(run.multipliers, own.state) if run.writes else ()
+        # One copy, because a run on a GPU waits for each.
+        totals, nonfinite, hashes = tree.on_device((own.totals, own.nonfinite, hashes), "cpu")
+    _check_finite(run, int(nonfinite))
     images = (step - last_step) * training.images_per_epoch / training.steps_per_epoch
     seconds = run.timings.train
     with run.timing("safeguard"):
         if run.writes:
             values = {
-                **metrics.summarize(own.totals),
+                **metrics.summarize(totals),
                 "learning_rate": training.learning_rate(step - 1),
                 "images_per_second": images / max(seconds - last_seconds, 1e-9),
                 "seconds": seconds,
             }
-            _append(run, "train", step, values, fingerprint.digests(run.multipliers, own.state))
+            _append(run, "train", step, values, fingerprint.digests(own.state, hashes))
         tree.map(lambda total: total.zero_(), own.totals)
     run.logged = step, seconds
 
@@ -417,26 +420,23 @@ def _save(run: _Run, state: LoopState, step: int) -> None:
     if run.saved_step == step:
         return
     own = run.own(state)
-    _check_finite(run, own, parameters=True)
+    # A parameter can be non-finite one step before the loss.
+    finite = [leaf.isfinite().all() for leaf in own.state.variables.params.values()]
+    values = own.nonfinite, torch.stack(finite).all()
+    nonfinite, are_finite = map(int, tree.on_device(values, "cpu"))
+    _check_finite(run, nonfinite)
+    _check_finite(run, 0 if are_finite else step, "a parameter")
     if run.writes:
         with run.timing("safeguard"):
             checkpoint.save(run.path, run.config, own, run.timings, run.log)
     run.saved_step = step
 
 
-def _check_finite(run: _Run, own: LoopState, *, parameters: bool = False) -> None:
-    """Raise a NonFiniteError, and write ``nonfinite.json``, if a loss was not finite.
-
-    Args:
-        parameters: also check the parameters, which can be non-finite one step before the loss.
+def _check_finite(run: _Run, step: int, what: str = "the loss") -> None:
+    """Raise a NonFiniteError, and write ``nonfinite.json``, unless ``step`` is 0: the first step at
+    which ``what`` was not finite.
     """
-    if run.config.checkpoint.allow_nonfinite:
-        return
-    what, step = "the loss", int(own.nonfinite)
-    if not step and parameters:
-        finite = all(bool(leaf.isfinite().all()) for leaf in own.state.variables.params.values())
-        what, step = "a parameter", 0 if finite else int(own.state.step)
-    if not step:
+    if not step or run.config.checkpoint.allow_nonfinite:
         return
     path = run.path
     rows = next(run.training.inputs(step - 1)).indices.tolist()
@@ -456,8 +456,11 @@ def _check_finite(run: _Run, own: LoopState, *, parameters: bool = False) -> Non
 
 
 def _progress(run: _Run, state: LoopState, step: int) -> Advanced:
-    training, epochs = run.training, run.config.recipe.epochs
-    recent = metrics.summarize(run.own(state).totals)
+    """Check that the losses are finite, and return the event of ``step``."""
+    training, epochs, own = run.training, run.config.recipe.epochs, run.own(state)
+    totals, nonfinite = tree.on_device((own.totals, own.nonfinite), "cpu")
+    _check_finite(run, int(nonfinite))
+    recent = metrics.summarize(totals)
     images = training.images_per_epoch * (step / training.steps_per_epoch)
     return Advanced(
         step=step,

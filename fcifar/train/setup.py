@@ -1,7 +1,7 @@
 """Build the functions of a run from its configuration and its data set."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
 from fcifar.train import distributed, environment, programs
 from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import evaluate
-from fcifar.train.events import Event, Observe, Preparing
+from fcifar.train.events import Event, Noted, Observe, Preparing
 
 SAMPLE = 5000  # images that a model is adapted to
 
@@ -121,6 +121,9 @@ def make_trainings(
         for listener in listeners:
             listener(event)
 
+    def note(text: str) -> None:
+        tell(Noted(text))
+
     is_ahead = compiled and programs.are_for(device)
     if compiled and not is_ahead:
         environment.check_compiler(runtime.device)
@@ -173,9 +176,7 @@ def make_trainings(
             return step_transforms.map_replicas(plain) if mapped else plain
 
         def by_torch() -> LoopStep:
-            if mapped:
-                return step_transforms.compile_step(loop_step(train))
-            return step_transforms.make_loop_step(step, train, compile=True)
+            return step_transforms.compile_step(loop_step(train), note=note)
 
         if not is_ahead:
             return by_torch() if compiled else loop_step(train)
@@ -187,12 +188,14 @@ def make_trainings(
         run = ahead(overwriting, train, request, wrap=tuple, otherwise=by_torch)
         return programs.donating(run)
 
-    def make_eval(views: Views, *, compiled: bool) -> EvalStep:
+    def make_eval(views: Views, *, is_dear: bool) -> EvalStep:
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
-        if not compiled:
+        if compiled and not is_ahead:
+            return step_transforms.replay(
+                step_transforms.compile_pure(step) if is_dear else step, note
+            )
+        if not compiled or not is_dear:
             return step
-        if not is_ahead:
-            return step_transforms.compile_pure(step)
         request = {**described, "what": "evaluation", "views": views is not tta.NONE}
         return ahead(
             lambda _, variables, batch: step(variables, batch),
@@ -202,8 +205,8 @@ def make_trainings(
         )
 
     # Compiling takes longer than one evaluation, but less than one per epoch or of several views.
-    eval_step = make_eval(tta.NONE, compiled=compiled and recipe.has_valid)
-    views_step = make_eval(recipes.make_views(recipe), compiled=compiled)
+    eval_step = make_eval(tta.NONE, is_dear=recipe.has_valid)
+    views_step = make_eval(recipes.make_views(recipe), is_dear=recipe.tta != "none")
     compiled_evals = [eval_step] if compiled and recipe.has_valid else []
     compiled_evals += [views_step] if compiled and recipe.tta != "none" else []
     stages, vmap_stages = make_stages(mapped=False), make_stages(mapped=True)
@@ -212,6 +215,7 @@ def make_trainings(
     def make(own: Recipe, seed: int) -> Training:
         state_key, order_key, _, flip_key, sample_key = _keys(seed)
         rows, valid_rows = (part.to(device) for part in rows_of(seed))
+        order_key = order_key.to(device)
         mirrored = random.bernoulli(flip_key, 0.5, (len(train.labels),)).to(device)
         values = {
             name: torch.tensor(getattr(own, name), dtype=torch.float32, device=device)
@@ -219,25 +223,35 @@ def make_trainings(
         }
 
         def init() -> LoopState:
-            # On the CPU, so that a run starts from the same bits on every device.
+            # On the CPU, so that a run starts from the same bits on every device, up to rounding
+            # in what is computed from the sample of images.
             sample = None
             if model.adapt is not keep:
                 sample_rows = random.permutation(sample_key, rows.cpu())[:SAMPLE]
-                sample = preprocess(dataset.train_images[sample_rows])
+                sample = preprocess(train.images[sample_rows.to(device)])
             opt = optimizer(values)
             state = init_train_state(
                 model, opt, key=state_key, policy=policy, average=average, sample=sample
             )
             return tree.on_device(step_transforms.init_loop_state(state), device)
 
+        def order_of(_: Tensor, epoch: Tensor) -> Tensor:
+            return random.permutation(random.fold_in(order_key, epoch), rows)
+
+        # An order takes hundreds of small kernels.
+        draw_order = step_transforms.replay(order_of, note) if compiled else order_of
+
         def inputs(start: int) -> Iterator[StepInput]:
             first, done = divmod(start, steps_per_epoch)
             for epoch in range(first, recipe.epochs):
-                order = random.permutation(random.fold_in(order_key.to(device), epoch), rows)
-                batches = order[: steps_per_epoch * recipe.batch_size].split(recipe.batch_size)
-                for batch in batches[done if epoch == first else 0 :]:
-                    flips = alternate(mirrored, batch, epoch) if recipe.alternating_flip else ()
-                    yield StepInput(batch, flips, values)
+                order = draw_order(rows, torch.full((), epoch, device=device))
+                order = order[: steps_per_epoch * recipe.batch_size]
+                batches = order.split(recipe.batch_size)
+                flips: Sequence[Any] = [()] * len(batches)
+                if recipe.alternating_flip:
+                    flips = alternate(mirrored, order, epoch).split(recipe.batch_size)
+                for i in range(done if epoch == first else 0, len(batches)):
+                    yield StepInput(batches[i], flips[i], values)
 
         def first_calls(state: LoopState) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
             nonlocal is_warm
