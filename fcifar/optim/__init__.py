@@ -21,7 +21,13 @@ from fcifar.optim.combine import (
     multi_transform,
     set_to_zero,
 )
-from fcifar.optim.muon import muon, orthogonalize, renormalize_weights, scale_by_muon
+from fcifar.optim.muon import (
+    muon,
+    orthogonalize,
+    orthogonalize_each,
+    renormalize_weights,
+    scale_by_muon,
+)
 from fcifar.optim.transforms import (
     AdamState,
     TraceState,
@@ -38,6 +44,7 @@ from fcifar.optim.transforms import (
 __all__ = ["OPTIMIZERS", "REGISTERED", "AdamState", "CountState", "EmptyState", "Label"]
 __all__ += ["MultiTransformState", "Optimizer", "TraceState", "adam", "adamw"]
 __all__ += ["add_decayed_weights", "apply_updates", "chain", "clip", "clip_by_global_norm"]
-__all__ += ["freeze_after", "multi_transform", "muon", "muon_and_sgd", "orthogonalize", "register"]
+__all__ += ["freeze_after", "multi_transform", "muon", "muon_and_sgd", "orthogonalize"]
+__all__ += ["orthogonalize_each", "register"]
 __all__ += ["renormalize_weights", "scale", "scale_by_adam", "scale_by_learning_rate"]
 __all__ += ["scale_by_muon", "scale_by_schedule", "set_to_zero", "sgd", "stateless", "trace"]

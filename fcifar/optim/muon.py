@@ -6,9 +6,11 @@ CIFAR-10 recipe.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fcifar import tree
@@ -21,6 +23,10 @@ Coefficients = tuple[float, float, float]
 
 QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steep at 0, so that few steps suffice; singular values end near 1."""
+
+
+MOST_PADDING = 4
+"""Elements with padding, relative to those without, up to which ``orthogonalize_each`` pads."""
 
 
 def orthogonalize(
@@ -69,6 +75,43 @@ def orthogonalize(
     return y.to(x.dtype)
 
 
+def orthogonalize_each(
+    matrices: Sequence[Tensor],
+    steps: int = 3,
+    coefficients: Coefficients = QUINTIC,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    pad: bool = False,
+) -> list[Tensor]:
+    """Orthogonalise matrices [m, n] of several shapes, those of one shape in one batched product.
+
+    Args:
+        steps, coefficients, dtype: as in ``orthogonalize``.
+        pad: fill matrices with zeros up to a common shape, where that makes at most
+            ``MOST_PADDING`` times as many elements. Zeros stay zeros; other values change by
+            rounding.
+    """
+    if not matrices:
+        return []
+    wide = [x.mT if pad and x.shape[0] > x.shape[1] else x for x in matrices]
+    sizes = [max(x.shape[i] for x in wide) for i in (0, 1)]
+    elements = sum(x.numel() for x in wide)
+    pad = pad and len(wide) * math.prod(sizes) <= MOST_PADDING * elements
+    groups: dict[tuple[torch.Size | None, torch.dtype], list[int]] = {}
+    for i, x in enumerate(wide):
+        groups.setdefault((None if pad else x.shape, x.dtype), []).append(i)
+    results = list(matrices)
+    for indices in groups.values():
+        each = [wide[i] for i in indices]
+        if pad:
+            each = [F.pad(x, (0, sizes[1] - x.shape[1], 0, sizes[0] - x.shape[0])) for x in each]
+        orthogonal = orthogonalize(torch.stack(each), steps, coefficients, dtype)
+        for i, x in zip(indices, orthogonal.unbind(), strict=True):
+            x = x[: wide[i].shape[0], : wide[i].shape[1]]
+            results[i] = x if x.shape == matrices[i].shape else x.mT
+    return results
+
+
 def scale_by_muon(
     momentum: float | Tensor = 0.6,
     *,
@@ -81,7 +124,8 @@ def scale_by_muon(
 
     A leaf [C, ...] is reshaped to the matrix [C, n], so that a row of a convolution kernel is one
     filter. ``init`` raises a ValueError for leaves of fewer than two dimensions. Leaves of the same
-    matrix shape are orthogonalised in one batched product.
+    matrix shape are orthogonalised in one batched product; on CUDA, where a single small product
+    uses a part of the device, those of other shapes too (``orthogonalize_each``).
     """
     momentum_of = trace(momentum, nesterov=nesterov)
 
@@ -97,16 +141,12 @@ def scale_by_muon(
     def update(grads: Tree, state: Any, params: Tree) -> tuple[Tree, Any]:
         directions, state = momentum_of.update(grads, state, params)
         leaves, unflatten = tree.flatten(directions)
-        matrices = [leaf.flatten(1) for leaf in leaves]
-        groups: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
-        for i, matrix in enumerate(matrices):
-            groups.setdefault((matrix.shape, matrix.dtype), []).append(i)
-        updates = list(leaves)
-        for indices in groups.values():
-            stacked = torch.stack([matrices[i] for i in indices])
-            orthogonal = orthogonalize(stacked, ns_steps, coefficients, dtype)
-            for i, matrix in zip(indices, orthogonal.unbind(), strict=True):
-                updates[i] = matrix.reshape(leaves[i].shape)
+        orthogonal = orthogonalize_each(
+            [leaf.flatten(1) for leaf in leaves],
+            *(ns_steps, coefficients, dtype),
+            pad=all(leaf.is_cuda for leaf in leaves),
+        )
+        updates = [x.reshape(leaf.shape) for x, leaf in zip(orthogonal, leaves, strict=True)]
         return unflatten(updates), state
 
     return Optimizer(init, update)

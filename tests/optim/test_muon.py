@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -288,3 +289,31 @@ def test_derivative_through_steps_with_respect_to_the_rate(make_batch) -> None:
     difference = (loss_after(rate + h) - loss_after(rate - h)) / (2 * h)
     torch.testing.assert_close(backward, forward, rtol=1e-9, atol=0)
     torch.testing.assert_close(backward, difference, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_matrices_of_several_shapes_in_one_product(dtype: torch.dtype) -> None:
+    matrices = [some(3, 8), some(5, 8), some(8, 3), some(4, 4), torch.zeros(2, 6)]
+    padded = optim.orthogonalize_each(matrices, dtype=dtype, pad=True)
+    alone = optim.orthogonalize_each(matrices, dtype=dtype)
+    tolerance = 1e-12 if dtype == torch.float64 else 0.03
+    for x, a, b in zip(matrices, padded, alone, strict=True):
+        torch.testing.assert_close(b, optim.orthogonalize(x, dtype=dtype), rtol=0, atol=tolerance)
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+
+
+def test_padding_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[torch.Size] = []
+
+    def noting(x: Tensor, *_: object) -> Tensor:
+        sizes.append(x.shape)
+        return x
+
+    monkeypatch.setattr(sys.modules[optim.orthogonalize.__module__], "orthogonalize", noting)
+    optim.orthogonalize_each([some(3, 8), some(2, 8), some(9, 4)], pad=True)
+    assert sizes == [(3, 4, 9)]
+    sizes.clear()
+    small = [some(1, 2), some(2, 2), some(1, 3), some(2, 3)]
+    optim.orthogonalize_each([*small, some(64, 64)], pad=True)
+    assert sizes == [(1, 1, 2), (1, 2, 2), (1, 1, 3), (1, 2, 3), (1, 64, 64)]
+    assert optim.orthogonalize_each([], pad=True) == []
