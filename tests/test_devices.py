@@ -28,7 +28,6 @@ from fcifar import (
     recipes,
     schedules,
     step_transforms,
-    tensor_files,
     tree,
 )
 from fcifar.analysis.example_scores import make_score_step
@@ -50,7 +49,9 @@ from fcifar.step import (
     normalize,
 )
 from fcifar.step_transforms import StepInput
-from fcifar.train import fingerprint
+from fcifar.train import checkpoint, fingerprint
+from fcifar.train.config import RunConfig
+from fcifar.train.metrics_log import MetricsLog
 from tests.helpers.devices import DeviceError, on_meta
 from tests.helpers.small import make_model, make_recipe
 
@@ -411,10 +412,15 @@ def test_the_fingerprint_of_a_state() -> None:
 
 
 def test_a_checkpoint_is_restored_to_the_device_of_the_run(tmp_path: Path) -> None:
-    """Whatever the device that it was written on; writing a state of no values is an error."""
-    state = step_transforms.init_loop_state(state_of(make_recipe("speed95")))
-    tensor_files.save(tmp_path / "state", state, {})
-    restored, _ = tensor_files.load(tmp_path / "state", tree.on_device(state, "meta"))
+    recipe = make_recipe("speed95")
+    config = RunConfig(recipe=recipe, dataset="none", dataset_digest="0")
+    state = step_transforms.init_loop_state(state_of(recipe))
+    log = MetricsLog(tmp_path)
+    checkpoint.save(tmp_path, config, state, checkpoint.Timings(), log)
+    like = tree.on_device(state, "meta")
+    restored, _, notes = checkpoint.restore(tmp_path, like, log)
+    assert not notes
+    assert restored is not like
     assert all(leaf.is_meta for leaf in tree.leaves(restored))
     assert tree.structure(restored) == tree.structure(state)
 
