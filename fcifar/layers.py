@@ -1,6 +1,9 @@
-"""Keyed initialisers, layers with explicit keys or statistics, and checks of model options."""
+"""Keyed initialisers, layers with explicit keys or statistics, constants, and checks of model
+options.
+"""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +43,18 @@ def dropout(key: Key | None, x: Tensor, rate: float) -> Tensor:
         return x
     kept = random.bernoulli(key, 1 - rate, x.shape)
     return torch.where(kept, x / (1 - rate), 0.0)
+
+
+def constant(values: Sequence[float], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor [n] of numbers, on the device of ``like`` and, by default, in its dtype.
+
+    On a GPU the numbers are filled in one by one, because the copy of ``torch.tensor`` waits for
+    the GPU in each call. In a compiled graph they are constants, and nothing is copied.
+    """
+    dtype = dtype or like.dtype
+    if like.is_cpu or torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=like.device)
+    return torch.stack([torch.full((), v, dtype=dtype, device=like.device) for v in values])
 
 
 def channels_last(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fcifar import averaging, metrics, precision, random, tree
+from fcifar import averaging, layers, metrics, precision, random, tree
 from fcifar.augment import Augment, identity, tta
 from fcifar.augment.tta import Views
 from fcifar.averaging import Average
@@ -125,8 +125,8 @@ def normalize(
     def preprocess(images: Tensor) -> Tensor:
         is_new = not images.is_floating_point()  # then its memory is used again
         x = images.to(torch.float32).div_(255) if is_new else images
-        shift = torch.tensor(mean, dtype=x.dtype, device=x.device)[:, None, None]
-        scale = torch.tensor(std, dtype=x.dtype, device=x.device)[:, None, None]
+        shift = layers.constant(mean, x)[:, None, None]
+        scale = layers.constant(std, x)[:, None, None]
         return x.sub_(shift).div_(scale) if is_new else (x - shift) / scale
 
     return preprocess

@@ -62,7 +62,7 @@ def shard(inputs: StepInput, rank: int, size: int) -> StepInput:
     if size == 1:
         return inputs
     indices, flip = parallel.shard((inputs.indices, inputs.flip), rank, size)
-    first = torch.tensor(rank * len(indices), device=indices.device)
+    first = torch.full((), rank * len(indices), dtype=torch.int64, device=indices.device)
     return inputs._replace(indices=indices, flip=flip, first_row=first)
 
 

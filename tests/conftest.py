@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile("default", untimed, derandomize=True, max_examples=50)
     settings.register_profile("long", untimed, derandomize=False, max_examples=2000)
     settings.load_profile("long" if config.getoption("--long") else "default")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m cuda``, import only the files with such tests, which is several times faster."""
+    if config.getoption("markexpr") != "cuda" or collection_path.suffix != ".py":
+        return None
+    return "mark.cuda" not in collection_path.read_text() or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

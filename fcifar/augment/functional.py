@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fcifar import layers
+
 INTERPOLATIONS = ("nearest", "bilinear")
 MODES = ("zeros", "reflect")
 Fill = float | Sequence[float]  # in [0, 1] for any dtype of images; one, or one per channel
@@ -245,7 +247,7 @@ def _colour(fill: Fill, images: Tensor) -> Tensor:
         raise ValueError(
             f"fill is one number, or one for each of {images.shape[1]} channels, not {fill}"
         )
-    x = torch.tensor(values, dtype=torch.float32, device=images.device)
+    x = layers.constant(values, images, torch.float32)
     return _from_unit(x, images.dtype)[:, None, None]
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fcifar import layers
 from fcifar.augment.functional import reflect
 
 
@@ -26,7 +27,7 @@ def combine(views: Views, logits: Tensor) -> Tensor:
     """
     if len(views.weights) == 1:
         return logits[0]
-    weights = torch.tensor(views.weights, dtype=logits.dtype, device=logits.device)
+    weights = layers.constant(views.weights, logits)
     return (weights[:, None] * logits).sum(0)
 
 

@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.transforms.v2 import functional as twin
 
 from fcifar import random
 from fcifar.augment import (
@@ -22,6 +21,7 @@ from fcifar.augment import (
     random_flip,
     random_rotation,
 )
+from tests.helpers import twin
 
 AUGMENTS: dict[str, Augment] = {
     "flip": random_flip(),
@@ -382,11 +382,12 @@ def test_translation_moves_down_and_right(down: int, right: int) -> None:
     assert torch.equal(moved, expected)
 
 
-COLORS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "brightness": twin.adjust_brightness,
-    "contrast": twin.adjust_contrast,
-    "saturation": twin.adjust_saturation,
-}
+COLORS = ("brightness", "contrast", "saturation")
+
+
+def colored(name: str, images: Tensor, factors: list[float]) -> Tensor:
+    adjust = getattr(twin, f"adjust_{name}")
+    return torch.stack([adjust(x, factor) for x, factor in zip(images, factors, strict=True)])
 
 
 @pytest.mark.parametrize("name", COLORS)
@@ -394,19 +395,13 @@ def test_color_is_torchvisions(name: str) -> None:
     """To rounding on floating images; uint8 images we round, where torchvision truncates."""
     factors = [0.0, 0.3, 0.9, 1.0, 1.2, 2.5]
     images = smooth(len(factors))
-
-    def expected(images: Tensor) -> Tensor:
-        return torch.stack(
-            [COLORS[name](x, factor) for x, factor in zip(images, factors, strict=True)]
-        )
-
     result = functional.adjust_color(images, **{name: torch.tensor(factors)})
-    torch.testing.assert_close(result, expected(images), rtol=0, atol=1e-6)
+    torch.testing.assert_close(result, colored(name, images, factors), rtol=0, atol=1e-6)
 
     coarse = (images * 255).round().to(torch.uint8)
     result = functional.adjust_color(coarse, **{name: torch.tensor(factors)})
-    assert levels(result, (expected(coarse / 255) * 255).round()).max() <= 1
-    assert levels(result, expected(coarse)).max() <= 2
+    assert levels(result, (colored(name, coarse / 255, factors) * 255).round()).max() <= 1
+    assert levels(result, colored(name, coarse, factors)).max() <= 2
 
 
 @st.composite
@@ -493,8 +488,7 @@ def test_colors_of_any_images_are_torchvisions(data: st.DataObject, images: Tens
     factors = {name: a_number_each(data.draw, images, 0.0, 4.0) for name in COLORS}
     expected = images if images.is_floating_point() else images / 255
     for name in COLORS:
-        pairs = zip(expected, factors[name], strict=True)
-        expected = torch.stack([COLORS[name](image, factor) for image, factor in pairs])
+        expected = colored(name, expected, factors[name])
     result = functional.adjust_color(images, **{n: torch.tensor(f) for n, f in factors.items()})
     if images.dtype == torch.uint8:
         assert levels(result, (expected * 255).round()).max() <= 1
@@ -518,10 +512,12 @@ def test_color_order_is_brightness_contrast_saturation() -> None:
     factors = {name: torch.tensor([1.7]) for name in COLORS}
     expected = images
     for name in ("brightness", "contrast", "saturation"):
-        expected = COLORS[name](expected, 1.7)
+        expected = colored(name, expected, [1.7])
     result = functional.adjust_color(images, **factors)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
-    other = COLORS["brightness"](COLORS["saturation"](COLORS["contrast"](images, 1.7), 1.7), 1.7)
+    other = images
+    for name in ("contrast", "saturation", "brightness"):
+        other = colored(name, other, [1.7])
     assert (result - other).abs().max() > 0.01, "the order matters here"
 
 

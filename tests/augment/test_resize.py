@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as twin
 
 from fcifar import random
 from fcifar.augment import functional
+from tests.helpers import twin
 
 SIZES = [16, 20, 24, 28, 31, 48]
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="finds and kills processes as Linux tells them"
 )
 
-SMALL = ("--batch-size", "4", "--log-every", "5", "--threads", "1")
+SMALL = ("--batch-size", "4", "--log-every", "5", "--threads", "1", "--device", "cpu")
 TRAIN = ("train", "blitz", "--dataset", "tiny", "--quiet", "--json", *SMALL)
 AUGMENTED = ("--augment", "random_flip,random_crop:4", "--valid-fraction", "0.25", "--drop-last")
 RUN = (*TRAIN, *AUGMENTED, "--epochs", "12", "--checkpoint-every", "20")
@@ -159,9 +159,8 @@ def test_a_run_is_resumed_and_reproduced(tmp_path: Path) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a CUDA device for each process")
 def test_two_devices_make_the_run_of_one(undisturbed: Path, tmp_path: Path) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices, one for each process")
     report(torchrun.run([*RUN, "--device", "cuda", "--out", str(tmp_path / "run")]))
     assert_close(tmp_path / "run", undisturbed)
 
