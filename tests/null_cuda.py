@@ -118,6 +118,7 @@ def measure(name: str, mode: str) -> dict[str, Any]:
     with activate(runtime):
         config = make_config(recipe, dataset, runtime=runtime, compile=mode == "compiled")
         training = make_training(config, dataset)
+        take_notes()
         started = time.perf_counter()
         state = training.init()
         found["init"] = counted(take_notes())

@@ -52,7 +52,10 @@ def key(seed: int, *, device: torch.device | str | None = None) -> Key:
     seed = _integer("a seed", seed)
     if not -(2**31) <= seed < 2**32:
         raise ValueError(f"seed {seed} is outside [-2**31, 2**32); choose one inside")
-    return torch.tensor([0, seed & _WORD], dtype=torch.int64, device=device)
+    if device is None or torch.device(device).type == "cpu":
+        return torch.tensor([0, seed & _WORD], dtype=torch.int64, device=device)
+    words = (torch.full((), word, dtype=torch.int64, device=device) for word in (0, seed & _WORD))
+    return torch.stack(list(words))  # fills, because a copy to a GPU would wait for it
 
 
 def split(key: Key, num: Shape = 2) -> Tensor:
@@ -107,8 +110,7 @@ def from_row(key: Key, row: int | Tensor) -> Key:
     True
     """
     _check_key(key)
-    row = torch.as_tensor(row, dtype=torch.int64, device=key.device)
-    return torch.cat([common(key), row.reshape(1)])
+    return torch.cat([common(key), _filled(row, key, torch.int64).reshape(1)])
 
 
 def common(key: Key) -> Key:

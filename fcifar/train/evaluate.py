@@ -66,19 +66,19 @@ def evaluate(
         axis: the ranks that divide the batches; each must call this, and gets all results.
     """
     count = len(data.labels)
-    indices, parts = [], []
+    parts = []
     batches = list(padded_rows(count, batch_size, data.labels.device))
     for rows, kept in batches[axis.rank :: axis.size] or batches[:1]:
         examples = eval_step(variables, _take(data, rows))
         parts.append(tree.map(lambda x, kept=kept: x[:kept], examples))
-        indices.append(rows[:kept])
     results = tree.on_device(tree.map(lambda *xs: torch.cat(xs), *parts), "cpu")
     if axis.size == 1:
         return results
-    index = torch.cat(indices).cpu()
-    if axis.rank >= len(batches):  # evaluated one batch only for the shapes
-        results = tree.zeros_like(results)
+    own_rows = torch.arange(count).split(batch_size)[axis.rank :: axis.size]
+    if not own_rows:  # one batch was evaluated only for the shapes
+        own_rows, results = (torch.arange(0),), tree.map(lambda x: x[:0], results)
     # Zero for the examples of other ranks, so that the sum over the ranks has all of them.
     leaves, unflatten = tree.flatten(results)
+    index = torch.cat(own_rows)
     own = [x.new_zeros(count, *x.shape[1:]).index_copy(0, index, x) for x in leaves]
     return unflatten(axis.psum(own))

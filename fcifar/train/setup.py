@@ -121,8 +121,12 @@ def make_trainings(
         for listener in listeners:
             listener(event)
 
+    noted: set[str] = set()
+
     def note(text: str) -> None:
-        tell(Noted(text))
+        if text not in noted:  # each compiled function says it
+            noted.add(text)
+            tell(Noted(text))
 
     is_ahead = compiled and programs.are_for(device)
     if compiled and not is_ahead:
@@ -218,7 +222,7 @@ def make_trainings(
         order_key = order_key.to(device)
         mirrored = random.bernoulli(flip_key, 0.5, (len(train.labels),)).to(device)
         values = {
-            name: torch.tensor(getattr(own, name), dtype=torch.float32, device=device)
+            name: torch.full((), getattr(own, name), dtype=torch.float32, device=device)
             for name in traced
         }
 
