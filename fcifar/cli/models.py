@@ -111,7 +111,7 @@ def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -
 
 
 def load_one(
-    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None = None
+    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None
 ) -> "Trained":
     """Return the model at ``path``; one from elsewhere with the classes of a data set.
 

@@ -34,22 +34,20 @@ def in_utf8(path: Path | None) -> Path | None:
     return path
 
 
-def where_run_is(path: Path | None) -> Path | None:
-    """Return a path as it is, and the name of a run as its path in the folder of runs."""
-    if path is None or path.exists():
-        return path
-    from fcifar.runs.listing import named
+def locate_run(context: typer.Context, path: Path | None) -> Path | None:
+    """Return a path as it is, and the name of a run as its path in ``--runs-dir``."""
+    from fcifar.runs.listing import locate
     from fcifar.train.run_dir import runs_root
 
-    return named(path, runs_root())
+    return path and locate(path, runs_root(context.params.get("runs_dir")))
 
 
-def where_runs_are(paths: list[Path]) -> list[Path | None]:
-    return [where_run_is(path) for path in paths]
+def locate_runs(context: typer.Context, paths: list[Path]) -> list[Path | None]:
+    return [locate_run(context, path) for path in paths]
 
 
-run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=where_run_is)
-runs_argument = functools.partial(run_argument, callback=where_runs_are)
+run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=locate_run)
+runs_argument = functools.partial(run_argument, callback=locate_runs)
 dataset_option = functools.partial(
     option, "--dataset", "See fcifar data list.", None, autocompletion=completion.datasets
 )
@@ -90,7 +88,9 @@ DataDir = Annotated[
     _folder("--data-dir", "The folder of data sets.", None, "$FCIFAR_DATA, else the user's cache"),
 ]
 RunsDir = Annotated[
-    Path | None, _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/")
+    Path | None,
+    # Eager: RUN is looked for in it.
+    _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/", is_eager=True),
 ]
 SkipUnreadable = Annotated[
     bool, option("--skip-unreadable", "Leave out images that cannot be read.")

@@ -28,6 +28,7 @@ def reproduce(
         str | None, option("--device", "Use another device; bits will differ.")
     ] = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -79,7 +80,12 @@ def reproduce(
     return 0 if result["identical"] else 1
 
 
-def verify(run: Run, json: options.Json = False, debug: options.Debug = False) -> int:
+def verify(
+    run: Run,
+    runs_dir: options.RunsDir = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> int:
     """Check that the files of a run are unchanged and complete, without training.
 
     [dim]fcifar verify runs/a[/]

@@ -86,7 +86,7 @@ def train(
             "--resume",
             "Resume an interrupted run, or group of runs, by path or name.",
             "RUN",
-            callback=options.where_run_is,
+            callback=options.locate_run,
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -191,7 +191,7 @@ def train(
         | where
         | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
         | given(compile=compile, set=changes or None, sweep=sweep or None)
-        | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
+        | given(replicas=replicas, replica_method=replica_method)
     ):
         raise UsageError(
             f"--resume continues a run with its own settings, and {', '.join(others)} would change "

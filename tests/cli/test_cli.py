@@ -171,7 +171,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ((*TRAIN, "--precision", "fp16"), "fp32, bf16"),
         ((*TRAIN, "--batch-size", "many"), "Invalid value for '--batch-size'"),
         (("train", "--frobnicate"), "No such option"),
-        (("train", "--resume", "nowhere"), "nowhere is not a run directory"),
+        (("train", "--resume", "nowhere"), "there is no nowhere, and no run of that name in runs"),
         (("eval", "nowhere"), "there is no nowhere"),
         (("recipes", "show", "blits"), "no recipe 'blits'"),
         (("data", "import", "nowhere.zip"), "nowhere.zip"),
