@@ -1,12 +1,13 @@
 """Options that several commands share."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import completion
+from fcifar.cli import completion, output
 from fcifar.errors import UsageError, shown
 
 
@@ -46,6 +47,17 @@ def locate_runs(context: typer.Context, paths: list[Path]) -> list[Path | None]:
     return [locate_run(context, path) for path in paths]
 
 
+def note_slow(threads: int | None) -> int | None:
+    """Return the number of threads, which may be larger than that of the cores."""
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        output.note(
+            f"--threads is {threads}, and this machine has {output.count(cores, 'core')}: it will "
+            "be slow, and only serves to get the rounding of a larger machine"
+        )
+    return threads
+
+
 run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=locate_run)
 runs_argument = functools.partial(run_argument, callback=locate_runs)
 dataset_option = functools.partial(
@@ -65,8 +77,9 @@ Threads = Annotated[
     int | None,
     _runtime(
         "--threads",
-        "CPU threads; results depend on it in the last bits.",
+        "CPU threads; results depend on it in the last bits. More than there are cores: slow.",
         default="train: chosen by the size of a step; else all cores",
+        callback=note_slow,
     ),
 ]
 Precision = Annotated[

@@ -19,7 +19,7 @@ Run = Annotated[Path, options.run_argument("A run or a group of runs, by path or
 def reproduce(
     run: Run,
     until: Annotated[
-        int | None, option("--until", "Compare up to this step.", None, "the run's end", min=1)
+        int | None, option("--until", "Compare up to this step.", None, "the run's end")
     ] = None,
     out: Annotated[
         Path | None, options.path_option("--out", "Keep the new run in this directory.")

@@ -169,14 +169,22 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ((*TRAIN, "--batch-size", "100"), "has 42 training images"),
         ((*TRAIN, "--device", "tpu"), "must be auto, cpu"),
         ((*TRAIN, "--precision", "fp16"), "fp32, bf16"),
-        ((*TRAIN, "--batch-size", "many"), "Invalid value for '--batch-size'"),
+        ((*TRAIN, "--batch-size", "many"), "--batch-size is 'many'; it must be a whole number"),
+        ((*TRAIN, "--batch-size", "1.5"), "--batch-size is '1.5'; it must be a whole number"),
+        ((*TRAIN, "--max-epochs", ""), "--epochs is ''; it must be a whole number"),
+        ((*TRAIN, "--lr", "abc"), "--lr is 'abc'; it must be a number"),
+        ((*TRAIN, "--threads", "\udcff"), "--threads is '\\udcff'; it must be UTF-8 text"),
+        (("bench", "--seconds", "1m"), "--seconds is '1m'; it must be a whole number"),
+        (("reproduce", "data", "--until", "x"), "--until is 'x'; it must be a whole number"),
+        (("eval",), "Missing argument 'RUN'; fcifar eval --help shows what it takes"),
+        (("train", "a", "b"), "extra argument(s) (b); fcifar train --help shows"),
         (("train", "--frobnicate"), "No such option"),
         (("train", "--resume", "nowhere"), "there is no nowhere, and no run of that name in runs"),
         (("eval", "nowhere"), "there is no nowhere"),
         (("recipes", "show", "blits"), "no recipe 'blits'"),
         (("data", "import", "nowhere.zip"), "nowhere.zip"),
         (("data", "info", "nope"), "there is no data set 'nope'"),
-        (("frobnicate",), "No such command"),
+        (("frobnicate",), "No such command 'frobnicate'; fcifar --help shows what it takes"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path, words, message) -> None:
@@ -188,6 +196,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path, words, me
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_more_threads_than_cores_are_taken_with_a_note(fcifar, monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    words = ("train", "--dataset", "nope", "--threads")
+    assert "--threads is 3, and this machine has 2 cores: it will be slow" in fcifar(*words, 3).err
+    assert "--threads" not in fcifar(*words, 2).err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
