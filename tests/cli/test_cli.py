@@ -262,7 +262,7 @@ def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
     (tmp_path / "run/report.json").unlink()
     done = fcifar("train", "--resume", "run", "--lr", "9", "--seed", "3", "blitz")
     assert done.status == 2
-    assert "learning_rate, seed, recipe would change them" in done.err
+    assert "--lr, --seed, RECIPE would change them" in done.err
     assert fcifar("train", "--resume", "run", "--json").status == 0
 
 
