@@ -29,7 +29,7 @@ from fcifar.cli import (
     runs,
     train,
 )
-from fcifar.errors import ExternalError, UsageError, did_you_mean, located, raised_at
+from fcifar.errors import ExternalError, UsageError, did_you_mean, located, raised_at, reason
 from fcifar.recipes.checks import refused
 
 app = typer.Typer(
@@ -82,8 +82,10 @@ def main() -> None:
             status = app(words, prog_name="fcifar", standalone_mode=False)
     except UsageError as error:
         status = _fail(error, 2)
-    except (ExternalError, OSError) as error:
+    except ExternalError as error:
         status = _fail(error, 1)
+    except OSError as error:
+        status = _fail(error, 1, f"{reason(error)}: {error.filename}" if error.filename else None)
     except KeyboardInterrupt as error:
         status = _fail(error, 130, "interrupted")
     except (typer.Abort, _Misuse) as error:

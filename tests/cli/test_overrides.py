@@ -193,7 +193,7 @@ def test_train_takes_them_and_eval_measures_with_views(fcifar, tmp_path: Path) -
         ((*TRAIN, "--tta", "flip"), "tta is 'flip'; it must be one of none, mirror, translate"),
         (("train", "--resume", "run", "--set", "epochs=9"), "and --set would change them"),
         (("train", "--resume", "run", "--tta", "none"), "and --tta would change them"),
-        (("eval", "nowhere", "--tta", "flip"), "--tta is 'flip'; it must be none or mirror or"),
+        (("eval", "data", "--tta", "flip"), "--tta is 'flip'; it must be none or mirror or"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(fcifar, words, message) -> None:
