@@ -149,7 +149,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         (("data", "fetch", "--url", "file:///dev/null"), "must begin with http:// or https://"),
         (("eval", "\x1b[31m"), "there is no \N{REPLACEMENT CHARACTER}[31m"),
         (("eval", ":smile:"), "there is no :smile:"),
-        ((*TRAIN, "--lr", "nan"), "learning_rate is nan"),
+        ((*TRAIN, "--lr", "nan"), "--lr is nan"),
         ((*TRAIN, "--momentum", "1"), "must lie in [0, 1)"),
         ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
         ((*TRAIN, "--optimizer", "adam"), "momentum needs the optimizer sgd or muon, not adam"),
@@ -159,7 +159,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
             "needs a padding less than the image size [32, 32]",
         ),
         ((*TRAIN, "--augment", "reflect_crop:40"), "augment is reflect_crop:40: random_crop needs"),
-        ((*TRAIN, "--patience", "3"), "patience needs validation images; give valid_fraction"),
+        ((*TRAIN, "--patience", "3"), "--patience needs validation images; give --valid-fraction"),
         ((*TRAIN, "--augment", "flop"), "augment is 'flop'; it must be one of random_flip"),
         ((*TRAIN, "--dropout", "1"), "dropout is 1.0; it must lie in [0, 1)"),
         (
