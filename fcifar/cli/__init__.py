@@ -29,7 +29,15 @@ from fcifar.cli import (
     runs,
     train,
 )
-from fcifar.errors import ExternalError, UsageError, did_you_mean, located, raised_at, reason
+from fcifar.errors import (
+    ExternalError,
+    UsageError,
+    did_you_mean,
+    located,
+    one_line,
+    raised_at,
+    reason,
+)
 from fcifar.recipes.checks import refused
 
 app = typer.Typer(
@@ -85,7 +93,8 @@ def main() -> None:
     except ExternalError as error:
         status = _fail(error, 1)
     except OSError as error:
-        status = _fail(error, 1, f"{reason(error)}: {error.filename}" if error.filename else None)
+        where = f": {one_line(error.filename)}" if error.filename else ""
+        status = _fail(error, 1, f"{reason(error)}{where}")
     except KeyboardInterrupt as error:
         status = _fail(error, 130, "interrupted")
     except (typer.Abort, _Misuse) as error:

@@ -246,6 +246,13 @@ def test_a_damaged_data_set_is_exit_code_1(fcifar, root: Path) -> None:
     assert fcifar(*TRAIN).status == 1
 
 
+def test_an_error_of_the_system_is_one_line_and_exit_code_1(fcifar) -> None:
+    done = fcifar("eval", "x" * 5000)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("error: File name too long: xxx")
+    assert len(done.err) < 500
+
+
 def test_debug_adds_the_traceback(fcifar) -> None:
     assert "Traceback" in fcifar("train", "blits", "--debug").err
     assert "Traceback" not in fcifar("train", "blits").err

@@ -189,10 +189,10 @@ def test_train_takes_them_and_eval_measures_with_views(fcifar, tmp_path: Path) -
     [
         ((*TRAIN, "--set", "epochs"), "--set is 'epochs'; it must be NAME=VALUE"),
         ((*TRAIN, "--set", "widths=8"), "nor an option of the model 'lenet'"),
-        ((*TRAIN, "--set", "hidden=-1"), "do not fit the model lenet: hidden is -1"),
+        ((*TRAIN, "--set", "hidden=-1"), "do not fit the model lenet: --set hidden is -1"),
         ((*TRAIN, "--tta", "flip"), "tta is 'flip'; it must be one of none, mirror, translate"),
-        (("train", "--resume", "run", "--set", "epochs=9"), "and --set would change them"),
-        (("train", "--resume", "run", "--tta", "none"), "and --tta would change them"),
+        (("train", "--resume", "data", "--set", "epochs=9"), "and --set would change them"),
+        (("train", "--resume", "data", "--tta", "none"), "and --tta would change them"),
         (("eval", "data", "--tta", "flip"), "--tta is 'flip'; it must be none or mirror or"),
     ],
 )
