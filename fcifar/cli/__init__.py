@@ -29,7 +29,16 @@ from fcifar.cli import (
     runs,
     train,
 )
-from fcifar.errors import ExternalError, UsageError, did_you_mean, located, raised_at
+from fcifar.errors import (
+    ExternalError,
+    UsageError,
+    did_you_mean,
+    located,
+    one_line,
+    raised_at,
+    reason,
+)
+from fcifar.recipes.checks import refused
 
 app = typer.Typer(
     name="fcifar",
@@ -60,6 +69,7 @@ app.callback()(info.version)
 SPIN_COUNT = 10_000  # the default of $GOMP_SPINCOUNT
 
 _SEVERAL = os.environ.get("WORLD_SIZE", "1") != "1"  # processes, as started by torchrun
+_ACCEPTED = {"int": "a whole number", "float": "a number", "string": "UTF-8 text"}
 _Misuse = typer.BadParameter.__mro__[2]  # the base of typer's errors about the command line
 
 
@@ -77,11 +87,14 @@ def main() -> None:
     try:
         with plugins.importable(sys.argv[1:]):
             words = list(map(_expand_home, sys.argv[1:]))
-            status = app(words, standalone_mode=False)
+            status = app(words, prog_name="fcifar", standalone_mode=False)
     except UsageError as error:
         status = _fail(error, 2)
-    except (ExternalError, OSError) as error:
+    except ExternalError as error:
         status = _fail(error, 1)
+    except OSError as error:
+        where = f": {one_line(error.filename)}" if error.filename else ""
+        status = _fail(error, 1, f"{reason(error)}{where}")
     except KeyboardInterrupt as error:
         status = _fail(error, 130, "interrupted")
     except (typer.Abort, _Misuse) as error:
@@ -142,11 +155,20 @@ def _unexpected(error: Exception, user_line: str) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return typer's message, with a suggestion in our form."""
+    """Return typer's message, with values and suggestions in our form."""
     if options := getattr(error, "possibilities", None):
         wrong = getattr(error, "option_name", "")
         return f"No such option: {wrong}{did_you_mean(wrong, options)}"
-    return getattr(error, "format_message", lambda: "aborted")()
+    parameter, errors = getattr(error, "param", None), getattr(error.__cause__, "errors", None)
+    if parameter and errors:  # pydantic's, which parses values for typer
+        wrong, *_ = errors()
+        accepted = _ACCEPTED.get(wrong["type"].partition("_")[0], "valid")
+        return str(refused(parameter.opts[0], wrong["input"], accepted))
+    text = getattr(error, "format_message", lambda: "aborted")()
+    context = getattr(error, "ctx", None)
+    if context is None or not text or text.endswith("?"):
+        return text
+    return f"{text.rstrip('.')}; {context.command_path} --help shows what it takes"
 
 
 def _fail(error: BaseException, status: int, message: str | None = None) -> int:

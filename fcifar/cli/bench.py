@@ -14,7 +14,10 @@ NAMES = {
 
 def bench(
     seconds: Annotated[
-        int, options.option("--seconds", "Time for all measurements, without compiling.")
+        int,
+        options.option(
+            "--seconds", "Total time of all measurements; compiling adds a minute or so."
+        ),
     ] = 30,
     device: options.Device = None,
     threads: options.Threads = None,

@@ -25,6 +25,7 @@ def compare(
     precision: options.Precision = None,
     deterministic: options.Deterministic = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

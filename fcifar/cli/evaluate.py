@@ -36,6 +36,7 @@ def evaluate(
     precision: options.Precision = None,
     deterministic: options.Deterministic = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -37,6 +37,7 @@ def export(
     dataset: models.ClassesOf = None,
     threads: options.Threads = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

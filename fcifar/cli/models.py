@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fcifar.cli import output
 from fcifar.cli.options import option
-from fcifar.cli.overrides import with_changes
+from fcifar.cli.overrides import naming_options, with_changes
 from fcifar.errors import UsageError, shown
 
 if TYPE_CHECKING:
@@ -56,17 +56,19 @@ def recipe_of(
     else:
         return None
     name = start.get("model", base.model)
-    options, any_other = recipes.options_of(name)
-    fields = recipes.to_dict(base)
-    for change in changes or ():
-        key, equals, _ = change.partition("=")
-        accepted = key in (*options, "mean", "std") or (any_other and key not in fields)
-        if equals and not accepted:
-            known = f"an option of {name} ({', '.join(options)}), " if options else ""
-            raise UsageError(
-                f"--set {shown(key)} changes nothing of a trained model; give {known}mean or std"
-            )
-    return with_changes(base, changes or [], overrides=start)
+    with naming_options(changes):
+        options, any_other = recipes.options_of(name)
+        fields = recipes.to_dict(base)
+        for change in changes or ():
+            key, equals, _ = change.partition("=")
+            accepted = key in (*options, "mean", "std") or (any_other and key not in fields)
+            if equals and not accepted:
+                known = f"an option of {name} ({', '.join(options)}), " if options else ""
+                raise UsageError(
+                    f"--set {shown(key)} changes nothing of a trained model; give {known}mean or "
+                    "std"
+                )
+        return with_changes(base, changes or [], overrides=start)
 
 
 def load_all(paths: Sequence[Path], recipe: "Recipe | None") -> "list[Trained | Saved]":
@@ -111,7 +113,7 @@ def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -
 
 
 def load_one(
-    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None = None
+    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None
 ) -> "Trained":
     """Return the model at ``path``; one from elsewhere with the classes of a data set.
 

@@ -1,12 +1,13 @@
 """Options that several commands share."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fcifar.cli import completion
+from fcifar.cli import completion, output
 from fcifar.errors import UsageError, shown
 
 
@@ -34,22 +35,31 @@ def in_utf8(path: Path | None) -> Path | None:
     return path
 
 
-def where_run_is(path: Path | None) -> Path | None:
-    """Return a path as it is, and the name of a run as its path in the folder of runs."""
-    if path is None or path.exists():
-        return path
-    from fcifar.runs.listing import named
+def locate_run(context: typer.Context, path: Path | None) -> Path | None:
+    """Return a path as it is, and the name of a run as its path in ``--runs-dir``."""
+    from fcifar.runs.listing import locate
     from fcifar.train.run_dir import runs_root
 
-    return named(path, runs_root())
+    return path and locate(path, runs_root(context.params.get("runs_dir")))
 
 
-def where_runs_are(paths: list[Path]) -> list[Path | None]:
-    return [where_run_is(path) for path in paths]
+def locate_runs(context: typer.Context, paths: list[Path]) -> list[Path | None]:
+    return [locate_run(context, path) for path in paths]
 
 
-run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=where_run_is)
-runs_argument = functools.partial(run_argument, callback=where_runs_are)
+def note_slow(threads: int | None) -> int | None:
+    """Return the number of threads, which may be larger than that of the cores."""
+    cores = os.cpu_count() or 1
+    if threads is not None and threads > cores:
+        output.note(
+            f"--threads is {threads}, and this machine has {output.count(cores, 'core')}: it will "
+            "be slow, and only serves to get the rounding of a larger machine"
+        )
+    return threads
+
+
+run_argument = functools.partial(argument, "RUN", complete=completion.runs, callback=locate_run)
+runs_argument = functools.partial(run_argument, callback=locate_runs)
 dataset_option = functools.partial(
     option, "--dataset", "See fcifar data list.", None, autocompletion=completion.datasets
 )
@@ -67,8 +77,9 @@ Threads = Annotated[
     int | None,
     _runtime(
         "--threads",
-        "CPU threads; results depend on it in the last bits.",
+        "CPU threads; results depend on it in the last bits. More than there are cores: slow.",
         default="train: chosen by the size of a step; else all cores",
+        callback=note_slow,
     ),
 ]
 Precision = Annotated[
@@ -90,7 +101,9 @@ DataDir = Annotated[
     _folder("--data-dir", "The folder of data sets.", None, "$FCIFAR_DATA, else the user's cache"),
 ]
 RunsDir = Annotated[
-    Path | None, _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/")
+    Path | None,
+    # Eager: RUN is looked for in it.
+    _folder("--runs-dir", "The folder of runs.", None, "$FCIFAR_RUNS, else runs/", is_eager=True),
 ]
 SkipUnreadable = Annotated[
     bool, option("--skip-unreadable", "Leave out images that cannot be read.")

@@ -1,12 +1,14 @@
 """Changes to a recipe from the command line, and the axes of a sweep."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fcifar.errors import UsageError, did_you_mean, shown
-from fcifar.recipes.recipe import Recipe, from_dict, option_name, to_dict
+from fcifar.recipes.recipe import Recipe, from_dict, option_flags, option_name, to_dict
 
 if TYPE_CHECKING:
     from fcifar.train.config import RunConfig
@@ -16,6 +18,51 @@ if TYPE_CHECKING:
 def given(**values: Any) -> dict[str, Any]:
     """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def flag(name: str) -> str:
+    """Return the option of ``fcifar train`` for a field or an argument of that name."""
+    return "RECIPE" if name == "recipe" else f"--{option_name(name).replace('_', '-')}"
+
+
+@contextlib.contextmanager
+def naming_options(
+    changes: Sequence[str] | None, grid: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Let UsageErrors about a recipe name options of ``fcifar train`` instead of fields.
+
+    Args:
+        changes: the values of ``--set``, which is named for the fields that it sets.
+        grid: the values of ``--sweep``, likewise.
+    """
+    try:
+        yield
+    except UsageError as error:
+        error.args = (_by_option(str(error), {"--set": changes or (), "--sweep": grid or ()}),)
+        raise
+
+
+def _by_option(message: str, given: Mapping[str, Sequence[str]]) -> str:
+    """Return a message with options in place of fields.
+
+    A word is a field if it begins the message, or has an underscore, or precedes "=", or stands
+    between a colon and "is".
+    """
+    fields = [f for f in dataclasses.fields(Recipe) if f.metadata and f.name != "model_options"]
+    names = {f.name: flag(f.name) if option_flags(f) else f"--set {f.name}" for f in fields}
+    names |= {"dropout": "--dropout", "hidden": "--hidden"}
+    of_option = {option_name(name): name for name in names}
+    for option, texts in given.items():
+        for name in (text.partition("=")[0] for text in texts):
+            names[of_option.get(name, name)] = f"{option} {name}"
+
+    def spelled(word: re.Match[str]) -> str:
+        before, after = message[: word.start()], message[word.end() :]
+        is_subject = not before or (before.endswith(": ") and after.startswith(" is "))
+        is_field = is_subject or "_" in word[0] or after.startswith("=")
+        return names.get(word[0], word[0]) if is_field else word[0]
+
+    return message if message.startswith("--") else re.sub(r"(?<![-'=/\w])\w+", spelled, message)
 
 
 def with_changes(
@@ -50,8 +97,8 @@ def with_changes(
             and name in (overrides or {})
             and name not in ("model_options", "model")
         ):
-            own = f"--{option_name(name).replace('_', '-')}"
-            raise UsageError(f"--set {shown(text)} and {own} both set {name}; give one of them")
+            both = f"--set {shown(text)} and {flag(name)}"
+            raise UsageError(f"{both} both set {name}; give one of them")
         if name == "model" and value != model:
             values |= {"model": value, "model_options": {}}
         elif name == "valid" and value == "given":

@@ -35,6 +35,8 @@ def predict(
     threads: options.Threads = None,
     precision: options.Precision = None,
     deterministic: options.Deterministic = None,
+    data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -56,7 +58,7 @@ def predict(
     from fcifar.runs import inference
     from fcifar.train.runtime import make_runtime
 
-    trained = models.load_one(run, models.recipe_of(model, recipe, changes), dataset)
+    trained = models.load_one(run, models.recipe_of(model, recipe, changes), dataset, data_dir)
     runtime = make_runtime(
         device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
     )

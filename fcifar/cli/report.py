@@ -17,6 +17,7 @@ def report(
     force: Annotated[bool, options.option("--force", "Overwrite an existing file.")] = False,
     plots: Annotated[bool, options.option("--plots", "Draw the figures in plots/ again.")] = False,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -19,7 +19,7 @@ Run = Annotated[Path, options.run_argument("A run or a group of runs, by path or
 def reproduce(
     run: Run,
     until: Annotated[
-        int | None, option("--until", "Compare up to this step.", None, "the run's end", min=1)
+        int | None, option("--until", "Compare up to this step.", None, "the run's end")
     ] = None,
     out: Annotated[
         Path | None, options.path_option("--out", "Keep the new run in this directory.")
@@ -28,6 +28,7 @@ def reproduce(
         str | None, option("--device", "Use another device; bits will differ.")
     ] = None,
     data_dir: options.DataDir = None,
+    runs_dir: options.RunsDir = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -79,7 +80,12 @@ def reproduce(
     return 0 if result["identical"] else 1
 
 
-def verify(run: Run, json: options.Json = False, debug: options.Debug = False) -> int:
+def verify(
+    run: Run,
+    runs_dir: options.RunsDir = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> int:
     """Check that the files of a run are unchanged and complete, without training.
 
     [dim]fcifar verify runs/a[/]

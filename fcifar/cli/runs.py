@@ -1,12 +1,13 @@
 """fcifar runs."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fcifar.cli import completion, output, render
-from fcifar.cli.options import Debug, Json, RunsDir, argument, option
+from fcifar.cli import output, render
+from fcifar.cli.options import Debug, Json, RunsDir, option, run_argument, runs_argument
 from fcifar.errors import ExternalError, UsageError
 
 app = typer.Typer(help="List, show and remove runs.", no_args_is_help=True)
@@ -50,7 +51,7 @@ def list_(runs_dir: RunsDir = None, json: Json = False, debug: Debug = False) ->
 
 @app.command()
 def show(
-    run: Annotated[str, argument("RUN", "Its name or path.", completion.runs)],
+    run: Annotated[Path, run_argument("Its name or path.")],
     runs_dir: RunsDir = None,
     json: Json = False,
     debug: Debug = False,
@@ -60,10 +61,8 @@ def show(
     [dim]fcifar runs show blitz-cifar10-seed0-20260102-030405[/]
     """
     from fcifar.runs import listing
-    from fcifar.train.run_dir import runs_root
 
-    path = listing.locate(run, runs_root(runs_dir))
-    entry = listing.describe(path)
+    entry = listing.describe(run)
     if entry.state == "damaged":
         raise ExternalError(f"{entry.path} is damaged: {entry.about}")
     (render.show_group if entry.members else render.show_run)(entry, json)
@@ -71,7 +70,7 @@ def show(
 
 @app.command()
 def rm(
-    runs: Annotated[list[str], argument("RUN", "Names or paths of runs.", completion.runs)],
+    runs: Annotated[list[Path], runs_argument("Names or paths of runs.")],
     yes: Annotated[bool, option("--yes -y", "Skip confirmation.")] = False,
     runs_dir: RunsDir = None,
     json: Json = False,
@@ -85,10 +84,8 @@ def rm(
     [dim]fcifar runs rm blitz-cifar10-seed0-20260102-030405[/]
     """
     from fcifar.runs import listing
-    from fcifar.train.run_dir import runs_root
 
-    root = runs_root(runs_dir)
-    paths = list(dict.fromkeys(listing.locate(run, root) for run in runs))
+    paths = list(dict.fromkeys(runs))
     for path in paths:
         listing.check_removable(path)
     entries = [listing.describe(path) for path in paths]

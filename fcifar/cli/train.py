@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fcifar.cli import completion, options, output, progress, render
 from fcifar.cli.options import argument, option
-from fcifar.cli.overrides import given, make_sweep, with_changes
+from fcifar.cli.overrides import flag, given, make_sweep, naming_options, with_changes
 from fcifar.errors import UsageError
 from fcifar.recipes import recipe as recipe_fields
 
@@ -23,7 +23,16 @@ _checkpoints = functools.partial(option, rich_help_panel="Checkpoints")
 
 
 def _with_recipe_options(command: Command) -> Command:
-    """Replace a command's ``**overrides`` by an option for each field of a recipe that has one."""
+    """Replace a command's ``**overrides`` by an option for each field of a recipe that has one.
+
+    Errors about fields name these options.
+    """
+
+    @functools.wraps(command)
+    def named(**values: Any) -> Any:
+        with naming_options(values["changes"], values["sweep"]):
+            return command(**values)
+
     annotations = {
         field.name: _option(field)
         for panel in _PANELS
@@ -40,10 +49,10 @@ def _with_recipe_options(command: Command) -> Command:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         for name, annotation in annotations.items()
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {**annotations, **command.__annotations__}
-    del command.__annotations__["overrides"]
-    return command
+    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    named.__annotations__ = {**annotations, **command.__annotations__}
+    del named.__annotations__["overrides"]
+    return named  # type: ignore[return-value]
 
 
 def _option(field: dataclasses.Field[Any]) -> Any:
@@ -86,7 +95,7 @@ def train(
             "--resume",
             "Resume an interrupted run, or group of runs, by path or name.",
             "RUN",
-            callback=options.where_run_is,
+            callback=options.locate_run,
             autocompletion=completion.runs,
         ),
     ] = None,
@@ -191,11 +200,11 @@ def train(
         | where
         | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
         | given(compile=compile, set=changes or None, sweep=sweep or None)
-        | given(replicas=replicas, replica_method=replica_method, runs_dir=runs_dir)
+        | given(replicas=replicas, replica_method=replica_method)
     ):
         raise UsageError(
-            f"--resume continues a run with its own settings, and {', '.join(others)} would change "
-            "them; leave that out, or begin a new run"
+            f"--resume continues a run with its own settings, and {', '.join(map(flag, others))} "
+            "would change them; leave that out, or begin a new run"
         )
 
     spec, why = None, ""

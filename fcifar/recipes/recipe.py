@@ -182,7 +182,7 @@ class Recipe:
             if getattr(self, name) and self.optimizer not in accepted:
                 raise UsageError(
                     f"{name} needs the optimizer {' or '.join(accepted)}, not {self.optimizer}; "
-                    "leave it out"
+                    f"leave it out, or make it {type(getattr(self, name))()}"
                 )
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum; give momentum, such as 0.9")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcifar import io
-from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, reason, shown
+from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, reason
 from fcifar.train import run_dir
 from fcifar.train.run_dir import SUMMARY, SWEEP
 
@@ -50,46 +50,31 @@ def is_run(path: Path) -> bool:
     return run_dir.is_group(path) or (path / run_dir.MANIFEST).is_file()
 
 
-def named(path: Path, root: Path) -> Path:
+def locate(path: Path, root: Path) -> Path:
     """Return ``path`` if it exists, else the run or group of that name in ``root``.
 
-    If there is neither, return ``path``; raise a UsageError if it resembles a name in ``root``.
+    Raises a UsageError if there is neither.
     """
-    if path.exists() or path.name != str(path):
+    if path.exists():
         return path
     if is_run(root / path):
         return root / path
-    if hint := did_you_mean(path.name, _names(root)):
-        raise UsageError(f"there is no {one_line(path)}, here or in {one_line(root)}{hint}")
-    return path
-
-
-def locate(text: str, root: Path) -> Path:
-    """Return the run or group by path, or by name in ``root``. Raises a UsageError if none."""
-    paths = [Path(text), root / text] if text else []
-    for path in paths:
-        if is_run(path):
-            return path
-    if any(path.exists() for path in paths):
-        raise UsageError(
-            f"{shown(text)} is not a run directory: there is neither {run_dir.MANIFEST} nor "
-            f"{SWEEP} in it"
-        )
-    raise UsageError(
-        f"there is no run {shown(text)} in {one_line(root)}; fcifar runs list shows them"
-        f"{did_you_mean(text, _names(root))}"
-    )
-
-
-def _names(root: Path) -> list[str]:
-    try:
-        return [path.name for path in root.iterdir()]
-    except OSError:
-        return []
+    runs = [run for run in root.iterdir() if is_run(run)] if root.is_dir() else []
+    names = [run.name for run in sorted(runs, key=os.path.getmtime, reverse=True)]
+    some = f"; fcifar runs list shows its runs, such as {', '.join(names[:3])}"
+    hint = did_you_mean(path.name, names) or (some if names else "; fcifar train makes one")
+    raise UsageError(f"there is no {path}, and no run of that name in {one_line(root)}{hint}")
 
 
 def describe(path: Path) -> Entry:
-    """Return the entry of the run or group at ``path``. Damage is a state, not an error."""
+    """Return the entry of the run or group at ``path``. Damage is a state, not an error.
+
+    Raises a UsageError if there is none.
+    """
+    if not is_run(path):
+        raise UsageError(
+            f"{path} is not a run directory: there is neither {run_dir.MANIFEST} nor {SWEEP} in it"
+        )
     is_group, entry = run_dir.is_group(path), Entry(path.name, path, bytes=_size(path))
     file = SWEEP if is_group else run_dir.MANIFEST
     try:

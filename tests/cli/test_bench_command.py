@@ -67,6 +67,10 @@ def test_seconds_that_cannot_be_spent(fcifar, seconds: str) -> None:
     assert "--seconds" in err
 
 
+def test_help_says_what_the_seconds_are(fcifar) -> None:
+    assert "Total time of all measurements" in fcifar("bench", "--help")[1]
+
+
 def test_times_have_three_digits() -> None:
     from fcifar.cli.bench import _time
 

@@ -149,7 +149,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         (("data", "fetch", "--url", "file:///dev/null"), "must begin with http:// or https://"),
         (("eval", "\x1b[31m"), "there is no \N{REPLACEMENT CHARACTER}[31m"),
         (("eval", ":smile:"), "there is no :smile:"),
-        ((*TRAIN, "--lr", "nan"), "learning_rate is nan"),
+        ((*TRAIN, "--lr", "nan"), "--lr is nan"),
         ((*TRAIN, "--momentum", "1"), "must lie in [0, 1)"),
         ((*TRAIN, "--optimizer", "lion"), "one of sgd, adam, adamw"),
         ((*TRAIN, "--optimizer", "adam"), "momentum needs the optimizer sgd or muon, not adam"),
@@ -159,7 +159,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
             "needs a padding less than the image size [32, 32]",
         ),
         ((*TRAIN, "--augment", "reflect_crop:40"), "augment is reflect_crop:40: random_crop needs"),
-        ((*TRAIN, "--patience", "3"), "patience needs validation images; give valid_fraction"),
+        ((*TRAIN, "--patience", "3"), "--patience needs validation images; give --valid-fraction"),
         ((*TRAIN, "--augment", "flop"), "augment is 'flop'; it must be one of random_flip"),
         ((*TRAIN, "--dropout", "1"), "dropout is 1.0; it must lie in [0, 1)"),
         (
@@ -169,14 +169,22 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         ((*TRAIN, "--batch-size", "100"), "has 42 training images"),
         ((*TRAIN, "--device", "tpu"), "must be auto, cpu"),
         ((*TRAIN, "--precision", "fp16"), "fp32, bf16"),
-        ((*TRAIN, "--batch-size", "many"), "Invalid value for '--batch-size'"),
+        ((*TRAIN, "--batch-size", "many"), "--batch-size is 'many'; it must be a whole number"),
+        ((*TRAIN, "--batch-size", "1.5"), "--batch-size is '1.5'; it must be a whole number"),
+        ((*TRAIN, "--max-epochs", ""), "--epochs is ''; it must be a whole number"),
+        ((*TRAIN, "--lr", "abc"), "--lr is 'abc'; it must be a number"),
+        ((*TRAIN, "--threads", "\udcff"), "--threads is '\\udcff'; it must be UTF-8 text"),
+        (("bench", "--seconds", "1m"), "--seconds is '1m'; it must be a whole number"),
+        (("reproduce", "data", "--until", "x"), "--until is 'x'; it must be a whole number"),
+        (("eval",), "Missing argument 'RUN'; fcifar eval --help shows what it takes"),
+        (("train", "a", "b"), "extra argument(s) (b); fcifar train --help shows"),
         (("train", "--frobnicate"), "No such option"),
-        (("train", "--resume", "nowhere"), "nowhere is not a run directory"),
+        (("train", "--resume", "nowhere"), "there is no nowhere, and no run of that name in runs"),
         (("eval", "nowhere"), "there is no nowhere"),
         (("recipes", "show", "blits"), "no recipe 'blits'"),
         (("data", "import", "nowhere.zip"), "nowhere.zip"),
         (("data", "info", "nope"), "there is no data set 'nope'"),
-        (("frobnicate",), "No such command"),
+        (("frobnicate",), "No such command 'frobnicate'; fcifar --help shows what it takes"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path, words, message) -> None:
@@ -188,6 +196,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(fcifar, tmp_path, words, me
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_more_threads_than_cores_are_taken_with_a_note(fcifar, monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    words = ("train", "--dataset", "nope", "--threads")
+    assert "--threads is 3, and this machine has 2 cores: it will be slow" in fcifar(*words, 3).err
+    assert "--threads" not in fcifar(*words, 2).err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -231,6 +246,13 @@ def test_a_damaged_data_set_is_exit_code_1(fcifar, root: Path) -> None:
     assert fcifar(*TRAIN).status == 1
 
 
+def test_an_error_of_the_system_is_one_line_and_exit_code_1(fcifar) -> None:
+    done = fcifar("eval", "x" * 5000)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("error: File name too long: xxx")
+    assert len(done.err) < 500
+
+
 def test_debug_adds_the_traceback(fcifar) -> None:
     assert "Traceback" in fcifar("train", "blits", "--debug").err
     assert "Traceback" not in fcifar("train", "blits").err
@@ -247,7 +269,7 @@ def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
     (tmp_path / "run/report.json").unlink()
     done = fcifar("train", "--resume", "run", "--lr", "9", "--seed", "3", "blitz")
     assert done.status == 2
-    assert "learning_rate, seed, recipe would change them" in done.err
+    assert "--lr, --seed, RECIPE would change them" in done.err
     assert fcifar("train", "--resume", "run", "--json").status == 0
 
 

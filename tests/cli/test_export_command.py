@@ -89,7 +89,7 @@ def test_mistakes_are_one_line_and_leave_nothing(fcifar, tmp_path: Path) -> None
         (("run", "--to", "there.pth"), "there.pth already exists; choose another name, or give"),
         (("run", "--to", "there.csv"), "there.csv already exists; choose another name, or give"),
         (("nowhere", "--to", "x.pth"), "there is no nowhere"),
-        (("nowhere", "--to", "x.csv"), "nowhere is not a run directory"),
+        (("nowhere", "--to", "x.csv"), "there is no nowhere"),
         (("run",), "Missing option '--to'"),
         (("run", "--to", "x.csv", "--model", "lenet"), "leave them out"),
         (("run", "--to", "x.pth", "--model", "lenet"), "run records its own model"),

@@ -97,7 +97,7 @@ def test_a_sweep_over_one_value_and_over_shapes(fcifar, tmp_path: Path) -> None:
         (("--sweep", "lr=1,1"), "--sweep 'lr=1,1' has a value twice; give each once"),
         (("--sweep", "lr=1", "--sweep", "lr=2"), "--sweep names the same value twice"),
         (("--sweep", "lr=1", "--sweep", "learning_rate=2"), "--sweep names the same value twice"),
-        (("--sweep", "lr=much"), "learning_rate is 'much'; it must be 0, or a number"),
+        (("--sweep", "lr=much"), "--sweep lr is 'much'; it must be 0, or a number"),
         (("--sweep", "speed=1,2"), "--sweep 'speed' is neither a setting of recipes nor"),
         (("--replica-method", "vmap"), "--replica-method needs --replicas or --sweep"),
         (("--replicas", 2, "--replica-method", "both"), "it must be auto, loop or vmap"),

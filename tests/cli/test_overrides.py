@@ -189,11 +189,11 @@ def test_train_takes_them_and_eval_measures_with_views(fcifar, tmp_path: Path) -
     [
         ((*TRAIN, "--set", "epochs"), "--set is 'epochs'; it must be NAME=VALUE"),
         ((*TRAIN, "--set", "widths=8"), "nor an option of the model 'lenet'"),
-        ((*TRAIN, "--set", "hidden=-1"), "do not fit the model lenet: hidden is -1"),
+        ((*TRAIN, "--set", "hidden=-1"), "do not fit the model lenet: --set hidden is -1"),
         ((*TRAIN, "--tta", "flip"), "tta is 'flip'; it must be one of none, mirror, translate"),
-        (("train", "--resume", "run", "--set", "epochs=9"), "and set would change them"),
-        (("train", "--resume", "run", "--tta", "none"), "and tta would change them"),
-        (("eval", "nowhere", "--tta", "flip"), "--tta is 'flip'; it must be none or mirror or"),
+        (("train", "--resume", "data", "--set", "epochs=9"), "and --set would change them"),
+        (("train", "--resume", "data", "--tta", "none"), "and --tta would change them"),
+        (("eval", "data", "--tta", "flip"), "--tta is 'flip'; it must be none or mirror or"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(fcifar, words, message) -> None:
@@ -202,6 +202,44 @@ def test_mistakes_are_one_line_and_exit_code_2(fcifar, words, message) -> None:
     assert message in done.err
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--batch-size", 0), "--batch-size is 0; it must be a whole number"),
+        (("--batch-size", 100), "--batch-size is 100, but tiny has 42 training images"),
+        (("--set", "batch_size=0"), "--set batch_size is 0; it must be a whole number"),
+        (("--set", "lr=x"), "--set lr is 'x'; it must be 0, or a number"),
+        (("--sweep", "batch_size=2,0"), "--sweep batch_size is 0; it must be a whole number"),
+        (("--lr", "nan"), "--lr is nan; it must be 0, or a number"),
+        (("--dropout", 2), "the model lenet: --dropout is 2.0; it must lie in [0, 1)"),
+        (("--set", "hidden=x"), "the model lenet: --set hidden is 'x'; it must be a whole"),
+        (("--stratify",), "give --valid-fraction, such as 0.2, or --set valid=given"),
+        (("--optimizer", "adam"), "--momentum needs the optimizer sgd or muon, not adam; leave it"),
+        (("--warmup-steps", 99), "--warmup-steps is 99, but the run has only"),
+        (
+            ("--warmup-steps", 1, "--set", "warmup_fraction=0.1"),
+            "--warmup-steps and --set warmup_fraction both set the warm-up",
+        ),
+        (("--set", "lr=1", "--lr", 2), "--set 'lr=1' and --lr both set learning_rate"),
+    ],
+)
+def test_messages_name_what_was_typed(fcifar, words, message: str) -> None:
+    given = ("train", "--dataset", "tiny", "--threads", 1, "--device", "cpu")
+    done = fcifar(*given, *words)
+    assert done.status == 2
+    assert done.err.startswith("error: ")
+    assert message in done.err
+
+
+def test_messages_about_a_state_dict_name_what_was_typed(fcifar) -> None:
+    Path("net.pth").touch()
+    for words, message in (
+        (("--model", "foo"), "--model is 'foo'; it must be one of lenet"),
+        (("--model", "lenet", "--set", "mean=3"), "--set mean is 3; it must be three numbers"),
+    ):
+        assert message in fcifar("eval", "net.pth", *words).err
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for words, message in (
         (("run0", "--per-example", "f.json"), "must end in .csv, .npz or .parquet"),
-        (("nowhere", "--per-example", "f"), "must end in .csv, .npz or .parquet"),
+        (("data", "--per-example", "f"), "must end in .csv, .npz or .parquet"),
         (("run0", "--per-example", "f.parquet"), "pip install 'fcifar[parquet]'"),
         (("run0", "--per-example", "run1"), "is a directory"),
         (("run0", "nowhere", "--per-example", "f.csv"), "there is no nowhere"),

@@ -267,7 +267,7 @@ def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch)
         (["run0", "--html", "there"], 2, "there already exists; choose another"),
         (["run0", "--html", "run0"], 2, "--html run0 is a folder; give the name of a file"),
         (["run0", "run1"], 2, "2 runs need a page: give --html FILE, or use fcifar compare"),
-        (["nowhere", "--html", "p"], 2, "nowhere is not a run directory"),
+        (["nowhere", "--html", "p"], 2, "there is no nowhere"),
         (["half", "--html", "p"], 2, "half is not finished"),
         (["bad", "--html", "p"], 1, "bad/report.json is damaged: its SHA-256 is not that in"),
         (["odd", "--html", "p"], 1, "odd holds values that fcifar did not write"),

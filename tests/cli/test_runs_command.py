@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fcifar import data
 from fcifar.data import Split, make_dataset
@@ -37,10 +38,34 @@ def test_commands_take_a_run_by_its_name(fcifar, tmp_path: Path, monkeypatch) ->
     wrong = fcifar("eval", run.name[:-1])
     assert wrong.status == 2
     assert wrong.err == (
-        f"error: there is no {run.name[:-1]}, here or in mine; did you mean {run.name!r}?\n"
+        f"error: there is no {run.name[:-1]}, and no run of that name in mine; did you mean "
+        f"{run.name!r}?\n"
     )
     (tmp_path / run.name).touch()  # a path that is there comes before a name
     assert fcifar("verify", run.name).status == 2
+
+
+def test_every_command_on_runs_takes_their_folder(fcifar, tmp_path: Path) -> None:
+    there = ("--runs-dir", "mine")
+    assert fcifar(*TRAIN, *there, "--epochs", 1).status == 0
+    (run,) = (tmp_path / "mine").iterdir()
+    Image.new("RGB", (32, 32)).save("image.png")
+    for command in (
+        ("eval", run.name, "-q"),
+        ("predict", run.name, "image.png", "-q"),
+        ("compare", run.name, run.name, "-q"),
+        ("report", run.name),
+        ("export", run.name, "--to", "metrics.csv"),
+        ("reproduce", run.name, "-q"),
+        ("verify", run.name),
+        ("train", "--resume", run.name, "-q"),
+        ("runs", "show", run.name),
+    ):
+        assert fcifar(*command, *there).status == 0, command
+        missing = fcifar(*command)
+        assert missing.status == 2
+        assert f"there is no {run.name}, and no run of that name in runs; " in missing.err
+        assert missing.err.count("\n") == 1
 
 
 def test_a_run_is_listed_shown_and_removed(fcifar, tmp_path: Path, monkeypatch) -> None:
@@ -120,11 +145,15 @@ def test_groups(fcifar, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("runs", "show", "nope"), "there is no run 'nope' in runs"),
-        (("runs", "rm", "data", "--yes"), "'data' is not a run directory"),
+        (("runs", "show", "nope"), "there is no nope, and no run of that name in runs"),
+        (("runs", "show", "data"), "data is not a run directory"),
+        (("runs", "rm", "data", "--yes"), "data is not a run directory"),
         (("runs", "rm"), "Missing argument"),
         ((*TRAIN, "--out", "a", "--runs-dir", "b"), "give one of them"),
-        (("train", "--resume", "a", "--runs-dir", "b"), "runs_dir would change"),
+        (
+            ("train", "--resume", "a", "--runs-dir", "b"),
+            "there is no a, and no run of that name",
+        ),
     ],
 )
 def test_mistakes_are_one_line(fcifar, tmp_path: Path, words, message: str) -> None:

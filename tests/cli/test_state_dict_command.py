@@ -138,6 +138,9 @@ def test_predict_and_compare(fcifar, tmp_path: Path) -> None:
     assert "201 test images of shapes" in done.out, "those of the run"
     found = json.loads(fcifar("compare", "cifar_net.pth", "run", "--model=lenet", "--json").out)
     assert [run["trained_on"] for run in found["runs"]] == [None, "shapes"]
+    (tmp_path / "data").rename(tmp_path / "moved")
+    elsewhere = fcifar(*words, "--dataset", "tiny", "--data-dir", "moved")
+    assert {g["class"] for g in json.loads(elsewhere.out)[0]["predictions"]} <= set("abcdefghij")
 
 
 def refused(done: Outcome, *parts: str) -> None:

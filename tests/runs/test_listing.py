@@ -131,15 +131,17 @@ def test_names_and_paths_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     run, other = make_run(tmp_path / "runs/one"), make_run(tmp_path / "elsewhere")
     root = Path("runs")
-    assert listing.locate("one", root).resolve() == run
-    assert listing.locate("runs/one", root).resolve() == run
-    assert listing.locate("elsewhere", root).resolve() == other
+    assert listing.locate(Path("one"), root).resolve() == run
+    assert listing.locate(Path("runs/one"), root).resolve() == run
+    assert listing.locate(Path("elsewhere"), root).resolve() == other
     with pytest.raises(UsageError, match="did you mean 'one'"):
-        listing.locate("onn", root)
-    with pytest.raises(UsageError, match="'runs' is not a run directory"):
-        listing.locate("runs", root)
-    with pytest.raises(UsageError, match="there is no run ''"):
-        listing.locate("", root)
+        listing.locate(Path("onn"), root)
+    with pytest.raises(UsageError, match=r"no run of that name in runs; .* such as one$"):
+        listing.locate(Path("nope"), root)
+    with pytest.raises(UsageError, match="no run of that name in empty; fcifar train makes one"):
+        listing.locate(Path("one"), Path("empty"))
+    with pytest.raises(UsageError, match="runs is not a run directory"):
+        listing.describe(root)
 
 
 # Where runs go ------------------------------------------------------------------------------------

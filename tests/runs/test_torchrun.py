@@ -279,7 +279,7 @@ def test_replicas_are_divided_among_the_ranks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*TRAIN, "--batch-size", "5"], "batch_size is 5, which 2 processes"),
+        ([*TRAIN, "--batch-size", "5"], "--batch-size is 5, which 2 processes"),
         pytest.param(["eval", "nowhere"], "there is no nowhere", marks=pytest.mark.slow),
     ],
     ids=["odd", "eval"],
