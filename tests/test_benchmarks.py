@@ -15,15 +15,25 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import bench_grads, bench_steps, compare_records, processes, records
-from benchmarks.reference import tutorial_loop
+from benchmarks import (
+    bench_grads,
+    bench_speed94,
+    bench_steps,
+    compare_records,
+    processes,
+    records,
+)
+from benchmarks.reference import speed94_loop, tutorial_loop
 from benchmarks.reference.candidates import CANDIDATES, DEVICES, MODELS, why_not
 from benchmarks.render import charts, pages, sections, tables
-from fcifar import data, models, recipes
+from fcifar import data, models, optim, random, recipes, step_transforms
+from fcifar.augment import functional
 from fcifar.bench import bench, reference_models
 from fcifar.bench.bench import Case
+from fcifar.models.speednet import whitening
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report.figures.canvas import COLORS, CSS_VARIABLES
+from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
 from fcifar.train.runtime import Runtime
 
 ENVIRONMENT = {
@@ -92,6 +102,161 @@ def test_the_tutorials_loop_trains_every_tutorial(name: str, monkeypatch) -> Non
     assert tutorial_loop.train(recipe, data, epochs=1) > 0
     net = reference_models.MODULES[recipe.model](**recipe.model_options)
     assert 0 <= tutorial_loop.accuracy(net, data.test_images, data.test_labels) <= 1
+
+
+# The method of speed94 in plain PyTorch ----------------------------------------------------------
+
+WIDTHS, STEPS, BATCH_SIZE = (8, 16, 16), 5, 12
+FROZEN = 2  # of these steps, the first that does not train the whitening layer: 2.6 / 7 of them
+
+
+@pytest.fixture
+def pair(make_batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """A small speed94 and the plain method from the same parameters, all in float32."""
+    for module, name in ((optim, "muon"), (speed94_loop, "orthogonalize")):
+        exact = functools.partial(getattr(module, name), dtype=torch.float32)
+        monkeypatch.setattr(module, name, exact)
+    recipe = recipes.get("speed94")
+    decay = recipe.weight_decay * BATCH_SIZE / recipe.batch_size
+    options = {**recipe.model_options, "widths": WIDTHS}
+    recipe = recipe.replace(model_options=options, batch_size=BATCH_SIZE, weight_decay=decay)
+    model = recipes.make_model(recipe, 10)
+    optimizer = recipes.make_optimizer(recipe, STEPS)
+    sample = recipes.make_preprocess(recipe)(make_batch(50).images)
+    state = init_train_state(model, optimizer, key=random.key(0), sample=sample)
+    method = speed94_loop.Method("cpu", compile=False, dtype=torch.float32, widths=WIDTHS)
+    copy_into(method.net, state.variables)
+    return recipe, model, optimizer, state, method
+
+
+def plain_name(name: str) -> str:
+    """The name in the plain module of a parameter or buffer of speednet."""
+    return re.sub(r"(conv|norm)s\.(\d)", lambda m: f"{m[1]}{int(m[2]) + 1}", name)
+
+
+def copy_into(net: speed94_loop.Net, variables: models.Variables) -> None:
+    values = {plain_name(n): v for n, v in (variables.params | variables.buffers).items()}
+    missing, unexpected = net.load_state_dict(values, strict=False)
+    assert not unexpected
+    assert all(name.endswith(("num_batches_tracked", "weight")) for name in missing)
+    assert not [name for name in missing if "conv" in name or "head" in name]
+
+
+def test_the_plain_method_takes_the_same_steps(pair) -> None:
+    recipe, model, optimizer, state, method = pair
+    step = make_train_step(
+        model,
+        optimizer,
+        loss=recipes.make_loss(recipe),
+        preprocess=recipes.make_preprocess(recipe),
+        reduction=torch.sum,
+    )
+    epochs, noise = recipe.epochs, bench.synthetic(STEPS * BATCH_SIZE).train_images
+    optimizers, schedules = speed94_loop.make_optimizers(method.net, STEPS, epochs, BATCH_SIZE)
+    for i in range(STEPS):
+        # Noise: the maximum of a map that has two nearly equal ones would depend on rounding.
+        batch = Batch(
+            noise[i * BATCH_SIZE :][:BATCH_SIZE],
+            random.randint(random.key(i), (BATCH_SIZE,), 0, 10),
+        )
+        before = state.variables.params
+        state, metrics = step(state, batch)
+        copy = {n: p.detach().clone() for n, p in method.net.named_parameters()}
+        loss = method.loss(speed94_loop.normalize(batch.images, torch.float32), batch.labels)
+        torch.testing.assert_close(loss, metrics.loss, rtol=1e-4, atol=0)
+        loss.backward()
+        for each, schedule in zip(optimizers, schedules, strict=True):
+            each.step()
+            each.zero_grad()
+            schedule.step()
+        for name, p in method.net.named_parameters():
+            if not p.requires_grad:
+                assert torch.equal(p, copy[name])
+                continue
+            own = next(n for n in before if plain_name(n) == name)
+            expected = state.variables.params[own] - before[own]
+            error = (p.detach() - copy[name] - expected).norm()
+            assert error <= 2e-3 * expected.norm(), (i, name)
+        assert torch.equal(method.net.whiten.bias, copy["whiten.bias"]) == (i >= FROZEN)
+        copy_into(method.net, state.variables)  # so that rounding does not add up
+
+
+def test_the_plain_method_orthogonalizes_alike() -> None:
+    for shape in ((5, 9), (9, 5)):
+        x = random.normal(random.key(1), shape)
+        found = speed94_loop.orthogonalize(x, torch.float32)
+        expected = optim.orthogonalize(x, dtype=torch.float32)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_method_evaluates_the_same_views(pair, make_batch) -> None:
+    recipe, model, _, state, method = pair
+    batch = make_batch(6)
+    views = recipes.make_views(recipe)
+    step = make_eval_step(model, preprocess=recipes.make_preprocess(recipe), views=views)
+    expected = step(state.variables, batch)
+    torch.testing.assert_close(method.logits(batch.images), expected.logits, rtol=1e-4, atol=1e-6)
+    correct = expected.correct.float().mean().item()
+    assert method.accuracy(*batch) == pytest.approx(correct)
+
+
+def test_the_plain_method_starts_alike(pair, make_batch) -> None:
+    images = speed94_loop.normalize(make_batch(40).images, torch.float32)
+    net = pair[-1].net
+    net.reset(images)
+    half, negative = net.whiten.weight.flatten(1).chunk(2)
+    assert torch.equal(half, -negative)
+    expected = whitening(images)[:12].flatten(1).float()
+    torch.testing.assert_close(half.T @ half, expected.T @ expected, rtol=1e-3, atol=1e-3)
+    assert net.head.weight.std().item() == pytest.approx(1)
+    x = random.uniform(random.key(0), (1, 24, 6, 6))
+    torch.testing.assert_close(net.groups[0].conv1(x), x[:, :8])
+
+
+def test_the_plain_method_crops_and_mirrors(make_batch, monkeypatch) -> None:
+    images = make_batch(30).images.float()
+    padded = torch.nn.functional.pad(images, (2,) * 4, mode="reflect")
+    crops = speed94_loop.reflect_crop(padded, torch.Generator().manual_seed(0))
+    shifts = [(torch.tensor([i]), torch.tensor([j])) for i in range(-2, 3) for j in range(-2, 3)]
+    chosen = set()
+    for image, crop in zip(images, crops, strict=True):
+        moved = [functional.translate(image[None], *s, mode="reflect")[0] for s in shifts]
+        (index,) = (i for i, each in enumerate(moved) if torch.equal(each, crop))
+        chosen.add(index)
+    assert len(chosen) > 10
+    monkeypatch.setattr(speed94_loop, "CROP", 0)
+    labels, mirrored = torch.arange(30), torch.arange(30) % 3 == 0
+    for epoch in (0, 1):
+        generator = torch.Generator().manual_seed(epoch)
+        args = (images, labels, mirrored, epoch, 7, generator)
+        batches = list(speed94_loop.epoch_batches(*args))
+        rows = torch.cat([rows for _, rows in batches])
+        assert len(batches) == 4
+        assert len(set(rows.tolist())) == 28, "each once, without the incomplete batch"
+        flip = step_transforms.alternate(mirrored, rows, epoch)
+        expected = functional.mirror(images[rows], flip)
+        assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+
+
+def test_both_are_measured(folder: Path, monkeypatch, capsys, tmp_path: Path) -> None:
+    data.save(bench.synthetic(32)._replace(name="tiny"), tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
+    small = functools.partial(speed94_loop.Method, widths=WIDTHS)
+    monkeypatch.setattr(bench_speed94, "Method", small)
+    options = {**recipes.get("speed94").model_options, "widths": WIDTHS}
+    recipe = recipes.get("speed94").replace(model_options=options)
+    monkeypatch.setitem(recipes.RECIPES, "speed94", recipe)
+    words = "--dataset tiny --images 16 --epochs 1 --batch-size 8 --repetitions 2 --device cpu"
+    monkeypatch.setattr(sys, "argv", ["speed94", *words.split(), "--no-compile", "--name", "few"])
+    bench_speed94.main()
+    results = records.read(folder / "few.json")["results"]
+    for name in ("fcifar", "plain"):
+        assert len(results[name]) == 2
+        assert results["medians"][name]["seconds"] > 0
+        assert all(0 <= row["accuracy"] <= 1 for row in results[name])
+
+
+# Scripts -----------------------------------------------------------------------------------------
 
 
 def test_a_device_that_is_not_there_is_a_reason() -> None:
