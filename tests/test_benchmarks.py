@@ -3,11 +3,15 @@
 Nothing here is timed. The reference models of the package have their tests in bench/test_bench.py.
 """
 
+import argparse
 import functools
 import importlib
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,9 +24,11 @@ from benchmarks import (
     bench_speed94,
     bench_steps,
     compare_records,
+    on_device,
     processes,
     records,
 )
+from benchmarks.on_device import Part
 from benchmarks.reference import speed94_loop, tutorial_loop
 from benchmarks.reference.candidates import CANDIDATES, DEVICES, MODELS, why_not
 from benchmarks.render import charts, pages, sections, tables
@@ -302,6 +308,213 @@ def test_gradients_of_each_image_are_measured_beside_the_batchs(
     assert found["config"]["threads"] == 1
     assert found["config"]["parameters"] == 62_006
     assert "each image" in tables.section(found)
+
+
+# One call on a device ----------------------------------------------------------------------------
+
+GRANDCHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open({path!r}, "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+def part(name: str, code: str, limit: float = 60.0, **more: Any) -> Part:
+    return Part(name, ["-c", code], limit, **{"needs_data": False, **more})
+
+
+def run_parts(folder: Path, checks: list[Part], measurements: list[Part] = (), **more: Any) -> Any:
+    """Run parts, and return what is in the file afterwards."""
+    options = {"out": folder, "work": folder, "seconds": 600.0, "side": 2, **more}
+    first = options.pop("first", None)
+    results = on_device.run_parts(first, checks, measurements, **options)
+    assert results.keys() == json.loads((folder / "results.json").read_text())["results"].keys()
+    return records.read(folder / "results.json")["results"]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "State:\tZ" not in status  # nothing may have waited for it
+
+
+def assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_measurements_run_alone_after_the_checks(tmp_path: Path) -> None:
+    code = "import time; print(time.time(), flush=True); time.sleep(0.3); print(time.time())"
+
+    def timed(name: str, **more: Any) -> Part:
+        return part(name, code, read=lambda out: [float(v) for v in out.split()], **more)
+
+    checks = [timed("quick"), timed("a", needs_data=True), timed("b", needs_data=True)]
+    found = run_parts(tmp_path, checks, [timed("c"), timed("d")], first=timed("data"))
+    times = {name: values["result"] for name, values in found.items()}
+    assert all(values["status"] == 0 for values in found.values())
+    assert times["data"][1] <= min(times["a"][0], times["b"][0])
+    assert max(times["a"][1], times["b"][1]) <= times["c"][0]
+    assert times["c"][1] <= times["d"][0]
+    assert list(found)[-2:] == ["c", "d"]
+
+
+def test_no_part_ends_the_script(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    garbage = "import os; os.write(1, bytes(range(256)) * 9)"
+    checks = [
+        part("crash", "import os; os.abort()"),
+        part("exit", "import sys; print('half'); sys.exit('why')"),
+        part("hang", GRANDCHILD.format(path=str(pid)), 3.0),
+        part("garbage", garbage, read=json.loads),
+        part("not JSON", "print(1)", read=lambda out: {1}),
+        part("good", "print('[1, 2]')", read=json.loads),
+    ]
+    found = run_parts(tmp_path, checks, [part("last", "print('done')")])
+    assert found["crash"]["status"] == -6
+    assert (found["exit"]["status"], found["exit"]["out"]) == (1, "half\n")
+    assert "why" in found["exit"]["err"]
+    assert found["hang"]["status"] == "stopped after 3 s"
+    assert found["garbage"]["result"] is None
+    assert "Error" in found["garbage"]["unreadable"]
+    assert "Error" in found["not JSON"]["unreadable"]
+    assert found["good"]["result"] == [1, 2]
+    assert found["last"]["result"] == "done\n"
+    assert_ends(int(pid.read_text()))
+    assert "##### exit: 1" in (tmp_path / "logs.txt").read_text()
+
+
+def test_what_a_part_leaves_behind_is_killed(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = GRANDCHILD.format(path=str(pid)).replace("time.sleep(600)\n", "", 1)
+    code = code.removesuffix("time.sleep(600)\n")
+    assert run_parts(tmp_path, [part("a", code)])["a"]["status"] == 0
+    assert_ends(int(pid.read_text()))
+
+
+def test_results_are_written_after_each_part(tmp_path: Path) -> None:
+    code = (
+        f"import json; print(list(json.load(open({str(tmp_path / 'results.json')!r}))['results']))"
+    )
+    found = run_parts(tmp_path, [part("a", "pass"), part("b", code)], [part("c", code)], side=1)
+    assert found["b"]["result"] == "['a']\n"
+    assert found["c"]["result"] == "['a', 'b']\n"
+
+
+def test_checks_leave_time_for_measurements(tmp_path: Path) -> None:
+    slow = "import time; time.sleep(600)"
+    checks = [part(name, slow) for name in "abc"]
+    found = run_parts(tmp_path, checks, [part("d", "pass"), part("e", slow)], seconds=4.0)
+    assert found["a"]["status"] == found["b"]["status"] == "stopped after 2 s"
+    assert found["c"]["status"] == "no time left"
+    assert found["d"]["status"] == 0
+    assert found["e"]["status"].startswith("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_the_results(tmp_path: Path, number: int) -> None:
+    code = """
+import sys
+from pathlib import Path
+from benchmarks.on_device import Part, run_parts
+codes = {"a": "pass", "b": sys.argv[2], "c": "pass"}
+parts = [Part(name, ["-c", code], 60, needs_data=False) for name, code in codes.items()]
+folder = Path(sys.argv[1])
+run_parts(None, parts[:2], parts[2:], out=folder, work=folder, seconds=600.0, side=2)
+"""
+    args = [sys.executable, "-c", code, tmp_path, GRANDCHILD.format(path=str(tmp_path / "pid"))]
+    process = subprocess.Popen(args, cwd=Path(__file__).parents[1])
+    results, pid = tmp_path / "results.json", tmp_path / "pid"
+    deadline = time.monotonic() + 120
+    while not (results.exists() and pid.exists() and pid.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -2)
+    found = records.read(results)["results"]
+    assert found["a"]["status"] == 0
+    assert found["b"]["status"] == "interrupted"
+    assert "c" not in found
+    assert_ends(int(pid.read_text()))
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        device="cuda",
+        dataset="cifar10",
+        archive=None,
+        data_dir=tmp_path,
+        work=tmp_path / "work",
+        fast=False,
+        seeds=20,
+    )
+
+
+def test_the_parts_of_a_call(options, tmp_path: Path) -> None:
+    checks, measurements = on_device.checks(options), on_device.measurements(options)
+    names = [each.name for each in (*checks, *measurements)]
+    assert len(names) == len(set(names))
+    described = re.findall(r"(\w+): ", on_device.__doc__ or "")
+    assert {name.partition(" ")[0] for name in names} <= set(described)
+    recipe_parts = {e.name: list(map(str, e.command)) for e in checks if "recipe" in e.name}
+    assert set(recipe_parts) == {f"recipe {name}" for name in recipes.RECIPES}
+    for name, command in recipe_parts.items():
+        is_whole = name.removeprefix("recipe ") in on_device.MEASURED
+        assert ("--epochs" in command) != is_whole
+        assert "--compile" in command
+    assert on_device.preparation(options) is None
+    options.archive = tmp_path / "images.tar.gz"
+    assert "import" in on_device.preparation(options).command
+    (tmp_path / "cifar10.safetensors").touch()
+    assert on_device.preparation(options) is None
+
+
+def test_reports_are_read_as_far_as_there_are_any(tmp_path: Path) -> None:
+    assert on_device.read_runs(tmp_path) == {}
+    for i in range(2):
+        (tmp_path / f"seed-{i}").mkdir()
+        report = {"seed": i, "test_accuracy": 0.25 + i / 2, "confusion": [[1]]}
+        (tmp_path / f"seed-{i}/report.json").write_text(json.dumps(report))
+        found = on_device.read_runs(tmp_path)
+        assert found == {"seed": 0, "test_accuracy": 0.25} or i
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    assert found["test_accuracy"]["mean"] == 0.5
+
+
+def test_digests_are_compared() -> None:
+    def results(*digests: str | None) -> dict[str, Any]:
+        return {
+            f"bits blitz64 {i}": {
+                "status": 0,
+                "result": {"params_digest": digest} if digest else {},
+            }
+            for i, digest in enumerate(digests, 1)
+        }
+
+    assert on_device.compare_bits(results("a", "a")) == {"blitz64": True}
+    assert on_device.compare_bits(results("a", "b")) == {"blitz64": False}
+    assert on_device.compare_bits(results(None, None)) == {"blitz64": False}
+    assert on_device.compare_bits(results("a")) == {}
+
+
+def test_every_draw_is_compared(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(on_device, "compile_pure", lambda function: function)
+    monkeypatch.setitem(on_device.DRAWS, "broken", lambda key, logits: key / logits)
+    with pytest.raises(RuntimeError):
+        on_device.compare_draws("cpu")
+    *_, last = capsys.readouterr().out.splitlines()
+    found = on_device.last_line(f"a notice\n{last}\n")
+    equal = {"equal": True, "difference": 0.0}
+    assert all(found[name] == {"eager": equal, "compiled": equal} for name in found)
+    draws = {n for n, f in vars(random).items() if getattr(f, "__module__", "") == "fcifar.random"}
+    others = {"key", "common", "row_keys"}  # those without draws, and what ``split`` is made of
+    assert {name for name in draws if not name.startswith("_")} - others <= set(found)
 
 
 # Records -----------------------------------------------------------------------------------------
