@@ -26,7 +26,7 @@ Each part is a process with a deadline, and whatever it does, the next one start
 55 % of --seconds. DIR/results.json is replaced after each part, and logs.txt has the output.
 Without --data-dir, data is imported to a temporary folder; all caches and runs are temporary.
 --part selects parts by the beginnings of their names. --fast tries the script: few seeds, one epoch
-and, without --archive, 256 images of noise. On the CPU, recipes are not compiled.
+and, without --archive, 500 images of noise. On the CPU, recipes are not compiled.
 """
 
 import concurrent.futures
@@ -107,10 +107,11 @@ def read_runs(folder: Path) -> dict[str, Any]:
     return {"runs": runs, **means}
 
 
-def bench(options: Namespace, name: str, module: str, *more: object, limit: float = 100) -> Part:
+def bench(options: Namespace, name: str, module: str, *more: object) -> Part:
     """Return the part that calls a script of this folder; its results are those of its record."""
     record = options.work / "records" / name.replace(" ", "-")
     command = ["-m", f"benchmarks.{module}", "--device", options.device, "--name", record, *more]
+    limit = 200 if name.startswith("warm") else 100
     return Part(name, command, limit, lambda out: io.read_json(record.with_suffix(".json")))
 
 
@@ -185,8 +186,10 @@ def preparation(options: Namespace) -> Part | None:
         return Part("data", [*command, "--json"], 120, json.loads, False)
     if not options.fast:
         return None
-    call = f"from benchmarks import processes as p; p.save_tiny(p.Path({str(options.data_dir)!r}))"
-    return Part("data", ["-c", call], 60, needs_data=False)
+    call = (
+        "import sys; from benchmarks import processes as p; p.save_tiny(p.Path(sys.argv[1]), 500)"
+    )
+    return Part("data", ["-c", call, options.data_dir], 60, needs_data=False)
 
 
 def last_line(out: str) -> Any:
