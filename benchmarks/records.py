@@ -25,10 +25,13 @@ MOST_ROUNDS = 101  # kept of a test of pytest-benchmark, which may have thousand
 
 
 def write(name: str, config: dict[str, Any], results: dict[str, Any]) -> Path:
-    """Write ``bench_results/NAME.json`` with the environment, and return its path."""
+    """Write ``bench_results/NAME.json`` with the environment, and return its path.
+
+    ``name`` may also be a path, without ".json".
+    """
     path = RESULTS / f"{name}.json"
     values = {
-        "name": name,
+        "name": path.stem,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": environment.git_commit(),
         "environment": environment.describe(),

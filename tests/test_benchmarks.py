@@ -3,11 +3,15 @@
 Nothing here is timed. The reference models of the package have their tests in bench/test_bench.py.
 """
 
+import argparse
 import functools
 import importlib
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,15 +19,27 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import bench_grads, bench_steps, compare_records, processes, records
-from benchmarks.reference import tutorial_loop
+from benchmarks import (
+    bench_grads,
+    bench_speed94,
+    bench_steps,
+    compare_records,
+    on_device,
+    processes,
+    records,
+)
+from benchmarks.on_device import Part
+from benchmarks.reference import speed94_loop, tutorial_loop
 from benchmarks.reference.candidates import CANDIDATES, DEVICES, MODELS, why_not
 from benchmarks.render import charts, pages, sections, tables
-from fcifar import data, models, recipes
+from fcifar import data, models, optim, random, recipes, step_transforms
+from fcifar.augment import functional
 from fcifar.bench import bench, reference_models
 from fcifar.bench.bench import Case
+from fcifar.models.speednet import whitening
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report.figures.canvas import COLORS, CSS_VARIABLES
+from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
 from fcifar.train.runtime import Runtime
 
 ENVIRONMENT = {
@@ -94,6 +110,161 @@ def test_the_tutorials_loop_trains_every_tutorial(name: str, monkeypatch) -> Non
     assert 0 <= tutorial_loop.accuracy(net, data.test_images, data.test_labels) <= 1
 
 
+# The method of speed94 in plain PyTorch ----------------------------------------------------------
+
+WIDTHS, STEPS, BATCH_SIZE = (8, 16, 16), 5, 12
+FROZEN = 2  # of these steps, the first that does not train the whitening layer: 2.6 / 7 of them
+
+
+@pytest.fixture
+def pair(make_batch, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """A small speed94 and the plain method from the same parameters, all in float32."""
+    for module, name in ((optim, "muon"), (speed94_loop, "orthogonalize")):
+        exact = functools.partial(getattr(module, name), dtype=torch.float32)
+        monkeypatch.setattr(module, name, exact)
+    recipe = recipes.get("speed94")
+    decay = recipe.weight_decay * BATCH_SIZE / recipe.batch_size
+    options = {**recipe.model_options, "widths": WIDTHS}
+    recipe = recipe.replace(model_options=options, batch_size=BATCH_SIZE, weight_decay=decay)
+    model = recipes.make_model(recipe, 10)
+    optimizer = recipes.make_optimizer(recipe, STEPS)
+    sample = recipes.make_preprocess(recipe)(make_batch(50).images)
+    state = init_train_state(model, optimizer, key=random.key(0), sample=sample)
+    method = speed94_loop.Method("cpu", compile=False, dtype=torch.float32, widths=WIDTHS)
+    copy_into(method.net, state.variables)
+    return recipe, model, optimizer, state, method
+
+
+def plain_name(name: str) -> str:
+    """The name in the plain module of a parameter or buffer of speednet."""
+    return re.sub(r"(conv|norm)s\.(\d)", lambda m: f"{m[1]}{int(m[2]) + 1}", name)
+
+
+def copy_into(net: speed94_loop.Net, variables: models.Variables) -> None:
+    values = {plain_name(n): v for n, v in (variables.params | variables.buffers).items()}
+    missing, unexpected = net.load_state_dict(values, strict=False)
+    assert not unexpected
+    assert all(name.endswith(("num_batches_tracked", "weight")) for name in missing)
+    assert not [name for name in missing if "conv" in name or "head" in name]
+
+
+def test_the_plain_method_takes_the_same_steps(pair) -> None:
+    recipe, model, optimizer, state, method = pair
+    step = make_train_step(
+        model,
+        optimizer,
+        loss=recipes.make_loss(recipe),
+        preprocess=recipes.make_preprocess(recipe),
+        reduction=torch.sum,
+    )
+    epochs, noise = recipe.epochs, bench.synthetic(STEPS * BATCH_SIZE).train_images
+    optimizers, schedules = speed94_loop.make_optimizers(method.net, STEPS, epochs, BATCH_SIZE)
+    for i in range(STEPS):
+        # Noise: the maximum of a map that has two nearly equal ones would depend on rounding.
+        batch = Batch(
+            noise[i * BATCH_SIZE :][:BATCH_SIZE],
+            random.randint(random.key(i), (BATCH_SIZE,), 0, 10),
+        )
+        before = state.variables.params
+        state, metrics = step(state, batch)
+        copy = {n: p.detach().clone() for n, p in method.net.named_parameters()}
+        loss = method.loss(speed94_loop.normalize(batch.images, torch.float32), batch.labels)
+        torch.testing.assert_close(loss, metrics.loss, rtol=1e-4, atol=0)
+        loss.backward()
+        for each, schedule in zip(optimizers, schedules, strict=True):
+            each.step()
+            each.zero_grad()
+            schedule.step()
+        for name, p in method.net.named_parameters():
+            if not p.requires_grad:
+                assert torch.equal(p, copy[name])
+                continue
+            own = next(n for n in before if plain_name(n) == name)
+            expected = state.variables.params[own] - before[own]
+            error = (p.detach() - copy[name] - expected).norm()
+            assert error <= 2e-3 * expected.norm(), (i, name)
+        assert torch.equal(method.net.whiten.bias, copy["whiten.bias"]) == (i >= FROZEN)
+        copy_into(method.net, state.variables)  # so that rounding does not add up
+
+
+def test_the_plain_method_orthogonalizes_alike() -> None:
+    for shape in ((5, 9), (9, 5)):
+        x = random.normal(random.key(1), shape)
+        found = speed94_loop.orthogonalize(x, torch.float32)
+        expected = optim.orthogonalize(x, dtype=torch.float32)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_method_evaluates_the_same_views(pair, make_batch) -> None:
+    recipe, model, _, state, method = pair
+    batch = make_batch(6)
+    views = recipes.make_views(recipe)
+    step = make_eval_step(model, preprocess=recipes.make_preprocess(recipe), views=views)
+    expected = step(state.variables, batch)
+    torch.testing.assert_close(method.logits(batch.images), expected.logits, rtol=1e-4, atol=1e-6)
+    correct = expected.correct.float().mean().item()
+    assert method.accuracy(*batch) == pytest.approx(correct)
+
+
+def test_the_plain_method_starts_alike(pair, make_batch) -> None:
+    images = speed94_loop.normalize(make_batch(40).images, torch.float32)
+    net = pair[-1].net
+    net.reset(images)
+    half, negative = net.whiten.weight.flatten(1).chunk(2)
+    assert torch.equal(half, -negative)
+    expected = whitening(images)[:12].flatten(1).float()
+    torch.testing.assert_close(half.T @ half, expected.T @ expected, rtol=1e-3, atol=1e-3)
+    assert net.head.weight.std().item() == pytest.approx(1)
+    x = random.uniform(random.key(0), (1, 24, 6, 6))
+    torch.testing.assert_close(net.groups[0].conv1(x), x[:, :8])
+
+
+def test_the_plain_method_crops_and_mirrors(make_batch, monkeypatch) -> None:
+    images = make_batch(30).images.float()
+    padded = torch.nn.functional.pad(images, (2,) * 4, mode="reflect")
+    crops = speed94_loop.reflect_crop(padded, torch.Generator().manual_seed(0))
+    shifts = [(torch.tensor([i]), torch.tensor([j])) for i in range(-2, 3) for j in range(-2, 3)]
+    chosen = set()
+    for image, crop in zip(images, crops, strict=True):
+        moved = [functional.translate(image[None], *s, mode="reflect")[0] for s in shifts]
+        (index,) = (i for i, each in enumerate(moved) if torch.equal(each, crop))
+        chosen.add(index)
+    assert len(chosen) > 10
+    monkeypatch.setattr(speed94_loop, "CROP", 0)
+    labels, mirrored = torch.arange(30), torch.arange(30) % 3 == 0
+    for epoch in (0, 1):
+        generator = torch.Generator().manual_seed(epoch)
+        args = (images, labels, mirrored, epoch, 7, generator)
+        batches = list(speed94_loop.epoch_batches(*args))
+        rows = torch.cat([rows for _, rows in batches])
+        assert len(batches) == 4
+        assert len(set(rows.tolist())) == 28, "each once, without the incomplete batch"
+        flip = step_transforms.alternate(mirrored, rows, epoch)
+        expected = functional.mirror(images[rows], flip)
+        assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+
+
+def test_both_are_measured(folder: Path, monkeypatch, capsys, tmp_path: Path) -> None:
+    data.save(bench.synthetic(32)._replace(name="tiny"), tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
+    small = functools.partial(speed94_loop.Method, widths=WIDTHS)
+    monkeypatch.setattr(bench_speed94, "Method", small)
+    options = {**recipes.get("speed94").model_options, "widths": WIDTHS}
+    recipe = recipes.get("speed94").replace(model_options=options)
+    monkeypatch.setitem(recipes.RECIPES, "speed94", recipe)
+    words = "--dataset tiny --images 16 --epochs 1 --batch-size 8 --repetitions 2 --device cpu"
+    monkeypatch.setattr(sys, "argv", ["speed94", *words.split(), "--no-compile", "--name", "few"])
+    bench_speed94.main()
+    results = records.read(folder / "few.json")["results"]
+    for name in ("fcifar", "plain"):
+        assert len(results[name]) == 2
+        assert results["medians"][name]["seconds"] > 0
+        assert all(0 <= row["accuracy"] <= 1 for row in results[name])
+
+
+# Scripts -----------------------------------------------------------------------------------------
+
+
 def test_a_device_that_is_not_there_is_a_reason() -> None:
     for device in DEVICES:
         there = device == "cpu" or torch.cuda.is_available()
@@ -137,6 +308,213 @@ def test_gradients_of_each_image_are_measured_beside_the_batchs(
     assert found["config"]["threads"] == 1
     assert found["config"]["parameters"] == 62_006
     assert "each image" in tables.section(found)
+
+
+# One call on a device ----------------------------------------------------------------------------
+
+GRANDCHILD = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open({path!r}, "w").write(str(child.pid))
+time.sleep(600)
+"""
+
+
+def part(name: str, code: str, limit: float = 60.0, **more: Any) -> Part:
+    return Part(name, ["-c", code], limit, **{"needs_data": False, **more})
+
+
+def run_parts(folder: Path, checks: list[Part], measurements: list[Part] = (), **more: Any) -> Any:
+    """Run parts, and return what is in the file afterwards."""
+    options = {"out": folder, "work": folder, "seconds": 600.0, "side": 2, **more}
+    first = options.pop("first", None)
+    results = on_device.run_parts(first, checks, measurements, **options)
+    assert results.keys() == json.loads((folder / "results.json").read_text())["results"].keys()
+    return records.read(folder / "results.json")["results"]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "State:\tZ" not in status  # nothing may have waited for it
+
+
+def assert_ends(pid: int) -> None:
+    deadline = time.monotonic() + 20
+    while is_running(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_measurements_run_alone_after_the_checks(tmp_path: Path) -> None:
+    code = "import time; print(time.time(), flush=True); time.sleep(0.3); print(time.time())"
+
+    def timed(name: str, **more: Any) -> Part:
+        return part(name, code, read=lambda out: [float(v) for v in out.split()], **more)
+
+    checks = [timed("quick"), timed("a", needs_data=True), timed("b", needs_data=True)]
+    found = run_parts(tmp_path, checks, [timed("c"), timed("d")], first=timed("data"))
+    times = {name: values["result"] for name, values in found.items()}
+    assert all(values["status"] == 0 for values in found.values())
+    assert times["data"][1] <= min(times["a"][0], times["b"][0])
+    assert max(times["a"][1], times["b"][1]) <= times["c"][0]
+    assert times["c"][1] <= times["d"][0]
+    assert list(found)[-2:] == ["c", "d"]
+
+
+def test_no_part_ends_the_script(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    garbage = "import os; os.write(1, bytes(range(256)) * 9)"
+    checks = [
+        part("crash", "import os; os.abort()"),
+        part("exit", "import sys; print('half'); sys.exit('why')"),
+        part("hang", GRANDCHILD.format(path=str(pid)), 3.0),
+        part("garbage", garbage, read=json.loads),
+        part("not JSON", "print(1)", read=lambda out: {1}),
+        part("good", "print('[1, 2]')", read=json.loads),
+    ]
+    found = run_parts(tmp_path, checks, [part("last", "print('done')")])
+    assert found["crash"]["status"] == -6
+    assert (found["exit"]["status"], found["exit"]["out"]) == (1, "half\n")
+    assert "why" in found["exit"]["err"]
+    assert found["hang"]["status"] == "stopped after 3 s"
+    assert found["garbage"]["result"] is None
+    assert "Error" in found["garbage"]["unreadable"]
+    assert "Error" in found["not JSON"]["unreadable"]
+    assert found["good"]["result"] == [1, 2]
+    assert found["last"]["result"] == "done\n"
+    assert_ends(int(pid.read_text()))
+    assert "##### exit: 1" in (tmp_path / "logs.txt").read_text()
+
+
+def test_what_a_part_leaves_behind_is_killed(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = GRANDCHILD.format(path=str(pid)).replace("time.sleep(600)\n", "", 1)
+    code = code.removesuffix("time.sleep(600)\n")
+    assert run_parts(tmp_path, [part("a", code)])["a"]["status"] == 0
+    assert_ends(int(pid.read_text()))
+
+
+def test_results_are_written_after_each_part(tmp_path: Path) -> None:
+    code = (
+        f"import json; print(list(json.load(open({str(tmp_path / 'results.json')!r}))['results']))"
+    )
+    found = run_parts(tmp_path, [part("a", "pass"), part("b", code)], [part("c", code)], side=1)
+    assert found["b"]["result"] == "['a']\n"
+    assert found["c"]["result"] == "['a', 'b']\n"
+
+
+def test_checks_leave_time_for_measurements(tmp_path: Path) -> None:
+    slow = "import time; time.sleep(600)"
+    checks = [part(name, slow) for name in "abc"]
+    found = run_parts(tmp_path, checks, [part("d", "pass"), part("e", slow)], seconds=4.0)
+    assert found["a"]["status"] == found["b"]["status"] == "stopped after 2 s"
+    assert found["c"]["status"] == "no time left"
+    assert found["d"]["status"] == 0
+    assert found["e"]["status"].startswith("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_the_results(tmp_path: Path, number: int) -> None:
+    code = """
+import sys
+from pathlib import Path
+from benchmarks.on_device import Part, run_parts
+codes = {"a": "pass", "b": sys.argv[2], "c": "pass"}
+parts = [Part(name, ["-c", code], 60, needs_data=False) for name, code in codes.items()]
+folder = Path(sys.argv[1])
+run_parts(None, parts[:2], parts[2:], out=folder, work=folder, seconds=600.0, side=2)
+"""
+    args = [sys.executable, "-c", code, tmp_path, GRANDCHILD.format(path=str(tmp_path / "pid"))]
+    process = subprocess.Popen(args, cwd=Path(__file__).parents[1])
+    results, pid = tmp_path / "results.json", tmp_path / "pid"
+    deadline = time.monotonic() + 120
+    while not (results.exists() and pid.exists() and pid.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -2)
+    found = records.read(results)["results"]
+    assert found["a"]["status"] == 0
+    assert found["b"]["status"] == "interrupted"
+    assert "c" not in found
+    assert_ends(int(pid.read_text()))
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        device="cuda",
+        dataset="cifar10",
+        archive=None,
+        data_dir=tmp_path,
+        work=tmp_path / "work",
+        fast=False,
+        seeds=20,
+    )
+
+
+def test_the_parts_of_a_call(options, tmp_path: Path) -> None:
+    checks, measurements = on_device.checks(options), on_device.measurements(options)
+    names = [each.name for each in (*checks, *measurements)]
+    assert len(names) == len(set(names))
+    described = re.findall(r"(\w+): ", on_device.__doc__ or "")
+    assert {name.partition(" ")[0] for name in names} <= set(described)
+    recipe_parts = {e.name: list(map(str, e.command)) for e in checks if "recipe" in e.name}
+    assert set(recipe_parts) == {f"recipe {name}" for name in recipes.RECIPES}
+    for name, command in recipe_parts.items():
+        is_whole = name.removeprefix("recipe ") in on_device.MEASURED
+        assert ("--epochs" in command) != is_whole
+        assert "--compile" in command
+    assert on_device.preparation(options) is None
+    options.archive = tmp_path / "images.tar.gz"
+    assert "import" in on_device.preparation(options).command
+    (tmp_path / "cifar10.safetensors").touch()
+    assert on_device.preparation(options) is None
+
+
+def test_reports_are_read_as_far_as_there_are_any(tmp_path: Path) -> None:
+    assert on_device.read_runs(tmp_path) == {}
+    for i in range(2):
+        (tmp_path / f"seed-{i}").mkdir()
+        report = {"seed": i, "test_accuracy": 0.25 + i / 2, "confusion": [[1]]}
+        (tmp_path / f"seed-{i}/report.json").write_text(json.dumps(report))
+        found = on_device.read_runs(tmp_path)
+        assert found == {"seed": 0, "test_accuracy": 0.25} or i
+    assert [run["seed"] for run in found["runs"]] == [0, 1]
+    assert found["test_accuracy"]["mean"] == 0.5
+
+
+def test_digests_are_compared() -> None:
+    def results(*digests: str | None) -> dict[str, Any]:
+        return {
+            f"bits blitz64 {i}": {
+                "status": 0,
+                "result": {"params_digest": digest} if digest else {},
+            }
+            for i, digest in enumerate(digests, 1)
+        }
+
+    assert on_device.compare_bits(results("a", "a")) == {"blitz64": True}
+    assert on_device.compare_bits(results("a", "b")) == {"blitz64": False}
+    assert on_device.compare_bits(results(None, None)) == {"blitz64": False}
+    assert on_device.compare_bits(results("a")) == {}
+
+
+def test_every_draw_is_compared(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(on_device, "compile_pure", lambda function: function)
+    monkeypatch.setitem(on_device.DRAWS, "broken", lambda key, logits: key / logits)
+    with pytest.raises(RuntimeError):
+        on_device.compare_draws("cpu")
+    *_, last = capsys.readouterr().out.splitlines()
+    found = on_device.last_line(f"a notice\n{last}\n")
+    equal = {"equal": True, "difference": 0.0}
+    assert all(found[name] == {"eager": equal, "compiled": equal} for name in found)
+    draws = {n for n, f in vars(random).items() if getattr(f, "__module__", "") == "fcifar.random"}
+    others = {"key", "common", "row_keys"}  # those without draws, and what ``split`` is made of
+    assert {name for name in draws if not name.startswith("_")} - others <= set(found)
 
 
 # Records -----------------------------------------------------------------------------------------
