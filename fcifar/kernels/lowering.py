@@ -72,7 +72,7 @@ def settings(
         # For its hash of this code, which the compiler's cache keys on.
         patches["post_grad_custom_pre_pass"] = make_pass(lambda graph: None)
         patches["post_grad_custom_post_pass"] = make_pass(split_sums)
-        return {"config_patches": patches}
+        return {"config_patches": patches, "decompositions": Decompositions(on_cpu=False)}
     if build.why_not() is not None:
         return {"config_patches": patches}
     patches |= {name: make_pass(functools.partial(fuse, prepare=prepare)) for name in passes}
@@ -147,17 +147,71 @@ def split_sums(graph: fx.Graph) -> None:
 
 
 class Decompositions(dict[Any, Callable[..., Any]]):
-    """Inductor's decompositions, except for pools that ``fuse`` may replace."""
+    """Inductor's decompositions, except for pools: on the CPU, those that ``fuse`` may replace are
+    left; on an accelerator, ``unpool`` is used where it can be.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, on_cpu: bool = True) -> None:
         from torch._inductor.decomposition import select_decomp_table
 
         table = select_decomp_table()
         super().__init__(table)
-        self.update({op: _decompose_others(table[op]) for op in pattern.POOLING if op in table})
+        self.on_cpu = on_cpu
+        if on_cpu:
+            self.update({op: _decompose_others(table[op]) for op in pattern.POOLING if op in table})
+        else:
+            op = aten.max_pool2d_with_indices_backward.default
+            self[op] = _try(unpool, table.get(op))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Decompositions, ()  # for the compiler's cache, which cannot pickle its functions
+        return Decompositions, (self.on_cpu,)  # the compiler's cache cannot pickle its functions
+
+
+def unpool(
+    grad: Tensor,
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Any:
+    """The gradient of a max-pool whose windows do not overlap, as one pass that writes it.
+
+    Torch adds into a float32 tensor of zeros, of the size of the pool's input, and converts that:
+    four times the memory traffic in bfloat16, with atomic additions. Here each element compares its
+    position with that of the maximum of its window.
+
+    Returns NotImplemented if windows overlap.
+    """
+    high, wide = window = [*kernel_size, *kernel_size][:2]
+    steps = [*(stride or window), *(stride or window)][:2]
+    if steps != window or any(padding) or any(d != 1 for d in dilation):
+        return NotImplemented
+    height, width = x.shape[-2:]
+
+    def spread(values: Tensor) -> Tensor:
+        """Repeat each value in its window; crop, or fill with zeros, to the pool's input."""
+        *outer, m, n = values.shape
+        each = values[..., :, None, :, None].expand(*outer, m, high, n, wide)
+        whole = each.reshape(*outer, m * high, n * wide)
+        return F.pad(whole, (0, width - n * wide, 0, height - m * high))
+
+    rows, columns = (torch.arange(n, device=x.device) for n in (height, width))
+    positions = rows[:, None] * width + columns
+    # The border that no window covers is filled with zeros: index 0 has its gradient elsewhere.
+    return torch.where(spread(indices) == positions, spread(grad), 0.0)
+
+
+def _try(decompose: Callable[..., Any], otherwise: Callable[..., Any] | None) -> Any:
+    def tried(*arguments: Any, **settings: Any) -> Any:
+        result = decompose(*arguments, **settings)
+        if result is NotImplemented and otherwise is not None:
+            return otherwise(*arguments, **settings)
+        return result
+
+    return tried
 
 
 def _decompose_others(decompose: Callable[..., Any]) -> Callable[..., Any]:

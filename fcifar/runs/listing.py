@@ -166,6 +166,8 @@ def check_removable(path: Path) -> None:
         raise UsageError(f"{name} is a link, and is not followed; give the run that it leads to")
     if not is_run(path):
         raise UsageError(f"{name} is not a run directory, and is not removed")
+    if path.name in ("", ".."):
+        raise UsageError(f"{name} has no name of its own; give the path of {path.resolve().name}")
     manifest = path / (SWEEP if run_dir.is_group(path) else run_dir.MANIFEST)
     if not _is_ours(manifest):
         raise UsageError(

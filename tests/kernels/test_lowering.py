@@ -1,5 +1,6 @@
 """Where the kernel goes into a graph, and where not."""
 
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -220,3 +221,55 @@ def test_a_compiled_step_agrees_with_the_step(
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(metrics.loss, compiled_metrics.loss)
     torch._dynamo.reset()
+
+
+POOLED = [
+    ((2, 3, 31, 31), 2, {}),
+    ((1, 2, 15, 14), 2, {}),
+    ((2, 4, 3, 3), 3, {}),
+    ((3, 7, 8), (2, 4), {}),
+    ((1, 2, 7, 5), 2, {"ceil_mode": True}),
+    ((1, 2, 9, 9), (3, 2), {"ceil_mode": True}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("shape", "window", "options"), POOLED)
+def test_the_gradient_of_a_pool_in_one_pass(shape, window, options, dtype: torch.dtype) -> None:
+    x = random.randint(random.key(0), shape, -3, 4).to(dtype).requires_grad_()  # with ties
+    pooled, indices = F.max_pool2d(x, window, return_indices=True, **options)
+    grad = random.normal(random.key(1), tuple(pooled.shape)).to(dtype)
+    (expected,) = torch.autograd.grad(pooled, x, grad)
+    sides = [window] * 2 if isinstance(window, int) else list(window)
+    ceil = bool(options)
+    found = lowering.unpool(grad, x, sides, [], [0, 0], [1, 1], ceil, indices)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
+    assert torch.equal(lowering.unpool(grad, x, sides, sides, [0], [1], ceil, indices), expected)
+
+
+@pytest.mark.parametrize("changed", [{"stride": [1, 1]}, {"padding": [1, 1]}, {"dilation": [2, 2]}])
+def test_overlapping_windows_are_left_to_torch(changed: dict[str, list[int]]) -> None:
+    x = torch.zeros(1, 1, 6, 6)
+    settings = {"stride": [2, 2], "padding": [0, 0], "dilation": [1, 1], **changed}
+    grad, indices = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.int64)
+    assert (
+        lowering.unpool(grad, x, [2, 2], **settings, ceil_mode=False, indices=indices)
+        is NotImplemented
+    )
+
+
+def test_decompositions_of_an_accelerator_use_it_and_can_be_pickled() -> None:
+    import torch._inductor.lowering  # which its decomposition of a pool needs
+
+    table = pickle.loads(pickle.dumps(lowering.Decompositions(on_cpu=False)))
+
+    def gradient(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda y: (F.max_pool2d(y, 2) ** 2).sum())(x)
+
+    x = random.normal(random.key(0), (2, 3, 9, 9))
+    module = make_fx(gradient, decomposition_table=table)(x)
+    called = {str(node.target) for node in module.graph.nodes if node.op == "call_function"}
+    assert not [name for name in called if "pool2d_with_indices_backward" in name]
+    assert not [name for name in called if "scatter" in name]
+    torch.testing.assert_close(module(x), gradient(x), rtol=0, atol=0)

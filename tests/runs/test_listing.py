@@ -206,6 +206,13 @@ def test_other_folders_are_not_removed(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_the_current_folder_is_not_removed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(make_run(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"\. has no name of its own; give the path of run"):
+        listing.remove(Path())
+    assert (tmp_path / "run/manifest.json").exists()
+
+
 @pytest.mark.parametrize("held", ["", "seed1"])
 def test_a_running_run_is_not_removed(tmp_path: Path, held: str) -> None:
     there = make_group(tmp_path / "group", ["seed0", "seed1"], 2)
