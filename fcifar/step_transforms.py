@@ -214,9 +214,14 @@ def replay(
     Args:
         note: called with one line when CUDA tensors cannot be captured.
     """
+    return _kernels().replayed(function, note)
+
+
+def _kernels() -> Any:
+    """Return the kernels, which pure code must not import at its start."""
     from fcifar import kernels
 
-    return kernels.replayed(function, note)
+    return kernels
 
 
 def overwrite(old: Tree, new: Tree) -> tuple[()]:
@@ -229,8 +234,6 @@ def _compile(function: Any) -> Callable[[Any, Any], Any]:
     """Compile a function of two trees of tensors. It must be a new function object, which is
     changed.
     """
-    from fcifar import kernels
-
     # Torch caches by code object, and distinguishes closures of the same code by guards on closed
     # over values. These guards are dropped below, so each function gets its own code object.
     code = function.__code__
@@ -248,7 +251,7 @@ def _compile(function: Any) -> Callable[[Any, Any], Any]:
 
     return torch.compile(
         function,
-        backend=kernels.step_backend,
+        backend=_kernels().step_backend,
         fullgraph=True,
         dynamic=False,
         options={"guard_filter_fn": keep_argument_guards},

@@ -157,20 +157,17 @@ def _distance(then: Tensor, now: Tensor) -> dict[str, Any]:
 
 
 def on_device(tree: Tree, device: str | torch.device) -> Tree:
-    """Move every leaf to ``device``; between an accelerator and the CPU, all in one copy."""
+    """Move every leaf to ``device``: to or from the CPU, all in one copy."""
     flat, unflatten = flatten(tree)
-    target = torch.device(device)
-    kinds = {leaf.device.type for leaf in flat}
-    is_one_copy = len(flat) > 1 and len(kinds) == 1 and (*kinds, target.type) in _CROSSINGS
-    if not is_one_copy or not all(leaf.is_contiguous() for leaf in flat):
-        return map(lambda leaf: leaf.to(target), tree)
+    to_cpu = torch.device(device) == torch.device("cpu")
+    crosses = all(leaf.is_cuda if to_cpu else leaf.is_cpu for leaf in flat)
+    if len(flat) < 2 or not crosses or not all(leaf.is_contiguous() for leaf in flat):
+        return map(lambda leaf: leaf.to(device), tree)
     # The largest elements first, so that every leaf is aligned in the common memory.
     order = sorted(range(len(flat)), key=lambda i: -flat[i].element_size())
     parts = [flat[i].detach().reshape(-1).view(torch.uint8) for i in order]
-    moved = torch.cat(parts).to(target).split([len(part) for part in parts])
+    moved = torch.cat(parts).to(device).split([len(part) for part in parts])
     for i, part in zip(order, moved, strict=True):
         flat[i] = part.view(flat[i].dtype).reshape(flat[i].shape).clone()
     return unflatten(flat)
 
-
-_CROSSINGS = ("cpu", "cuda"), ("cuda", "cpu")

@@ -67,3 +67,19 @@ def test_norm_is_of_all_leaves_together() -> None:
     assert tree.norm({"a": torch.tensor([3.0]), "b": torch.tensor(4.0)}) == 5
     assert torch.equal(tree.norm({}), torch.zeros(())), "as optax.global_norm"
     assert tree.device({}) is None
+
+
+def test_a_move_in_one_copy_changes_no_bit() -> None:
+    values = {
+        "a": torch.tensor([True, False, True]),
+        "b": torch.tensor([1.5, float("nan"), -0.0], dtype=torch.bfloat16),
+        "c": (torch.tensor(7), torch.zeros(0, 3), torch.arange(5, dtype=torch.uint8)),
+        "d": torch.arange(6.0, dtype=torch.float64).reshape(2, 3),
+    }
+    moved = tree.on_device(values, "cpu:0")  # another name, so that nothing is taken as it is
+    assert tree.equal(values, moved)
+    assert [leaf.dtype for leaf in tree.leaves(moved)] == [x.dtype for x in tree.leaves(values)]
+    pointers = [leaf.untyped_storage().data_ptr() for leaf in tree.leaves(moved) if leaf.numel()]
+    assert len(set(pointers)) == len(pointers)  # each can be saved and overwritten by itself
+    turned = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(1)}
+    assert tree.equal(turned, tree.on_device(turned, "cpu:0"))

@@ -7,7 +7,7 @@ from fcifar.data.paths import ENDING, NAME, data_root
 
 RECIPES = (
     *("blitz", "blitz64", "blitz10", "dropout-adam", "conv3-aug"),
-    *("speed94", "speed93", "speed90", "speed95", "speed96", "resnet18"),
+    *("speed94", "speed93", "speed90", "speed94-gpu", "speed95", "speed96", "resnet18"),
 )
 """The names in ``recipes.RECIPES``, whose import takes over a second; a test compares the two."""
 

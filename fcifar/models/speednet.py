@@ -190,7 +190,8 @@ def whitening(images: Tensor) -> Tensor:
     """
     patches = images.double().unfold(2, PATCH, 1).unfold(3, PATCH, 1)
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, COMPONENTS)
-    moments = (patches.T @ patches / len(patches)).cpu()  # where 12x12 is fast
+    moments = patches.T @ patches / len(patches)
+    moments = moments.cpu() if moments.is_cuda else moments  # 12x12, which a GPU is slow for
     # eigh fails on values that are not finite; the loss reports those.
     values, vectors = torch.linalg.eigh(torch.nan_to_num(moments, 0.0, 0.0, 0.0))
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
