@@ -130,7 +130,7 @@ def digest(tree: Tree) -> str:
     'd783eb36c02c1d3d'
     """
     sha = hashlib.sha256()
-    for name, leaf in sorted(named_leaves(tree).items()):
+    for name, leaf in sorted(named_leaves(on_device(tree, "cpu")).items()):
         dtype = str(leaf.dtype).removeprefix("torch.")
         sha.update(f"{name} {dtype} {list(leaf.shape)}\n".encode())
         sha.update(memoryview(_raw(leaf)))
