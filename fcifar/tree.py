@@ -170,4 +170,3 @@ def on_device(tree: Tree, device: str | torch.device) -> Tree:
     for i, part in zip(order, moved, strict=True):
         flat[i] = part.view(flat[i].dtype).reshape(flat[i].shape).clone()
     return unflatten(flat)
-

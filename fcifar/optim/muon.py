@@ -25,7 +25,7 @@ QUINTIC: Coefficients = (3.4445, -4.7750, 2.0315)
 """Jordan's coefficients: steep at 0, so that few steps suffice; singular values end near 1."""
 
 
-MOST_PADDING = 4
+MOST_PADDING = 1.5
 """Elements with padding, relative to those without, up to which ``orthogonalize_each`` pads."""
 
 
@@ -87,29 +87,44 @@ def orthogonalize_each(
 
     Args:
         steps, coefficients, dtype: as in ``orthogonalize``.
-        pad: fill matrices with zeros up to a common shape, where that makes at most
-            ``MOST_PADDING`` times as many elements. Zeros stay zeros; other values change by
+        pad: fill matrices of similar sizes with zeros up to a common shape, where that makes at
+            most ``MOST_PADDING`` times as many elements. Zeros stay zeros; other values change by
             rounding.
     """
-    if not matrices:
-        return []
     wide = [x.mT if pad and x.shape[0] > x.shape[1] else x for x in matrices]
-    sizes = [max(x.shape[i] for x in wide) for i in (0, 1)]
-    elements = sum(x.numel() for x in wide)
-    pad = pad and len(wide) * math.prod(sizes) <= MOST_PADDING * elements
-    groups: dict[tuple[torch.Size | None, torch.dtype], list[int]] = {}
-    for i, x in enumerate(wide):
-        groups.setdefault((None if pad else x.shape, x.dtype), []).append(i)
     results = list(matrices)
-    for indices in groups.values():
+    for indices in _groups(wide, pad):
+        rows, columns = (max(wide[i].shape[axis] for i in indices) for axis in (0, 1))
         each = [wide[i] for i in indices]
         if pad:
-            each = [F.pad(x, (0, sizes[1] - x.shape[1], 0, sizes[0] - x.shape[0])) for x in each]
+            each = [F.pad(x, (0, columns - x.shape[1], 0, rows - x.shape[0])) for x in each]
         orthogonal = orthogonalize(torch.stack(each), steps, coefficients, dtype)
         for i, x in zip(indices, orthogonal.unbind(), strict=True):
             x = x[: wide[i].shape[0], : wide[i].shape[1]]
             results[i] = x if x.shape == matrices[i].shape else x.mT
     return results
+
+
+def _groups(matrices: Sequence[Tensor], pad: bool) -> list[list[int]]:
+    """Divide matrices into those of one shape; with ``pad``, the largest first, into those of
+    similar sizes.
+    """
+    if not pad:
+        same: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for i, x in enumerate(matrices):
+            same.setdefault((x.shape, x.dtype), []).append(i)
+        return list(same.values())
+    groups: list[list[int]] = []
+    for i in sorted(range(len(matrices)), key=lambda i: -matrices[i].numel()):
+        group = [*groups[-1], i] if groups else [i]
+        shapes = [matrices[j].shape for j in group]
+        padded = len(group) * max(m for m, _ in shapes) * max(n for _, n in shapes)
+        is_similar = padded <= MOST_PADDING * sum(m * n for m, n in shapes)
+        if len(group) > 1 and is_similar and len({matrices[j].dtype for j in group}) == 1:
+            groups[-1] = group
+        else:
+            groups.append([i])
+    return groups
 
 
 def scale_by_muon(
