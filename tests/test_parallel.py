@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fcifar import augment, models, optim, parallel, privacy, random, tree
 from fcifar.layers import BatchNorm
@@ -250,3 +252,25 @@ def test_statistics_over_ranks_are_those_of_all_rows(offset: float) -> None:
     torch.testing.assert_close(torch.cat([y for y, _ in parts]), whole, rtol=1e-3, atol=2e-3)
     for _, found in parts:
         torch.testing.assert_close(found, running, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_step_has_one_sum_and_two_for_each_batch_norm(name: str, make_batch) -> None:
+    """Counted in the recorded graph, with a process group that does nothing."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        axis = parallel.across_ranks()
+        model, optimizer = normed(name, axis), optim.sgd(0.05, momentum=0.9)
+        step = make_train_step(model, optimizer, axis=axis)
+        state = init_train_state(model, optimizer, key=random.key(0))
+        leaves, unflatten = tree.flatten((state, Shard(*make_batch(4), torch.tensor(0))))
+        module = make_fx(lambda *xs: tree.leaves(step(*unflatten(list(xs)))))(*leaves)
+    finally:
+        distributed.destroy_process_group()
+    called = [str(node.target) for node in module.graph.nodes if "c10d" in str(node.target)]
+    norms = sum("running_mean" in path for path in model.init(random.key(0)).buffers)
+    assert called.count("_c10d_functional.all_reduce.default") == 1 + 2 * norms
+    assert set(called) <= {
+        "_c10d_functional.all_reduce.default",
+        "_c10d_functional.wait_tensor.default",
+    }
