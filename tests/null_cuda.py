@@ -1,6 +1,6 @@
 """What the CUDA path does, counted without a GPU.
 
-    python -m tests.null_cuda OUT [--recipe NAME ...] [--record FILE] [--write FILE]
+    python -m tests.null_cuda OUT [--recipe NAME ...] [--mode MODE ...] [--write]
 
 OUT is the folder of a CUDA runtime that computes nothing and notes each launch, copy and wait
 (``libnullcudart.so``, ``libnulllibs.so``, ``libcuda.so.1``). It is not part of this project. Torch,
@@ -9,7 +9,7 @@ each recipe, eager and compiled, this counts what a step, the order of an epoch,
 the initial state do, and measures the time of the host.
 
 It fails if a step copies between host and device or waits, if an evaluation or an epoch waits more
-than once, or if something is launched more often than in the record.
+than once, or if something is launched more often than in ``golden/null_cuda.json``, the record.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+RECORD = Path(__file__).parent / "golden/null_cuda.json"
 QUICK = ("blitz", "dropout-adam", "conv3-aug", "speed94")  # compiled in minutes, not tens of them
 MODES = ("eager", "compiled")
 LIBRARIES = ("libnullcudart.so", "libnulllibs.so")
@@ -185,8 +186,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of the runtime")
     parser.add_argument("--recipe", action="append", help=f"default: {', '.join(QUICK)}")
     parser.add_argument("--mode", action="append", choices=MODES, help="default: both")
-    parser.add_argument("--record", type=Path, help="compare with this file")
-    parser.add_argument("--write", type=Path, help="add the figures to this file")
+    parser.add_argument("--write", action="store_true", help="write the record instead")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -197,7 +197,7 @@ def main() -> None:
         sys.exit(f"{options.out} has no {' and no '.join(missing)}")
     import torch
 
-    version = torch.__version__
+    version = torch.__version__.partition("+")[0]
     out = options.out.absolute()
     environment = {
         **os.environ,
@@ -209,8 +209,8 @@ def main() -> None:
         "TORCHINDUCTOR_CACHE_DIR": str(out / "inductor"),
         "TRITON_CACHE_DIR": str(out / "triton"),
     }
-    before = json.loads(options.record.read_text())[version] if options.record else {}
-    found: dict[str, Any] = {}
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    known = record.setdefault(version, {})
     lines: list[str] = []
     for name in options.recipe or QUICK:
         for mode in options.mode or MODES:
@@ -219,13 +219,12 @@ def main() -> None:
             if done.returncode:
                 sys.exit(f"{name}, {mode}: {done.stderr[-3000:]}")
             key = f"{name} {mode}"
-            found[key] = json.loads(done.stdout.splitlines()[-1])
-            print(key, json.dumps(found[key]), flush=True)
-            lines += wrong(name, mode, found[key], before.get(key))
+            found = json.loads(done.stdout.splitlines()[-1])
+            print(key, json.dumps(found), flush=True)
+            lines += wrong(name, mode, found, None if options.write else known.get(key))
             if options.write:
-                kept = json.loads(options.write.read_text()) if options.write.exists() else {}
-                kept.setdefault(version, {}).update(found)
-                options.write.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+                known[key] = found
+                RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     if lines:
         sys.exit("\n".join(lines))
 
