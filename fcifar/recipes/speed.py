@@ -103,7 +103,7 @@ SPEED94_GPU = SPEED94.replace(
     name="speed94-gpu",
     expected="",
     summary="speed94 with the published batches of 2,000 and rates, eight epochs; for a GPU",
-    notes="Published: 94.0 %. On the JPEG copy, one run on a CPU with a tenth held out: 90.2 % with TTA.",
+    notes="Published: 94.0 %. JPEG copy, a tenth held out, one run on a CPU: 90.2 % with TTA.",
     **_muon(batch_size=2000, learning_rate=0.24, momentum=0.6),
     epochs=8,
     whiten_epochs=3.0,
