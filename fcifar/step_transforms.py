@@ -208,7 +208,7 @@ def replay(
     """Replay a function of two trees of CUDA tensors as one CUDA graph for each shape.
 
     The graph reads the first argument, such as a network's variables, where it lies; the second is
-    copied to it. As in ``compile_step``, the function runs once for a shape, so that it must be
+    copied to it. The function is called a few times for a shape, and not again, so that it must be
     pure, or overwrite its first argument only. On other devices it is called as it is.
 
     Args:

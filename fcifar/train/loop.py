@@ -422,7 +422,7 @@ def _save(run: _Run, state: LoopState, step: int) -> None:
     own = run.own(state)
     # A parameter can be non-finite one step before the loss.
     finite = [leaf.isfinite().all() for leaf in own.state.variables.params.values()]
-    values = own.nonfinite, torch.stack(finite).all()
+    values = own.nonfinite, torch.stack([own.nonfinite == 0, *finite]).all()
     nonfinite, are_finite = map(int, tree.on_device(values, "cpu"))
     _check_finite(run, nonfinite)
     _check_finite(run, 0 if are_finite else step, "a parameter")

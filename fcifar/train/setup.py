@@ -192,13 +192,13 @@ def make_trainings(
         run = ahead(overwriting, train, request, wrap=tuple, otherwise=by_torch)
         return programs.donating(run)
 
-    def make_eval(views: Views, *, is_dear: bool) -> EvalStep:
+    def make_eval(views: Views, *, is_costly: bool) -> EvalStep:
         step = make_eval_step(model, preprocess=preprocess, policy=policy, views=views)
         if compiled and not is_ahead:
             return step_transforms.replay(
-                step_transforms.compile_pure(step) if is_dear else step, note
+                step_transforms.compile_pure(step) if is_costly else step, note
             )
-        if not compiled or not is_dear:
+        if not compiled or not is_costly:
             return step
         request = {**described, "what": "evaluation", "views": views is not tta.NONE}
         return ahead(
@@ -209,8 +209,8 @@ def make_trainings(
         )
 
     # Compiling takes longer than one evaluation, but less than one per epoch or of several views.
-    eval_step = make_eval(tta.NONE, is_dear=recipe.has_valid)
-    views_step = make_eval(recipes.make_views(recipe), is_dear=recipe.tta != "none")
+    eval_step = make_eval(tta.NONE, is_costly=recipe.has_valid)
+    views_step = make_eval(recipes.make_views(recipe), is_costly=recipe.tta != "none")
     compiled_evals = [eval_step] if compiled and recipe.has_valid else []
     compiled_evals += [views_step] if compiled and recipe.tta != "none" else []
     stages, vmap_stages = make_stages(mapped=False), make_stages(mapped=True)
