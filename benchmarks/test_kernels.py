@@ -1,7 +1,7 @@
-"""Convolution with max-pool, forward and backward: ``fcifar.kernels`` against PyTorch.
+"""Convolutions with and without max-pool, forward and backward: ``fcifar.kernels`` and PyTorch.
 
 Every such layer of the tutorials' models in float32, with the gradients that it needs there; and
-layers of wide models in bfloat16.
+layers of ``speed94`` and ``resnet18`` in bfloat16.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcifar import kernels, random
-from fcifar.kernels import wide_conv
+from fcifar.kernels import wide_conv, winograd
 from fcifar.kernels.conv_pool import Shape, conv_pool, conv_pool_backward
-from fcifar.kernels.wide_conv import max_pool, wide_conv_backward
 from fcifar.train.runtime import activate, make_runtime
 
 pytestmark = pytest.mark.slow
@@ -26,15 +25,15 @@ LAYERS = {
     "conv3 conv2": Shape(16, 32, 16, 16, 3, 3, 1),
     "conv3 conv3": Shape(32, 64, 8, 8, 3, 3, 1),
 }
-WIDE = {  # in bfloat16, at the sizes of whole and of smaller images
-    "24 to 64, 31x31": wide_conv.Shape(24, 64, 31, 31),
-    "24 to 64, 23x23": wide_conv.Shape(24, 64, 23, 23),
-    "64 to 128, 15x15": wide_conv.Shape(64, 128, 15, 15),
-    "64 to 256, 15x15": wide_conv.Shape(64, 256, 15, 15),
-    "64 to 256, 11x11": wide_conv.Shape(64, 256, 11, 11),
-    "128 to 128, 7x7": wide_conv.Shape(128, 128, 7, 7),
-    "256 to 256, 7x7": wide_conv.Shape(256, 256, 7, 7),
-    "256 to 256, 5x5": wide_conv.Shape(256, 256, 5, 5),
+WIDE = {  # in bfloat16
+    "24 to 64, 31x31, pooled": winograd.Shape(24, 64, 31, 31, True),
+    "64 to 64, 15x15": winograd.Shape(64, 64, 15, 15, False),
+    "64 to 256, 15x15, pooled": winograd.Shape(64, 256, 15, 15, True),
+    "256 to 256, 7x7": winograd.Shape(256, 256, 7, 7, False),
+    "256 to 256, 7x7, pooled": winograd.Shape(256, 256, 7, 7, True),
+    "256 to 256, 3x3": winograd.Shape(256, 256, 3, 3, False),
+    "64 to 64, 32x32": winograd.Shape(64, 64, 32, 32, False),
+    "512 to 512, 4x4": winograd.Shape(512, 512, 4, 4, False),
 }
 POOL = ([2, 2], [2, 2], [0, 0], [1, 1], False)
 aten = torch.ops.aten
@@ -52,40 +51,59 @@ def test_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> No
         benchmark(_make(LAYERS[layer], batch)[name][way])
 
 
-@pytest.mark.parametrize("name", ["pytorch", "fcifar"])
-@pytest.mark.parametrize("way", ["pool", "backward"])
+@pytest.mark.parametrize("name", ["pytorch", "winograd", "without zeros"])
+@pytest.mark.parametrize("way", ["forward", "backward"])
 @pytest.mark.parametrize("batch", [4, 64, 512])
 @pytest.mark.parametrize("layer", WIDE)
-def test_wide_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> None:
-    """Forward only the pool, because both use the library's convolution."""
-    if name == "fcifar" and (reason := wide_conv.why_not()):
+def test_wide_conv(benchmark, layer: str, batch: int, way: str, name: str) -> None:
+    """``without zeros`` is ``wide_conv``, for the gradient of a convolution with a pool."""
+    if name != "pytorch" and (reason := winograd.why_not()):
         pytest.skip(f"no such kernel here: {reason}")
     benchmark.group, benchmark.name = f"{layer}, bfloat16, {way}, batch {batch}", name
     with activate(make_runtime(device="cpu")):
-        benchmark(_make_wide(WIDE[layer], batch)[name][way])
+        functions = _make_wide(WIDE[layer], batch)[name]
+        if way not in functions:
+            pytest.skip("it is a kernel for the gradient behind a pool")
+        benchmark(functions[way])
 
 
-def _make_wide(shape: wide_conv.Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
-    c, o, h, w = shape
+def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
+    c, o, h, w, pool = shape
     keys = random.split(random.key(0), 3)
     last = torch.channels_last
     x = random.normal(keys[0], (batch, c, h, w)).bfloat16().contiguous(memory_format=last)
     weight = random.normal(keys[1], (o, c, 3, 3)).bfloat16().contiguous(memory_format=last)
     y = F.conv2d(x, weight, padding=1)
-    pooled, indices = F.max_pool2d(y, 2, return_indices=True)
+    pooled, indices = F.max_pool2d(y, 2, return_indices=True) if pool else (y, y)
     gradient = random.normal(keys[2], tuple(pooled.shape)).bfloat16()
     gradient = gradient.contiguous(memory_format=last)
-    which = max_pool(y)[1] if wide_conv.why_not() is None else gradient
-    needed = [True, True, False]
+    plain = ([o], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, needed := [True, True, False])
+    if not pool:
+        return {
+            "pytorch": {
+                "forward": lambda: F.conv2d(x, weight, padding=1),
+                "backward": lambda: aten.convolution_backward(gradient, x, weight, *plain),
+            },
+            "winograd": {
+                "forward": lambda: winograd.conv(x, weight),
+                "backward": lambda: winograd.conv_backward(gradient, x, weight, True, True),
+            },
+            "without zeros": {},
+        }
+    which = gradient
+    if winograd.why_not() is None:
+        which = winograd.conv_pool(x, weight)[1]
+    arguments = (gradient, which, x, weight, True, True)
     return {
         "pytorch": {
-            "pool": lambda: F.max_pool2d(y, 2, return_indices=True),
+            "forward": lambda: F.max_pool2d(F.conv2d(x, weight, padding=1), 2, return_indices=True),
             "backward": lambda: _backward(gradient, y, indices, x, weight, 1, needed),
         },
-        "fcifar": {
-            "pool": lambda: max_pool(y),
-            "backward": lambda: wide_conv_backward(gradient, which, x, weight, True, True),
+        "winograd": {
+            "forward": lambda: winograd.conv_pool(x, weight),
+            "backward": lambda: winograd.conv_pool_backward(*arguments),
         },
+        "without zeros": {"backward": lambda: wide_conv.wide_conv_backward(*arguments)},
     }
 
 

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import ExternalError, UsageError, one_line
-from fcifar.kernels import build, conv_pool, threefry, wide_conv
+from fcifar.kernels import build, conv_pool, threefry, wide_conv, winograd
 from fcifar.random import threefry as cipher
 
 LIBRARY = "program.so"
@@ -240,12 +240,21 @@ def _compile_with_inductor(
         asking.join()
 
 
+# The tables of ``shims.h``: their name, that of a row's type, and its functions.
+_TABLES: dict[ModuleType, tuple[str, str, tuple[str, ...]]] = {
+    conv_pool: ("conv_pools", "ConvPool", ("forward", "backward", "backward_each")),
+    wide_conv: ("wide_convs", "WideConv", ("backward",)),
+    winograd: ("winograds", "Winograd", ("forward", "backward")),
+}
+
+
 @functools.cache
 def _shims() -> dict[Any, list[str]]:
     """The declaration of each of our operations as a C function, as inductor calls it."""
     ops = (
         *(conv_pool.conv_pool, conv_pool.conv_pool_backward, conv_pool.conv_pool_backward_each),
-        *(wide_conv.max_pool, wide_conv.wide_conv_backward, threefry.threefry2x32),
+        *(winograd.conv, winograd.conv_backward, winograd.conv_pool, winograd.conv_pool_backward),
+        *(wide_conv.wide_conv_backward, threefry.threefry2x32),
     )
     declared = {}
     for op in ops:
@@ -262,30 +271,22 @@ def _name(op: Any) -> str:
 
 def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, list[str]]]:
     """The tables of ``shims.h``, and the compiler's arguments by the object that they make."""
-    functions: dict[ModuleType, tuple[str, ...]] = {
-        conv_pool: ("forward", "backward", "backward_each"),
-        wide_conv: ("backward",),
-    }
-    rows: dict[ModuleType, list[str]] = {conv_pool: [], wide_conv: []}
     flags, declared, jobs = [f for f in build.FLAGS if f != "-shared"], [], {}
+    rows: dict[ModuleType, list[str]] = {kernel: [] for kernel in _TABLES}
     for i, (kernel, shape) in enumerate(kernels):
-        names = {name: f"{name}_{i}" for name in functions[kernel]}
+        _, kind, functions = _TABLES[kernel]
+        names = {name: f"{name}_{i}" for name in functions}
         macros = kernel.macros(shape) | names
         defined = [f"-D{name}={value}" for name, value in macros.items()]
         jobs[f"kernel{i}.o"] = [*flags, *defined, "-c", str(kernel.SOURCE), "-o", f"kernel{i}.o"]
-        kind = "ConvPool" if kernel is conv_pool else "WideConv"
         declared += [
             f'extern "C" std::remove_pointer_t<decltype({kind}::{name})> {made};'
             for name, made in names.items()
         ]
-        row = ", ".join(["{" + ", ".join(map(str, shape)) + "}", *names.values()])
+        row = ", ".join(["{" + ", ".join(str(int(n)) for n in shape) + "}", *names.values()])
         rows[kernel].append(f"{{{row}}}")
-    for source in (wide_conv.POOL_SOURCE, threefry.SOURCE):
-        jobs[f"{source.stem}.o"] = [*flags, "-c", str(source), "-o", f"{source.stem}.o"]
-    for name, kind, kernel in (
-        ("conv_pools", "ConvPool", conv_pool),
-        ("wide_convs", "WideConv", wide_conv),
-    ):
+    jobs["threefry.o"] = [*flags, "-c", str(threefry.SOURCE), "-o", "threefry.o"]
+    for kernel, (name, kind, _) in _TABLES.items():
         declared.append(f"const std::vector<{kind}> {name} = {{{', '.join(rows[kernel])}}};")
     return "\n".join(declared), jobs
 

@@ -1,13 +1,15 @@
-"""Insert the kernels into a compiled graph, where a max-pool follows a convolution.
+"""Insert the kernels into a compiled graph.
 
 ``torch.compile`` passes a step as one graph of elementary operations, or a module as the joint
-graph of its forward and backward pass. Every pair that ``pattern`` finds there becomes
+graph of its forward and backward pass. Every pair of a convolution and a max-pool that ``pattern``
+finds there becomes
 
-    conv_pool and conv_pool_backward                  in float32, if it is small
-    conv_pool and conv_pool_backward_each             the same with a gradient for each image
-    the convolution, max_pool, wide_conv_backward     in bfloat16, if it is wide and has a gradient
+    conv_pool and conv_pool_backward                in float32, if it is small
+    conv_pool and conv_pool_backward_each           the same with a gradient for each image
+    winograd_conv_pool and its backward             in bfloat16, if it is wide
 
-All other operations are left to inductor.
+and every other wide convolution in bfloat16 ``winograd_conv`` and its backward. All other
+operations are left to inductor.
 """
 
 import functools
@@ -22,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import build, conv_pool, pattern, threefry, wide_conv
+from fcifar.kernels import build, conv_pool, gelu, pattern, threefry, wide_conv, winograd
 
 aten = torch.ops.aten
 Prepare = Callable[[ModuleType, Any], None]
@@ -159,12 +161,16 @@ class Decompositions(dict[Any, Callable[..., Any]]):
         self.on_cpu = on_cpu
         if on_cpu:
             self.update({op: _decompose_others(table[op]) for op in pattern.POOLING if op in table})
+            self.update({op: _try(rule, table.get(op)) for op, rule in _GELUS.items()})
         else:
             op = aten.max_pool2d_with_indices_backward.default
             self[op] = _try(unpool, table.get(op))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decompositions, (self.on_cpu,)  # the compiler's cache cannot pickle its functions
+
+
+_GELUS = {aten.gelu.default: gelu.gelu, aten.gelu_backward.default: gelu.gelu_backward}
 
 
 def unpool(
@@ -228,22 +234,27 @@ def _may_be_small(values: Tensor) -> bool:
 
 
 def _may_be_wide(values: Tensor) -> bool:
-    """Whether ``wide_conv`` may replace a pool of these values, or its gradient."""
+    """Whether ``winograd`` may replace a pool of these values, or its gradient."""
     return (
         values.dtype == torch.bfloat16
-        and values.shape[-3] % wide_conv.PAIRS == 0
-        and wide_conv.why_not() is None
+        and values.shape[-3] % winograd.COLUMNS == 0
+        and winograd.why_not() is None
     )
 
 
 def fuse(graph: fx.Graph, prepare: Prepare = load_now) -> int:
-    """Replace every pair in ``graph`` that has a kernel; return their number.
+    """Replace every pair and convolution in ``graph`` that has a kernel; return their number.
 
     ``prepare`` is called with the module and the shape of each kernel.
     """
     pairs = pattern.find(graph)
     count = sum(_fuse_small(graph, p, prepare) or _fuse_wide(graph, p, prepare) for p in pairs)
     graph.eliminate_dead_code()
+    for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
+        count += _replace_wide(graph, node, prepare)
+    for node in graph.find_nodes(op="call_function", target=aten.convolution_backward.default):
+        _replace_wide_backward(graph, node, prepare)
+    _multiply_in_float32(graph)
     _decompose_remaining(graph)
     return count
 
@@ -297,29 +308,94 @@ def _reshaped(graph: fx.Graph, node: fx.Node, shape: Sequence[int]) -> fx.Node:
 def _fuse_wide(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
     x, weight = pair.x, pair.weight
     gradients = [(u, b) for u, b in pair.gradients if isinstance(b, fx.Node)]
-    if (
-        not gradients
-        or len(gradients) != len(pair.gradients)
-        or (pair.bias, pair.padding) != (None, 1)
-        or not all(_is_plain(n, torch.bfloat16) for n in (x, weight))
-        or weight.meta["val"].shape[2:] != (3, 3)
-        or not wide_conv.fits(shape := wide_conv.shape_of(x.meta["val"], weight.meta["val"]))
-        or wide_conv.why_not() is not None
-    ):
+    if len(gradients) != len(pair.gradients) or not _is_wide(pair.conv.args, pool=True):
         return False
-    prepare(wide_conv, shape)
+    kernel, op = winograd, winograd.conv_pool_backward
+    shape: Any = winograd.shape_of(x.meta["val"], weight.meta["val"], True)
+    prepare(kernel, shape)
+    if gradients and not build.has_float16():
+        kernel, op = wide_conv, wide_conv.wide_conv_backward
+        shape = wide_conv.shape_of(x.meta["val"], weight.meta["val"])
+        prepare(kernel, shape)
     with graph.inserting_before(pair.pool):
-        pooled, which = _call(graph, wide_conv.max_pool, _channels_last(graph, pair.conv))
+        inputs = [_channels_last(graph, n) for n in (x, weight)]
+        pooled, which = _call(graph, winograd.conv_pool, *inputs)
     for old in pair.pooled:
         old.replace_all_uses_with(pooled)
     for unpool, backward in gradients:
         with graph.inserting_before(backward):
             mask: Any = backward.args[-1]
             gradient, *inputs = (_channels_last(graph, n) for n in (unpool.args[0], x, weight))
-            arguments = (gradient, which, *inputs, *mask[:2])
-            _replace(graph, backward, _call(graph, wide_conv.wide_conv_backward, *arguments))
+            _replace(graph, backward, _call(graph, op, gradient, which, *inputs, *mask[:2]))
         graph.erase_node(unpool)
     return True
+
+
+def _replace_wide(graph: fx.Graph, conv: fx.Node, prepare: Prepare) -> bool:
+    """Replace a convolution without a pool."""
+    if not _is_wide(conv.args, pool=False):
+        return False
+    arguments: Any = conv.args
+    x, weight = arguments[:2]
+    prepare(winograd, winograd.shape_of(x.meta["val"], weight.meta["val"], False))
+    with graph.inserting_before(conv):
+        inputs = [_channels_last(graph, n) for n in (x, weight)]
+        (y,) = _call(graph, winograd.conv, *inputs)
+        conv.replace_all_uses_with(_laid_out_like(graph, y, conv.meta["val"]))
+    graph.erase_node(conv)
+    return True
+
+
+def _replace_wide_backward(graph: fx.Graph, backward: fx.Node, prepare: Prepare) -> None:
+    """Replace the gradient of a convolution without a pool."""
+    arguments: Any = backward.args
+    gradient, x, weight, _, *settings, mask = arguments
+    if mask[2] or not _is_plain(gradient, torch.bfloat16):
+        return
+    if not _is_wide((x, weight, None, *settings), pool=False):
+        return
+    prepare(winograd, winograd.shape_of(x.meta["val"], weight.meta["val"], False))
+    with graph.inserting_before(backward):
+        inputs = [_channels_last(graph, n) for n in (gradient, x, weight)]
+        results = _call(graph, winograd.conv_backward, *inputs, *mask[:2])
+        wanted = zip(results, backward.meta["val"], mask, strict=False)
+        results = [_laid_out_like(graph, r, v) if is_wanted else r for r, v, is_wanted in wanted]
+        _replace(graph, backward, results)
+
+
+def _is_wide(arguments: Any, *, pool: bool) -> bool:
+    """Whether these are the arguments of a convolution that ``winograd`` supports."""
+    x, weight, bias, *settings = arguments
+    return (
+        bias is None
+        and settings == [[1, 1], [1, 1], [1, 1], False, [0, 0], 1]
+        and all(_is_plain(n, torch.bfloat16) for n in (x, weight))
+        and weight.meta["val"].shape[2:] == (3, 3)
+        and winograd.fits(winograd.shape_of(x.meta["val"], weight.meta["val"], pool))
+        and winograd.why_not() is None
+    )
+
+
+def _multiply_in_float32(graph: fx.Graph) -> None:
+    """Multiply matrices of bfloat16 in float32 where that is faster."""
+    if winograd.why_not() is not None or not build.has_float16():
+        return
+    convert = torch.ops.prims.convert_element_type.default
+    for op in (aten.bmm.default, aten.mm.default):
+        for node in graph.find_nodes(op="call_function", target=op):
+            factors: Any = node.args
+            value, inputs = node.meta["val"], [n.meta["val"] for n in factors]
+            if any(v.dtype != torch.bfloat16 or v.device.type != "cpu" for v in inputs):
+                continue
+            with graph.inserting_before(node):
+                wide = [graph.call_function(convert, (n, torch.float32)) for n in factors]
+                product = graph.call_function(op, tuple(wide))
+                result = graph.call_function(convert, (product, torch.bfloat16))
+            for made, like in zip((*wide, product), (*inputs, value), strict=True):
+                made.meta["val"] = like.to(torch.float32)
+            result.meta["val"] = value
+            node.replace_all_uses_with(result)
+            graph.erase_node(node)
 
 
 def _is_plain(node: Any, dtype: torch.dtype) -> bool:
@@ -336,10 +412,22 @@ def _is_plain(node: Any, dtype: torch.dtype) -> bool:
 
 def _channels_last(graph: fx.Graph, node: Any) -> fx.Node:
     """The same values with channels last."""
+    value = node.meta["val"]
+    strides = torch.empty(value.shape, device="meta", memory_format=torch.channels_last).stride()
+    return _with_strides(graph, node, strides)
+
+
+def _laid_out_like(graph: fx.Graph, node: fx.Node, value: Tensor) -> fx.Node:
+    """The same values with the strides of ``value``, which views in the graph may rely on."""
+    if node.meta["val"].stride() == value.stride():
+        return node
+    return _with_strides(graph, node, value.stride())
+
+
+def _with_strides(graph: fx.Graph, node: Any, strides: Sequence[int]) -> fx.Node:
     from torch._inductor.inductor_prims import force_stride_order
 
     value = node.meta["val"]
-    strides = torch.empty(value.shape, device="meta", memory_format=torch.channels_last).stride()
     made = graph.call_function(force_stride_order, (node, list(strides)))
     made.meta["val"] = value.new_empty_strided(value.shape, strides)
     return made
@@ -351,6 +439,8 @@ def _call(graph: fx.Graph, op: Any, *arguments: Any) -> list[fx.Node]:
     values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
     with next(v for v in values if isinstance(v, FakeTensor)).fake_mode:
         node.meta["val"] = op(*values)
+    if isinstance(node.meta["val"], Tensor):
+        return [node]
     results = []
     for i, value in enumerate(node.meta["val"]):
         results.append(graph.call_function(operator.getitem, (node, i)))

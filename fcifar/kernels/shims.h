@@ -1,6 +1,7 @@
-/* The operations of `conv_pool.py`, `wide_conv.py` and `threefry.py` for programs without Python.
+/* The operations of `conv_pool.py`, `winograd.py`, `wide_conv.py` and `threefry.py` for programs without
+ * Python.
  *
- * The kernels that were compiled for the program's shapes are in two tables, which `aot.py` puts
+ * The kernels that were compiled for the program's shapes are in three tables, which `aot.py` puts
  * after this file.
  */
 struct ConvPool {
@@ -15,6 +16,12 @@ struct WideConv {
     int (*backward)(int64_t, const uint16_t *, const uint8_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *);
 };
 
+struct Winograd {
+    std::vector<int64_t> shape;
+    int (*forward)(int64_t, const uint16_t *, const uint16_t *, uint16_t *, uint8_t *);
+    int (*backward)(int64_t, const uint16_t *, const uint8_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *);
+};
+
 struct Words {
     const uint32_t *data;
     const int64_t *strides;
@@ -22,9 +29,9 @@ struct Words {
 
 extern const std::vector<ConvPool> conv_pools;
 extern const std::vector<WideConv> wide_convs;
+extern const std::vector<Winograd> winograds;
 
 extern "C" {
-void max_pool(int64_t, int64_t, int64_t, int64_t, const uint16_t *, uint16_t *, uint8_t *);
 void threefry2x32(int64_t, const int64_t *, const Words *, uint32_t *, uint32_t *);
 }
 
@@ -129,6 +136,28 @@ AOTITorchError conv_pool_gradient(
     return AOTI_TORCH_SUCCESS;
 }
 
+const Winograd &winograd(const Shape &x, const Shape &weight, bool pool)
+{
+    return find(winograds, {x[1], weight[0], x[2], x[3], pool});
+}
+
+/* Channels last; ``which`` may be null. */
+template <class Kernel> AOTITorchError wide_gradient(
+    const Kernel &kernel, AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x,
+    AtenTensorHandle weight, int32_t input_too, int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
+{
+    Shape s(x), w(weight);
+    Dense g(gradient, 4, true), i(which ? which : gradient, 4, true), a(x, 4, true), b(weight, 4, true);
+    int32_t dtype = aoti_torch_dtype_bfloat16();
+    *of_x = input_too ? empty({s[0], s[1], s[2], s[3]}, dtype, true) : empty({0}, dtype);
+    *of_weight = weight_too ? empty({w[0], w[1], w[2], w[3]}, dtype, true) : empty({0}, dtype);
+    check(kernel.backward(
+        s[0], g.template data<uint16_t>(), which ? i.template data<uint8_t>() : nullptr, a.template data<uint16_t>(),
+        b.template data<uint16_t>(), input_too ? data<uint16_t>(*of_x) : nullptr,
+        weight_too ? data<uint16_t>(*of_weight) : nullptr));
+    return AOTI_TORCH_SUCCESS;
+}
+
 } // namespace
 
 extern "C" {
@@ -161,31 +190,51 @@ AOTITorchError aoti_torch_cpu_conv_pool_backward_each(
     return conv_pool_gradient(true, gradient, which, x, weight, pad, input_too, of_x, of_weight, of_bias);
 }
 
-AOTITorchError aoti_torch_cpu_max_pool(AtenTensorHandle y, AtenTensorHandle *pooled, AtenTensorHandle *which)
-{
-    Shape s(y);
-    Dense a(y, 4, true);
-    std::vector<int64_t> sizes = {s[0], s[1], s[2] / 2, s[3] / 2};
-    *pooled = empty(sizes, aoti_torch_dtype_bfloat16(), true);
-    *which = empty(sizes, aoti_torch_dtype_uint8(), true);
-    max_pool(s[0], s[2], s[3], s[1], a.data<uint16_t>(), data<uint16_t>(*pooled), data<uint8_t>(*which));
-    return AOTI_TORCH_SUCCESS;
-}
-
 AOTITorchError aoti_torch_cpu_wide_conv_backward(
     AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too,
     int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
 {
     Shape s(x), w(weight);
     const WideConv &kernel = find(wide_convs, {s[1], w[0], s[2], s[3]});
-    Dense g(gradient, 4, true), i(which, 4, true), a(x, 4, true), b(weight, 4, true);
-    int32_t dtype = aoti_torch_dtype_bfloat16();
-    *of_x = input_too ? empty({s[0], s[1], s[2], s[3]}, dtype, true) : empty({0}, dtype);
-    *of_weight = weight_too ? empty({w[0], w[1], w[2], w[3]}, dtype, true) : empty({0}, dtype);
-    check(kernel.backward(
-        s[0], g.data<uint16_t>(), i.data<uint8_t>(), a.data<uint16_t>(), b.data<uint16_t>(),
-        input_too ? data<uint16_t>(*of_x) : nullptr, weight_too ? data<uint16_t>(*of_weight) : nullptr));
+    return wide_gradient(kernel, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
+}
+
+AOTITorchError aoti_torch_cpu_winograd_conv(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle *y)
+{
+    Shape s(x), w(weight);
+    Dense a(x, 4, true), b(weight, 4, true);
+    *y = empty({s[0], w[0], s[2], s[3]}, aoti_torch_dtype_bfloat16(), true);
+    check(winograd(s, w, false).forward(s[0], a.data<uint16_t>(), b.data<uint16_t>(), data<uint16_t>(*y), nullptr));
     return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_cpu_winograd_conv_backward(
+    AtenTensorHandle gradient, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too, int32_t weight_too,
+    AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
+{
+    const Winograd &kernel = winograd(Shape(x), Shape(weight), false);
+    return wide_gradient(kernel, gradient, nullptr, x, weight, input_too, weight_too, of_x, of_weight);
+}
+
+AOTITorchError aoti_torch_cpu_winograd_conv_pool(
+    AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle *pooled, AtenTensorHandle *which)
+{
+    Shape s(x), w(weight);
+    Dense a(x, 4, true), b(weight, 4, true);
+    std::vector<int64_t> sizes = {s[0], w[0], s[2] / 2, s[3] / 2};
+    *pooled = empty(sizes, aoti_torch_dtype_bfloat16(), true);
+    *which = empty(sizes, aoti_torch_dtype_uint8(), true);
+    check(winograd(s, w, true).forward(
+        s[0], a.data<uint16_t>(), b.data<uint16_t>(), data<uint16_t>(*pooled), data<uint8_t>(*which)));
+    return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_cpu_winograd_conv_pool_backward(
+    AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too,
+    int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
+{
+    const Winograd &kernel = winograd(Shape(x), Shape(weight), true);
+    return wide_gradient(kernel, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
 }
 
 AOTITorchError aoti_torch_cpu_threefry2x32(

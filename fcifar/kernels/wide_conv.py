@@ -1,8 +1,9 @@
-"""``max_pool2d(conv2d(x, weight, padding=1), 2)``, 3x3, in bfloat16 with many channels.
+"""The gradient of ``max_pool2d(conv2d(x, weight, padding=1), 2)``, 3x3, in bfloat16, without the
+products with zeros.
 
-Two operations of torch like those of ``conv_pool``, with channels last: the pool, by
-``max_pool.c``, and the gradient of the pair, by ``wide_conv.c``. Three of four gradients behind the
-pool are zero, and are skipped. The convolution itself is the library's.
+An operation of torch with the arguments of ``winograd.conv_pool_backward``, by ``wide_conv.c``.
+Three of four gradients behind the pool are zero, and are skipped. It is used where the instruction
+for pairs of bfloat16 is fast: unless ``build.has_float16()``.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from fcifar.kernels import build
 
-SOURCE, POOL_SOURCE = (Path(__file__).with_name(name) for name in ("wide_conv.c", "max_pool.c"))
+SOURCE = Path(__file__).with_name("wide_conv.c")
 LAST = torch.channels_last
 PAIRS = 32  # the number of output channels must be a multiple
 WIDEST = 512  # channels; more have not been measured
@@ -85,8 +86,7 @@ def macros(shape: Shape) -> dict[str, int]:
 
 @functools.cache
 def library(shape: Shape) -> Callable[..., int]:
-    """Load the kernel for a shape, and that of the pool; raises as ``build.load``."""
-    pool_library()
+    """Load the kernel for a shape; raises as ``build.load``."""
     made = build.load(SOURCE, macros(shape)).backward
     made.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 6]
     return made
@@ -113,35 +113,7 @@ def _backward(
     return out
 
 
-@functools.cache
-def pool_library() -> Callable[..., None]:
-    """Load the kernel of the pool; raises as ``build.load``."""
-    made = build.load(POOL_SOURCE, {}).max_pool
-    made.argtypes = [*[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 3]
-    made.restype = None
-    return made
-
-
-def _empty_pool(y: Tensor) -> tuple[Tensor, Tensor]:
-    count, channels, height, width = y.shape
-    shape = (count, channels, height // 2, width // 2)
-    pooled = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=LAST)
-    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
-
-
-def _max_pool(y: Tensor) -> tuple[Tensor, Tensor]:
-    y = y.contiguous(memory_format=LAST)
-    pooled, which = _empty_pool(y)
-    count, channels, height, width = y.shape
-    pointers = (tensor.data_ptr() for tensor in (y, pooled, which))
-    pool_library()(count, height, width, channels, *pointers)
-    return pooled, which
-
-
 _TAGS = (torch.Tag.flexible_layout,)
-max_pool = build.define("max_pool(Tensor y) -> (Tensor, Tensor)", _max_pool, _empty_pool, _TAGS)
-"""y [N, C, H, W] bfloat16, C a multiple of 16 -> pooled (bfloat16), which (uint8)
-[N, C, H // 2, W // 2]. As in PyTorch the first of equal values is taken, and NaN is largest."""
 wide_conv_backward = build.define(
     "wide_conv_backward(Tensor gradient, Tensor which, Tensor x, Tensor weight, bool input_too, "
     "bool weight_too) -> (Tensor, Tensor)",
@@ -149,4 +121,4 @@ wide_conv_backward = build.define(
 )
 """gradient, which [N, O, H // 2, W // 2], x [N, C, H, W], weight [O, C, 3, 3] -> the gradients of x
 and weight, or empty tensors. All are bfloat16 except ``which`` (uint8), the second result of
-``max_pool``. Sums are made in float32."""
+``winograd.conv_pool``. Sums are made in float32."""

@@ -113,11 +113,11 @@ def test_what_the_compiler_refuses_is_said_and_nothing_is_left(source: Path) -> 
 
 def test_a_missing_compiler_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    build._target.cache_clear()
+    build.target.cache_clear()
     assert "no-such-compiler" in (build.why_not() or "")
     with pytest.raises(UsageError, match="cannot run the compiler 'no-such-compiler'"):
         build.load(source, {})
-    build._target.cache_clear()
+    build.target.cache_clear()
 
 
 def test_a_folder_that_cannot_be_written_is_named(source: Path) -> None:

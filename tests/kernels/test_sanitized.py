@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.kernels import build, conv_pool, wide_conv
+from fcifar.kernels import build, conv_pool, wide_conv, winograd
 from tests.kernels.test_conv_pool import SHAPES
 
 FLAGS = (
@@ -18,6 +18,11 @@ WIDE = {
     "24 to 64, bands": wide_conv.Shape(24, 64, 27, 27),
     "16 to 96, odd and even": wide_conv.Shape(16, 96, 7, 6),
     "40 to 32, one cell": wide_conv.Shape(40, 32, 2, 3),
+}
+WINOGRAD = {
+    "24 to 64, odd, pooled": winograd.Shape(24, 64, 7, 6, True),
+    "40 to 96, odd": winograd.Shape(40, 96, 7, 6, False),
+    "16 to 32, one window": winograd.Shape(16, 32, 2, 3, True),
 }
 OFTEN = ("lenet 2", "conv3 2", "odd everything", "wider than a vector")
 
@@ -71,6 +76,9 @@ def test_the_kernel_for_wide_layers_stays_inside_its_arrays(name: str, tmp_path:
 
 
 @pytest.mark.usefixtures("_sanitizer")
-@pytest.mark.skipif(wide_conv.why_not() is not None, reason="no instructions for bfloat16")
-def test_the_pool_stays_inside_its_arrays(tmp_path: Path) -> None:
-    assert_clean(tmp_path, "sanitized_pool.c", wide_conv.POOL_SOURCE, {})
+@pytest.mark.skipif(winograd.why_not() is not None, reason=f"no kernel: {winograd.why_not()}")
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_winograds_algorithm_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
+    for float16 in {False, build.has_float16()}:
+        macros = winograd.macros(WINOGRAD[name], float16) | {"GROUP": 3, "WEIGHT_GROUP": 2}
+        assert_clean(tmp_path, "sanitized_winograd.c", winograd.SOURCE, macros)

@@ -1,0 +1,689 @@
+/* 3x3 convolutions with a padding of 1, their 2x2 max-pool, and their gradients, in bfloat16.
+ *
+ * Winograd's minimal filtering F(2x2, 3x3): with a tile d of 4x4 pixels and a kernel g of 3x3,
+ *
+ *     V = B'dB,  U = GgG',  M = the sum of V * U over the channels in,  Y = A'MA
+ *
+ * are 2x2 pixels of the result, from 16 products instead of 36. Such a tile is one window of the
+ * pool. For each of the 16 positions, M is a product of matrices, [tiles, CIN] x [CIN, COUT]. The
+ * gradients are the transposed operations, in the opposite order:
+ *
+ *     dM = A dY A',  dV = the sum of dM * U over the channels out,  dd = B dV B', added up
+ *                    dU = the sum of dM * V over the tiles,         dg = G' dU G
+ *
+ * Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+ * https://arxiv.org/abs/1509.09308.
+ *
+ * Built once for each shape: CIN, COUT, H, W and POOL are macros, and so are the images that are
+ * transformed at a time: GROUP, whose V or dM stays in the second cache, and WEIGHT_GROUP. Images
+ * have their channels last. Transforms are made in float32. Factors are of 16 bits, two of which
+ * lie side by side, because an instruction multiplies pairs:
+ *
+ *   - FP16 = 0: bfloat16; the instruction adds both products to a sum in float32.
+ *   - FP16 = 1: float16, which has three more bits; the instruction adds each product to a sum in
+ *     float16. After CHUNK of them a sum is added to another one. Factors are scaled by powers of
+ *     two, such that no sum can overflow: the weights by one, images by one each.
+ *
+ * Results depend on nothing but the arguments and, for the weights, the number of threads.
+ */
+#include <immintrin.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <omp.h>
+
+#define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
+#ifdef __clang__
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
+/* Compiled once for each constant among its arguments. */
+#define SPECIALISED static inline __attribute__((always_inline))
+
+typedef uint16_t bf16;
+
+enum {
+    LANES = 16,                                     /* channels in a vector of float32 */
+    HALF = LANES * 2, WHOLE = LANES * 4,            /* bytes of LANES factors, and of LANES pairs or sums */
+    PLACES = 16,                                    /* of a transformed tile */
+    TAPS = 9,
+    HP = POOL ? H / 2 : (H + 1) / 2, WP = POOL ? W / 2 : (W + 1) / 2,
+    TILES = HP * WP,                                /* of an image */
+    COLS = 2 * WP + 2, ROWS = 2 * HP + 2,           /* what they cover */
+    IN = ROUND_UP(CIN, 2 * LANES), OUT = COUT,
+    SUM = FP16 ? 2 : 4,                             /* bytes of an element of M or dV */
+    CHUNK = 32,
+    SUMS = 24,                                      /* vectors of sums that registers hold */
+    IN_WIDE = IN % 64 ? 2 : 4, OUT_WIDE = OUT % 64 ? 2 : 4, /* vectors in a row of a block of sums */
+    IN_BLOCK = IN_WIDE * LANES, OUT_BLOCK = OUT_WIDE * LANES,
+    MOST = SUMS / 2,                                /* rows of a block */
+    TALL = ROUND_UP(GROUP * TILES, MOST),
+    ODD = 5 * 64,                                   /* keeps what lies a large power of two apart out of one set */
+    V_PLACE = TALL * CIN * 2 + ODD, DM_PLACE = TALL * OUT * 2 + ODD,
+    M_PLACE = TALL * OUT_BLOCK * SUM + ODD, DV_PLACE = TALL * IN_BLOCK * SUM + ODD,
+    U_PLACE = CIN * OUT * 2, UT_PLACE = OUT * IN * 2,
+    IMAGE = ROWS * COLS * IN_BLOCK,                 /* elements */
+    STEPS = (WEIGHT_GROUP * TILES + 1) / 2,         /* pairs of tiles */
+    IN_STEP = IN * 4 + 64, OUT_STEP = OUT * 4 + 64, /* bytes of a pair of tiles */
+    DU_ROWS = ROUND_UP(OUT, SUMS / IN_WIDE),
+    DU_PLACE = DU_ROWS * IN,                        /* elements */
+};
+
+/* Memory of a thread, in arrays that begin with a line of the cache. */
+typedef struct { char *start; size_t used; } Memory;
+
+static void *take(Memory *m, size_t bytes)
+{
+    void *taken = m->start + m->used;
+    m->used += ROUND_UP(bytes, 64);
+    return taken;
+}
+
+/* Numbers ---------------------------------------------------------------------------------------- */
+
+static inline __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+static inline __m512 sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+
+static inline __m512 widen(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+static inline __m512 load(__mmask16 some, const bf16 *p) { return widen(_mm256_maskz_loadu_epi16(some, p)); }
+static inline void store(__mmask16 some, bf16 *p, __m512 v)
+{
+    _mm256_mask_storeu_epi16(p, some, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+/* A factor of the products, and an element of their sums. */
+#if FP16
+static inline __m256i factor(__m512 v) { return (__m256i)_mm512_cvtxps_ph(v); }
+static inline __m512 multiply_add(__m512 sum, __m512i a, __m512i b)
+{
+    return (__m512)_mm512_fmadd_ph((__m512h)a, (__m512h)b, (__m512h)sum);
+}
+static inline __m512 load_sum(const char *p) { return _mm512_cvtxph_ps((__m256h)_mm256_load_si256((const __m256i *)p)); }
+static inline __m512 add_sums(__m512 a, __m512 b) { return (__m512)_mm512_add_ph((__m512h)a, (__m512h)b); }
+/* The sums of both elements of each pair of two vectors. */
+static inline __m512h both(__m512 one, __m512 two)
+{
+    const __m512i evens = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
+                                           30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odds = _mm512_add_epi16(evens, _mm512_set1_epi16(1));
+    return _mm512_add_ph((__m512h)_mm512_permutex2var_epi16((__m512i)one, evens, (__m512i)two),
+                         (__m512h)_mm512_permutex2var_epi16((__m512i)one, odds, (__m512i)two));
+}
+#else
+static inline __m256i factor(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
+static inline __m512 multiply_add(__m512 sum, __m512i a, __m512i b)
+{
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+static inline __m512 load_sum(const char *p) { return _mm512_load_ps(p); }
+static inline __m512 add_sums(__m512 a, __m512 b) { return add(a, b); }
+#endif
+
+static inline __m512i pair_up(__m256i even, __m256i odd)
+{
+    return _mm512_or_epi32(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+}
+
+/* Channels of a vector that there are, of ``channels``. */
+static inline __mmask16 lanes(int channels, int first)
+{
+    int left = channels - first;
+    return left >= LANES ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
+}
+
+/* The power of two that scales the largest of ``n`` numbers to [top, 2 top); 1 if that is no number. */
+static float scale_of(const bf16 *p, int64_t n, int top)
+{
+    if (!FP16) return 1;
+    __m512i most = _mm512_setzero_si512(), all = _mm512_set1_epi16(0x7fff);
+    int64_t i = 0;
+    for (; i + 32 <= n; i += 32) most = _mm512_max_epu16(most, _mm512_and_si512(all, _mm512_loadu_si512(p + i)));
+    most = _mm512_max_epu16(most, _mm512_and_si512(all, _mm512_maskz_loadu_epi16(((uint64_t)1 << (n - i)) - 1, p + i)));
+    bf16 each[32];
+    _mm512_storeu_si512(each, most);
+    int largest = 0;
+    for (int j = 0; j < 32; j++) largest = each[j] > largest ? each[j] : largest;
+    int exponent = largest >> 7;
+    if (exponent == 0 || exponent == 255) return 1;
+    exponent = 254 - exponent + top;                /* biased by 127 */
+    uint32_t bits = (uint32_t)(exponent < 27 ? 27 : exponent > 227 ? 227 : exponent) << 23;
+    float scale;
+    memcpy(&scale, &bits, 4);
+    return scale;
+}
+
+/* No sum of float16 can reach 65504. The largest weight is below 2, so that U is below 2 * 9/4; the
+ * largest pixel or gradient is below 4, so that V and dM, sums of four of them, are below 16; there
+ * are at most 512 channels: 512 * 4.5 * 16 = 36864. A sum over tiles is one of 2 * CHUNK pairs of
+ * V and dM, both below 16: 4 * CHUNK * 256 = 32768. */
+enum { TOP_WEIGHT = 0, TOP_IMAGE = 1 };
+
+/* Transforms ------------------------------------------------------------------------------------- */
+
+/* B'd, of a column. */
+static inline void to_v(const __m512 d[4], __m512 v[4])
+{
+    v[0] = sub(d[0], d[2]), v[1] = add(d[1], d[2]), v[2] = sub(d[2], d[1]), v[3] = sub(d[1], d[3]);
+}
+/* B v */
+static inline void from_v(const __m512 v[4], __m512 d[4])
+{
+    d[0] = v[0], d[1] = add(sub(v[1], v[2]), v[3]), d[2] = add(sub(v[1], v[0]), v[2]), d[3] = sub(_mm512_setzero_ps(), v[3]);
+}
+/* A'm */
+static inline void from_m(const __m512 m[4], __m512 y[2])
+{
+    y[0] = add(add(m[0], m[1]), m[2]), y[1] = sub(sub(m[1], m[2]), m[3]);
+}
+/* A y */
+static inline void to_m(const __m512 y[2], __m512 m[4])
+{
+    m[0] = y[0], m[1] = add(y[0], y[1]), m[2] = sub(y[0], y[1]), m[3] = sub(_mm512_setzero_ps(), y[1]);
+}
+/* G g */
+static inline void to_u(const __m512 g[3], __m512 u[4])
+{
+    const __m512 half = _mm512_set1_ps(0.5f);
+    __m512 outer = _mm512_mul_ps(half, add(g[0], g[2])), inner = _mm512_mul_ps(half, g[1]);
+    u[0] = g[0], u[1] = add(outer, inner), u[2] = sub(outer, inner), u[3] = g[2];
+}
+/* G'u */
+static inline void from_u(const __m512 u[4], __m512 g[3])
+{
+    const __m512 half = _mm512_set1_ps(0.5f);
+    __m512 sum = _mm512_mul_ps(half, add(u[1], u[2]));
+    g[0] = add(u[0], sum), g[1] = _mm512_mul_ps(half, sub(u[1], u[2])), g[2] = add(sum, u[3]);
+}
+
+/* GgG' of LANES channels in: a row of weights [TAPS, CIN] of one channel out. */
+static inline void transform_kernel(const bf16 *w, __mmask16 some, float scale, __m512 u[PLACES])
+{
+    __m512 half[3][4];
+    UNROLL for (int j = 0; j < 3; j++) {
+        __m512 g[3];
+        UNROLL for (int i = 0; i < 3; i++) g[i] = _mm512_mul_ps(load(some, w + (3 * i + j) * CIN), _mm512_set1_ps(scale));
+        to_u(g, half[j]);
+    }
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512 row[3] = {half[0][i], half[1][i], half[2][i]};
+        to_u(row, u + 4 * i);
+    }
+}
+
+/* Where LANES factors of a tile go: a row of channels, or every other element of a pair's. */
+SPECIALISED void put(int paired, int tile, char *row, int channel, __mmask16 some, __m256i v)
+{
+    if (!paired) _mm256_mask_storeu_epi16(row + channel * 2, some, v);
+    else if (tile % 2) _mm512_mask_storeu_epi16(row + channel * 4, 0xaaaaaaaa, _mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
+    else _mm512_mask_storeu_epi16(row + channel * 4, 0x55555555, _mm512_cvtepu16_epi32(v));
+}
+
+/* A matrix of tiles and channels at each place. */
+typedef struct { char *start; size_t place, row; } Tiles;
+
+SPECIALISED char *row_of(int paired, Tiles to, int tile) { return to.start + (paired ? tile / 2 : tile) * to.row; }
+
+/* V of an image, whose first tile has the number ``tile``. */
+SPECIALISED void transform_image(int paired, const bf16 *x, float scale, Tiles to, int tile)
+{
+    for (int r = 0; r < HP; r++)
+        for (int c = 0; c < CIN; c += LANES) {
+            __mmask16 some = lanes(CIN, c);
+            __m512 left[2][4];
+            for (int s = -1; s < WP; s++) {         /* columns 2s + 1 and 2s + 2 are new */
+                __m512 right[2][4];
+                UNROLL for (int j = 0; j < 2; j++) {
+                    __m512 d[4];
+                    int w = 2 * s + 1 + j;
+                    UNROLL for (int i = 0; i < 4; i++) {
+                        int h = 2 * r - 1 + i;
+                        d[i] = _mm512_setzero_ps();
+                        if (h >= 0 && h < H && w >= 0 && w < W)
+                            d[i] = _mm512_mul_ps(load(some, x + (h * W + w) * CIN + c), _mm512_set1_ps(scale));
+                    }
+                    to_v(d, right[j]);
+                }
+                if (s >= 0) {
+                    char *row = row_of(paired, to, tile + r * WP + s);
+                    UNROLL for (int i = 0; i < 4; i++) {
+                        __m512 d[4] = {left[0][i], left[1][i], right[0][i], right[1][i]}, v[4];
+                        to_v(d, v);
+                        UNROLL for (int j = 0; j < 4; j++)
+                            put(paired, tile + r * WP + s, row + (4 * i + j) * to.place, c, some, factor(v[j]));
+                    }
+                }
+                memcpy(left, right, sizeof left);
+            }
+        }
+}
+
+/* The gradients of a tile's 2x2 pixels: of a pool's window, one of them; else those inside. */
+static inline void load_gradient(const bf16 *g, const uint8_t *which, int r, int s, int o, __m512 y[2][2])
+{
+    if (POOL) {
+        int64_t at = (int64_t)(r * WP + s) * OUT + o;
+        __m512 all = load(0xffff, g + at);
+        __m128i corner = _mm_loadu_si128((const __m128i *)(which + at));
+        UNROLL for (int k = 0; k < 4; k++)
+            y[k / 2][k % 2] = _mm512_maskz_mov_ps(_mm_cmpeq_epi8_mask(corner, _mm_set1_epi8(k)), all);
+        return;
+    }
+    UNROLL for (int k = 0; k < 4; k++) {
+        int h = 2 * r + k / 2, w = 2 * s + k % 2;
+        y[k / 2][k % 2] = h < H && w < W ? load(0xffff, g + (h * W + w) * OUT + o) : _mm512_setzero_ps();
+    }
+}
+
+/* dM of an image, whose first tile has the number ``tile``. */
+SPECIALISED void transform_gradient(int paired, const bf16 *g, const uint8_t *which, float scale, Tiles to, int tile)
+{
+    for (int r = 0; r < HP; r++)
+        for (int s = 0; s < WP; s++, tile++) {
+            char *row = row_of(paired, to, tile);
+            for (int o = 0; o < OUT; o += LANES) {
+                __m512 y[2][2], half[4][2];
+                load_gradient(g, which, r, s, o, y);
+                UNROLL for (int j = 0; j < 2; j++) {
+                    __m512 column[2], m[4];
+                    UNROLL for (int i = 0; i < 2; i++) column[i] = _mm512_mul_ps(y[i][j], _mm512_set1_ps(scale));
+                    to_m(column, m);
+                    UNROLL for (int i = 0; i < 4; i++) half[i][j] = m[i];
+                }
+                UNROLL for (int i = 0; i < 4; i++) {
+                    __m512 m[4];
+                    to_m(half[i], m);
+                    UNROLL for (int j = 0; j < 4; j++)
+                        put(paired, tile, row + (4 * i + j) * to.place, o, 0xffff, factor(m[j]));
+                }
+            }
+        }
+}
+
+/* Products --------------------------------------------------------------------------------------- */
+
+/* sum = a b, of SUMS / wide rows and ``wide`` vectors, over ``steps`` pairs. Rows of ``a`` lie ``row``
+ * bytes apart, and pairs ``step``; rows of ``b`` lie ``b_step`` apart. */
+SPECIALISED void multiply(int wide, int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step,
+                          __m512 *sum)
+{
+    __m512 s[SUMS];
+    UNROLL for (int i = 0; i < SUMS; i++) s[i] = _mm512_setzero_ps();
+    for (int k = 0; k < steps; k++, a += step, b += b_step) {
+        __m512i right[4];
+        UNROLL for (int j = 0; j < wide; j++) right[j] = _mm512_load_si512(b + j * WHOLE);
+        UNROLL for (int i = 0; i < SUMS; i++) {
+            int32_t pair;
+            memcpy(&pair, a + i / wide * row, 4);
+            s[i] = multiply_add(s[i], _mm512_set1_epi32(pair), right[i % wide]);
+        }
+    }
+    UNROLL for (int i = 0; i < SUMS; i++) sum[i] = s[i];
+}
+
+/* Not inlined or specialised further, so that its registers hold the sums and nothing else. */
+#ifdef __clang__
+#define ALONE __attribute__((noinline))
+#else
+#define ALONE __attribute__((noipa))
+#endif
+static ALONE void multiply_2(int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step, __m512 *sum)
+{
+    multiply(2, steps, a, row, step, b, b_step, sum);
+}
+static ALONE void multiply_4(int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step, __m512 *sum)
+{
+    multiply(4, steps, a, row, step, b, b_step, sum);
+}
+
+/* The same for any number of steps. */
+SPECIALISED void multiply_all(int wide, int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step,
+                              __m512 sum[SUMS])
+{
+    for (int from = 0; from < steps; from += FP16 ? CHUNK : steps) {
+        int some = FP16 && steps - from > CHUNK ? CHUNK : steps - from;
+        __m512 part[SUMS];
+        (wide == 2 ? multiply_2 : multiply_4)(some, a + from * step, row, step, b + from * b_step, b_step, from ? part : sum);
+        if (from) UNROLL for (int i = 0; i < SUMS; i++) sum[i] = add_sums(sum[i], part[i]);
+    }
+}
+
+/* c = a b, for all tiles of one place and one block of columns. */
+SPECIALISED void multiply_tiles(int wide, int tiles, int channels, const char *a, const char *b, char *c)
+{
+    int rows = SUMS / wide, columns = wide * LANES;
+    for (int t = 0; t < tiles; t += rows) {
+        __m512 sum[SUMS];
+        multiply_all(wide, channels / 2, a + t * channels * 2, channels * 2, 4, b, columns * 4, sum);
+        UNROLL for (int i = 0; i < rows; i++) {
+            char *row = c + (t + i) * columns * SUM;
+#if FP16
+            UNROLL for (int j = 0; j < wide; j += 2)
+                _mm512_store_si512(row + j * HALF, (__m512i)both(sum[i * wide + j], sum[i * wide + j + 1]));
+#else
+            UNROLL for (int j = 0; j < wide; j++) _mm512_store_ps(row + j * WHOLE, sum[i * wide + j]);
+#endif
+        }
+    }
+}
+
+/* Forward ---------------------------------------------------------------------------------------- */
+
+/* U as [PLACES, COUT / OUT_BLOCK, CIN / 2, OUT_BLOCK, 2], of the channels out of this thread. */
+static void transform_weights(const bf16 *w, float scale, char *u)
+{
+    const __m256i apart = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(OUT_BLOCK * 4));
+    #pragma omp for schedule(static)
+    for (int o = 0; o < OUT; o++)
+        for (int c = 0; c < CIN; c += LANES) {
+            __m512 v[PLACES];
+            __mmask16 some = lanes(CIN, c);
+            transform_kernel(w + o * TAPS * CIN + c, some, scale, v);
+            __mmask8 pairs = some == 0xffff ? 0xff : (1 << (CIN - c) / 2) - 1;
+            char *to = u + (size_t)(o / OUT_BLOCK * CIN / 2 + c / 2) * OUT_BLOCK * 4 + o % OUT_BLOCK * 4;
+            UNROLL for (int p = 0; p < PLACES; p++)
+                _mm256_mask_i32scatter_epi32(to + (size_t)p * U_PLACE, pairs, apart, factor(v[p]), 1);
+        }
+}
+
+/* A'MA of a tile for LANES channels. */
+static inline void transform_sums(const char *m, size_t place, __m512 y[4])
+{
+    __m512 half[4][2];
+    UNROLL for (int j = 0; j < 4; j++) {
+        __m512 column[4];
+        UNROLL for (int i = 0; i < 4; i++) column[i] = load_sum(m + (4 * i + j) * place);
+        from_m(column, half[j]);
+    }
+    UNROLL for (int i = 0; i < 2; i++) {
+        __m512 row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]};
+        from_m(row, y + 2 * i);
+    }
+}
+
+/* The first of the greatest, as in PyTorch, where what is no number is greater than all. */
+static inline __m512 greatest(const __m512 y[4], __m512i *which)
+{
+    __m512 most = y[0];
+    *which = _mm512_setzero_si512();
+    UNROLL for (int k = 1; k < 4; k++) {
+        __mmask16 more = _mm512_cmp_ps_mask(y[k], most, _CMP_GT_OQ) | _mm512_cmp_ps_mask(y[k], y[k], _CMP_UNORD_Q);
+        most = _mm512_mask_mov_ps(most, more, y[k]);
+        *which = _mm512_mask_mov_epi32(*which, more, _mm512_set1_epi32(k));
+    }
+    return most;
+}
+
+/* A block of channels out of an image, whose first tile is at ``m``. */
+static void write_image(const char *m, float scale, int block, bf16 *y, uint8_t *which)
+{
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int r = 0; r < HP; r++)
+        for (int s = 0; s < WP; s++, m += OUT_BLOCK * SUM)
+            for (int o = 0; o < OUT_BLOCK; o += LANES) {
+                __m512 v[4];
+                transform_sums(m + o * SUM, M_PLACE, v);
+                int channel = block * OUT_BLOCK + o;
+                if (POOL) {
+                    __m512i corner;
+                    int64_t at = (int64_t)(r * WP + s) * OUT + channel;
+                    store(0xffff, y + at, _mm512_mul_ps(factor, greatest(v, &corner)));
+                    if (which) _mm_storeu_si128((__m128i *)(which + at), _mm512_cvtepi32_epi8(corner));
+                    continue;
+                }
+                UNROLL for (int k = 0; k < 4; k++) {
+                    int h = 2 * r + k / 2, w = 2 * s + k % 2;
+                    if (h < H && w < W) store(0xffff, y + (h * W + w) * OUT + channel, _mm512_mul_ps(factor, v[k]));
+                }
+            }
+}
+
+static void forward_group(Memory memory, int images, const bf16 *x, const char *u, float weight_scale,
+                          bf16 *y, uint8_t *which)
+{
+    enum { RESULT = POOL ? TILES * OUT : H * W * OUT };
+    Tiles v = {take(&memory, (size_t)PLACES * V_PLACE), V_PLACE, CIN * 2};
+    char *m = take(&memory, (size_t)PLACES * M_PLACE);
+    float scales[GROUP];
+    for (int i = 0; i < images; i++) {
+        const bf16 *image = x + (int64_t)i * H * W * CIN;
+        scales[i] = scale_of(image, H * W * CIN, TOP_IMAGE);
+        transform_image(0, image, scales[i], v, i * TILES);
+    }
+    for (int b = 0; b < OUT / OUT_BLOCK; b++) {
+        for (int p = 0; p < PLACES; p++)
+            multiply_tiles(OUT_WIDE, images * TILES, CIN, v.start + p * (size_t)V_PLACE,
+                           u + p * (size_t)U_PLACE + b * CIN * OUT_BLOCK * 2, m + p * (size_t)M_PLACE);
+        for (int i = 0; i < images; i++)
+            write_image(m + i * TILES * OUT_BLOCK * SUM, 1 / (scales[i] * weight_scale), b,
+                        y + (int64_t)i * RESULT, which ? which + (int64_t)i * RESULT : NULL);
+    }
+}
+
+enum { FORWARD = PLACES * (V_PLACE + M_PLACE) };
+
+/* x [n, H, W, CIN], weight [COUT, 3, 3, CIN] -> y [n, H, W, COUT]; with POOL y and which, unless
+ * that is null, [n, H / 2, W / 2, COUT]. Returns 0, or 1 where memory was short. */
+int forward(int64_t n, const bf16 *x, const bf16 *weight, bf16 *y, uint8_t *which)
+{
+    enum { RESULT = POOL ? TILES * OUT : H * W * OUT };
+    char *start = aligned_alloc(64, ROUND_UP(PLACES * (size_t)U_PLACE, 64) + omp_get_max_threads() * (size_t)FORWARD);
+    if (!start) return 1;
+    float scale = scale_of(weight, (int64_t)OUT * TAPS * CIN, TOP_WEIGHT);
+    #pragma omp parallel
+    {
+        int threads = omp_get_num_threads(), t = omp_get_thread_num();
+        Memory memory = {start + ROUND_UP(PLACES * (size_t)U_PLACE, 64) + t * (size_t)FORWARD, 0};
+        transform_weights(weight, scale, start);
+        int64_t groups = (n + GROUP - 1) / GROUP, end = groups * (t + 1) / threads * GROUP;
+        if (end > n) end = n;
+        for (int64_t i = groups * t / threads * GROUP; i < end; i += GROUP)
+            forward_group(memory, end - i < GROUP ? end - i : GROUP, x + i * H * W * CIN, start, scale,
+                          y + i * RESULT, which ? which + i * RESULT : NULL);
+    }
+    free(start);
+    return 0;
+}
+
+/* The images' gradient --------------------------------------------------------------------------- */
+
+/* U' as [PLACES, IN / IN_BLOCK, COUT / 2, IN_BLOCK, 2] */
+static void transpose_weights(const bf16 *w, float scale, char *u)
+{
+    #pragma omp for schedule(static)
+    for (int o = 0; o < OUT; o += 2)
+        for (int c = 0; c < IN; c += LANES) {
+            __m512 even[PLACES], odd[PLACES];
+            const bf16 *from = w + o * TAPS * CIN + c;
+            transform_kernel(from, lanes(CIN, c), scale, even);
+            transform_kernel(from + TAPS * CIN, lanes(CIN, c), scale, odd);
+            char *to = u + (size_t)(c / IN_BLOCK * OUT / 2 + o / 2) * IN_BLOCK * 4 + c % IN_BLOCK * 4;
+            UNROLL for (int p = 0; p < PLACES; p++)
+                _mm512_store_si512(to + (size_t)p * UT_PLACE, pair_up(factor(even[p]), factor(odd[p])));
+        }
+}
+
+/* Adds B dV B' of an image's tiles to what they cover. */
+static void add_tiles(const char *dv, float *image)
+{
+    memset(image, 0, sizeof(float) * IMAGE);
+    for (int r = 0; r < HP; r++)
+        for (int c = 0; c < IN_BLOCK; c += LANES) {
+            const char *from = dv + ((size_t)r * WP * IN_BLOCK + c) * SUM;
+            float *at = image + 2 * r * COLS * IN_BLOCK + c;
+            __m512 left[4][2] = {};
+            for (int s = 0; s < WP; s++, from += IN_BLOCK * SUM, at += 2 * IN_BLOCK) {
+                __m512 half[4][4];
+                UNROLL for (int j = 0; j < 4; j++) {
+                    __m512 column[4];
+                    UNROLL for (int i = 0; i < 4; i++) column[i] = load_sum(from + (4 * i + j) * (size_t)DV_PLACE);
+                    from_v(column, half[j]);
+                }
+                UNROLL for (int i = 0; i < 4; i++) {
+                    __m512 row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]}, d[4];
+                    from_v(row, d);
+                    UNROLL for (int j = 0; j < 2; j++) {
+                        float *to = at + (i * COLS + j) * IN_BLOCK;
+                        _mm512_store_ps(to, add(_mm512_load_ps(to), add(left[i][j], d[j])));
+                        left[i][j] = d[2 + j];
+                    }
+                }
+            }
+            UNROLL for (int k = 0; k < 8; k++) {
+                float *to = at + (k / 2 * COLS + k % 2) * IN_BLOCK;
+                _mm512_store_ps(to, add(_mm512_load_ps(to), left[k / 2][k % 2]));
+            }
+        }
+}
+
+/* What the tiles cover, without its border. */
+static void crop(const float *image, float scale, int block, bf16 *x)
+{
+    for (int h = 0; h < H; h++)
+        for (int w = 0; w < W; w++)
+            for (int c = 0; c < IN_BLOCK; c += LANES) {
+                __m512 v = _mm512_load_ps(image + ((h + 1) * COLS + w + 1) * IN_BLOCK + c);
+                int channel = block * IN_BLOCK + c;
+                store(lanes(CIN, channel), x + (h * W + w) * CIN + channel, _mm512_mul_ps(_mm512_set1_ps(scale), v));
+            }
+}
+
+enum { GRADIENT = POOL ? TILES * OUT : H * W * OUT };
+
+static void input_group(Memory memory, int images, const bf16 *g, const uint8_t *which, const char *u,
+                        float weight_scale, bf16 *x)
+{
+    Tiles dm = {take(&memory, (size_t)PLACES * DM_PLACE), DM_PLACE, OUT * 2};
+    char *dv = take(&memory, (size_t)PLACES * DV_PLACE);
+    float *image = take(&memory, sizeof(float) * IMAGE), scales[GROUP];
+    for (int i = 0; i < images; i++) {
+        int64_t at = (int64_t)i * GRADIENT;
+        scales[i] = scale_of(g + at, GRADIENT, TOP_IMAGE);
+        transform_gradient(0, g + at, POOL ? which + at : NULL, scales[i], dm, i * TILES);
+    }
+    for (int b = 0; b < IN / IN_BLOCK; b++) {
+        for (int p = 0; p < PLACES; p++)
+            multiply_tiles(IN_WIDE, images * TILES, OUT, dm.start + p * (size_t)DM_PLACE,
+                           u + p * (size_t)UT_PLACE + b * OUT * IN_BLOCK * 2, dv + p * (size_t)DV_PLACE);
+        for (int i = 0; i < images; i++) {
+            add_tiles(dv + (size_t)i * TILES * IN_BLOCK * SUM, image);
+            crop(image, 1 / (scales[i] * weight_scale), b, x + (int64_t)i * H * W * CIN);
+        }
+    }
+}
+
+/* The weights' gradient -------------------------------------------------------------------------- */
+
+/* Adds dU of a group of images to this thread's, [PLACES, DU_ROWS, IN]. */
+static void weight_group(Memory memory, int images, const bf16 *g, const uint8_t *which, const bf16 *x, float *du)
+{
+    enum { HIGH = SUMS / IN_WIDE };
+    const size_t v_place = (size_t)STEPS * IN_STEP + ODD, m_place = (size_t)STEPS * OUT_STEP + ODD;
+    Tiles v = {take(&memory, PLACES * v_place), v_place, IN_STEP};
+    Tiles dm = {take(&memory, PLACES * m_place), m_place, OUT_STEP};
+    int steps = (images * TILES + 1) / 2;
+    for (int p = 0; p < PLACES; p++) {              /* an odd tile's partner */
+        memset(v.start + p * v_place + (size_t)(steps - 1) * IN_STEP, 0, IN_STEP);
+        memset(dm.start + p * m_place + (size_t)(steps - 1) * OUT_STEP, 0, OUT_STEP);
+    }
+    float x_scale = scale_of(x, (int64_t)images * H * W * CIN, TOP_IMAGE);
+    float g_scale = scale_of(g, (int64_t)images * GRADIENT, TOP_IMAGE);
+    for (int i = 0; i < images; i++) {
+        int64_t at = (int64_t)i * GRADIENT;
+        transform_image(1, x + (int64_t)i * H * W * CIN, x_scale, v, i * TILES);
+        transform_gradient(1, g + at, POOL ? which + at : NULL, g_scale, dm, i * TILES);
+    }
+    const __m512 factor = _mm512_set1_ps(1 / (x_scale * g_scale));
+    for (int p = 0; p < PLACES; p++)
+        for (int from = 0; from < steps; from += 2 * CHUNK) {
+            int some = steps - from < 2 * CHUNK ? steps - from : 2 * CHUNK;
+            for (int b = 0; b < IN; b += IN_BLOCK)
+                for (int o = 0; o < OUT; o += HIGH) {
+                    __m512 sum[SUMS];
+                    multiply_all(IN_WIDE, some, dm.start + p * m_place + from * (size_t)OUT_STEP + o * 4, 4, OUT_STEP,
+                             v.start + p * v_place + from * (size_t)IN_STEP + b * 4, IN_STEP, sum);
+                    float *to = du + (size_t)p * DU_PLACE + (size_t)o * IN + b;
+                    UNROLL for (int i = 0; i < HIGH; i++, to += IN) {
+#if FP16
+                        UNROLL for (int j = 0; j < IN_WIDE; j += 2) {
+                            __m512i pair = (__m512i)both(sum[i * IN_WIDE + j], sum[i * IN_WIDE + j + 1]);
+                            UNROLL for (int k = 0; k < 2; k++) {
+                                __m256h part = (__m256h)(k ? _mm512_extracti64x4_epi64(pair, 1) : _mm512_castsi512_si256(pair));
+                                float *at = to + (j + k) * LANES;
+                                _mm512_store_ps(at, _mm512_fmadd_ps(factor, _mm512_cvtxph_ps(part), _mm512_load_ps(at)));
+                            }
+                        }
+#else
+                        UNROLL for (int j = 0; j < IN_WIDE; j++)
+                            _mm512_store_ps(to + j * LANES, add(sum[i * IN_WIDE + j], _mm512_load_ps(to + j * LANES)));
+#endif
+                    }
+                }
+        }
+    (void)factor;
+}
+
+/* G' dU G, of all threads' sums, for channel out o: [TAPS, CIN]. */
+static void write_kernel(int o, int threads, size_t apart, const char *du, bf16 *dw)
+{
+    for (int c = 0; c < CIN; c += LANES) {
+        __m512 half[3][4];
+        UNROLL for (int j = 0; j < 4; j++) {
+            __m512 u[4], g[3];
+            UNROLL for (int i = 0; i < 4; i++) {
+                const char *from = du + sizeof(float) * ((size_t)(4 * i + j) * DU_PLACE + (size_t)o * IN + c);
+                u[i] = _mm512_load_ps(from);
+                for (int t = 1; t < threads; t++) u[i] = add(u[i], _mm512_load_ps(from + t * apart));
+            }
+            from_u(u, g);
+            UNROLL for (int i = 0; i < 3; i++) half[i][j] = g[i];
+        }
+        UNROLL for (int i = 0; i < 3; i++) {
+            __m512 g[3];
+            from_u(half[i], g);
+            UNROLL for (int j = 0; j < 3; j++) store(lanes(CIN, c), dw + (o * TAPS + 3 * i + j) * CIN + c, g[j]);
+        }
+    }
+}
+
+/* gradient, and with POOL which, like y of ``forward``, x, weight -> the gradients of x and weight,
+ * each unless it is null. Returns 0, or 1 where memory was short. */
+int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, const bf16 *weight,
+             bf16 *x_gradient, bf16 *weight_gradient)
+{
+    const size_t u = ROUND_UP(PLACES * (size_t)UT_PLACE, 64);
+    const size_t du = ROUND_UP(PLACES * (size_t)DU_PLACE * sizeof(float), 64);
+    const size_t input = PLACES * ((size_t)DM_PLACE + DV_PLACE) + sizeof(float) * IMAGE + 256;
+    const size_t weights = PLACES * ((size_t)STEPS * (IN_STEP + OUT_STEP) + 2 * ODD) + 256;
+    const size_t each = ROUND_UP(du + (input > weights ? input : weights), 64);
+    char *start = aligned_alloc(64, u + omp_get_max_threads() * each);
+    if (!start) return 1;
+    float scale = scale_of(weight, (int64_t)OUT * TAPS * CIN, TOP_WEIGHT);
+    #pragma omp parallel
+    {
+        int threads = omp_get_num_threads(), t = omp_get_thread_num();
+        Memory memory = {start + u + t * each, 0};
+        float *sums = take(&memory, du);
+        if (x_gradient) {
+            transpose_weights(weight, scale, start);
+            int64_t groups = (n + GROUP - 1) / GROUP, end = groups * (t + 1) / threads * GROUP;
+            if (end > n) end = n;
+            for (int64_t i = groups * t / threads * GROUP; i < end; i += GROUP)
+                input_group(memory, end - i < GROUP ? end - i : GROUP, gradient + i * GRADIENT,
+                            POOL ? which + i * GRADIENT : NULL, start, scale, x_gradient + i * H * W * CIN);
+        }
+        if (weight_gradient) {
+            memset(sums, 0, du);
+            int64_t end = n * (t + 1) / threads;
+            for (int64_t i = n * t / threads; i < end; i += WEIGHT_GROUP)
+                weight_group(memory, end - i < WEIGHT_GROUP ? end - i : WEIGHT_GROUP, gradient + i * GRADIENT,
+                             POOL ? which + i * GRADIENT : NULL, x + i * H * W * CIN, sums);
+            #pragma omp barrier
+            #pragma omp for schedule(static)
+            for (int o = 0; o < OUT; o++) write_kernel(o, threads, each, start + u, weight_gradient);
+        }
+    }
+    free(start);
+    return 0;
+}
