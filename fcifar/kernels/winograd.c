@@ -16,13 +16,15 @@
  *
  * Built once for each shape: CIN, COUT, H, W and POOL are macros, and so are the images that are
  * transformed at a time: GROUP, whose V or dM stays in the second cache, and WEIGHT_GROUP. Images
- * have their channels last. Transforms are made in float32. Factors are of 16 bits, two of which
- * lie side by side, because an instruction multiplies pairs:
+ * have their channels last. Factors are of 16 bits, two of which lie side by side, because an
+ * instruction multiplies pairs:
  *
- *   - FP16 = 0: bfloat16; the instruction adds both products to a sum in float32.
+ *   - FP16 = 0: bfloat16; the instruction adds both products to a sum in float32. Transforms are
+ *     made in float32.
  *   - FP16 = 1: float16, which has three more bits; the instruction adds each product to a sum in
- *     float16. After CHUNK of them a sum is added to another one. Factors are scaled by powers of
- *     two, such that no sum can overflow: the weights by one, images by one each.
+ *     float16. After CHUNK of them a sum is added to another one. Images and sums are transformed in
+ *     float16, too, and weights in float32. Factors are scaled by powers of two, such that no sum can
+ *     overflow: the weights by one, images by one each.
  *
  * Results depend on nothing but the arguments and, for the weights, the number of threads.
  */
@@ -35,8 +37,10 @@
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define UNROLL_4 _Pragma("clang loop unroll_count(4)")
 #else
 #define UNROLL _Pragma("GCC unroll 32")
+#define UNROLL_4 _Pragma("GCC unroll 1")
 #endif
 
 /* Compiled once for each constant among its arguments. */
@@ -46,6 +50,7 @@ typedef uint16_t bf16;
 
 enum {
     LANES = 16,                                     /* channels in a vector of float32 */
+    WIDTH = FP16 ? 32 : 16,                         /* and in one of what transforms are made in */
     HALF = LANES * 2, WHOLE = LANES * 4,            /* bytes of LANES factors, and of LANES pairs or sums */
     PLACES = 16,                                    /* of a transformed tile */
     TAPS = 9,
@@ -93,14 +98,17 @@ static inline void store(__mmask16 some, bf16 *p, __m512 v)
     _mm256_mask_storeu_epi16(p, some, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-/* A factor of the products, and an element of their sums. */
+/* A vector of WIDTH channels in transforms, a mask of them, and the factor of a product. Not an
+ * intrinsic for the product, so that the compiler keeps the order in which registers are few. */
 #if FP16
+typedef __m512h Vec;
+typedef __mmask32 Some;
 static inline __m256i factor(__m512 v) { return (__m256i)_mm512_cvtxps_ph(v); }
 static inline __m512 multiply_add(__m512 sum, __m512i a, __m512i b)
 {
-    return (__m512)_mm512_fmadd_ph((__m512h)a, (__m512h)b, (__m512h)sum);
+    __asm__ volatile("vfmadd231ph %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
 }
-static inline __m512 load_sum(const char *p) { return _mm512_cvtxph_ps((__m256h)_mm256_load_si256((const __m256i *)p)); }
 static inline __m512 add_sums(__m512 a, __m512 b) { return (__m512)_mm512_add_ph((__m512h)a, (__m512h)b); }
 /* The sums of both elements of each pair of two vectors. */
 static inline __m512h both(__m512 one, __m512 two)
@@ -111,14 +119,76 @@ static inline __m512h both(__m512 one, __m512 two)
     return _mm512_add_ph((__m512h)_mm512_permutex2var_epi16((__m512i)one, evens, (__m512i)two),
                          (__m512h)_mm512_permutex2var_epi16((__m512i)one, odds, (__m512i)two));
 }
+static inline Vec plus(Vec a, Vec b) { return _mm512_add_ph(a, b); }
+static inline Vec minus(Vec a, Vec b) { return _mm512_sub_ph(a, b); }
+static inline Vec zero(void) { return _mm512_setzero_ph(); }
+static inline __m512 part(Vec v, int half)
+{
+    return _mm512_cvtxph_ps((__m256h)(half ? _mm512_extracti64x4_epi64((__m512i)v, 1) : _mm512_castsi512_si256((__m512i)v)));
+}
+static inline Vec load_scaled(Some some, const bf16 *p, float scale)
+{
+    __m512i v = _mm512_maskz_loadu_epi16(some, p);
+    __m512 by = _mm512_set1_ps(scale);
+    __m256i low = factor(_mm512_mul_ps(widen(_mm512_castsi512_si256(v)), by));
+    __m256i high = factor(_mm512_mul_ps(widen(_mm512_extracti64x4_epi64(v, 1)), by));
+    return (Vec)_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+static inline void store_scaled(Some some, bf16 *p, Vec v, float scale)
+{
+    __m512 by = _mm512_set1_ps(scale);
+    __m512bh both = _mm512_cvtne2ps_pbh(_mm512_mul_ps(part(v, 1), by), _mm512_mul_ps(part(v, 0), by));
+    _mm512_mask_storeu_epi16(p, some, (__m512i)both);
+}
+static inline Vec load_sum(const char *p) { return _mm512_load_ph(p); }
+static inline void add_to(char *p, Vec v) { _mm512_store_ph(p, plus(load_sum(p), v)); }
+static inline Some is_more(Vec a, Vec b)
+{
+    return _mm512_cmp_ph_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ph_mask(a, a, _CMP_UNORD_Q);
+}
+static inline Vec choose(Some some, Vec a, Vec b) { return (Vec)_mm512_mask_mov_epi16((__m512i)a, some, (__m512i)b); }
+static inline Some equal(const uint8_t *p, int k)
+{
+    return _mm256_cmpeq_epi8_mask(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(k));
+}
+static inline void store_number(uint8_t *p, Some one, Some two, Some three)
+{
+    __m256i v = _mm256_maskz_set1_epi8(one, 1);
+    v = _mm256_mask_set1_epi8(v, two, 2);
+    _mm256_storeu_si256((__m256i *)p, _mm256_mask_set1_epi8(v, three, 3));
+}
 #else
+typedef __m512 Vec;
+typedef __mmask16 Some;
 static inline __m256i factor(__m512 v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 static inline __m512 multiply_add(__m512 sum, __m512i a, __m512i b)
 {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+    __asm__ volatile("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
 }
-static inline __m512 load_sum(const char *p) { return _mm512_load_ps(p); }
 static inline __m512 add_sums(__m512 a, __m512 b) { return add(a, b); }
+static inline Vec plus(Vec a, Vec b) { return add(a, b); }
+static inline Vec minus(Vec a, Vec b) { return sub(a, b); }
+static inline Vec zero(void) { return _mm512_setzero_ps(); }
+static inline Vec load_scaled(Some some, const bf16 *p, float scale) { (void)scale; return load(some, p); }
+static inline void store_scaled(Some some, bf16 *p, Vec v, float scale) { (void)scale; store(some, p, v); }
+static inline Vec load_sum(const char *p) { return _mm512_load_ps(p); }
+static inline void add_to(char *p, Vec v) { _mm512_store_ps(p, plus(load_sum(p), v)); }
+static inline Some is_more(Vec a, Vec b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+}
+static inline Vec choose(Some some, Vec a, Vec b) { return _mm512_mask_mov_ps(a, some, b); }
+static inline Some equal(const uint8_t *p, int k)
+{
+    return _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(k));
+}
+static inline void store_number(uint8_t *p, Some one, Some two, Some three)
+{
+    __m128i v = _mm_maskz_set1_epi8(one, 1);
+    v = _mm_mask_set1_epi8(v, two, 2);
+    _mm_storeu_si128((__m128i *)p, _mm_mask_set1_epi8(v, three, 3));
+}
 #endif
 
 static inline __m512i pair_up(__m256i even, __m256i odd)
@@ -126,11 +196,16 @@ static inline __m512i pair_up(__m256i even, __m256i odd)
     return _mm512_or_epi32(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
 }
 
-/* Channels of a vector that there are, of ``channels``. */
+/* The channels of a vector that there are, of ``channels``. */
 static inline __mmask16 lanes(int channels, int first)
 {
     int left = channels - first;
     return left >= LANES ? 0xffff : left > 0 ? (1 << left) - 1 : 0;
+}
+static inline Some some_of(int channels, int first)
+{
+    int left = channels - first;
+    return left >= WIDTH ? (Some)-1 : left > 0 ? ((Some)1 << left) - 1 : 0;
 }
 
 /* The power of two that scales the largest of ``n`` numbers to [top, 2 top); 1 if that is no number. */
@@ -155,32 +230,32 @@ static float scale_of(const bf16 *p, int64_t n, int top)
 }
 
 /* No sum of float16 can reach 65504. The largest weight is below 2, so that U is below 2 * 9/4; the
- * largest pixel or gradient is below 4, so that V and dM, sums of four of them, are below 16; there
- * are at most 512 channels: 512 * 4.5 * 16 = 36864. A sum over tiles is one of 2 * CHUNK pairs of
- * V and dM, both below 16: 4 * CHUNK * 256 = 32768. */
-enum { TOP_WEIGHT = 0, TOP_IMAGE = 1 };
+ * largest pixel or gradient is below 1, so that V and dM, sums of four of them, are below 4; there
+ * are at most 512 channels, so that M and dV are below 512 * 4.5 * 4 = 9216, and sums of three of
+ * them below 27648. A sum over tiles is one of 2 * CHUNK pairs of V and dM: 4 * CHUNK * 16 = 2048. */
+enum { TOP_WEIGHT = 0, TOP_IMAGE = -1 };
 
 /* Transforms ------------------------------------------------------------------------------------- */
 
 /* B'd, of a column. */
-static inline void to_v(const __m512 d[4], __m512 v[4])
+static inline void to_v(const Vec d[4], Vec v[4])
 {
-    v[0] = sub(d[0], d[2]), v[1] = add(d[1], d[2]), v[2] = sub(d[2], d[1]), v[3] = sub(d[1], d[3]);
+    v[0] = minus(d[0], d[2]), v[1] = plus(d[1], d[2]), v[2] = minus(d[2], d[1]), v[3] = minus(d[1], d[3]);
 }
 /* B v */
-static inline void from_v(const __m512 v[4], __m512 d[4])
+static inline void from_v(const Vec v[4], Vec d[4])
 {
-    d[0] = v[0], d[1] = add(sub(v[1], v[2]), v[3]), d[2] = add(sub(v[1], v[0]), v[2]), d[3] = sub(_mm512_setzero_ps(), v[3]);
+    d[0] = v[0], d[1] = plus(minus(v[1], v[2]), v[3]), d[2] = plus(minus(v[1], v[0]), v[2]), d[3] = minus(zero(), v[3]);
 }
 /* A'm */
-static inline void from_m(const __m512 m[4], __m512 y[2])
+static inline void from_m(const Vec m[4], Vec y[2])
 {
-    y[0] = add(add(m[0], m[1]), m[2]), y[1] = sub(sub(m[1], m[2]), m[3]);
+    y[0] = plus(plus(m[0], m[1]), m[2]), y[1] = minus(minus(m[1], m[2]), m[3]);
 }
 /* A y */
-static inline void to_m(const __m512 y[2], __m512 m[4])
+static inline void to_m(const Vec y[2], Vec m[4])
 {
-    m[0] = y[0], m[1] = add(y[0], y[1]), m[2] = sub(y[0], y[1]), m[3] = sub(_mm512_setzero_ps(), y[1]);
+    m[0] = y[0], m[1] = plus(y[0], y[1]), m[2] = minus(y[0], y[1]), m[3] = minus(zero(), y[1]);
 }
 /* G g */
 static inline void to_u(const __m512 g[3], __m512 u[4])
@@ -212,12 +287,27 @@ static inline void transform_kernel(const bf16 *w, __mmask16 some, float scale, 
     }
 }
 
-/* Where LANES factors of a tile go: a row of channels, or every other element of a pair's. */
-SPECIALISED void put(int paired, int tile, char *row, int channel, __mmask16 some, __m256i v)
+/* Where the factors of a tile go: a row of channels, or every other element of a pair's. */
+SPECIALISED void put(int paired, int tile, char *row, int channel, Some some, Vec v)
 {
-    if (!paired) _mm256_mask_storeu_epi16(row + channel * 2, some, v);
-    else if (tile % 2) _mm512_mask_storeu_epi16(row + channel * 4, 0xaaaaaaaa, _mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-    else _mm512_mask_storeu_epi16(row + channel * 4, 0x55555555, _mm512_cvtepu16_epi32(v));
+#if FP16
+    __m512i all = (__m512i)v;
+    if (!paired) {
+        _mm512_mask_storeu_epi16(row + channel * 2, some, all);
+        return;
+    }
+    UNROLL for (int half = 0; half < 2; half++) {
+        __m512i wide = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(all, 1) : _mm512_castsi512_si256(all));
+        char *to = row + (channel + half * LANES) * 4;
+        if (tile % 2) _mm512_mask_storeu_epi16(to, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
+        else _mm512_mask_storeu_epi16(to, 0x55555555, wide);
+    }
+#else
+    __m256i all = factor(v);
+    if (!paired) _mm256_mask_storeu_epi16(row + channel * 2, some, all);
+    else if (tile % 2) _mm512_mask_storeu_epi16(row + channel * 4, 0xaaaaaaaa, _mm512_slli_epi32(_mm512_cvtepu16_epi32(all), 16));
+    else _mm512_mask_storeu_epi16(row + channel * 4, 0x55555555, _mm512_cvtepu16_epi32(all));
+#endif
 }
 
 /* A matrix of tiles and channels at each place. */
@@ -229,29 +319,29 @@ SPECIALISED char *row_of(int paired, Tiles to, int tile) { return to.start + (pa
 SPECIALISED void transform_image(int paired, const bf16 *x, float scale, Tiles to, int tile)
 {
     for (int r = 0; r < HP; r++)
-        for (int c = 0; c < CIN; c += LANES) {
-            __mmask16 some = lanes(CIN, c);
-            __m512 left[2][4];
+        for (int c = 0; c < CIN; c += WIDTH) {
+            Some some = some_of(CIN, c);
+            Vec left[2][4];
             for (int s = -1; s < WP; s++) {         /* columns 2s + 1 and 2s + 2 are new */
-                __m512 right[2][4];
+                Vec right[2][4];
                 UNROLL for (int j = 0; j < 2; j++) {
-                    __m512 d[4];
+                    Vec d[4];
                     int w = 2 * s + 1 + j;
                     UNROLL for (int i = 0; i < 4; i++) {
                         int h = 2 * r - 1 + i;
-                        d[i] = _mm512_setzero_ps();
+                        d[i] = zero();
                         if (h >= 0 && h < H && w >= 0 && w < W)
-                            d[i] = _mm512_mul_ps(load(some, x + (h * W + w) * CIN + c), _mm512_set1_ps(scale));
+                            d[i] = load_scaled(some, x + (h * W + w) * CIN + c, scale);
                     }
                     to_v(d, right[j]);
                 }
                 if (s >= 0) {
                     char *row = row_of(paired, to, tile + r * WP + s);
                     UNROLL for (int i = 0; i < 4; i++) {
-                        __m512 d[4] = {left[0][i], left[1][i], right[0][i], right[1][i]}, v[4];
+                        Vec d[4] = {left[0][i], left[1][i], right[0][i], right[1][i]}, v[4];
                         to_v(d, v);
                         UNROLL for (int j = 0; j < 4; j++)
-                            put(paired, tile + r * WP + s, row + (4 * i + j) * to.place, c, some, factor(v[j]));
+                            put(paired, tile + r * WP + s, row + (4 * i + j) * to.place, c, some, v[j]);
                     }
                 }
                 memcpy(left, right, sizeof left);
@@ -260,19 +350,17 @@ SPECIALISED void transform_image(int paired, const bf16 *x, float scale, Tiles t
 }
 
 /* The gradients of a tile's 2x2 pixels: of a pool's window, one of them; else those inside. */
-static inline void load_gradient(const bf16 *g, const uint8_t *which, int r, int s, int o, __m512 y[2][2])
+static inline void load_gradient(const bf16 *g, const uint8_t *which, float scale, int r, int s, int o, Vec y[2][2])
 {
     if (POOL) {
         int64_t at = (int64_t)(r * WP + s) * OUT + o;
-        __m512 all = load(0xffff, g + at);
-        __m128i corner = _mm_loadu_si128((const __m128i *)(which + at));
-        UNROLL for (int k = 0; k < 4; k++)
-            y[k / 2][k % 2] = _mm512_maskz_mov_ps(_mm_cmpeq_epi8_mask(corner, _mm_set1_epi8(k)), all);
+        Vec all = load_scaled(-1, g + at, scale);
+        UNROLL for (int k = 0; k < 4; k++) y[k / 2][k % 2] = choose(equal(which + at, k), zero(), all);
         return;
     }
     UNROLL for (int k = 0; k < 4; k++) {
         int h = 2 * r + k / 2, w = 2 * s + k % 2;
-        y[k / 2][k % 2] = h < H && w < W ? load(0xffff, g + (h * W + w) * OUT + o) : _mm512_setzero_ps();
+        y[k / 2][k % 2] = h < H && w < W ? load_scaled(-1, g + (h * W + w) * OUT + o, scale) : zero();
     }
 }
 
@@ -282,20 +370,18 @@ SPECIALISED void transform_gradient(int paired, const bf16 *g, const uint8_t *wh
     for (int r = 0; r < HP; r++)
         for (int s = 0; s < WP; s++, tile++) {
             char *row = row_of(paired, to, tile);
-            for (int o = 0; o < OUT; o += LANES) {
-                __m512 y[2][2], half[4][2];
-                load_gradient(g, which, r, s, o, y);
+            for (int o = 0; o < OUT; o += WIDTH) {
+                Vec y[2][2], half[4][2];
+                load_gradient(g, which, scale, r, s, o, y);
                 UNROLL for (int j = 0; j < 2; j++) {
-                    __m512 column[2], m[4];
-                    UNROLL for (int i = 0; i < 2; i++) column[i] = _mm512_mul_ps(y[i][j], _mm512_set1_ps(scale));
+                    Vec column[2] = {y[0][j], y[1][j]}, m[4];
                     to_m(column, m);
                     UNROLL for (int i = 0; i < 4; i++) half[i][j] = m[i];
                 }
                 UNROLL for (int i = 0; i < 4; i++) {
-                    __m512 m[4];
+                    Vec m[4];
                     to_m(half[i], m);
-                    UNROLL for (int j = 0; j < 4; j++)
-                        put(paired, tile, row + (4 * i + j) * to.place, o, 0xffff, factor(m[j]));
+                    UNROLL for (int j = 0; j < 4; j++) put(paired, tile, row + (4 * i + j) * to.place, o, -1, m[j]);
                 }
             }
         }
@@ -303,14 +389,15 @@ SPECIALISED void transform_gradient(int paired, const bf16 *g, const uint8_t *wh
 
 /* Products --------------------------------------------------------------------------------------- */
 
-/* sum = a b, of SUMS / wide rows and ``wide`` vectors, over ``steps`` pairs. Rows of ``a`` lie ``row``
- * bytes apart, and pairs ``step``; rows of ``b`` lie ``b_step`` apart. */
+/* sum = a b, or that added to ``sum`` with ``more``, of SUMS / wide rows and ``wide`` vectors, over
+ * ``steps`` pairs. Rows of ``a`` lie ``row`` bytes apart, and pairs ``step``; rows of ``b`` lie
+ * ``b_step`` apart. */
 SPECIALISED void multiply(int wide, int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step,
-                          __m512 *sum)
+                          int more, __m512 *sum)
 {
     __m512 s[SUMS];
     UNROLL for (int i = 0; i < SUMS; i++) s[i] = _mm512_setzero_ps();
-    for (int k = 0; k < steps; k++, a += step, b += b_step) {
+    UNROLL_4 for (int k = 0; k < steps; k++, a += step, b += b_step) {
         __m512i right[4];
         UNROLL for (int j = 0; j < wide; j++) right[j] = _mm512_load_si512(b + j * WHOLE);
         UNROLL for (int i = 0; i < SUMS; i++) {
@@ -319,43 +406,38 @@ SPECIALISED void multiply(int wide, int steps, const char *a, size_t row, size_t
             s[i] = multiply_add(s[i], _mm512_set1_epi32(pair), right[i % wide]);
         }
     }
-    UNROLL for (int i = 0; i < SUMS; i++) sum[i] = s[i];
+    if (more) UNROLL for (int i = 0; i < SUMS; i++) sum[i] = add_sums(sum[i], s[i]);
+    else UNROLL for (int i = 0; i < SUMS; i++) sum[i] = s[i];
 }
 
-/* Not inlined or specialised further, so that its registers hold the sums and nothing else. */
+/* One for each use, with its distances. Not inlined, so that registers hold the sums and nothing else. */
 #ifdef __clang__
-#define ALONE __attribute__((noinline))
+#define ALONE static __attribute__((noinline))
 #else
-#define ALONE __attribute__((noipa))
+#define ALONE static __attribute__((noipa))
 #endif
-static ALONE void multiply_2(int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step, __m512 *sum)
+typedef void Multiply(int steps, const char *a, const char *b, int more, __m512 *sum);
+ALONE void multiply_v(int steps, const char *a, const char *b, int more, __m512 *sum)
 {
-    multiply(2, steps, a, row, step, b, b_step, sum);
+    multiply(OUT_WIDE, steps, a, CIN * 2, 4, b, OUT_BLOCK * 4, more, sum);
 }
-static ALONE void multiply_4(int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step, __m512 *sum)
+ALONE void multiply_dm(int steps, const char *a, const char *b, int more, __m512 *sum)
 {
-    multiply(4, steps, a, row, step, b, b_step, sum);
+    multiply(IN_WIDE, steps, a, OUT * 2, 4, b, IN_BLOCK * 4, more, sum);
 }
-
-/* The same for any number of steps. */
-SPECIALISED void multiply_all(int wide, int steps, const char *a, size_t row, size_t step, const char *b, size_t b_step,
-                              __m512 sum[SUMS])
+ALONE void multiply_both(int steps, const char *a, const char *b, int more, __m512 *sum)
 {
-    for (int from = 0; from < steps; from += FP16 ? CHUNK : steps) {
-        int some = FP16 && steps - from > CHUNK ? CHUNK : steps - from;
-        __m512 part[SUMS];
-        (wide == 2 ? multiply_2 : multiply_4)(some, a + from * step, row, step, b + from * b_step, b_step, from ? part : sum);
-        if (from) UNROLL for (int i = 0; i < SUMS; i++) sum[i] = add_sums(sum[i], part[i]);
-    }
+    multiply(IN_WIDE, steps, a, 4, OUT_STEP, b, IN_STEP, more, sum);
 }
 
 /* c = a b, for all tiles of one place and one block of columns. */
-SPECIALISED void multiply_tiles(int wide, int tiles, int channels, const char *a, const char *b, char *c)
+SPECIALISED void multiply_tiles(Multiply *multiply, int wide, int tiles, int channels, const char *a, const char *b, char *c)
 {
-    int rows = SUMS / wide, columns = wide * LANES;
+    int rows = SUMS / wide, columns = wide * LANES, steps = channels / 2;
     for (int t = 0; t < tiles; t += rows) {
         __m512 sum[SUMS];
-        multiply_all(wide, channels / 2, a + t * channels * 2, channels * 2, 4, b, columns * 4, sum);
+        for (int k = 0; k < steps; k += FP16 ? CHUNK : steps)
+            multiply(FP16 && steps - k > CHUNK ? CHUNK : steps - k, a + t * channels * 2 + k * 4, b + k * columns * 4, k, sum);
         UNROLL for (int i = 0; i < rows; i++) {
             char *row = c + (t + i) * columns * SUM;
 #if FP16
@@ -387,54 +469,45 @@ static void transform_weights(const bf16 *w, float scale, char *u)
         }
 }
 
-/* A'MA of a tile for LANES channels. */
-static inline void transform_sums(const char *m, size_t place, __m512 y[4])
+/* A'MA of a tile. */
+static inline void transform_sums(const char *m, size_t place, Vec y[4])
 {
-    __m512 half[4][2];
+    Vec half[4][2];
     UNROLL for (int j = 0; j < 4; j++) {
-        __m512 column[4];
+        Vec column[4];
         UNROLL for (int i = 0; i < 4; i++) column[i] = load_sum(m + (4 * i + j) * place);
         from_m(column, half[j]);
     }
     UNROLL for (int i = 0; i < 2; i++) {
-        __m512 row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]};
+        Vec row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]};
         from_m(row, y + 2 * i);
     }
 }
 
-/* The first of the greatest, as in PyTorch, where what is no number is greater than all. */
-static inline __m512 greatest(const __m512 y[4], __m512i *which)
-{
-    __m512 most = y[0];
-    *which = _mm512_setzero_si512();
-    UNROLL for (int k = 1; k < 4; k++) {
-        __mmask16 more = _mm512_cmp_ps_mask(y[k], most, _CMP_GT_OQ) | _mm512_cmp_ps_mask(y[k], y[k], _CMP_UNORD_Q);
-        most = _mm512_mask_mov_ps(most, more, y[k]);
-        *which = _mm512_mask_mov_epi32(*which, more, _mm512_set1_epi32(k));
-    }
-    return most;
-}
-
-/* A block of channels out of an image, whose first tile is at ``m``. */
+/* A block of channels out of an image, whose first tile is at ``m``. Of a window the first of the
+ * greatest, as in PyTorch, where what is no number is greater than all. */
 static void write_image(const char *m, float scale, int block, bf16 *y, uint8_t *which)
 {
-    const __m512 factor = _mm512_set1_ps(scale);
     for (int r = 0; r < HP; r++)
         for (int s = 0; s < WP; s++, m += OUT_BLOCK * SUM)
-            for (int o = 0; o < OUT_BLOCK; o += LANES) {
-                __m512 v[4];
+            for (int o = 0; o < OUT_BLOCK; o += WIDTH) {
+                Vec v[4];
                 transform_sums(m + o * SUM, M_PLACE, v);
                 int channel = block * OUT_BLOCK + o;
                 if (POOL) {
-                    __m512i corner;
+                    Some more[4];
+                    UNROLL for (int k = 1; k < 4; k++) {
+                        more[k] = is_more(v[k], v[0]);
+                        v[0] = choose(more[k], v[0], v[k]);
+                    }
                     int64_t at = (int64_t)(r * WP + s) * OUT + channel;
-                    store(0xffff, y + at, _mm512_mul_ps(factor, greatest(v, &corner)));
-                    if (which) _mm_storeu_si128((__m128i *)(which + at), _mm512_cvtepi32_epi8(corner));
+                    store_scaled(-1, y + at, v[0], scale);
+                    if (which) store_number(which + at, more[1], more[2], more[3]);
                     continue;
                 }
                 UNROLL for (int k = 0; k < 4; k++) {
                     int h = 2 * r + k / 2, w = 2 * s + k % 2;
-                    if (h < H && w < W) store(0xffff, y + (h * W + w) * OUT + channel, _mm512_mul_ps(factor, v[k]));
+                    if (h < H && w < W) store_scaled(-1, y + (h * W + w) * OUT + channel, v[k], scale);
                 }
             }
 }
@@ -453,7 +526,7 @@ static void forward_group(Memory memory, int images, const bf16 *x, const char *
     }
     for (int b = 0; b < OUT / OUT_BLOCK; b++) {
         for (int p = 0; p < PLACES; p++)
-            multiply_tiles(OUT_WIDE, images * TILES, CIN, v.start + p * (size_t)V_PLACE,
+            multiply_tiles(multiply_v, OUT_WIDE, images * TILES, CIN, v.start + p * (size_t)V_PLACE,
                            u + p * (size_t)U_PLACE + b * CIN * OUT_BLOCK * 2, m + p * (size_t)M_PLACE);
         for (int i = 0; i < images; i++)
             write_image(m + i * TILES * OUT_BLOCK * SUM, 1 / (scales[i] * weight_scale), b,
@@ -505,47 +578,43 @@ static void transpose_weights(const bf16 *w, float scale, char *u)
 }
 
 /* Adds B dV B' of an image's tiles to what they cover. */
-static void add_tiles(const char *dv, float *image)
+static void add_tiles(const char *dv, char *image)
 {
-    memset(image, 0, sizeof(float) * IMAGE);
+    memset(image, 0, SUM * IMAGE);
     for (int r = 0; r < HP; r++)
-        for (int c = 0; c < IN_BLOCK; c += LANES) {
+        for (int c = 0; c < IN_BLOCK; c += WIDTH) {
             const char *from = dv + ((size_t)r * WP * IN_BLOCK + c) * SUM;
-            float *at = image + 2 * r * COLS * IN_BLOCK + c;
-            __m512 left[4][2] = {};
-            for (int s = 0; s < WP; s++, from += IN_BLOCK * SUM, at += 2 * IN_BLOCK) {
-                __m512 half[4][4];
+            char *at = image + (2 * r * COLS * IN_BLOCK + c) * SUM;
+            Vec left[4][2] = {};
+            for (int s = 0; s < WP; s++, from += IN_BLOCK * SUM, at += 2 * IN_BLOCK * SUM) {
+                Vec half[4][4];
                 UNROLL for (int j = 0; j < 4; j++) {
-                    __m512 column[4];
+                    Vec column[4];
                     UNROLL for (int i = 0; i < 4; i++) column[i] = load_sum(from + (4 * i + j) * (size_t)DV_PLACE);
                     from_v(column, half[j]);
                 }
                 UNROLL for (int i = 0; i < 4; i++) {
-                    __m512 row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]}, d[4];
+                    Vec row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]}, d[4];
                     from_v(row, d);
                     UNROLL for (int j = 0; j < 2; j++) {
-                        float *to = at + (i * COLS + j) * IN_BLOCK;
-                        _mm512_store_ps(to, add(_mm512_load_ps(to), add(left[i][j], d[j])));
+                        add_to(at + (i * COLS + j) * IN_BLOCK * SUM, plus(left[i][j], d[j]));
                         left[i][j] = d[2 + j];
                     }
                 }
             }
-            UNROLL for (int k = 0; k < 8; k++) {
-                float *to = at + (k / 2 * COLS + k % 2) * IN_BLOCK;
-                _mm512_store_ps(to, add(_mm512_load_ps(to), left[k / 2][k % 2]));
-            }
+            UNROLL for (int k = 0; k < 8; k++) add_to(at + (k / 2 * COLS + k % 2) * IN_BLOCK * SUM, left[k / 2][k % 2]);
         }
 }
 
 /* What the tiles cover, without its border. */
-static void crop(const float *image, float scale, int block, bf16 *x)
+static void crop(const char *image, float scale, int block, bf16 *x)
 {
     for (int h = 0; h < H; h++)
         for (int w = 0; w < W; w++)
-            for (int c = 0; c < IN_BLOCK; c += LANES) {
-                __m512 v = _mm512_load_ps(image + ((h + 1) * COLS + w + 1) * IN_BLOCK + c);
+            for (int c = 0; c < IN_BLOCK; c += WIDTH) {
+                Vec v = load_sum(image + (((h + 1) * COLS + w + 1) * IN_BLOCK + c) * SUM);
                 int channel = block * IN_BLOCK + c;
-                store(lanes(CIN, channel), x + (h * W + w) * CIN + channel, _mm512_mul_ps(_mm512_set1_ps(scale), v));
+                store_scaled(some_of(CIN, channel), x + (h * W + w) * CIN + channel, v, scale);
             }
 }
 
@@ -556,7 +625,8 @@ static void input_group(Memory memory, int images, const bf16 *g, const uint8_t 
 {
     Tiles dm = {take(&memory, (size_t)PLACES * DM_PLACE), DM_PLACE, OUT * 2};
     char *dv = take(&memory, (size_t)PLACES * DV_PLACE);
-    float *image = take(&memory, sizeof(float) * IMAGE), scales[GROUP];
+    char *image = take(&memory, SUM * IMAGE);
+    float scales[GROUP];
     for (int i = 0; i < images; i++) {
         int64_t at = (int64_t)i * GRADIENT;
         scales[i] = scale_of(g + at, GRADIENT, TOP_IMAGE);
@@ -564,7 +634,7 @@ static void input_group(Memory memory, int images, const bf16 *g, const uint8_t 
     }
     for (int b = 0; b < IN / IN_BLOCK; b++) {
         for (int p = 0; p < PLACES; p++)
-            multiply_tiles(IN_WIDE, images * TILES, OUT, dm.start + p * (size_t)DM_PLACE,
+            multiply_tiles(multiply_dm, IN_WIDE, images * TILES, OUT, dm.start + p * (size_t)DM_PLACE,
                            u + p * (size_t)UT_PLACE + b * OUT * IN_BLOCK * 2, dv + p * (size_t)DV_PLACE);
         for (int i = 0; i < images; i++) {
             add_tiles(dv + (size_t)i * TILES * IN_BLOCK * SUM, image);
@@ -601,17 +671,18 @@ static void weight_group(Memory memory, int images, const bf16 *g, const uint8_t
             for (int b = 0; b < IN; b += IN_BLOCK)
                 for (int o = 0; o < OUT; o += HIGH) {
                     __m512 sum[SUMS];
-                    multiply_all(IN_WIDE, some, dm.start + p * m_place + from * (size_t)OUT_STEP + o * 4, 4, OUT_STEP,
-                             v.start + p * v_place + from * (size_t)IN_STEP + b * 4, IN_STEP, sum);
+                    for (int k = 0; k < some; k += FP16 ? CHUNK : some)
+                        multiply_both(FP16 && some - k > CHUNK ? CHUNK : some - k,
+                                      dm.start + p * m_place + (from + k) * (size_t)OUT_STEP + o * 4,
+                                      v.start + p * v_place + (from + k) * (size_t)IN_STEP + b * 4, k, sum);
                     float *to = du + (size_t)p * DU_PLACE + (size_t)o * IN + b;
                     UNROLL for (int i = 0; i < HIGH; i++, to += IN) {
 #if FP16
                         UNROLL for (int j = 0; j < IN_WIDE; j += 2) {
-                            __m512i pair = (__m512i)both(sum[i * IN_WIDE + j], sum[i * IN_WIDE + j + 1]);
+                            Vec pair = both(sum[i * IN_WIDE + j], sum[i * IN_WIDE + j + 1]);
                             UNROLL for (int k = 0; k < 2; k++) {
-                                __m256h part = (__m256h)(k ? _mm512_extracti64x4_epi64(pair, 1) : _mm512_castsi512_si256(pair));
                                 float *at = to + (j + k) * LANES;
-                                _mm512_store_ps(at, _mm512_fmadd_ps(factor, _mm512_cvtxph_ps(part), _mm512_load_ps(at)));
+                                _mm512_store_ps(at, _mm512_fmadd_ps(factor, part(pair, k), _mm512_load_ps(at)));
                             }
                         }
 #else
@@ -654,7 +725,7 @@ int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *
 {
     const size_t u = ROUND_UP(PLACES * (size_t)UT_PLACE, 64);
     const size_t du = ROUND_UP(PLACES * (size_t)DU_PLACE * sizeof(float), 64);
-    const size_t input = PLACES * ((size_t)DM_PLACE + DV_PLACE) + sizeof(float) * IMAGE + 256;
+    const size_t input = PLACES * ((size_t)DM_PLACE + DV_PLACE) + SUM * IMAGE + 256;
     const size_t weights = PLACES * ((size_t)STEPS * (IN_STEP + OUT_STEP) + 2 * ODD) + 256;
     const size_t each = ROUND_UP(du + (input > weights ? input : weights), 64);
     char *start = aligned_alloc(64, u + omp_get_max_threads() * each);

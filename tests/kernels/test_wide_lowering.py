@@ -159,11 +159,15 @@ def test_matrices_are_multiplied_in_float32_where_that_is_faster(
         torch.testing.assert_close(result.double(), a.double() @ b.double(), rtol=2**-7, atol=0.05)
 
 
-def test_a_compiled_step_agrees_with_the_step() -> None:
+def test_a_compiled_step_is_as_exact_as_the_step() -> None:
+    """Which of two near values is greatest depends on rounding, so that the two are not close."""
+
     def step(params: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         def cost(p: dict[str, Tensor]) -> Tensor:
-            y = F.gelu(F.conv2d(x, p["a"].bfloat16(), padding=1))
-            return F.gelu(pooled(y, p["b"])).float().square().mean()
+            a, b = (weight.bfloat16().to(x.dtype) for weight in p.values())
+            y = F.gelu(F.conv2d(x, a, padding=1))
+            y = F.gelu(F.max_pool2d(F.conv2d(y, b, padding=1), 2))
+            return y.to(torch.promote_types(y.dtype, torch.float32)).square().mean()
 
         gradients, value = grad_and_value(cost)(params)
         return gradients, value
@@ -179,7 +183,12 @@ def test_a_compiled_step_agrees_with_the_step() -> None:
         compiled = torch.compile(step, backend=lowering.step_backend)(params, x)
     found = [n.target for graph in seen for n in graph.nodes]
     assert {FORWARD, BACKWARD} <= set(found)
-    expected = step(params, x)
-    for a, b in zip(tree.leaves(compiled), tree.leaves(expected), strict=True):
-        assert (a - b).norm() <= 2e-2 * b.norm()
+    truth = tree.leaves(step(params, x.double()))
+    for ours, plain, exact in zip(
+        *map(tree.leaves, (compiled, step(params, x))), truth, strict=True
+    ):
+        error = (ours.double() - exact.double()).norm() / exact.double().norm()
+        assert (
+            error <= 1.2 * (plain.double() - exact.double()).norm() / exact.double().norm() + 1e-3
+        )
     torch._dynamo.reset()
