@@ -12,7 +12,7 @@ processor with AVX-512:
   forward and backward, with fewer products.
 * ``wide_conv``: the backward pass of those with a pool on processors where that is faster, without
   the products with zeros.
-* ``gelu``: GELU of bfloat16 values by polynomials.
+* ``norm_gelu``: batch norm with GELU of images in bfloat16, forward and backward.
 
 ``pattern`` finds such convolutions in a compiled graph, and ``lowering`` inserts the kernels.
 ``torch.compile(module, backend="fcifar")`` uses them in any ``nn.Module``.

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from fcifar.errors import ExternalError, UsageError, one_line
-from fcifar.kernels import build, conv_pool, threefry, wide_conv, winograd
+from fcifar.kernels import build, conv_pool, norm_gelu, threefry, wide_conv, winograd
 from fcifar.random import threefry as cipher
 
 LIBRARY = "program.so"
@@ -254,7 +254,8 @@ def _shims() -> dict[Any, list[str]]:
     ops = (
         *(conv_pool.conv_pool, conv_pool.conv_pool_backward, conv_pool.conv_pool_backward_each),
         *(winograd.conv, winograd.conv_backward, winograd.conv_pool, winograd.conv_pool_backward),
-        *(wide_conv.wide_conv_backward, threefry.threefry2x32),
+        *(norm_gelu.norm_gelu, norm_gelu.norm_gelu_sums, norm_gelu.norm_gelu_backward),
+        *(norm_gelu.moments, wide_conv.wide_conv_backward, threefry.threefry2x32),
     )
     declared = {}
     for op in ops:
@@ -285,7 +286,8 @@ def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, l
         ]
         row = ", ".join(["{" + ", ".join(str(int(n)) for n in shape) + "}", *names.values()])
         rows[kernel].append(f"{{{row}}}")
-    jobs["threefry.o"] = [*flags, "-c", str(threefry.SOURCE), "-o", "threefry.o"]
+    for source in (threefry.SOURCE, norm_gelu.SOURCE):
+        jobs[f"{source.stem}.o"] = [*flags, "-c", str(source), "-o", f"{source.stem}.o"]
     for kernel, (name, kind, _) in _TABLES.items():
         declared.append(f"const std::vector<{kind}> {name} = {{{', '.join(rows[kernel])}}};")
     return "\n".join(declared), jobs

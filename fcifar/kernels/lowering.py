@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fcifar.kernels import build, conv_pool, gelu, pattern, threefry, wide_conv, winograd
+from fcifar.kernels import build, conv_pool, norm_gelu, pattern, threefry, wide_conv, winograd
 
 aten = torch.ops.aten
 Prepare = Callable[[ModuleType, Any], None]
@@ -160,17 +160,16 @@ class Decompositions(dict[Any, Callable[..., Any]]):
         super().__init__(table)
         self.on_cpu = on_cpu
         if on_cpu:
-            self.update({op: _decompose_others(table[op]) for op in pattern.POOLING if op in table})
-            self.update({op: _try(rule, table.get(op)) for op, rule in _GELUS.items()})
+            left = dict.fromkeys(pattern.POOLING, _may_be_pool) | dict.fromkeys(
+                norm_gelu.GELUS, norm_gelu.supports
+            )
+            self.update({o: _decompose_others(table[o], f) for o, f in left.items() if o in table})
         else:
             op = aten.max_pool2d_with_indices_backward.default
             self[op] = _try(unpool, table.get(op))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Decompositions, (self.on_cpu,)  # the compiler's cache cannot pickle its functions
-
-
-_GELUS = {aten.gelu.default: gelu.gelu, aten.gelu_backward.default: gelu.gelu_backward}
 
 
 def unpool(
@@ -220,12 +219,19 @@ def _try(decompose: Callable[..., Any], otherwise: Callable[..., Any] | None) ->
     return tried
 
 
-def _decompose_others(decompose: Callable[..., Any]) -> Callable[..., Any]:
+def _decompose_others(
+    decompose: Callable[..., Any], may_be_fused: Callable[[Tensor], bool]
+) -> Callable[..., Any]:
     def decompose_others(*arguments: Any, **settings: Any) -> Any:
-        may_be_fused = _may_be_small(arguments[0]) or _may_be_wide(arguments[0])
-        return NotImplemented if may_be_fused else decompose(*arguments, **settings)
+        left = may_be_fused(arguments[0])
+        return NotImplemented if left else decompose(*arguments, **settings)
 
     return decompose_others
+
+
+def _may_be_pool(values: Tensor) -> bool:
+    """Whether a kernel may replace a pool of these values, or its gradient."""
+    return _may_be_small(values) or _may_be_wide(values)
 
 
 def _may_be_small(values: Tensor) -> bool:
@@ -254,6 +260,7 @@ def fuse(graph: fx.Graph, prepare: Prepare = load_now) -> int:
         count += _replace_wide(graph, node, prepare)
     for node in graph.find_nodes(op="call_function", target=aten.convolution_backward.default):
         _replace_wide_backward(graph, node, prepare)
+    count += norm_gelu.fuse(graph)
     _multiply_in_float32(graph)
     _decompose_remaining(graph)
     return count
@@ -458,17 +465,18 @@ def _replace(graph: fx.Graph, node: fx.Node, results: list[fx.Node]) -> None:
 
 
 def _decompose_remaining(graph: fx.Graph) -> None:
-    """Decompose the pools in bfloat16 that ``Decompositions`` left and no kernel replaced."""
+    """Decompose what ``Decompositions`` left and no kernel replaced, except pools in float32."""
     from torch._inductor import lowering  # noqa: F401  # needed by decompositions
     from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.proxy_tensor import make_fx
 
     table = select_decomp_table()
-    for op in pattern.POOLING:
+    for op in (*pattern.POOLING, *norm_gelu.GELUS):
         for node in graph.find_nodes(op="call_function", target=op):
             inputs = [a for a in node.args if isinstance(a, fx.Node)]
             values = [n.meta["val"] for n in inputs]
-            if op not in table or not _may_be_wide(values[0]):
+            is_pool = op in pattern.POOLING
+            if op not in table or (is_pool and not _may_be_wide(values[0])):
                 continue
 
             def decomposed(*tensors: Tensor, node: fx.Node = node) -> Any:

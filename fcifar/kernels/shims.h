@@ -1,5 +1,5 @@
-/* The operations of `conv_pool.py`, `winograd.py`, `wide_conv.py` and `threefry.py` for programs without
- * Python.
+/* The operations of `conv_pool.py`, `winograd.py`, `wide_conv.py`, `norm_gelu.py` and `threefry.py` for
+ * programs without Python.
  *
  * The kernels that were compiled for the program's shapes are in three tables, which `aot.py` puts
  * after this file.
@@ -33,6 +33,11 @@ extern const std::vector<Winograd> winograds;
 
 extern "C" {
 void threefry2x32(int64_t, const int64_t *, const Words *, uint32_t *, uint32_t *);
+void norm_gelu(int64_t, int64_t, const uint16_t *, const float *, const float *, uint16_t *);
+void norm_gelu_backward(int64_t, int64_t, const uint16_t *, const uint16_t *, const float *, const float *,
+                        const float *, const float *, const float *, uint16_t *);
+int norm_gelu_sums(int64_t, int64_t, const uint16_t *, const uint16_t *, const float *, const float *, float *, float *);
+int moments(int64_t, int64_t, const uint16_t *, float *, float *);
 }
 
 namespace {
@@ -158,6 +163,14 @@ template <class Kernel> AOTITorchError wide_gradient(
     return AOTI_TORCH_SUCCESS;
 }
 
+/* Images with channels last: how many pixels there are. */
+int64_t pixels(const Shape &x) { return x[0] * x[2] * x[3]; }
+
+AtenTensorHandle empty_image(const Shape &x)
+{
+    return empty({x[0], x[1], x[2], x[3]}, aoti_torch_dtype_bfloat16(), true);
+}
+
 } // namespace
 
 extern "C" {
@@ -235,6 +248,49 @@ AOTITorchError aoti_torch_cpu_winograd_conv_pool_backward(
 {
     const Winograd &kernel = winograd(Shape(x), Shape(weight), true);
     return wide_gradient(kernel, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
+}
+
+AOTITorchError aoti_torch_cpu_norm_gelu(
+    AtenTensorHandle x, AtenTensorHandle scale, AtenTensorHandle shift, AtenTensorHandle *z)
+{
+    Shape s(x);
+    Dense a(x, 4, true), b(scale, 1), c(shift, 1);
+    *z = empty_image(s);
+    norm_gelu(pixels(s), s[1], a.data<uint16_t>(), b.data<float>(), c.data<float>(), data<uint16_t>(*z));
+    return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_cpu_norm_gelu_sums(
+    AtenTensorHandle dz, AtenTensorHandle x, AtenTensorHandle scale, AtenTensorHandle shift, AtenTensorHandle *of_g,
+    AtenTensorHandle *of_gx)
+{
+    Shape s(x);
+    Dense g(dz, 4, true), a(x, 4, true), b(scale, 1), c(shift, 1);
+    for (auto sums : {of_g, of_gx}) *sums = empty({s[1]}, aoti_torch_dtype_float32());
+    check(norm_gelu_sums(pixels(s), s[1], g.data<uint16_t>(), a.data<uint16_t>(), b.data<float>(), c.data<float>(),
+                         data<float>(*of_g), data<float>(*of_gx)));
+    return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_cpu_norm_gelu_backward(
+    AtenTensorHandle dz, AtenTensorHandle x, AtenTensorHandle scale, AtenTensorHandle shift, AtenTensorHandle of_g,
+    AtenTensorHandle of_x, AtenTensorHandle rest, AtenTensorHandle *dx)
+{
+    Shape s(x);
+    Dense g(dz, 4, true), a(x, 4, true), b(scale, 1), c(shift, 1), d(of_g, 1), e(of_x, 1), f(rest, 1);
+    *dx = empty_image(s);
+    norm_gelu_backward(pixels(s), s[1], g.data<uint16_t>(), a.data<uint16_t>(), b.data<float>(), c.data<float>(),
+                       d.data<float>(), e.data<float>(), f.data<float>(), data<uint16_t>(*dx));
+    return AOTI_TORCH_SUCCESS;
+}
+
+AOTITorchError aoti_torch_cpu_moments(AtenTensorHandle x, AtenTensorHandle *variance, AtenTensorHandle *mean)
+{
+    Shape s(x);
+    Dense a(x, 4, true);
+    for (auto sums : {variance, mean}) *sums = empty({s[1]}, aoti_torch_dtype_float32());
+    check(moments(pixels(s), s[1], a.data<uint16_t>(), data<float>(*variance), data<float>(*mean)));
+    return AOTI_TORCH_SUCCESS;
 }
 
 AOTITorchError aoti_torch_cpu_threefry2x32(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fcifar.kernels import build, conv_pool, wide_conv, winograd
+from fcifar.kernels import build, conv_pool, norm_gelu, wide_conv, winograd
 from tests.kernels.test_conv_pool import SHAPES
 
 FLAGS = (
@@ -82,3 +82,9 @@ def test_winograds_algorithm_stays_inside_its_arrays(name: str, tmp_path: Path) 
     for float16 in {False, build.has_float16()}:
         macros = winograd.macros(WINOGRAD[name], float16) | {"GROUP": 3, "WEIGHT_GROUP": 2}
         assert_clean(tmp_path, "sanitized_winograd.c", winograd.SOURCE, macros)
+
+
+@pytest.mark.usefixtures("_sanitizer")
+@pytest.mark.skipif(norm_gelu.why_not() is not None, reason=f"no kernel: {norm_gelu.why_not()}")
+def test_batch_norm_with_gelu_stays_inside_its_arrays(tmp_path: Path) -> None:
+    assert_clean(tmp_path, "sanitized_norm_gelu.c", norm_gelu.SOURCE, {})
