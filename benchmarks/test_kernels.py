@@ -51,20 +51,16 @@ def test_conv_pool(benchmark, layer: str, batch: int, way: str, name: str) -> No
         benchmark(_make(LAYERS[layer], batch)[name][way])
 
 
-@pytest.mark.parametrize("name", ["pytorch", "winograd", "without zeros"])
+@pytest.mark.parametrize("name", ["pytorch", "fcifar"])
 @pytest.mark.parametrize("way", ["forward", "backward"])
 @pytest.mark.parametrize("batch", [4, 64, 512])
 @pytest.mark.parametrize("layer", WIDE)
 def test_wide_conv(benchmark, layer: str, batch: int, way: str, name: str) -> None:
-    """``without zeros`` is ``wide_conv``, for the gradient of a convolution with a pool."""
-    if name != "pytorch" and (reason := winograd.why_not()):
+    if name == "fcifar" and (reason := winograd.why_not()):
         pytest.skip(f"no such kernel here: {reason}")
     benchmark.group, benchmark.name = f"{layer}, bfloat16, {way}, batch {batch}", name
     with activate(make_runtime(device="cpu")):
-        functions = _make_wide(WIDE[layer], batch)[name]
-        if way not in functions:
-            pytest.skip("it is a kernel for the gradient behind a pool")
-        benchmark(functions[way])
+        benchmark(_make_wide(WIDE[layer], batch)[name][way])
 
 
 def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
@@ -84,11 +80,10 @@ def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callabl
                 "forward": lambda: F.conv2d(x, weight, padding=1),
                 "backward": lambda: aten.convolution_backward(gradient, x, weight, *plain),
             },
-            "winograd": {
+            "fcifar": {
                 "forward": lambda: winograd.conv(x, weight),
                 "backward": lambda: winograd.conv_backward(gradient, x, weight, True, True),
             },
-            "without zeros": {},
         }
     which = gradient
     if winograd.why_not() is None:
@@ -99,11 +94,10 @@ def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callabl
             "forward": lambda: F.max_pool2d(F.conv2d(x, weight, padding=1), 2, return_indices=True),
             "backward": lambda: _backward(gradient, y, indices, x, weight, 1, needed),
         },
-        "winograd": {
+        "fcifar": {
             "forward": lambda: winograd.conv_pool(x, weight),
-            "backward": lambda: winograd.conv_pool_backward(*arguments),
+            "backward": lambda: wide_conv.wide_conv_backward(*arguments),
         },
-        "without zeros": {"backward": lambda: wide_conv.wide_conv_backward(*arguments)},
     }
 
 

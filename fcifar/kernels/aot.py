@@ -253,7 +253,7 @@ def _shims() -> dict[Any, list[str]]:
     """The declaration of each of our operations as a C function, as inductor calls it."""
     ops = (
         *(conv_pool.conv_pool, conv_pool.conv_pool_backward, conv_pool.conv_pool_backward_each),
-        *(winograd.conv, winograd.conv_backward, winograd.conv_pool, winograd.conv_pool_backward),
+        *(winograd.conv, winograd.conv_backward, winograd.conv_pool),
         *(norm_gelu.norm_gelu, norm_gelu.norm_gelu_sums, norm_gelu.norm_gelu_backward),
         *(norm_gelu.moments, wide_conv.wide_conv_backward, threefry.threefry2x32),
     )
@@ -276,7 +276,9 @@ def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, l
     rows: dict[ModuleType, list[str]] = {kernel: [] for kernel in _TABLES}
     for i, (kernel, shape) in enumerate(kernels):
         _, kind, functions = _TABLES[kernel]
-        names = {name: f"{name}_{i}" for name in functions}
+        # Winograd's algorithm has no gradient of a convolution with a pool.
+        there = functions[:1] if getattr(shape, "pool", False) else functions
+        names = {name: f"{name}_{i}" for name in there}
         macros = kernel.macros(shape) | names
         defined = [f"-D{name}={value}" for name, value in macros.items()]
         jobs[f"kernel{i}.o"] = [*flags, *defined, "-c", str(kernel.SOURCE), "-o", f"kernel{i}.o"]
@@ -284,8 +286,9 @@ def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, l
             f'extern "C" std::remove_pointer_t<decltype({kind}::{name})> {made};'
             for name, made in names.items()
         ]
-        row = ", ".join(["{" + ", ".join(str(int(n)) for n in shape) + "}", *names.values()])
-        rows[kernel].append(f"{{{row}}}")
+        sizes = ", ".join(str(int(n)) for n in shape)
+        pointers = [names.get(name, "nullptr") for name in functions]
+        rows[kernel].append(f"{{{', '.join([f'{{{sizes}}}', *pointers])}}}")
     for source in (threefry.SOURCE, norm_gelu.SOURCE):
         jobs[f"{source.stem}.o"] = [*flags, "-c", str(source), "-o", f"{source.stem}.o"]
     for kernel, (name, kind, _) in _TABLES.items():

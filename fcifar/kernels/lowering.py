@@ -6,7 +6,7 @@ finds there becomes
 
     conv_pool and conv_pool_backward                in float32, if it is small
     conv_pool and conv_pool_backward_each           the same with a gradient for each image
-    winograd_conv_pool and its backward             in bfloat16, if it is wide
+    winograd_conv_pool and wide_conv_backward       in bfloat16, if it is wide
 
 and every other wide convolution in bfloat16 ``winograd_conv`` and its backward. All other
 operations are left to inductor.
@@ -317,13 +317,9 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
     gradients = [(u, b) for u, b in pair.gradients if isinstance(b, fx.Node)]
     if len(gradients) != len(pair.gradients) or not _is_wide(pair.conv.args, pool=True):
         return False
-    kernel, op = winograd, winograd.conv_pool_backward
-    shape: Any = winograd.shape_of(x.meta["val"], weight.meta["val"], True)
-    prepare(kernel, shape)
-    if gradients and not build.has_float16():
-        kernel, op = wide_conv, wide_conv.wide_conv_backward
-        shape = wide_conv.shape_of(x.meta["val"], weight.meta["val"])
-        prepare(kernel, shape)
+    prepare(winograd, winograd.shape_of(x.meta["val"], weight.meta["val"], True))
+    if gradients:
+        prepare(wide_conv, wide_conv.shape_of(x.meta["val"], weight.meta["val"]))
     with graph.inserting_before(pair.pool):
         inputs = [_channels_last(graph, n) for n in (x, weight)]
         pooled, which = _call(graph, winograd.conv_pool, *inputs)
@@ -333,7 +329,8 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
         with graph.inserting_before(backward):
             mask: Any = backward.args[-1]
             gradient, *inputs = (_channels_last(graph, n) for n in (unpool.args[0], x, weight))
-            _replace(graph, backward, _call(graph, op, gradient, which, *inputs, *mask[:2]))
+            arguments = (gradient, which, *inputs, *mask[:2])
+            _replace(graph, backward, _call(graph, wide_conv.wide_conv_backward, *arguments))
         graph.erase_node(unpool)
     return True
 

@@ -19,7 +19,7 @@ struct WideConv {
 struct Winograd {
     std::vector<int64_t> shape;
     int (*forward)(int64_t, const uint16_t *, const uint16_t *, uint16_t *, uint8_t *);
-    int (*backward)(int64_t, const uint16_t *, const uint8_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *);
+    int (*backward)(int64_t, const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *);
 };
 
 struct Words {
@@ -146,21 +146,12 @@ const Winograd &winograd(const Shape &x, const Shape &weight, bool pool)
     return find(winograds, {x[1], weight[0], x[2], x[3], pool});
 }
 
-/* Channels last; ``which`` may be null. */
-template <class Kernel> AOTITorchError wide_gradient(
-    const Kernel &kernel, AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x,
-    AtenTensorHandle weight, int32_t input_too, int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
+/* Empty gradients of a convolution, with channels last. */
+void empty_gradients(const Shape &x, const Shape &w, int32_t input_too, int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
 {
-    Shape s(x), w(weight);
-    Dense g(gradient, 4, true), i(which ? which : gradient, 4, true), a(x, 4, true), b(weight, 4, true);
     int32_t dtype = aoti_torch_dtype_bfloat16();
-    *of_x = input_too ? empty({s[0], s[1], s[2], s[3]}, dtype, true) : empty({0}, dtype);
+    *of_x = input_too ? empty({x[0], x[1], x[2], x[3]}, dtype, true) : empty({0}, dtype);
     *of_weight = weight_too ? empty({w[0], w[1], w[2], w[3]}, dtype, true) : empty({0}, dtype);
-    check(kernel.backward(
-        s[0], g.template data<uint16_t>(), which ? i.template data<uint8_t>() : nullptr, a.template data<uint16_t>(),
-        b.template data<uint16_t>(), input_too ? data<uint16_t>(*of_x) : nullptr,
-        weight_too ? data<uint16_t>(*of_weight) : nullptr));
-    return AOTI_TORCH_SUCCESS;
 }
 
 /* Images with channels last: how many pixels there are. */
@@ -209,7 +200,12 @@ AOTITorchError aoti_torch_cpu_wide_conv_backward(
 {
     Shape s(x), w(weight);
     const WideConv &kernel = find(wide_convs, {s[1], w[0], s[2], s[3]});
-    return wide_gradient(kernel, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
+    Dense g(gradient, 4, true), i(which, 4, true), a(x, 4, true), b(weight, 4, true);
+    empty_gradients(s, w, input_too, weight_too, of_x, of_weight);
+    check(kernel.backward(
+        s[0], g.data<uint16_t>(), i.data<uint8_t>(), a.data<uint16_t>(), b.data<uint16_t>(),
+        input_too ? data<uint16_t>(*of_x) : nullptr, weight_too ? data<uint16_t>(*of_weight) : nullptr));
+    return AOTI_TORCH_SUCCESS;
 }
 
 AOTITorchError aoti_torch_cpu_winograd_conv(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle *y)
@@ -225,8 +221,13 @@ AOTITorchError aoti_torch_cpu_winograd_conv_backward(
     AtenTensorHandle gradient, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too, int32_t weight_too,
     AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
 {
-    const Winograd &kernel = winograd(Shape(x), Shape(weight), false);
-    return wide_gradient(kernel, gradient, nullptr, x, weight, input_too, weight_too, of_x, of_weight);
+    Shape s(x), w(weight);
+    Dense g(gradient, 4, true), a(x, 4, true), b(weight, 4, true);
+    empty_gradients(s, w, input_too, weight_too, of_x, of_weight);
+    check(winograd(s, w, false).backward(
+        s[0], g.data<uint16_t>(), a.data<uint16_t>(), b.data<uint16_t>(),
+        input_too ? data<uint16_t>(*of_x) : nullptr, weight_too ? data<uint16_t>(*of_weight) : nullptr));
+    return AOTI_TORCH_SUCCESS;
 }
 
 AOTITorchError aoti_torch_cpu_winograd_conv_pool(
@@ -240,14 +241,6 @@ AOTITorchError aoti_torch_cpu_winograd_conv_pool(
     check(winograd(s, w, true).forward(
         s[0], a.data<uint16_t>(), b.data<uint16_t>(), data<uint16_t>(*pooled), data<uint8_t>(*which)));
     return AOTI_TORCH_SUCCESS;
-}
-
-AOTITorchError aoti_torch_cpu_winograd_conv_pool_backward(
-    AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too,
-    int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
-{
-    const Winograd &kernel = winograd(Shape(x), Shape(weight), true);
-    return wide_gradient(kernel, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
 }
 
 AOTITorchError aoti_torch_cpu_norm_gelu(

@@ -5,7 +5,7 @@
  *     V = B'dB,  U = GgG',  M = the sum of V * U over the channels in,  Y = A'MA
  *
  * are 2x2 pixels of the result, from 16 products instead of 36. Such a tile is one window of the
- * pool. For each of the 16 positions, M is a product of matrices, [tiles, CIN] x [CIN, COUT]. The
+ * pool, which is taken with POOL = 1; backward is for convolutions without a pool. For each of the 16 positions, M is a product of matrices, [tiles, CIN] x [CIN, COUT]. The
  * gradients are the transposed operations, in the opposite order:
  *
  *     dM = A dY A',  dV = the sum of dM * U over the channels out,  dd = B dV B', added up
@@ -147,10 +147,6 @@ static inline Some is_more(Vec a, Vec b)
     return _mm512_cmp_ph_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ph_mask(a, a, _CMP_UNORD_Q);
 }
 static inline Vec choose(Some some, Vec a, Vec b) { return (Vec)_mm512_mask_mov_epi16((__m512i)a, some, (__m512i)b); }
-static inline Some equal(const uint8_t *p, int k)
-{
-    return _mm256_cmpeq_epi8_mask(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(k));
-}
 static inline void store_number(uint8_t *p, Some one, Some two, Some three)
 {
     __m256i v = _mm256_maskz_set1_epi8(one, 1);
@@ -179,10 +175,6 @@ static inline Some is_more(Vec a, Vec b)
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
 }
 static inline Vec choose(Some some, Vec a, Vec b) { return _mm512_mask_mov_ps(a, some, b); }
-static inline Some equal(const uint8_t *p, int k)
-{
-    return _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(k));
-}
 static inline void store_number(uint8_t *p, Some one, Some two, Some three)
 {
     __m128i v = _mm_maskz_set1_epi8(one, 1);
@@ -349,15 +341,9 @@ SPECIALISED void transform_image(int paired, const bf16 *x, float scale, Tiles t
         }
 }
 
-/* The gradients of a tile's 2x2 pixels: of a pool's window, one of them; else those inside. */
-static inline void load_gradient(const bf16 *g, const uint8_t *which, float scale, int r, int s, int o, Vec y[2][2])
+/* The gradients of those of a tile's 2x2 pixels that are inside. */
+static inline void load_gradient(const bf16 *g, float scale, int r, int s, int o, Vec y[2][2])
 {
-    if (POOL) {
-        int64_t at = (int64_t)(r * WP + s) * OUT + o;
-        Vec all = load_scaled(-1, g + at, scale);
-        UNROLL for (int k = 0; k < 4; k++) y[k / 2][k % 2] = choose(equal(which + at, k), zero(), all);
-        return;
-    }
     UNROLL for (int k = 0; k < 4; k++) {
         int h = 2 * r + k / 2, w = 2 * s + k % 2;
         y[k / 2][k % 2] = h < H && w < W ? load_scaled(-1, g + (h * W + w) * OUT + o, scale) : zero();
@@ -365,14 +351,14 @@ static inline void load_gradient(const bf16 *g, const uint8_t *which, float scal
 }
 
 /* dM of an image, whose first tile has the number ``tile``. */
-SPECIALISED void transform_gradient(int paired, const bf16 *g, const uint8_t *which, float scale, Tiles to, int tile)
+SPECIALISED void transform_gradient(int paired, const bf16 *g, float scale, Tiles to, int tile)
 {
     for (int r = 0; r < HP; r++)
         for (int s = 0; s < WP; s++, tile++) {
             char *row = row_of(paired, to, tile);
             for (int o = 0; o < OUT; o += WIDTH) {
                 Vec y[2][2], half[4][2];
-                load_gradient(g, which, scale, r, s, o, y);
+                load_gradient(g, scale, r, s, o, y);
                 UNROLL for (int j = 0; j < 2; j++) {
                     Vec column[2] = {y[0][j], y[1][j]}, m[4];
                     to_m(column, m);
@@ -559,6 +545,7 @@ int forward(int64_t n, const bf16 *x, const bf16 *weight, bf16 *y, uint8_t *whic
     return 0;
 }
 
+#if !POOL
 /* The images' gradient --------------------------------------------------------------------------- */
 
 /* U' as [PLACES, IN / IN_BLOCK, COUT / 2, IN_BLOCK, 2] */
@@ -618,10 +605,9 @@ static void crop(const char *image, float scale, int block, bf16 *x)
             }
 }
 
-enum { GRADIENT = POOL ? TILES * OUT : H * W * OUT };
+enum { GRADIENT = H * W * OUT };
 
-static void input_group(Memory memory, int images, const bf16 *g, const uint8_t *which, const char *u,
-                        float weight_scale, bf16 *x)
+static void input_group(Memory memory, int images, const bf16 *g, const char *u, float weight_scale, bf16 *x)
 {
     Tiles dm = {take(&memory, (size_t)PLACES * DM_PLACE), DM_PLACE, OUT * 2};
     char *dv = take(&memory, (size_t)PLACES * DV_PLACE);
@@ -630,7 +616,7 @@ static void input_group(Memory memory, int images, const bf16 *g, const uint8_t 
     for (int i = 0; i < images; i++) {
         int64_t at = (int64_t)i * GRADIENT;
         scales[i] = scale_of(g + at, GRADIENT, TOP_IMAGE);
-        transform_gradient(0, g + at, POOL ? which + at : NULL, scales[i], dm, i * TILES);
+        transform_gradient(0, g + at, scales[i], dm, i * TILES);
     }
     for (int b = 0; b < IN / IN_BLOCK; b++) {
         for (int p = 0; p < PLACES; p++)
@@ -646,7 +632,7 @@ static void input_group(Memory memory, int images, const bf16 *g, const uint8_t 
 /* The weights' gradient -------------------------------------------------------------------------- */
 
 /* Adds dU of a group of images to this thread's, [PLACES, DU_ROWS, IN]. */
-static void weight_group(Memory memory, int images, const bf16 *g, const uint8_t *which, const bf16 *x, float *du)
+static void weight_group(Memory memory, int images, const bf16 *g, const bf16 *x, float *du)
 {
     enum { HIGH = SUMS / IN_WIDE };
     const size_t v_place = (size_t)STEPS * IN_STEP + ODD, m_place = (size_t)STEPS * OUT_STEP + ODD;
@@ -662,7 +648,7 @@ static void weight_group(Memory memory, int images, const bf16 *g, const uint8_t
     for (int i = 0; i < images; i++) {
         int64_t at = (int64_t)i * GRADIENT;
         transform_image(1, x + (int64_t)i * H * W * CIN, x_scale, v, i * TILES);
-        transform_gradient(1, g + at, POOL ? which + at : NULL, g_scale, dm, i * TILES);
+        transform_gradient(1, g + at, g_scale, dm, i * TILES);
     }
     const __m512 factor = _mm512_set1_ps(1 / (x_scale * g_scale));
     for (int p = 0; p < PLACES; p++)
@@ -718,10 +704,9 @@ static void write_kernel(int o, int threads, size_t apart, const char *du, bf16 
     }
 }
 
-/* gradient, and with POOL which, like y of ``forward``, x, weight -> the gradients of x and weight,
- * each unless it is null. Returns 0, or 1 where memory was short. */
-int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, const bf16 *weight,
-             bf16 *x_gradient, bf16 *weight_gradient)
+/* Without a pool: gradient [n, H, W, COUT], x, weight -> the gradients of x and weight, each unless it
+ * is null. Returns 0, or 1 where memory was short. */
+int backward(int64_t n, const bf16 *gradient, const bf16 *x, const bf16 *weight, bf16 *x_gradient, bf16 *weight_gradient)
 {
     const size_t u = ROUND_UP(PLACES * (size_t)UT_PLACE, 64);
     const size_t du = ROUND_UP(PLACES * (size_t)DU_PLACE * sizeof(float), 64);
@@ -741,15 +726,15 @@ int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *
             int64_t groups = (n + GROUP - 1) / GROUP, end = groups * (t + 1) / threads * GROUP;
             if (end > n) end = n;
             for (int64_t i = groups * t / threads * GROUP; i < end; i += GROUP)
-                input_group(memory, end - i < GROUP ? end - i : GROUP, gradient + i * GRADIENT,
-                            POOL ? which + i * GRADIENT : NULL, start, scale, x_gradient + i * H * W * CIN);
+                input_group(memory, end - i < GROUP ? end - i : GROUP, gradient + i * GRADIENT, start, scale,
+                            x_gradient + i * H * W * CIN);
         }
         if (weight_gradient) {
             memset(sums, 0, du);
             int64_t end = n * (t + 1) / threads;
             for (int64_t i = n * t / threads; i < end; i += WEIGHT_GROUP)
                 weight_group(memory, end - i < WEIGHT_GROUP ? end - i : WEIGHT_GROUP, gradient + i * GRADIENT,
-                             POOL ? which + i * GRADIENT : NULL, x + i * H * W * CIN, sums);
+                             x + i * H * W * CIN, sums);
             #pragma omp barrier
             #pragma omp for schedule(static)
             for (int o = 0; o < OUT; o++) write_kernel(o, threads, each, start + u, weight_gradient);
@@ -758,3 +743,4 @@ int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *
     free(start);
     return 0;
 }
+#endif

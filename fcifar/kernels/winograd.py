@@ -1,8 +1,9 @@
 """Wide 3x3 convolutions in bfloat16 and their gradients by Winograd's algorithm, F(2x2, 3x3).
 
 It takes 16 products where the definition has 36. Optionally a 2x2 max-pool follows, whose windows
-are what the algorithm computes at a time. Four operations of torch, by ``winograd.c``, for
-convolutions with a padding of 1 and no bias. Images have their channels last.
+are what the algorithm computes at a time; the gradient of such a pair is that of ``wide_conv``.
+Three operations of torch, by ``winograd.c``, for convolutions with a padding of 1 and no bias.
+Images have their channels last.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 https://arxiv.org/abs/1509.09308. Where factors are float16 (``build.has_float16``), sums are made
@@ -89,7 +90,8 @@ def library(shape: Shape, float16: bool | None = None) -> ctypes.CDLL:
     """Load the kernel for a shape; raises as ``build.load``."""
     made = build.load(SOURCE, macros(shape, float16))
     made.forward.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4]
-    made.backward.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 6]
+    if not shape.pool:
+        made.backward.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5]
     return made
 
 
@@ -145,26 +147,16 @@ def _backward(
     gradient, x, weight = _last(gradient, x, weight)
     out = empty_gradients(x, weight, input_too, weight_too)
     backward = library(shape_of(x, weight, False)).backward
-    _call(backward, len(x), gradient, None, x, weight, *out)
-    return out
-
-
-def _backward_pooled(
-    gradient: Tensor, which: Tensor, x: Tensor, weight: Tensor, input_too: bool, weight_too: bool
-) -> tuple[Tensor, Tensor]:
-    gradient, which, x, weight = _last(gradient, which, x, weight)
-    out = empty_gradients(x, weight, input_too, weight_too)
-    backward = library(shape_of(x, weight, True)).backward
-    _call(backward, len(x), gradient, which, x, weight, *out)
+    _call(backward, len(x), gradient, x, weight, *out)
     return out
 
 
 _TAGS = (torch.Tag.flexible_layout,)
-_GRADIENTS = "Tensor x, Tensor weight, bool input_too, bool weight_too) -> (Tensor, Tensor)"
 conv = build.define("winograd_conv(Tensor x, Tensor weight) -> Tensor", *(_forward, _empty, _TAGS))
 """x [N, C, H, W], weight [O, C, 3, 3] -> y [N, O, H, W], all bfloat16."""
 conv_backward = build.define(
-    f"winograd_conv_backward(Tensor gradient, {_GRADIENTS}",
+    "winograd_conv_backward(Tensor gradient, Tensor x, Tensor weight, bool input_too, "
+    "bool weight_too) -> (Tensor, Tensor)",
     *(_backward, lambda gradient, *rest: empty_gradients(*rest), _TAGS),
 )
 """The gradient of y, x, weight -> those of x and weight, or empty tensors."""
@@ -174,8 +166,3 @@ conv_pool = build.define(
 )
 """x, weight -> pooled (bfloat16), which (uint8) [N, O, H // 2, W // 2]. As in PyTorch the first of
 equal values is taken, and NaN is largest; values are compared before they are rounded."""
-conv_pool_backward = build.define(
-    f"winograd_conv_pool_backward(Tensor gradient, Tensor which, {_GRADIENTS}",
-    *(_backward_pooled, lambda gradient, which, *rest: empty_gradients(*rest), _TAGS),
-)
-"""The gradient of pooled, which, x, weight -> those of x and weight, or empty tensors."""

@@ -11,17 +11,21 @@ static bf16 *array(size_t count)
 
 int main(void)
 {
-    enum { N = 2 * GROUP + 1, INPUTS = N * CIN * H * W, WEIGHTS = COUT * CIN * TAPS, RESULTS = N * GRADIENT };
-    bf16 *x = array(INPUTS), *weight = array(WEIGHTS), *gradient = array(RESULTS), *y = array(RESULTS);
-    bf16 *dx = array(INPUTS), *dw = array(WEIGHTS);
+    enum { N = 2 * GROUP + 1, INPUTS = N * CIN * H * W, WEIGHTS = COUT * CIN * TAPS };
+    enum { RESULTS = N * COUT * (POOL ? TILES : H * W) };
+    bf16 *x = array(INPUTS), *weight = array(WEIGHTS), *y = array(RESULTS);
     uint8_t *which = POOL ? malloc(RESULTS) : NULL;
     int bad = forward(N, x, weight, y, which);
     bad |= forward(1, x, weight, y, NULL);
     bad |= forward(0, x, weight, y, which);
-    bad |= backward(N, gradient, which, x, weight, dx, dw);
-    bad |= backward(1, gradient, which, x, weight, dx, NULL);
-    bad |= backward(N, gradient, which, x, weight, NULL, dw);
-    bad |= backward(0, gradient, which, x, weight, dx, dw);
-    free(x), free(weight), free(gradient), free(y), free(dx), free(dw), free(which);
+#if !POOL
+    bf16 *gradient = array(RESULTS), *dx = array(INPUTS), *dw = array(WEIGHTS);
+    bad |= backward(N, gradient, x, weight, dx, dw);
+    bad |= backward(1, gradient, x, weight, dx, NULL);
+    bad |= backward(N, gradient, x, weight, NULL, dw);
+    bad |= backward(0, gradient, x, weight, dx, dw);
+    free(gradient), free(dx), free(dw);
+#endif
+    free(x), free(weight), free(y), free(which);
     return bad;
 }

@@ -68,11 +68,12 @@ def test_the_kernel_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_sanitizer")
-@pytest.mark.skipif(wide_conv.why_not() is not None, reason="no instructions for bfloat16")
+@pytest.mark.skipif(winograd.why_not() is not None, reason=f"no kernel: {winograd.why_not()}")
 @pytest.mark.parametrize("name", WIDE)
 def test_the_kernel_for_wide_layers_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
-    macros = wide_conv.macros(WIDE[name])
-    assert_clean(tmp_path, "sanitized_wide.c", wide_conv.SOURCE, macros)
+    for float16 in {False, build.has_float16()}:
+        macros = wide_conv.macros(WIDE[name], float16)
+        assert_clean(tmp_path, "sanitized_wide.c", wide_conv.SOURCE, macros)
 
 
 @pytest.mark.usefixtures("_sanitizer")

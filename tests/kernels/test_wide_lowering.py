@@ -21,8 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 aten = torch.ops.aten
 FORWARD = winograd.conv_pool
-FAST = winograd.why_not() is None and build.has_float16()
-BACKWARD = winograd.conv_pool_backward if FAST else wide_conv_backward
+BACKWARD = wide_conv_backward
 POOLS = (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
 
 # Whole numbers, whose sums are exact: else which of two near sums is greater depends on rounding.
