@@ -262,6 +262,7 @@ def fuse(graph: fx.Graph, prepare: Prepare = load_now) -> int:
         _replace_wide_backward(graph, node, prepare)
     count += norm_gelu.fuse(graph)
     _multiply_in_float32(graph)
+    _write_before_permuting(graph)
     _decompose_remaining(graph)
     return count
 
@@ -378,6 +379,25 @@ def _is_wide(arguments: Any, *, pool: bool) -> bool:
         and winograd.fits(winograd.shape_of(x.meta["val"], weight.meta["val"], pool))
         and winograd.why_not() is None
     )
+
+
+def _write_before_permuting(graph: fx.Graph) -> None:
+    """Compute images of few channels as [N, C, H, W] before a copy with channels last.
+
+    Inductor would compute them along the last dimension, in vectors of three elements.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.permute.default):
+        images: Any = node.args[0]
+        value = images.meta["val"]
+        if node.args[1] != [0, 2, 3, 1] or images.op == "placeholder" or value.device.type != "cpu":
+            continue
+        if value.shape[1] < _FEW and all(isinstance(size, int) for size in value.shape):
+            with graph.inserting_before(node):
+                strides = torch.empty(value.shape, device="meta").stride()
+                node.update_arg(0, _with_strides(graph, images, strides))
+
+
+_FEW = 16  # channels; fewer do not fill a vector
 
 
 def _multiply_in_float32(graph: fx.Graph) -> None:

@@ -140,6 +140,21 @@ def test_forward_alone() -> None:
     assert_close(module(X, W), pooled(X, W))
 
 
+def test_images_of_few_channels_are_written_before_they_are_permuted() -> None:
+    def last(x: Tensor) -> Tensor:
+        return (x * 2 + 1).permute(0, 2, 3, 1).contiguous()
+
+    for channels, expected in ((3, 1), (32, 0)):
+        x = random.normal(random.key(0), (2, channels, 4, 5))
+        module = traced(last, x)
+        forced = [n for n in module.graph.nodes if "force_stride_order" in str(n.target)]
+        assert len(forced) == expected
+        assert torch.equal(module(x), last(x))
+    # Those that are given are not computed.
+    module = traced(lambda x: x.permute(0, 2, 3, 1).contiguous(), torch.ones(2, 3, 4, 5))
+    assert not [n for n in module.graph.nodes if "force_stride_order" in str(n.target)]
+
+
 def test_matrices_are_multiplied_in_float32_where_that_is_faster(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
