@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fcifar import losses, metrics, models, optim, privacy, random, recipes, tensor_files, tree
+from fcifar.augment import tta
 from fcifar.models import Variables
 from fcifar.precision import BF16, FP64
 from fcifar.step import (
@@ -26,7 +27,7 @@ from fcifar.step import (
     normalize,
 )
 from fcifar.step_transforms import accumulate, compile_step, init_loop_state, on_indices
-from fcifar.train.evaluate import evaluate, padded_rows
+from fcifar.train.evaluate import BATCH_SIZE, batch_size_of, evaluate, padded_rows
 from tests.helpers.small import compiled_models, make_model, make_recipe
 
 
@@ -491,6 +492,12 @@ def test_losses_take_examples_and_batches() -> None:
     whole = losses.cross_entropy(logits, labels)
     single = torch.vmap(losses.cross_entropy)(logits, labels)
     torch.testing.assert_close(whole, single)
+
+
+def test_on_the_cpu_as_many_views_are_evaluated_at_a_time_as_images_otherwise() -> None:
+    sizes = {name: batch_size_of(views, "cpu") for name, views in tta.VIEWS.items()}
+    assert sizes == {"none": 500, "mirror": 250, "translate": 84}
+    assert {batch_size_of(views, "cuda:1") for views in tta.VIEWS.values()} == {BATCH_SIZE}
 
 
 @pytest.mark.cuda

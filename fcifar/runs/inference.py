@@ -178,17 +178,23 @@ def evaluate_views(
 
 def examine(trained: Trained, runtime: Runtime, data: Batch, views: Views = tta.NONE) -> EvalOutput:
     """Evaluate a model on any number of images; return the result of each, on the CPU."""
-    return _apply(make_eval_step, trained, runtime, data, views=views)
+    size = evaluation.batch_size_of(views, runtime.device)
+    return _apply(make_eval_step, trained, runtime, data, size, views=views)
 
 
 def _apply(
-    make_step: Callable[..., Any], trained: Trained, runtime: Runtime, data: Batch, **options: Any
+    make_step: Callable[..., Any],
+    trained: Trained,
+    runtime: Runtime,
+    data: Batch,
+    batch_size: int = evaluation.BATCH_SIZE,
+    **options: Any,
 ) -> Any:
     preprocess = recipes.make_preprocess(trained.recipe)
     with activate(runtime):
         step = make_step(trained.model, preprocess=preprocess, policy=runtime.policy, **options)
         variables, data = tree.on_device((trained.variables, data), runtime.device)
-        return evaluation.evaluate(step, variables, data)
+        return evaluation.evaluate(step, variables, data, batch_size=batch_size)
 
 
 def stack_logits(

@@ -12,6 +12,7 @@ import torch
 
 from fcifar import io, metrics, random, tree
 from fcifar.analysis.predictions import of_views, summarize
+from fcifar.augment import tta
 from fcifar.data import Dataset
 from fcifar.errors import ExternalError
 from fcifar.models import Variables
@@ -30,7 +31,7 @@ from fcifar.train import (
 from fcifar.train.checkpoint import Timings, load_model, save_model
 from fcifar.train.config import RunConfig, check_same_config, check_same_data, write_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop
-from fcifar.train.evaluate import evaluate, save_predictions
+from fcifar.train.evaluate import batch_size_of, evaluate, save_predictions
 from fcifar.train.events import Advanced, Logged, Noted, Observe, Pace, Preparing, ignore
 from fcifar.train.metrics_log import MetricsLog
 from fcifar.train.runtime import activate, on_rank
@@ -388,7 +389,8 @@ def _evaluate(
     data = training.valid if split == "valid" else training.test
     started = time.perf_counter()
     eval_step = training.eval_step if is_plain else training.eval_views_step
-    examples = evaluate(eval_step, variables, data, axis=training.axis)
+    size = batch_size_of(tta.VIEWS[views], data.images.device)
+    examples = evaluate(eval_step, variables, data, batch_size=size, axis=training.axis)
     summary = summarize(examples, data.labels, run.dataset.classes)
     seconds = time.perf_counter() - started
     if run.writes:

@@ -31,7 +31,7 @@ from fcifar.step import (
 from fcifar.step_transforms import LoopState, LoopStep, StepInput, alternate
 from fcifar.train import distributed, environment, programs
 from fcifar.train.config import RunConfig
-from fcifar.train.evaluate import evaluate
+from fcifar.train.evaluate import batch_size_of, evaluate
 from fcifar.train.events import Event, Noted, Observe, Preparing
 
 SAMPLE = 5000  # images that a model is adapted to
@@ -210,9 +210,10 @@ def make_trainings(
 
     # Compiling takes longer than one evaluation, but less than one per epoch or of several views.
     eval_step = make_eval(tta.NONE, is_costly=recipe.has_valid)
-    views_step = make_eval(recipes.make_views(recipe), is_costly=recipe.tta != "none")
-    compiled_evals = [eval_step] if compiled and recipe.has_valid else []
-    compiled_evals += [views_step] if compiled and recipe.tta != "none" else []
+    views = recipes.make_views(recipe)
+    views_step = make_eval(views, is_costly=recipe.tta != "none")
+    compiled_evals = [(eval_step, tta.NONE)] if compiled and recipe.has_valid else []
+    compiled_evals += [(views_step, views)] if compiled and recipe.tta != "none" else []
     stages, vmap_stages = make_stages(mapped=False), make_stages(mapped=True)
     is_warm = False
 
@@ -276,8 +277,9 @@ def make_trainings(
                         yield step, (tree.map(lambda x: x.clone(), state), part)
             one = step_transforms.take(state, 0) if is_stack else state
             variables = average.value(one.state.variables, one.state.average)
-            for eval_step in compiled_evals:
-                yield evaluate, (eval_step, variables, tree.map(lambda x: x[:1], test))
+            for eval_step, of in compiled_evals:
+                first = functools.partial(evaluate, batch_size=batch_size_of(of, device))
+                yield first, (eval_step, variables, tree.map(lambda x: x[:1], test))
 
         held_out = Batch(train.images[valid_rows], train.labels[valid_rows])
         schedule = recipes.make_schedule(own, total_steps)
