@@ -58,9 +58,11 @@ class Section(NamedTuple):
 
 def recipes(records: Sequence[Record]) -> Section | None:
     """Return the accuracy of each run against its time, and a table of the recipes."""
-    runs = _runs_with(records, "test_accuracy", "process_seconds")
-    if not runs:
+    # Of records of the same recipe the last.
+    latest = {found[0]: found for found in _runs_with(records, "test_accuracy", "process_seconds")}
+    if not latest:
         return None
+    runs = list(latest.values())
     points, labels, with_tta = [], [], []
     for name, _, each in runs:
         last = max(run["process_seconds"] for run in each)
