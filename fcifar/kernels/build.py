@@ -68,6 +68,13 @@ def why_not() -> str | None:
     return None
 
 
+def why_not_bfloat16() -> str | None:
+    """Why kernels with bfloat16 cannot be used on this machine; None if they can."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "the processor has no instructions for bfloat16"
+    return why_not()
+
+
 def compiler() -> str:
     """The C++ compiler of ``torch.compile``."""
     default = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
@@ -82,8 +89,8 @@ def load(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
         ExternalError: the library cannot be written or loaded.
     """
     arguments = [*FLAGS, *(f"-D{name}={value}" for name, value in sorted(macros.items()))]
-    text = source.read_bytes()
-    key = hashlib.sha256(b"\0".join([text, *(a.encode() for a in arguments), target()]))
+    texts = [path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256(b"\0".join([*texts, *(a.encode() for a in arguments), target()]))
     path = _folder() / f"{source.stem}-{key.hexdigest()[:24]}.so"
     if not path.exists():
         _build(source, arguments, path)
@@ -122,7 +129,7 @@ def target() -> bytes:
 def has_float16() -> bool:
     """Whether the processor multiplies float16: Intel's do, since Sapphire Rapids.
 
-    On those that do, one instruction for pairs of bfloat16 takes as long as 5 for float16 or 4 for
+    On those that do, one instruction for pairs of bfloat16 takes as long as 4 for float16 or for
     float32. AMD's, since Zen 4, only have the instruction for bfloat16, and a fast one.
     """
     return b"#define __AVX512FP16__ 1" in target()

@@ -121,7 +121,9 @@ def make_pass(change: Callable[[fx.Graph], Any]) -> Any:
             change(graph)
 
         def uuid(self) -> Any:  # for the compiler's cache
-            here = sorted(p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".c"))
+            here = sorted(
+                p for p in Path(__file__).parent.iterdir() if p.suffix in (".py", ".c", ".h")
+            )
             return get_hash_for_files(tuple(map(str, here)))
 
     return Pass()

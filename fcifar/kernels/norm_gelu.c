@@ -56,7 +56,7 @@ static void spread(int64_t channels, const float *from, float *to)
 }
 static inline Pair at(const float *spread) { return (Pair){{_mm512_load_ps(spread), _mm512_load_ps(spread + 16)}}; }
 
-static inline __m512 limited(__m512 y)              /* the order of the arguments keeps what is no number */
+static inline __m512 limited(__m512 y)              /* keeps NaN, by the order of the arguments */
 {
     return _mm512_min_ps(_mm512_set1_ps(4), _mm512_max_ps(_mm512_set1_ps(-4), y));
 }

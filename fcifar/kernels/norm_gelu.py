@@ -1,4 +1,4 @@
-"""Batch norm and GELU of bfloat16 images with channels last, as one pass forward and two backward.
+"""Batch norm and GELU of bfloat16 images with channels last, in two passes each way.
 
 Four operations of torch, by ``norm_gelu.c``, and ``fuse``, which inserts them into a graph of
 elementary operations. There, whatever the normalisation is, GELU's argument is
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fcifar.kernels import build
 
@@ -42,13 +43,6 @@ def library() -> ctypes.CDLL:
 _POINTERS = {"norm_gelu": 4, "norm_gelu_backward": 8, "norm_gelu_sums": 6, "moments": 3}
 
 
-def why_not() -> str | None:
-    """Why the kernels cannot be used on this machine; None if they can."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        return "the processor has no instructions for bfloat16"
-    return build.why_not()
-
-
 # Operations --------------------------------------------------------------------------------------
 
 
@@ -70,8 +64,8 @@ def _like(x: Tensor, *_: Tensor) -> Tensor:
 
 
 def _two_sums(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-    sums = x.new_empty((2, x.shape[1]), dtype=torch.float32)
-    return sums[0].clone(), sums[1].clone()
+    channels = x.shape[1:2]
+    return x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
 
 
 def _images(name: str) -> Callable[..., Tensor]:
@@ -127,7 +121,7 @@ def supports(values: Tensor) -> bool:
         and all(isinstance(size, int) for size in values.shape)
         and 0 < values.shape[-3] <= MOST
         and values.shape[-3] % CHANNELS == 0
-        and why_not() is None
+        and build.why_not_bfloat16() is None
     )
 
 
@@ -146,7 +140,7 @@ class Affine(NamedTuple):
 
 def fuse(graph: fx.Graph) -> int:
     """Replace each GELU of normalised images, its gradient, and moments; return their number."""
-    if why_not() is not None:
+    if build.why_not_bfloat16() is not None:
         return 0
     count = 0
     for node in graph.find_nodes(op="call_function", target=aten.gelu_backward.default):
@@ -372,7 +366,7 @@ def _add(graph: fx.Graph, op: Any, *arguments: Any) -> fx.Node:
     """Call an operation in a graph, and give the node its value."""
     made = graph.call_function(op, arguments)
     values = [a.meta["val"] if isinstance(a, fx.Node) else a for a in arguments]
-    with next(v for v in values if isinstance(v, Tensor)).fake_mode:  # type: ignore[attr-defined]
+    with next(v for v in values if isinstance(v, FakeTensor)).fake_mode:
         made.meta["val"] = op(*values)
     return made
 

@@ -29,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <omp.h>
+#include "scale.h"
 
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 #ifdef __clang__
@@ -154,27 +155,6 @@ static inline Sum multiply_add(Sum sum, __m512i g, const char *p, int half)
     return _mm512_castps256_ps512(_mm256_dpbf16_ps(_mm512_castps512_ps256(sum), lower, x));
 }
 #endif
-
-/* The power of two that scales the largest of ``n`` numbers to [top, 2 top); 1 if that is no number. */
-static float scale_of(const bf16 *p, int64_t n, int top)
-{
-    if (!FP16) return 1;
-    __m512i most = _mm512_setzero_si512(), all = _mm512_set1_epi16(0x7fff);
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) most = _mm512_max_epu16(most, _mm512_and_si512(all, _mm512_loadu_si512(p + i)));
-    most = _mm512_max_epu16(most, _mm512_and_si512(all, _mm512_maskz_loadu_epi16(((uint64_t)1 << (n - i)) - 1, p + i)));
-    bf16 each[32];
-    _mm512_storeu_si512(each, most);
-    int largest = 0;
-    for (int j = 0; j < 32; j++) largest = each[j] > largest ? each[j] : largest;
-    int exponent = largest >> 7;
-    if (exponent == 0 || exponent == 255) return 1;
-    exponent = 254 - exponent + top;                /* biased by 127 */
-    uint32_t bits = (uint32_t)(exponent < 27 ? 27 : exponent > 227 ? 227 : exponent) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return scale;
-}
 
 /* No sum of float16 can reach 65504. To gather, CHUNK products of numbers below 4: 1024. To scatter,
  * of at most 512 channels of the four cells that reach a pixel, products of a weight below 2 and a

@@ -103,4 +103,4 @@ wide_conv_backward = build.define(
 )
 """gradient, which [N, O, H // 2, W // 2], x [N, C, H, W], weight [O, C, 3, 3] -> the gradients of x
 and weight, or empty tensors. All are bfloat16 except ``which`` (uint8), the second result of
-``winograd.conv_pool``. Sums are made in float32."""
+``winograd.conv_pool``."""

@@ -5,8 +5,9 @@
  *     V = B'dB,  U = GgG',  M = the sum of V * U over the channels in,  Y = A'MA
  *
  * are 2x2 pixels of the result, from 16 products instead of 36. Such a tile is one window of the
- * pool, which is taken with POOL = 1; backward is for convolutions without a pool. For each of the 16 positions, M is a product of matrices, [tiles, CIN] x [CIN, COUT]. The
- * gradients are the transposed operations, in the opposite order:
+ * pool, which is taken with POOL = 1; backward is for convolutions without a pool. For each of the
+ * 16 positions, M is a product of matrices, [tiles, CIN] x [CIN, COUT]. The gradients are the
+ * transposed operations, in the opposite order:
  *
  *     dM = A dY A',  dV = the sum of dM * U over the channels out,  dd = B dV B', added up
  *                    dU = the sum of dM * V over the tiles,         dg = G' dU G
@@ -33,14 +34,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <omp.h>
+#include "scale.h"
 
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 #ifdef __clang__
 #define UNROLL _Pragma("clang loop unroll(full)")
-#define UNROLL_4 _Pragma("clang loop unroll_count(4)")
 #else
 #define UNROLL _Pragma("GCC unroll 32")
-#define UNROLL_4 _Pragma("GCC unroll 1")
 #endif
 
 /* Compiled once for each constant among its arguments. */
@@ -98,8 +98,8 @@ static inline void store(__mmask16 some, bf16 *p, __m512 v)
     _mm256_mask_storeu_epi16(p, some, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-/* A vector of WIDTH channels in transforms, a mask of them, and the factor of a product. Not an
- * intrinsic for the product, so that the compiler keeps the order in which registers are few. */
+/* A vector of WIDTH channels in transforms, a mask of them, and the factor of a product. Products are
+ * written as instructions, because the compiler copies and reorders those of the intrinsic. */
 #if FP16
 typedef __m512h Vec;
 typedef __mmask32 Some;
@@ -198,27 +198,6 @@ static inline Some some_of(int channels, int first)
 {
     int left = channels - first;
     return left >= WIDTH ? (Some)-1 : left > 0 ? ((Some)1 << left) - 1 : 0;
-}
-
-/* The power of two that scales the largest of ``n`` numbers to [top, 2 top); 1 if that is no number. */
-static float scale_of(const bf16 *p, int64_t n, int top)
-{
-    if (!FP16) return 1;
-    __m512i most = _mm512_setzero_si512(), all = _mm512_set1_epi16(0x7fff);
-    int64_t i = 0;
-    for (; i + 32 <= n; i += 32) most = _mm512_max_epu16(most, _mm512_and_si512(all, _mm512_loadu_si512(p + i)));
-    most = _mm512_max_epu16(most, _mm512_and_si512(all, _mm512_maskz_loadu_epi16(((uint64_t)1 << (n - i)) - 1, p + i)));
-    bf16 each[32];
-    _mm512_storeu_si512(each, most);
-    int largest = 0;
-    for (int j = 0; j < 32; j++) largest = each[j] > largest ? each[j] : largest;
-    int exponent = largest >> 7;
-    if (exponent == 0 || exponent == 255) return 1;
-    exponent = 254 - exponent + top;                /* biased by 127 */
-    uint32_t bits = (uint32_t)(exponent < 27 ? 27 : exponent > 227 ? 227 : exponent) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return scale;
 }
 
 /* No sum of float16 can reach 65504. The largest weight is below 2, so that U is below 2 * 9/4; the
@@ -383,7 +362,7 @@ SPECIALISED void multiply(int wide, int steps, const char *a, size_t row, size_t
 {
     __m512 s[SUMS];
     UNROLL for (int i = 0; i < SUMS; i++) s[i] = _mm512_setzero_ps();
-    UNROLL_4 for (int k = 0; k < steps; k++, a += step, b += b_step) {
+    for (int k = 0; k < steps; k++, a += step, b += b_step) {
         __m512i right[4];
         UNROLL for (int j = 0; j < wide; j++) right[j] = _mm512_load_si512(b + j * WHOLE);
         UNROLL for (int i = 0; i < SUMS; i++) {
@@ -471,7 +450,7 @@ static inline void transform_sums(const char *m, size_t place, Vec y[4])
 }
 
 /* A block of channels out of an image, whose first tile is at ``m``. Of a window the first of the
- * greatest, as in PyTorch, where what is no number is greater than all. */
+ * greatest, as in PyTorch, where NaN is greater than all. */
 static void write_image(const char *m, float scale, int block, bf16 *y, uint8_t *which)
 {
     for (int r = 0; r < HP; r++)

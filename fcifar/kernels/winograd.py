@@ -48,11 +48,9 @@ def shape_of(x: Tensor, weight: Tensor, pool: bool) -> Shape:
 
 def why_not() -> str | None:
     """Why the kernel cannot be used on this machine, or should not be; None if it can."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        return "the processor has no instructions for bfloat16"
     if torch.cpu._is_amx_tile_supported():
         return "the processor multiplies matrices (AMX), which the library's convolutions use"
-    return build.why_not()
+    return build.why_not_bfloat16()
 
 
 def fits(shape: Shape) -> bool:

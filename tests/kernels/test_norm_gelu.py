@@ -10,7 +10,7 @@ from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import layers, models, optim, random
-from fcifar.kernels import lowering, norm_gelu
+from fcifar.kernels import build, lowering, norm_gelu
 from fcifar.kernels.norm_gelu import (
     GELUS,
     MOST,
@@ -22,7 +22,7 @@ from fcifar.precision import BF16
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
 
 pytestmark = pytest.mark.skipif(
-    norm_gelu.why_not() is not None, reason=f"no such kernel here: {norm_gelu.why_not()}"
+    build.why_not_bfloat16() is not None, reason=f"no such kernel here: {build.why_not_bfloat16()}"
 )
 aten = torch.ops.aten
 OURS = (norm_gelu.norm_gelu, norm_gelu_sums, norm_gelu_backward, moments)

@@ -86,6 +86,8 @@ def test_winograds_algorithm_stays_inside_its_arrays(name: str, tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("_sanitizer")
-@pytest.mark.skipif(norm_gelu.why_not() is not None, reason=f"no kernel: {norm_gelu.why_not()}")
+@pytest.mark.skipif(
+    build.why_not_bfloat16() is not None, reason=f"no kernel: {build.why_not_bfloat16()}"
+)
 def test_batch_norm_with_gelu_stays_inside_its_arrays(tmp_path: Path) -> None:
     assert_clean(tmp_path, "sanitized_norm_gelu.c", norm_gelu.SOURCE, {})
