@@ -50,7 +50,7 @@ def images(seed: int, *shape: int) -> Tensor:
 
 def functions(shape: Shape, count: int) -> Functions:
     """Forward and backward of a layer, by the library and by the kernels."""
-    c, o, h, w, pool = shape
+    c, o, h, w, pool, _ = shape
     x, weight = images(0, count, c, h, w), images(1, o, c, 3, 3) / (3 * c**0.5)
     settings = ([o], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, False])
 

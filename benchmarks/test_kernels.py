@@ -64,7 +64,7 @@ def test_wide_conv(benchmark, layer: str, batch: int, way: str, name: str) -> No
 
 
 def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callable[[], object]]]:
-    c, o, h, w, pool = shape
+    c, o, h, w, pool, _ = shape
     keys = random.split(random.key(0), 3)
     last = torch.channels_last
     x = random.normal(keys[0], (batch, c, h, w)).bfloat16().contiguous(memory_format=last)

@@ -171,7 +171,7 @@ def train(
     from fcifar.train import distributed, loop, programs, run_dir
     from fcifar.train import sweep as sweeps
     from fcifar.train.events import Event, Preparing
-    from fcifar.train.runtime import make_runtime
+    from fcifar.train.runtime import keep_freed_memory, make_runtime
     from fcifar.train.signals import catching_signals
 
     overrides = given(**overrides)
@@ -288,6 +288,7 @@ def train(
                     draw.prepare()
                 show(event)
 
+            keep_freed_memory()
             if spec is None:
                 result = loop.train(run, config, data, resume=resumed, observe=observe, stop=stop)
             else:

@@ -253,7 +253,7 @@ def _shims() -> dict[Any, list[str]]:
     """The declaration of each of our operations as a C function, as inductor calls it."""
     ops = (
         *(conv_pool.conv_pool, conv_pool.conv_pool_backward, conv_pool.conv_pool_backward_each),
-        *(winograd.conv, winograd.conv_backward, winograd.conv_pool),
+        *(winograd.conv, winograd.conv_backward, winograd.conv_pool, winograd.conv_pool_backward),
         *(norm_gelu.norm_gelu, norm_gelu.norm_gelu_sums, norm_gelu.norm_gelu_backward),
         *(norm_gelu.moments, wide_conv.wide_conv_backward, threefry.threefry2x32),
     )
@@ -276,9 +276,9 @@ def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, l
     rows: dict[ModuleType, list[str]] = {kernel: [] for kernel in _TABLES}
     for i, (kernel, shape) in enumerate(kernels):
         _, kind, functions = _TABLES[kernel]
-        # Winograd's algorithm has no gradient of a convolution with a pool.
-        there = functions[:1] if getattr(shape, "pool", False) else functions
-        names = {name: f"{name}_{i}" for name in there}
+        if kernel is winograd:  # one for each direction
+            functions = functions[shape.gradient :][:1]
+        names = {name: f"{name}_{i}" for name in functions}
         macros = kernel.macros(shape) | names
         defined = [f"-D{name}={value}" for name, value in macros.items()]
         jobs[f"kernel{i}.o"] = [*flags, *defined, "-c", str(kernel.SOURCE), "-o", f"kernel{i}.o"]
@@ -287,7 +287,7 @@ def _tables(kernels: Sequence[tuple[ModuleType, Any]]) -> tuple[str, dict[str, l
             for name, made in names.items()
         ]
         sizes = ", ".join(str(int(n)) for n in shape)
-        pointers = [names.get(name, "nullptr") for name in functions]
+        pointers = [names.get(name, "nullptr") for name in _TABLES[kernel][2]]
         rows[kernel].append(f"{{{', '.join([f'{{{sizes}}}', *pointers])}}}")
     for source in (threefry.SOURCE, norm_gelu.SOURCE):
         jobs[f"{source.stem}.o"] = [*flags, "-c", str(source), "-o", f"{source.stem}.o"]

@@ -320,9 +320,14 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
     gradients = [(u, b) for u, b in pair.gradients if isinstance(b, fx.Node)]
     if len(gradients) != len(pair.gradients) or not _is_wide(pair.conv.args, pool=True):
         return False
-    prepare(winograd, winograd.shape_of(x.meta["val"], weight.meta["val"], True))
-    if gradients:
-        prepare(wide_conv, wide_conv.shape_of(x.meta["val"], weight.meta["val"]))
+    values = x.meta["val"], weight.meta["val"]
+    shape, of_backward = winograd.shape_of(*values, True), wide_conv.wide_conv_backward
+    prepare(winograd, shape)
+    if gradients and winograd.is_best_behind_pool(shape):
+        of_backward = winograd.conv_pool_backward
+        prepare(winograd, shape._replace(gradient=True))
+    elif gradients:
+        prepare(wide_conv, wide_conv.shape_of(*values))
     with graph.inserting_before(pair.pool):
         inputs = [_channels_last(graph, n) for n in (x, weight)]
         pooled, which = _call(graph, winograd.conv_pool, *inputs)
@@ -333,7 +338,7 @@ def _fuse_wide(graph: fx.Graph, pair: pattern.Pair, prepare: Prepare) -> bool:
             mask: Any = backward.args[-1]
             gradient, *inputs = (_channels_last(graph, n) for n in (unpool.args[0], x, weight))
             arguments = (gradient, which, *inputs, *mask[:2])
-            _replace(graph, backward, _call(graph, wide_conv.wide_conv_backward, *arguments))
+            _replace(graph, backward, _call(graph, of_backward, *arguments))
         graph.erase_node(unpool)
     return True
 
@@ -361,7 +366,7 @@ def _replace_wide_backward(graph: fx.Graph, backward: fx.Node, prepare: Prepare)
         return
     if not _is_wide((x, weight, None, *settings), pool=False):
         return
-    prepare(winograd, winograd.shape_of(x.meta["val"], weight.meta["val"], False))
+    prepare(winograd, winograd.shape_of(x.meta["val"], weight.meta["val"], False, True))
     with graph.inserting_before(backward):
         inputs = [_channels_last(graph, n) for n in (gradient, x, weight)]
         results = _call(graph, winograd.conv_backward, *inputs, *mask[:2])

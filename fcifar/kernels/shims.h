@@ -19,7 +19,7 @@ struct WideConv {
 struct Winograd {
     std::vector<int64_t> shape;
     int (*forward)(int64_t, const uint16_t *, const uint16_t *, uint16_t *, uint8_t *);
-    int (*backward)(int64_t, const uint16_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *);
+    int (*backward)(int64_t, const uint16_t *, const uint8_t *, const uint16_t *, const uint16_t *, uint16_t *, uint16_t *);
 };
 
 struct Words {
@@ -141,9 +141,9 @@ AOTITorchError conv_pool_gradient(
     return AOTI_TORCH_SUCCESS;
 }
 
-const Winograd &winograd(const Shape &x, const Shape &weight, bool pool)
+const Winograd &winograd(const Shape &x, const Shape &weight, bool pool, bool gradient)
 {
-    return find(winograds, {x[1], weight[0], x[2], x[3], pool});
+    return find(winograds, {x[1], weight[0], x[2], x[3], pool, gradient});
 }
 
 /* Empty gradients of a convolution, with channels last. */
@@ -152,6 +152,20 @@ void empty_gradients(const Shape &x, const Shape &w, int32_t input_too, int32_t 
     int32_t dtype = aoti_torch_dtype_bfloat16();
     *of_x = input_too ? empty({x[0], x[1], x[2], x[3]}, dtype, true) : empty({0}, dtype);
     *of_weight = weight_too ? empty({w[0], w[1], w[2], w[3]}, dtype, true) : empty({0}, dtype);
+}
+
+/* The gradients of a convolution in bfloat16, with or without the choices of a pool behind it. */
+AOTITorchError conv_gradient(
+    decltype(WideConv::backward) backward, AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x,
+    AtenTensorHandle weight, int32_t input_too, int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
+{
+    Shape s(x), w(weight);
+    Dense g(gradient, 4, true), i(which ? which : gradient, 4, true), a(x, 4, true), b(weight, 4, true);
+    empty_gradients(s, w, input_too, weight_too, of_x, of_weight);
+    check(backward(
+        s[0], g.data<uint16_t>(), which ? i.data<uint8_t>() : nullptr, a.data<uint16_t>(), b.data<uint16_t>(),
+        input_too ? data<uint16_t>(*of_x) : nullptr, weight_too ? data<uint16_t>(*of_weight) : nullptr));
+    return AOTI_TORCH_SUCCESS;
 }
 
 /* Images with channels last: how many pixels there are. */
@@ -200,12 +214,7 @@ AOTITorchError aoti_torch_cpu_wide_conv_backward(
 {
     Shape s(x), w(weight);
     const WideConv &kernel = find(wide_convs, {s[1], w[0], s[2], s[3]});
-    Dense g(gradient, 4, true), i(which, 4, true), a(x, 4, true), b(weight, 4, true);
-    empty_gradients(s, w, input_too, weight_too, of_x, of_weight);
-    check(kernel.backward(
-        s[0], g.data<uint16_t>(), i.data<uint8_t>(), a.data<uint16_t>(), b.data<uint16_t>(),
-        input_too ? data<uint16_t>(*of_x) : nullptr, weight_too ? data<uint16_t>(*of_weight) : nullptr));
-    return AOTI_TORCH_SUCCESS;
+    return conv_gradient(kernel.backward, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
 }
 
 AOTITorchError aoti_torch_cpu_winograd_conv(AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle *y)
@@ -213,7 +222,7 @@ AOTITorchError aoti_torch_cpu_winograd_conv(AtenTensorHandle x, AtenTensorHandle
     Shape s(x), w(weight);
     Dense a(x, 4, true), b(weight, 4, true);
     *y = empty({s[0], w[0], s[2], s[3]}, aoti_torch_dtype_bfloat16(), true);
-    check(winograd(s, w, false).forward(s[0], a.data<uint16_t>(), b.data<uint16_t>(), data<uint16_t>(*y), nullptr));
+    check(winograd(s, w, false, false).forward(s[0], a.data<uint16_t>(), b.data<uint16_t>(), data<uint16_t>(*y), nullptr));
     return AOTI_TORCH_SUCCESS;
 }
 
@@ -221,13 +230,16 @@ AOTITorchError aoti_torch_cpu_winograd_conv_backward(
     AtenTensorHandle gradient, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too, int32_t weight_too,
     AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
 {
-    Shape s(x), w(weight);
-    Dense g(gradient, 4, true), a(x, 4, true), b(weight, 4, true);
-    empty_gradients(s, w, input_too, weight_too, of_x, of_weight);
-    check(winograd(s, w, false).backward(
-        s[0], g.data<uint16_t>(), a.data<uint16_t>(), b.data<uint16_t>(),
-        input_too ? data<uint16_t>(*of_x) : nullptr, weight_too ? data<uint16_t>(*of_weight) : nullptr));
-    return AOTI_TORCH_SUCCESS;
+    const Winograd &kernel = winograd(Shape(x), Shape(weight), false, true);
+    return conv_gradient(kernel.backward, gradient, nullptr, x, weight, input_too, weight_too, of_x, of_weight);
+}
+
+AOTITorchError aoti_torch_cpu_winograd_conv_pool_backward(
+    AtenTensorHandle gradient, AtenTensorHandle which, AtenTensorHandle x, AtenTensorHandle weight, int32_t input_too,
+    int32_t weight_too, AtenTensorHandle *of_x, AtenTensorHandle *of_weight)
+{
+    const Winograd &kernel = winograd(Shape(x), Shape(weight), true, true);
+    return conv_gradient(kernel.backward, gradient, which, x, weight, input_too, weight_too, of_x, of_weight);
 }
 
 AOTITorchError aoti_torch_cpu_winograd_conv_pool(
@@ -238,7 +250,7 @@ AOTITorchError aoti_torch_cpu_winograd_conv_pool(
     std::vector<int64_t> sizes = {s[0], w[0], s[2] / 2, s[3] / 2};
     *pooled = empty(sizes, aoti_torch_dtype_bfloat16(), true);
     *which = empty(sizes, aoti_torch_dtype_uint8(), true);
-    check(winograd(s, w, true).forward(
+    check(winograd(s, w, true, false).forward(
         s[0], a.data<uint16_t>(), b.data<uint16_t>(), data<uint16_t>(*pooled), data<uint8_t>(*which)));
     return AOTI_TORCH_SUCCESS;
 }

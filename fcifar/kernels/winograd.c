@@ -1,33 +1,36 @@
 /* 3x3 convolutions with a padding of 1, their 2x2 max-pool, and their gradients, in bfloat16.
  *
- * Winograd's minimal filtering F(2x2, 3x3): with a tile d of 4x4 pixels and a kernel g of 3x3,
+ * Winograd's minimal filtering F(TILE x TILE, 3x3): with a tile d of SIDE x SIDE pixels, SIDE = TILE + 2,
+ * and a kernel g of 3x3,
  *
  *     V = B'dB,  U = GgG',  M = the sum of V * U over the channels in,  Y = A'MA
  *
- * are 2x2 pixels of the result, from 16 products instead of 36. Such a tile is one window of the
- * pool, which is taken with POOL = 1; backward is for convolutions without a pool. For each of the
- * 16 positions, M is a product of matrices, [tiles, CIN] x [CIN, COUT]. The gradients are the
- * transposed operations, in the opposite order:
+ * are TILE x TILE pixels of the result: from 16 products instead of 36 with a TILE of 2, and from 36
+ * instead of 144 with one of 4. For each place of a transformed tile, M is a product of matrices,
+ * [tiles, channels in] x [channels in, channels out]. The gradient of the images is such a convolution
+ * too, of the gradient with the kernels turned by half a turn. That of the weights is the transposed
+ * operation:
  *
- *     dM = A dY A',  dV = the sum of dM * U over the channels out,  dd = B dV B', added up
- *                    dU = the sum of dM * V over the tiles,         dg = G' dU G
+ *     dM = A dY A',  dU = the sum of dM * V over the tiles,  dg = G' dU G
  *
  * Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
- * https://arxiv.org/abs/1509.09308.
+ * https://arxiv.org/abs/1509.09308. The points of interpolation are 0, 1, -1 and infinity with a TILE
+ * of 2; and with one of 4, 0, 5/8, -5/8, 3/2, -3/2 and infinity, with which roundings of V and U have
+ * less than half the effect that they have with 0, 1, -1, 2, -2 and infinity.
  *
- * Built once for each shape: CIN, COUT, H, W and POOL are macros, and so are the images that are
- * transformed at a time: GROUP, whose V or dM stays in the second cache, and WEIGHT_GROUP. Images
- * have their channels last. Factors are of 16 bits, two of which lie side by side, because an
- * instruction multiplies pairs:
+ * Built once for each shape and direction: CIN, COUT, H, W, POOL, GRADIENT and TILE are macros, and so
+ * are the images that are transformed at a time: GROUP, whose V and M stay in the second cache, and
+ * WEIGHT_GROUP. Images have their channels last. Factors are of 16 bits, two of which lie side by side,
+ * because an instruction multiplies pairs:
  *
  *   - FP16 = 0: bfloat16; the instruction adds both products to a sum in float32. Transforms are
  *     made in float32.
- *   - FP16 = 1: float16, which has three more bits; the instruction adds each product to a sum in
- *     float16. After CHUNK of them a sum is added to another one. Images and sums are transformed in
- *     float16, too, and weights in float32. Factors are scaled by powers of two, such that no sum can
- *     overflow: the weights by one, images by one each.
+ *   - FP16 = 1, with a TILE of 2: float16, which has three more bits; the instruction adds each product
+ *     to a sum in float16. After CHUNK of them a sum is added to another one. Images and sums are
+ *     transformed in float16, too, and weights in float32. Factors are scaled by powers of two, such
+ *     that no sum can overflow: the weights by one, images by one each.
  *
- * Results depend on nothing but the arguments and, for the weights, the number of threads.
+ * Results depend on nothing but the arguments.
  */
 #include <immintrin.h>
 #include <stdint.h>
@@ -35,6 +38,10 @@
 #include <string.h>
 #include <omp.h>
 #include "scale.h"
+
+#if FP16 && TILE != 2
+#error "sums of float16 could overflow"
+#endif
 
 #define ROUND_UP(n, m) (((n) + (m) - 1) / (m) * (m))
 #ifdef __clang__
@@ -52,28 +59,24 @@ enum {
     LANES = 16,                                     /* channels in a vector of float32 */
     WIDTH = FP16 ? 32 : 16,                         /* and in one of what transforms are made in */
     HALF = LANES * 2, WHOLE = LANES * 4,            /* bytes of LANES factors, and of LANES pairs or sums */
-    PLACES = 16,                                    /* of a transformed tile */
+    SIDE = TILE + 2, PLACES = SIDE * SIDE,          /* of a transformed tile */
     TAPS = 9,
-    HP = POOL ? H / 2 : (H + 1) / 2, WP = POOL ? W / 2 : (W + 1) / 2,
-    TILES = HP * WP,                                /* of an image */
-    COLS = 2 * WP + 2, ROWS = 2 * HP + 2,           /* what they cover */
-    IN = ROUND_UP(CIN, 2 * LANES), OUT = COUT,
-    SUM = FP16 ? 2 : 4,                             /* bytes of an element of M or dV */
+    FROM = GRADIENT ? COUT : CIN, TO = GRADIENT ? CIN : COUT, /* channels of what is convolved, and of the result */
+    HP = H / 2, WP = W / 2,
+    HY = POOL ? HP * 2 : H, WY = POOL ? WP * 2 : W, /* pixels of the layer's convolution that are used */
+    X = H * W * CIN, Y = (POOL ? HP * WP : H * W) * COUT, /* elements of an image, and of the layer's result */
+    ROWS = ((GRADIENT ? H : HY) + TILE - 1) / TILE, COLS = ((GRADIENT ? W : WY) + TILE - 1) / TILE,
+    TILES = ROWS * COLS,                            /* of the result of an image */
+    SUM = FP16 ? 2 : 4,                             /* bytes of an element of M */
     CHUNK = 32,
     SUMS = 24,                                      /* vectors of sums that registers hold */
-    IN_WIDE = IN % 64 ? 2 : 4, OUT_WIDE = OUT % 64 ? 2 : 4, /* vectors in a row of a block of sums */
-    IN_BLOCK = IN_WIDE * LANES, OUT_BLOCK = OUT_WIDE * LANES,
-    MOST = SUMS / 2,                                /* rows of a block */
-    TALL = ROUND_UP(GROUP * TILES, MOST),
+    OUT = ROUND_UP(TO, 2 * LANES),
+    WIDE = OUT % 64 ? 2 : 4,                        /* vectors in a row of a block of sums */
+    BLOCK = WIDE * LANES,
+    TALL = ROUND_UP(GROUP * TILES, SUMS / WIDE),
     ODD = 5 * 64,                                   /* keeps what lies a large power of two apart out of one set */
-    V_PLACE = TALL * CIN * 2 + ODD, DM_PLACE = TALL * OUT * 2 + ODD,
-    M_PLACE = TALL * OUT_BLOCK * SUM + ODD, DV_PLACE = TALL * IN_BLOCK * SUM + ODD,
-    U_PLACE = CIN * OUT * 2, UT_PLACE = OUT * IN * 2,
-    IMAGE = ROWS * COLS * IN_BLOCK,                 /* elements */
-    STEPS = (WEIGHT_GROUP * TILES + 1) / 2,         /* pairs of tiles */
-    IN_STEP = IN * 4 + 64, OUT_STEP = OUT * 4 + 64, /* bytes of a pair of tiles */
-    DU_ROWS = ROUND_UP(OUT, SUMS / IN_WIDE),
-    DU_PLACE = DU_ROWS * IN,                        /* elements */
+    V_PLACE = TALL * FROM * 2 + ODD, M_PLACE = TALL * BLOCK * SUM + ODD,
+    U_PLACE = FROM * OUT * 2,
 };
 
 /* Memory of a thread, in arrays that begin with a line of the cache. */
@@ -141,7 +144,10 @@ static inline void store_scaled(Some some, bf16 *p, Vec v, float scale)
     _mm512_mask_storeu_epi16(p, some, (__m512i)both);
 }
 static inline Vec load_sum(const char *p) { return _mm512_load_ph(p); }
-static inline void add_to(char *p, Vec v) { _mm512_store_ph(p, plus(load_sum(p), v)); }
+static inline Some equals(const uint8_t *p, int k)
+{
+    return _mm256_cmpeq_epi8_mask(_mm256_loadu_si256((const __m256i *)p), _mm256_set1_epi8(k));
+}
 static inline Some is_more(Vec a, Vec b)
 {
     return _mm512_cmp_ph_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ph_mask(a, a, _CMP_UNORD_Q);
@@ -169,7 +175,10 @@ static inline Vec zero(void) { return _mm512_setzero_ps(); }
 static inline Vec load_scaled(Some some, const bf16 *p, float scale) { (void)scale; return load(some, p); }
 static inline void store_scaled(Some some, bf16 *p, Vec v, float scale) { (void)scale; store(some, p, v); }
 static inline Vec load_sum(const char *p) { return _mm512_load_ps(p); }
-static inline void add_to(char *p, Vec v) { _mm512_store_ps(p, plus(load_sum(p), v)); }
+static inline Some equals(const uint8_t *p, int k)
+{
+    return _mm_cmpeq_epi8_mask(_mm_loadu_si128((const __m128i *)p), _mm_set1_epi8(k));
+}
 static inline Some is_more(Vec a, Vec b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) | _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
@@ -208,148 +217,165 @@ enum { TOP_WEIGHT = 0, TOP_IMAGE = -1 };
 
 /* Transforms ------------------------------------------------------------------------------------- */
 
-/* B'd, of a column. */
-static inline void to_v(const Vec d[4], Vec v[4])
+/* B'd, A'm and A y of a column, G g and G'u. */
+#if TILE == 2
+static inline void to_v(const Vec d[SIDE], Vec v[SIDE])
 {
     v[0] = minus(d[0], d[2]), v[1] = plus(d[1], d[2]), v[2] = minus(d[2], d[1]), v[3] = minus(d[1], d[3]);
 }
-/* B v */
-static inline void from_v(const Vec v[4], Vec d[4])
-{
-    d[0] = v[0], d[1] = plus(minus(v[1], v[2]), v[3]), d[2] = plus(minus(v[1], v[0]), v[2]), d[3] = minus(zero(), v[3]);
-}
-/* A'm */
-static inline void from_m(const Vec m[4], Vec y[2])
+static inline void from_m(const Vec m[SIDE], Vec y[TILE])
 {
     y[0] = plus(plus(m[0], m[1]), m[2]), y[1] = minus(minus(m[1], m[2]), m[3]);
 }
-/* A y */
-static inline void to_m(const Vec y[2], Vec m[4])
+static inline void to_m(const Vec y[TILE], Vec m[SIDE])
 {
     m[0] = y[0], m[1] = plus(y[0], y[1]), m[2] = minus(y[0], y[1]), m[3] = minus(zero(), y[1]);
 }
-/* G g */
-static inline void to_u(const __m512 g[3], __m512 u[4])
+static inline void to_u(const __m512 g[3], __m512 u[SIDE])
 {
     const __m512 half = _mm512_set1_ps(0.5f);
     __m512 outer = _mm512_mul_ps(half, add(g[0], g[2])), inner = _mm512_mul_ps(half, g[1]);
     u[0] = g[0], u[1] = add(outer, inner), u[2] = sub(outer, inner), u[3] = g[2];
 }
-/* G'u */
-static inline void from_u(const __m512 u[4], __m512 g[3])
+static inline void from_u(const __m512 u[SIDE], __m512 g[3])
 {
     const __m512 half = _mm512_set1_ps(0.5f);
     __m512 sum = _mm512_mul_ps(half, add(u[1], u[2]));
     g[0] = add(u[0], sum), g[1] = _mm512_mul_ps(half, sub(u[1], u[2])), g[2] = add(sum, u[3]);
 }
+#else
+#define P (5.0f / 8)                                /* the points, and their squares */
+#define Q (3.0f / 2)
+#define PP (P * P)
+#define QQ (Q * Q)
+#define AT_0 (1 / (PP * QQ))                        /* 1 over the product of a point's distances from the others */
+#define AT_P (1 / (2 * PP * (PP - QQ)))
+#define AT_Q (1 / (2 * QQ * (QQ - PP)))
 
-/* GgG' of LANES channels in: a row of weights [TAPS, CIN] of one channel out. */
-static inline void transform_kernel(const bf16 *w, __mmask16 some, float scale, __m512 u[PLACES])
+/* factor * a + b */
+static inline __m512 axpy(float factor, __m512 a, __m512 b) { return _mm512_fmadd_ps(_mm512_set1_ps(factor), a, b); }
+static inline __m512 times(float factor, __m512 a) { return _mm512_mul_ps(_mm512_set1_ps(factor), a); }
+
+static inline void to_v(const Vec d[SIDE], Vec v[SIDE])
 {
-    __m512 half[3][4];
+    Vec p_even = axpy(-QQ, d[2], d[4]), p_odd = axpy(-QQ, d[1], d[3]);
+    Vec q_even = axpy(-PP, d[2], d[4]), q_odd = axpy(-PP, d[1], d[3]);
+    v[0] = axpy(PP * QQ, d[0], axpy(-PP - QQ, d[2], d[4]));
+    v[1] = axpy(P, p_odd, p_even), v[2] = axpy(-P, p_odd, p_even);
+    v[3] = axpy(Q, q_odd, q_even), v[4] = axpy(-Q, q_odd, q_even);
+    v[5] = axpy(PP * QQ, d[1], axpy(-PP - QQ, d[3], d[5]));
+}
+static inline void from_m(const Vec m[SIDE], Vec y[TILE])
+{
+    Vec p_even = add(m[1], m[2]), p_odd = sub(m[1], m[2]), q_even = add(m[3], m[4]), q_odd = sub(m[3], m[4]);
+    y[0] = add(add(m[0], p_even), q_even);
+    y[1] = axpy(P, p_odd, times(Q, q_odd));
+    y[2] = axpy(PP, p_even, times(QQ, q_even));
+    y[3] = axpy(P * PP, p_odd, axpy(Q * QQ, q_odd, m[5]));
+}
+static inline void to_m(const Vec y[TILE], Vec m[SIDE])
+{
+    Vec p_even = axpy(PP, y[2], y[0]), p_odd = axpy(P * PP, y[3], times(P, y[1]));
+    Vec q_even = axpy(QQ, y[2], y[0]), q_odd = axpy(Q * QQ, y[3], times(Q, y[1]));
+    m[0] = y[0], m[1] = add(p_even, p_odd), m[2] = sub(p_even, p_odd);
+    m[3] = add(q_even, q_odd), m[4] = sub(q_even, q_odd), m[5] = y[3];
+}
+static inline void to_u(const __m512 g[3], __m512 u[SIDE])
+{
+    __m512 p_even = times(AT_P, axpy(PP, g[2], g[0])), p_odd = times(AT_P * P, g[1]);
+    __m512 q_even = times(AT_Q, axpy(QQ, g[2], g[0])), q_odd = times(AT_Q * Q, g[1]);
+    u[0] = times(AT_0, g[0]), u[1] = add(p_even, p_odd), u[2] = sub(p_even, p_odd);
+    u[3] = add(q_even, q_odd), u[4] = sub(q_even, q_odd), u[5] = g[2];
+}
+static inline void from_u(const __m512 u[SIDE], __m512 g[3])
+{
+    __m512 p_even = times(AT_P, add(u[1], u[2])), p_odd = times(AT_P * P, sub(u[1], u[2]));
+    __m512 q_even = times(AT_Q, add(u[3], u[4])), q_odd = times(AT_Q * Q, sub(u[3], u[4]));
+    g[0] = axpy(AT_0, u[0], add(p_even, q_even)), g[1] = add(p_odd, q_odd);
+    g[2] = axpy(PP, p_even, axpy(QQ, q_even, u[5]));
+}
+#endif
+
+/* GgG' */
+static inline void transform_kernel(const __m512 g[TAPS], __m512 u[PLACES])
+{
+    __m512 half[3][SIDE];
     UNROLL for (int j = 0; j < 3; j++) {
-        __m512 g[3];
-        UNROLL for (int i = 0; i < 3; i++) g[i] = _mm512_mul_ps(load(some, w + (3 * i + j) * CIN), _mm512_set1_ps(scale));
-        to_u(g, half[j]);
+        __m512 column[3] = {g[j], g[3 + j], g[6 + j]};
+        to_u(column, half[j]);
     }
-    UNROLL for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < SIDE; i++) {
         __m512 row[3] = {half[0][i], half[1][i], half[2][i]};
-        to_u(row, u + 4 * i);
+        to_u(row, u + SIDE * i);
     }
 }
 
-/* Where the factors of a tile go: a row of channels, or every other element of a pair's. */
-SPECIALISED void put(int paired, int tile, char *row, int channel, Some some, Vec v)
+/* An image, or the gradient of the layer's result with the choices of its pool; or nothing. */
+typedef struct { int is_gradient; const bf16 *values; const uint8_t *which; float scale; } Source;
+
+/* WIDTH channels of a pixel; 0 outside of the image. */
+SPECIALISED Vec pixel(Source from, int h, int w, int c)
 {
+    int height = from.is_gradient ? HY : H, width = from.is_gradient ? WY : W;
+    if (h < 0 || h >= height || w < 0 || w >= width || !from.values) return zero();
+    if (!from.is_gradient) return load_scaled(some_of(CIN, c), from.values + (h * W + w) * CIN + c, from.scale);
+    if (!POOL) return load_scaled(-1, from.values + (h * W + w) * COUT + c, from.scale);
+    int at = (h / 2 * WP + w / 2) * COUT + c;
+    return load_scaled(equals(from.which + at, h % 2 * 2 + w % 2), from.values + at, from.scale);
+}
+
+/* A matrix at each place: rows of tiles, or of pairs of two images' tiles. */
+typedef struct { char *start; size_t place, row; } Tiles;
+
+/* Where the factors of one tile go, or the interleaved ones of a pair. */
+SPECIALISED void put(int count, Tiles to, int tile, int place, int channel, Some some, const Vec v[2])
+{
+    char *at = to.start + place * to.place + tile * to.row + channel * 2 * count;
 #if FP16
-    __m512i all = (__m512i)v;
-    if (!paired) {
-        _mm512_mask_storeu_epi16(row + channel * 2, some, all);
-        return;
-    }
-    UNROLL for (int half = 0; half < 2; half++) {
-        __m512i wide = _mm512_cvtepu16_epi32(half ? _mm512_extracti64x4_epi64(all, 1) : _mm512_castsi512_si256(all));
-        char *to = row + (channel + half * LANES) * 4;
-        if (tile % 2) _mm512_mask_storeu_epi16(to, 0xaaaaaaaa, _mm512_slli_epi32(wide, 16));
-        else _mm512_mask_storeu_epi16(to, 0x55555555, wide);
+    if (count == 1) _mm512_mask_storeu_epi16(at, some, (__m512i)v[0]);
+    else UNROLL for (int half = 0; half < 2; half++) {
+        __m256i parts[2];
+        UNROLL for (int k = 0; k < 2; k++)
+            parts[k] = half ? _mm512_extracti64x4_epi64((__m512i)v[k], 1) : _mm512_castsi512_si256((__m512i)v[k]);
+        _mm512_storeu_si512(at + half * WHOLE, pair_up(parts[0], parts[1]));
     }
 #else
-    __m256i all = factor(v);
-    if (!paired) _mm256_mask_storeu_epi16(row + channel * 2, some, all);
-    else if (tile % 2) _mm512_mask_storeu_epi16(row + channel * 4, 0xaaaaaaaa, _mm512_slli_epi32(_mm512_cvtepu16_epi32(all), 16));
-    else _mm512_mask_storeu_epi16(row + channel * 4, 0x55555555, _mm512_cvtepu16_epi32(all));
+    if (count == 1) _mm256_mask_storeu_epi16(at, some, factor(v[0]));
+    else _mm512_storeu_si512(at, pair_up(factor(v[0]), factor(v[1])));
 #endif
 }
 
-/* A matrix of tiles and channels at each place. */
-typedef struct { char *start; size_t place, row; } Tiles;
-
-SPECIALISED char *row_of(int paired, Tiles to, int tile) { return to.start + (paired ? tile / 2 : tile) * to.row; }
-
-/* V of an image, whose first tile has the number ``tile``. */
-SPECIALISED void transform_image(int paired, const bf16 *x, float scale, Tiles to, int tile)
+/* V of a row of tiles of one image, or of two; the first of them has the number ``tile``. */
+SPECIALISED void transform_images(int count, const Source from[2], int r, int columns, Tiles to, int tile)
 {
-    for (int r = 0; r < HP; r++)
-        for (int c = 0; c < CIN; c += WIDTH) {
-            Some some = some_of(CIN, c);
-            Vec left[2][4];
-            for (int s = -1; s < WP; s++) {         /* columns 2s + 1 and 2s + 2 are new */
-                Vec right[2][4];
-                UNROLL for (int j = 0; j < 2; j++) {
-                    Vec d[4];
-                    int w = 2 * s + 1 + j;
-                    UNROLL for (int i = 0; i < 4; i++) {
-                        int h = 2 * r - 1 + i;
-                        d[i] = zero();
-                        if (h >= 0 && h < H && w >= 0 && w < W)
-                            d[i] = load_scaled(some, x + (h * W + w) * CIN + c, scale);
-                    }
-                    to_v(d, right[j]);
+    int channels = from->is_gradient ? COUT : CIN;
+    for (int c = 0; c < channels; c += WIDTH) {
+        Vec v[2][SIDE][SIDE];                       /* columns; two of them are the next tile's, too */
+        for (int s = -1; s < columns; s++) {
+            UNROLL for (int k = 0; k < count; k++)
+                UNROLL for (int j = 0; j < SIDE; j++) {
+                    if (j < 2 ? s >= 0 : s < 0) continue;
+                    int w = TILE * s - 1 + j + (s < 0 ? TILE : 0);
+                    Vec d[SIDE];
+                    UNROLL for (int i = 0; i < SIDE; i++) d[i] = pixel(from[k], TILE * r - 1 + i, w, c);
+                    to_v(d, v[k][j]);
                 }
-                if (s >= 0) {
-                    char *row = row_of(paired, to, tile + r * WP + s);
-                    UNROLL for (int i = 0; i < 4; i++) {
-                        Vec d[4] = {left[0][i], left[1][i], right[0][i], right[1][i]}, v[4];
-                        to_v(d, v);
-                        UNROLL for (int j = 0; j < 4; j++)
-                            put(paired, tile + r * WP + s, row + (4 * i + j) * to.place, c, some, v[j]);
-                    }
+            if (s < 0) continue;
+            UNROLL for (int i = 0; i < SIDE; i++) {
+                Vec row[2][SIDE];
+                UNROLL for (int k = 0; k < count; k++) {
+                    Vec d[SIDE];
+                    UNROLL for (int j = 0; j < SIDE; j++) d[j] = v[k][j][i];
+                    to_v(d, row[k]);
                 }
-                memcpy(left, right, sizeof left);
+                UNROLL for (int j = 0; j < SIDE; j++) {
+                    Vec both[2] = {row[0][j], row[count - 1][j]};
+                    put(count, to, tile + s, SIDE * i + j, c, some_of(channels, c), both);
+                }
             }
+            UNROLL for (int k = 0; k < count; k++) memcpy(v[k], v[k] + TILE, 2 * sizeof v[k][0]);
         }
-}
-
-/* The gradients of those of a tile's 2x2 pixels that are inside. */
-static inline void load_gradient(const bf16 *g, float scale, int r, int s, int o, Vec y[2][2])
-{
-    UNROLL for (int k = 0; k < 4; k++) {
-        int h = 2 * r + k / 2, w = 2 * s + k % 2;
-        y[k / 2][k % 2] = h < H && w < W ? load_scaled(-1, g + (h * W + w) * OUT + o, scale) : zero();
     }
-}
-
-/* dM of an image, whose first tile has the number ``tile``. */
-SPECIALISED void transform_gradient(int paired, const bf16 *g, float scale, Tiles to, int tile)
-{
-    for (int r = 0; r < HP; r++)
-        for (int s = 0; s < WP; s++, tile++) {
-            char *row = row_of(paired, to, tile);
-            for (int o = 0; o < OUT; o += WIDTH) {
-                Vec y[2][2], half[4][2];
-                load_gradient(g, scale, r, s, o, y);
-                UNROLL for (int j = 0; j < 2; j++) {
-                    Vec column[2] = {y[0][j], y[1][j]}, m[4];
-                    to_m(column, m);
-                    UNROLL for (int i = 0; i < 4; i++) half[i][j] = m[i];
-                }
-                UNROLL for (int i = 0; i < 4; i++) {
-                    Vec m[4];
-                    to_m(half[i], m);
-                    UNROLL for (int j = 0; j < 4; j++) put(paired, tile, row + (4 * i + j) * to.place, o, -1, m[j]);
-                }
-            }
-        }
 }
 
 /* Products --------------------------------------------------------------------------------------- */
@@ -381,297 +407,260 @@ SPECIALISED void multiply(int wide, int steps, const char *a, size_t row, size_t
 #else
 #define ALONE static __attribute__((noipa))
 #endif
-typedef void Multiply(int steps, const char *a, const char *b, int more, __m512 *sum);
 ALONE void multiply_v(int steps, const char *a, const char *b, int more, __m512 *sum)
 {
-    multiply(OUT_WIDE, steps, a, CIN * 2, 4, b, OUT_BLOCK * 4, more, sum);
-}
-ALONE void multiply_dm(int steps, const char *a, const char *b, int more, __m512 *sum)
-{
-    multiply(IN_WIDE, steps, a, OUT * 2, 4, b, IN_BLOCK * 4, more, sum);
-}
-ALONE void multiply_both(int steps, const char *a, const char *b, int more, __m512 *sum)
-{
-    multiply(IN_WIDE, steps, a, 4, OUT_STEP, b, IN_STEP, more, sum);
+    multiply(WIDE, steps, a, FROM * 2, 4, b, BLOCK * 4, more, sum);
 }
 
 /* c = a b, for all tiles of one place and one block of columns. */
-SPECIALISED void multiply_tiles(Multiply *multiply, int wide, int tiles, int channels, const char *a, const char *b, char *c)
+static void multiply_tiles(int tiles, const char *a, const char *b, char *c)
 {
-    int rows = SUMS / wide, columns = wide * LANES, steps = channels / 2;
-    for (int t = 0; t < tiles; t += rows) {
+    enum { HIGH = SUMS / WIDE, STEPS = FROM / 2 };
+    for (int t = 0; t < tiles; t += HIGH) {
         __m512 sum[SUMS];
-        for (int k = 0; k < steps; k += FP16 ? CHUNK : steps)
-            multiply(FP16 && steps - k > CHUNK ? CHUNK : steps - k, a + t * channels * 2 + k * 4, b + k * columns * 4, k, sum);
-        UNROLL for (int i = 0; i < rows; i++) {
-            char *row = c + (t + i) * columns * SUM;
+        for (int k = 0; k < STEPS; k += FP16 ? CHUNK : STEPS)
+            multiply_v(FP16 && STEPS - k > CHUNK ? CHUNK : STEPS - k, a + t * FROM * 2 + k * 4, b + k * BLOCK * 4, k, sum);
+        UNROLL for (int i = 0; i < HIGH; i++) {
+            char *row = c + (t + i) * BLOCK * SUM;
 #if FP16
-            UNROLL for (int j = 0; j < wide; j += 2)
-                _mm512_store_si512(row + j * HALF, (__m512i)both(sum[i * wide + j], sum[i * wide + j + 1]));
+            UNROLL for (int j = 0; j < WIDE; j += 2)
+                _mm512_store_si512(row + j * HALF, (__m512i)both(sum[i * WIDE + j], sum[i * WIDE + j + 1]));
 #else
-            UNROLL for (int j = 0; j < wide; j++) _mm512_store_ps(row + j * WHOLE, sum[i * wide + j]);
+            UNROLL for (int j = 0; j < WIDE; j++) _mm512_store_ps(row + j * WHOLE, sum[i * WIDE + j]);
 #endif
         }
     }
 }
 
-/* Forward ---------------------------------------------------------------------------------------- */
+/* A convolution ---------------------------------------------------------------------------------- */
 
-/* U as [PLACES, COUT / OUT_BLOCK, CIN / 2, OUT_BLOCK, 2], of the channels out of this thread. */
+/* U as [PLACES, OUT / BLOCK, FROM / 2, BLOCK, 2], of the channels of this thread. */
 static void transform_weights(const bf16 *w, float scale, char *u)
 {
-    const __m256i apart = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(OUT_BLOCK * 4));
+    __m512 g[TAPS], v[2][PLACES];
+#if GRADIENT
     #pragma omp for schedule(static)
-    for (int o = 0; o < OUT; o++)
-        for (int c = 0; c < CIN; c += LANES) {
-            __m512 v[PLACES];
-            __mmask16 some = lanes(CIN, c);
-            transform_kernel(w + o * TAPS * CIN + c, some, scale, v);
-            __mmask8 pairs = some == 0xffff ? 0xff : (1 << (CIN - c) / 2) - 1;
-            char *to = u + (size_t)(o / OUT_BLOCK * CIN / 2 + c / 2) * OUT_BLOCK * 4 + o % OUT_BLOCK * 4;
+    for (int o = 0; o < COUT; o += 2)
+        for (int c = 0; c < OUT; c += LANES) {
+            UNROLL for (int k = 0; k < 2; k++) {
+                UNROLL for (int t = 0; t < TAPS; t++) /* turned by half a turn */
+                    g[t] = _mm512_mul_ps(load(lanes(CIN, c), w + ((o + k) * TAPS + TAPS - 1 - t) * CIN + c), _mm512_set1_ps(scale));
+                transform_kernel(g, v[k]);
+            }
+            char *to = u + (size_t)(c / BLOCK * COUT / 2 + o / 2) * BLOCK * 4 + c % BLOCK * 4;
             UNROLL for (int p = 0; p < PLACES; p++)
-                _mm256_mask_i32scatter_epi32(to + (size_t)p * U_PLACE, pairs, apart, factor(v[p]), 1);
+                _mm512_store_si512(to + (size_t)p * U_PLACE, pair_up(factor(v[0][p]), factor(v[1][p])));
         }
+#else
+    const __m256i apart = _mm256_mullo_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(BLOCK * 4));
+    #pragma omp for schedule(static)
+    for (int o = 0; o < COUT; o++)
+        for (int c = 0; c < CIN; c += LANES) {
+            __mmask16 some = lanes(CIN, c);
+            UNROLL for (int t = 0; t < TAPS; t++)
+                g[t] = _mm512_mul_ps(load(some, w + (o * TAPS + t) * CIN + c), _mm512_set1_ps(scale));
+            transform_kernel(g, v[0]);
+            __mmask8 pairs = some == 0xffff ? 0xff : (1 << (CIN - c) / 2) - 1;
+            char *to = u + (size_t)(o / BLOCK * CIN / 2 + c / 2) * BLOCK * 4 + o % BLOCK * 4;
+            UNROLL for (int p = 0; p < PLACES; p++)
+                _mm256_mask_i32scatter_epi32(to + (size_t)p * U_PLACE, pairs, apart, factor(v[0][p]), 1);
+        }
+#endif
 }
 
 /* A'MA of a tile. */
-static inline void transform_sums(const char *m, size_t place, Vec y[4])
+static inline void transform_sums(const char *m, Vec y[TILE][TILE])
 {
-    Vec half[4][2];
-    UNROLL for (int j = 0; j < 4; j++) {
-        Vec column[4];
-        UNROLL for (int i = 0; i < 4; i++) column[i] = load_sum(m + (4 * i + j) * place);
+    Vec half[SIDE][TILE];
+    UNROLL for (int j = 0; j < SIDE; j++) {
+        Vec column[SIDE];
+        UNROLL for (int i = 0; i < SIDE; i++) column[i] = load_sum(m + (SIDE * i + j) * (size_t)M_PLACE);
         from_m(column, half[j]);
     }
-    UNROLL for (int i = 0; i < 2; i++) {
-        Vec row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]};
-        from_m(row, y + 2 * i);
+    UNROLL for (int i = 0; i < TILE; i++) {
+        Vec row[SIDE];
+        UNROLL for (int j = 0; j < SIDE; j++) row[j] = half[j][i];
+        from_m(row, y[i]);
     }
 }
 
-/* A block of channels out of an image, whose first tile is at ``m``. Of a window the first of the
- * greatest, as in PyTorch, where NaN is greater than all. */
-static void write_image(const char *m, float scale, int block, bf16 *y, uint8_t *which)
+/* Of the values of a window the first of the greatest, as in PyTorch, where NaN is greater than all. */
+static inline void write_greatest(const Vec v[4], float scale, bf16 *y, uint8_t *which)
 {
-    for (int r = 0; r < HP; r++)
-        for (int s = 0; s < WP; s++, m += OUT_BLOCK * SUM)
-            for (int o = 0; o < OUT_BLOCK; o += WIDTH) {
-                Vec v[4];
-                transform_sums(m + o * SUM, M_PLACE, v);
-                int channel = block * OUT_BLOCK + o;
-                if (POOL) {
-                    Some more[4];
-                    UNROLL for (int k = 1; k < 4; k++) {
-                        more[k] = is_more(v[k], v[0]);
-                        v[0] = choose(more[k], v[0], v[k]);
+    Some more[4];
+    Vec most = v[0];
+    UNROLL for (int k = 1; k < 4; k++) {
+        more[k] = is_more(v[k], most);
+        most = choose(more[k], most, v[k]);
+    }
+    store_scaled(-1, y, most, scale);
+    if (which) store_number(which, more[1], more[2], more[3]);
+}
+
+/* A block of channels of the result of an image, whose first tile is at ``m``. */
+static void write_result(const char *m, float scale, int block, bf16 *y, uint8_t *which)
+{
+    for (int r = 0; r < ROWS; r++)
+        for (int s = 0; s < COLS; s++, m += BLOCK * SUM)
+            for (int o = 0; o < BLOCK; o += WIDTH) {
+                Vec v[TILE][TILE];
+                transform_sums(m + o * SUM, v);
+                int channel = block * BLOCK + o;
+#if POOL && !GRADIENT
+                UNROLL for (int i = 0; i < TILE; i += 2)
+                    UNROLL for (int j = 0; j < TILE; j += 2) {
+                        int h = TILE / 2 * r + i / 2, w = TILE / 2 * s + j / 2, at = (h * WP + w) * TO + channel;
+                        Vec window[4] = {v[i][j], v[i][j + 1], v[i + 1][j], v[i + 1][j + 1]};
+                        if (h < HP && w < WP) write_greatest(window, scale, y + at, which ? which + at : NULL);
                     }
-                    int64_t at = (int64_t)(r * WP + s) * OUT + channel;
-                    store_scaled(-1, y + at, v[0], scale);
-                    if (which) store_number(which + at, more[1], more[2], more[3]);
-                    continue;
-                }
-                UNROLL for (int k = 0; k < 4; k++) {
-                    int h = 2 * r + k / 2, w = 2 * s + k % 2;
-                    if (h < H && w < W) store_scaled(-1, y + (h * W + w) * OUT + channel, v[k], scale);
-                }
+#else
+                (void)which;
+                UNROLL for (int i = 0; i < TILE; i++)
+                    UNROLL for (int j = 0; j < TILE; j++) {
+                        int h = TILE * r + i, w = TILE * s + j;
+                        if (h < H && w < W) store_scaled(some_of(TO, channel), y + (h * W + w) * TO + channel, v[i][j], scale);
+                    }
+#endif
             }
 }
 
-static void forward_group(Memory memory, int images, const bf16 *x, const char *u, float weight_scale,
-                          bf16 *y, uint8_t *which)
+/* ``images`` of the arguments of ``convolve``. */
+static void convolve_group(Memory memory, int images, const bf16 *x, const uint8_t *x_which, const char *u,
+                           float weight_scale, bf16 *y, uint8_t *which)
 {
-    enum { RESULT = POOL ? TILES * OUT : H * W * OUT };
-    Tiles v = {take(&memory, (size_t)PLACES * V_PLACE), V_PLACE, CIN * 2};
+    Tiles v = {take(&memory, (size_t)PLACES * V_PLACE), V_PLACE, FROM * 2};
     char *m = take(&memory, (size_t)PLACES * M_PLACE);
     float scales[GROUP];
     for (int i = 0; i < images; i++) {
-        const bf16 *image = x + (int64_t)i * H * W * CIN;
-        scales[i] = scale_of(image, H * W * CIN, TOP_IMAGE);
-        transform_image(0, image, scales[i], v, i * TILES);
+        int64_t at = (int64_t)i * (GRADIENT ? Y : X);
+        scales[i] = scale_of(x + at, GRADIENT ? Y : X, TOP_IMAGE);
+        Source from = {GRADIENT, x + at, x_which ? x_which + at : NULL, scales[i]};
+        for (int r = 0; r < ROWS; r++) transform_images(1, &from, r, COLS, v, i * TILES + r * COLS);
     }
-    for (int b = 0; b < OUT / OUT_BLOCK; b++) {
+    for (int b = 0; b < OUT / BLOCK; b++) {
         for (int p = 0; p < PLACES; p++)
-            multiply_tiles(multiply_v, OUT_WIDE, images * TILES, CIN, v.start + p * (size_t)V_PLACE,
-                           u + p * (size_t)U_PLACE + b * CIN * OUT_BLOCK * 2, m + p * (size_t)M_PLACE);
-        for (int i = 0; i < images; i++)
-            write_image(m + i * TILES * OUT_BLOCK * SUM, 1 / (scales[i] * weight_scale), b,
-                        y + (int64_t)i * RESULT, which ? which + (int64_t)i * RESULT : NULL);
+            multiply_tiles(images * TILES, v.start + p * (size_t)V_PLACE,
+                           u + p * (size_t)U_PLACE + b * FROM * BLOCK * 2, m + p * (size_t)M_PLACE);
+        for (int i = 0; i < images; i++) {
+            int64_t at = (int64_t)i * (GRADIENT ? X : Y);
+            write_result(m + i * TILES * BLOCK * SUM, 1 / (scales[i] * weight_scale), b, y + at, which ? which + at : NULL);
+        }
     }
 }
 
-enum { FORWARD = PLACES * (V_PLACE + M_PLACE) };
-
-/* x [n, H, W, CIN], weight [COUT, 3, 3, CIN] -> y [n, H, W, COUT]; with POOL y and which, unless
- * that is null, [n, H / 2, W / 2, COUT]. Returns 0, or 1 where memory was short. */
-int forward(int64_t n, const bf16 *x, const bf16 *weight, bf16 *y, uint8_t *which)
+/* Of images, or of the gradient of the layer's result, with the choices of the pool behind it. */
+static int convolve(int64_t n, const bf16 *x, const uint8_t *x_which, const bf16 *weight, bf16 *y, uint8_t *which)
 {
-    enum { RESULT = POOL ? TILES * OUT : H * W * OUT };
-    char *start = aligned_alloc(64, ROUND_UP(PLACES * (size_t)U_PLACE, 64) + omp_get_max_threads() * (size_t)FORWARD);
+    const size_t all = ROUND_UP(PLACES * (size_t)U_PLACE, 64);
+    const size_t each = ROUND_UP(PLACES * (size_t)V_PLACE, 64) + PLACES * (size_t)M_PLACE;
+    char *start = aligned_alloc(64, all + omp_get_max_threads() * each);
     if (!start) return 1;
-    float scale = scale_of(weight, (int64_t)OUT * TAPS * CIN, TOP_WEIGHT);
+    float scale = scale_of(weight, (int64_t)COUT * TAPS * CIN, TOP_WEIGHT);
     #pragma omp parallel
     {
         int threads = omp_get_num_threads(), t = omp_get_thread_num();
-        Memory memory = {start + ROUND_UP(PLACES * (size_t)U_PLACE, 64) + t * (size_t)FORWARD, 0};
+        Memory memory = {start + all + t * each, 0};
         transform_weights(weight, scale, start);
         int64_t groups = (n + GROUP - 1) / GROUP, end = groups * (t + 1) / threads * GROUP;
         if (end > n) end = n;
-        for (int64_t i = groups * t / threads * GROUP; i < end; i += GROUP)
-            forward_group(memory, end - i < GROUP ? end - i : GROUP, x + i * H * W * CIN, start, scale,
-                          y + i * RESULT, which ? which + i * RESULT : NULL);
+        for (int64_t i = groups * t / threads * GROUP; i < end; i += GROUP) {
+            int64_t from = i * (GRADIENT ? Y : X), to = i * (GRADIENT ? X : Y);
+            convolve_group(memory, end - i < GROUP ? end - i : GROUP, x + from, x_which ? x_which + from : NULL, start,
+                           scale, y + to, which ? which + to : NULL);
+        }
     }
     free(start);
     return 0;
 }
 
-#if !POOL
-/* The images' gradient --------------------------------------------------------------------------- */
-
-/* U' as [PLACES, IN / IN_BLOCK, COUT / 2, IN_BLOCK, 2] */
-static void transpose_weights(const bf16 *w, float scale, char *u)
+#if !GRADIENT
+/* x [n, H, W, CIN], weight [COUT, 3, 3, CIN] -> y [n, H, W, COUT]; with POOL y and which, unless
+ * that is null, [n, H / 2, W / 2, COUT]. Returns 0, or 1 where memory was short. */
+int forward(int64_t n, const bf16 *x, const bf16 *weight, bf16 *y, uint8_t *which)
 {
-    #pragma omp for schedule(static)
-    for (int o = 0; o < OUT; o += 2)
-        for (int c = 0; c < IN; c += LANES) {
-            __m512 even[PLACES], odd[PLACES];
-            const bf16 *from = w + o * TAPS * CIN + c;
-            transform_kernel(from, lanes(CIN, c), scale, even);
-            transform_kernel(from + TAPS * CIN, lanes(CIN, c), scale, odd);
-            char *to = u + (size_t)(c / IN_BLOCK * OUT / 2 + o / 2) * IN_BLOCK * 4 + c % IN_BLOCK * 4;
-            UNROLL for (int p = 0; p < PLACES; p++)
-                _mm512_store_si512(to + (size_t)p * UT_PLACE, pair_up(factor(even[p]), factor(odd[p])));
-        }
+    return convolve(n, x, NULL, weight, y, which);
 }
-
-/* Adds B dV B' of an image's tiles to what they cover. */
-static void add_tiles(const char *dv, char *image)
-{
-    memset(image, 0, SUM * IMAGE);
-    for (int r = 0; r < HP; r++)
-        for (int c = 0; c < IN_BLOCK; c += WIDTH) {
-            const char *from = dv + ((size_t)r * WP * IN_BLOCK + c) * SUM;
-            char *at = image + (2 * r * COLS * IN_BLOCK + c) * SUM;
-            Vec left[4][2] = {};
-            for (int s = 0; s < WP; s++, from += IN_BLOCK * SUM, at += 2 * IN_BLOCK * SUM) {
-                Vec half[4][4];
-                UNROLL for (int j = 0; j < 4; j++) {
-                    Vec column[4];
-                    UNROLL for (int i = 0; i < 4; i++) column[i] = load_sum(from + (4 * i + j) * (size_t)DV_PLACE);
-                    from_v(column, half[j]);
-                }
-                UNROLL for (int i = 0; i < 4; i++) {
-                    Vec row[4] = {half[0][i], half[1][i], half[2][i], half[3][i]}, d[4];
-                    from_v(row, d);
-                    UNROLL for (int j = 0; j < 2; j++) {
-                        add_to(at + (i * COLS + j) * IN_BLOCK * SUM, plus(left[i][j], d[j]));
-                        left[i][j] = d[2 + j];
-                    }
-                }
-            }
-            UNROLL for (int k = 0; k < 8; k++) add_to(at + (k / 2 * COLS + k % 2) * IN_BLOCK * SUM, left[k / 2][k % 2]);
-        }
-}
-
-/* What the tiles cover, without its border. */
-static void crop(const char *image, float scale, int block, bf16 *x)
-{
-    for (int h = 0; h < H; h++)
-        for (int w = 0; w < W; w++)
-            for (int c = 0; c < IN_BLOCK; c += WIDTH) {
-                Vec v = load_sum(image + (((h + 1) * COLS + w + 1) * IN_BLOCK + c) * SUM);
-                int channel = block * IN_BLOCK + c;
-                store_scaled(some_of(CIN, channel), x + (h * W + w) * CIN + channel, v, scale);
-            }
-}
-
-enum { GRADIENT = H * W * OUT };
-
-static void input_group(Memory memory, int images, const bf16 *g, const char *u, float weight_scale, bf16 *x)
-{
-    Tiles dm = {take(&memory, (size_t)PLACES * DM_PLACE), DM_PLACE, OUT * 2};
-    char *dv = take(&memory, (size_t)PLACES * DV_PLACE);
-    char *image = take(&memory, SUM * IMAGE);
-    float scales[GROUP];
-    for (int i = 0; i < images; i++) {
-        int64_t at = (int64_t)i * GRADIENT;
-        scales[i] = scale_of(g + at, GRADIENT, TOP_IMAGE);
-        transform_gradient(0, g + at, scales[i], dm, i * TILES);
-    }
-    for (int b = 0; b < IN / IN_BLOCK; b++) {
-        for (int p = 0; p < PLACES; p++)
-            multiply_tiles(multiply_dm, IN_WIDE, images * TILES, OUT, dm.start + p * (size_t)DM_PLACE,
-                           u + p * (size_t)UT_PLACE + b * OUT * IN_BLOCK * 2, dv + p * (size_t)DV_PLACE);
-        for (int i = 0; i < images; i++) {
-            add_tiles(dv + (size_t)i * TILES * IN_BLOCK * SUM, image);
-            crop(image, 1 / (scales[i] * weight_scale), b, x + (int64_t)i * H * W * CIN);
-        }
-    }
-}
-
+#else
 /* The weights' gradient -------------------------------------------------------------------------- */
 
-/* Adds dU of a group of images to this thread's, [PLACES, DU_ROWS, IN]. */
-static void weight_group(Memory memory, int images, const bf16 *g, const bf16 *x, float *du)
+enum {
+    Y_ROWS = (HY + TILE - 1) / TILE, Y_COLS = (WY + TILE - 1) / TILE,
+    Y_TILES = Y_ROWS * Y_COLS,                      /* of the layer's result */
+    STEPS = WEIGHT_GROUP / 2 * Y_TILES,             /* pairs of tiles, of two images */
+    V_ROW = OUT * 4 + 64, DM_ROW = COUT * 4 + 64,   /* bytes of a pair */
+    HIGH = SUMS / WIDE,                             /* rows of a block of sums */
+    DU_ROWS = ROUND_UP(COUT, HIGH),
+    DU_PLACE = DU_ROWS * OUT,                       /* elements */
+};
+
+ALONE void multiply_both(int steps, const char *a, const char *b, int more, __m512 *sum)
 {
-    enum { HIGH = SUMS / IN_WIDE };
-    const size_t v_place = (size_t)STEPS * IN_STEP + ODD, m_place = (size_t)STEPS * OUT_STEP + ODD;
-    Tiles v = {take(&memory, PLACES * v_place), v_place, IN_STEP};
-    Tiles dm = {take(&memory, PLACES * m_place), m_place, OUT_STEP};
-    int steps = (images * TILES + 1) / 2;
-    for (int p = 0; p < PLACES; p++) {              /* an odd tile's partner */
-        memset(v.start + p * v_place + (size_t)(steps - 1) * IN_STEP, 0, IN_STEP);
-        memset(dm.start + p * m_place + (size_t)(steps - 1) * OUT_STEP, 0, OUT_STEP);
-    }
-    float x_scale = scale_of(x, (int64_t)images * H * W * CIN, TOP_IMAGE);
-    float g_scale = scale_of(g, (int64_t)images * GRADIENT, TOP_IMAGE);
-    for (int i = 0; i < images; i++) {
-        int64_t at = (int64_t)i * GRADIENT;
-        transform_image(1, x + (int64_t)i * H * W * CIN, x_scale, v, i * TILES);
-        transform_gradient(1, g + at, g_scale, dm, i * TILES);
-    }
-    const __m512 factor = _mm512_set1_ps(1 / (x_scale * g_scale));
-    for (int p = 0; p < PLACES; p++)
-        for (int from = 0; from < steps; from += 2 * CHUNK) {
-            int some = steps - from < 2 * CHUNK ? steps - from : 2 * CHUNK;
-            for (int b = 0; b < IN; b += IN_BLOCK)
-                for (int o = 0; o < OUT; o += HIGH) {
-                    __m512 sum[SUMS];
-                    for (int k = 0; k < some; k += FP16 ? CHUNK : some)
-                        multiply_both(FP16 && some - k > CHUNK ? CHUNK : some - k,
-                                      dm.start + p * m_place + (from + k) * (size_t)OUT_STEP + o * 4,
-                                      v.start + p * v_place + (from + k) * (size_t)IN_STEP + b * 4, k, sum);
-                    float *to = du + (size_t)p * DU_PLACE + (size_t)o * IN + b;
-                    UNROLL for (int i = 0; i < HIGH; i++, to += IN) {
-#if FP16
-                        UNROLL for (int j = 0; j < IN_WIDE; j += 2) {
-                            Vec pair = both(sum[i * IN_WIDE + j], sum[i * IN_WIDE + j + 1]);
-                            UNROLL for (int k = 0; k < 2; k++) {
-                                float *at = to + (j + k) * LANES;
-                                _mm512_store_ps(at, _mm512_fmadd_ps(factor, part(pair, k), _mm512_load_ps(at)));
-                            }
-                        }
-#else
-                        UNROLL for (int j = 0; j < IN_WIDE; j++)
-                            _mm512_store_ps(to + j * LANES, add(sum[i * IN_WIDE + j], _mm512_load_ps(to + j * LANES)));
-#endif
-                    }
-                }
-        }
-    (void)factor;
+    multiply(WIDE, steps, a, 4, DM_ROW, b, V_ROW, more, sum);
 }
 
-/* G' dU G, of all threads' sums, for channel out o: [TAPS, CIN]. */
-static void write_kernel(int o, int threads, size_t apart, const char *du, bf16 *dw)
+/* dM of a row of tiles of two images; the first pair has the number ``tile``. */
+static void transform_gradients(const Source from[2], int r, Tiles to, int tile)
+{
+    for (int s = 0; s < Y_COLS; s++, tile++)
+        for (int o = 0; o < COUT; o += WIDTH) {
+            Vec half[2][SIDE][TILE];
+            UNROLL for (int k = 0; k < 2; k++)
+                UNROLL for (int j = 0; j < TILE; j++) {
+                    Vec column[TILE], m[SIDE];
+                    UNROLL for (int i = 0; i < TILE; i++) column[i] = pixel(from[k], TILE * r + i, TILE * s + j, o);
+                    to_m(column, m);
+                    UNROLL for (int i = 0; i < SIDE; i++) half[k][i][j] = m[i];
+                }
+            UNROLL for (int i = 0; i < SIDE; i++) {
+                Vec m[2][SIDE];
+                UNROLL for (int k = 0; k < 2; k++) to_m(half[k][i], m[k]);
+                UNROLL for (int j = 0; j < SIDE; j++) {
+                    Vec both[2] = {m[0][j], m[1][j]};
+                    put(2, to, tile, SIDE * i + j, o, -1, both);
+                }
+            }
+        }
+}
+
+/* Adds to the sums of one place, [DU_ROWS, OUT], those of BLOCK channels in over some pairs of tiles. */
+static void add_products(int steps, const char *dm, const char *v, float scale, float *du)
+{
+    for (int from = 0; from < steps; from += 2 * CHUNK) {
+        int some = steps - from < 2 * CHUNK ? steps - from : 2 * CHUNK;
+        for (int o = 0; o < COUT; o += HIGH) {
+            __m512 sum[SUMS];
+            for (int k = 0; k < some; k += FP16 ? CHUNK : some)
+                multiply_both(FP16 && some - k > CHUNK ? CHUNK : some - k, dm + (from + k) * (size_t)DM_ROW + o * 4,
+                              v + (from + k) * (size_t)V_ROW, k, sum);
+            float *to = du + (size_t)o * OUT;
+            UNROLL for (int i = 0; i < HIGH; i++, to += OUT) {
+#if FP16
+                const __m512 by = _mm512_set1_ps(scale);
+                UNROLL for (int j = 0; j < WIDE; j += 2) {
+                    Vec pair = both(sum[i * WIDE + j], sum[i * WIDE + j + 1]);
+                    UNROLL for (int k = 0; k < 2; k++) {
+                        float *at = to + (j + k) * LANES;
+                        _mm512_store_ps(at, _mm512_fmadd_ps(by, part(pair, k), _mm512_load_ps(at)));
+                    }
+                }
+#else
+                (void)scale;
+                UNROLL for (int j = 0; j < WIDE; j++)
+                    _mm512_store_ps(to + j * LANES, add(sum[i * WIDE + j], _mm512_load_ps(to + j * LANES)));
+#endif
+            }
+        }
+    }
+}
+
+/* G' dU G for channel out o: [TAPS, CIN]. */
+static void write_kernel(int o, const float *du, bf16 *dw)
 {
     for (int c = 0; c < CIN; c += LANES) {
-        __m512 half[3][4];
-        UNROLL for (int j = 0; j < 4; j++) {
-            __m512 u[4], g[3];
-            UNROLL for (int i = 0; i < 4; i++) {
-                const char *from = du + sizeof(float) * ((size_t)(4 * i + j) * DU_PLACE + (size_t)o * IN + c);
-                u[i] = _mm512_load_ps(from);
-                for (int t = 1; t < threads; t++) u[i] = add(u[i], _mm512_load_ps(from + t * apart));
-            }
+        __m512 half[3][SIDE];
+        UNROLL for (int j = 0; j < SIDE; j++) {
+            __m512 u[SIDE], g[3];
+            UNROLL for (int i = 0; i < SIDE; i++) u[i] = _mm512_load_ps(du + (size_t)(SIDE * i + j) * DU_PLACE + (size_t)o * OUT + c);
             from_u(u, g);
             UNROLL for (int i = 0; i < 3; i++) half[i][j] = g[i];
         }
@@ -683,43 +672,70 @@ static void write_kernel(int o, int threads, size_t apart, const char *du, bf16 
     }
 }
 
-/* Without a pool: gradient [n, H, W, COUT], x, weight -> the gradients of x and weight, each unless it
- * is null. Returns 0, or 1 where memory was short. */
-int backward(int64_t n, const bf16 *gradient, const bf16 *x, const bf16 *weight, bf16 *x_gradient, bf16 *weight_gradient)
+/* The largest power of two that scales all of some images as ``scale_of`` says. */
+static float least(const float *scales, int images)
 {
-    const size_t u = ROUND_UP(PLACES * (size_t)UT_PLACE, 64);
-    const size_t du = ROUND_UP(PLACES * (size_t)DU_PLACE * sizeof(float), 64);
-    const size_t input = PLACES * ((size_t)DM_PLACE + DV_PLACE) + SUM * IMAGE + 256;
-    const size_t weights = PLACES * ((size_t)STEPS * (IN_STEP + OUT_STEP) + 2 * ODD) + 256;
-    const size_t each = ROUND_UP(du + (input > weights ? input : weights), 64);
-    char *start = aligned_alloc(64, u + omp_get_max_threads() * each);
-    if (!start) return 1;
-    float scale = scale_of(weight, (int64_t)OUT * TAPS * CIN, TOP_WEIGHT);
+    float scale = scales[0];
+    for (int i = 1; i < images; i++) scale = scales[i] < scale ? scales[i] : scale;
+    return scale;
+}
+
+/* Threads transform the tiles of some images, and then each multiplies those of some places. */
+static int sum_weights(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, bf16 *dw)
+{
+    const size_t v_place = (size_t)STEPS * V_ROW + ODD, m_place = (size_t)STEPS * DM_ROW + ODD;
+    const size_t sums = PLACES * sizeof(float) * DU_PLACE;
+    Memory memory = {aligned_alloc(64, PLACES * ROUND_UP(v_place + m_place, 64) + ROUND_UP(sums, 64) + 128), 0};
+    if (!memory.start) return 1;
+    Tiles v = {take(&memory, PLACES * v_place), v_place, V_ROW};
+    Tiles dm = {take(&memory, PLACES * m_place), m_place, DM_ROW};
+    float *du = take(&memory, sums), x_scales[WEIGHT_GROUP], g_scales[WEIGHT_GROUP];
     #pragma omp parallel
     {
-        int threads = omp_get_num_threads(), t = omp_get_thread_num();
-        Memory memory = {start + u + t * each, 0};
-        float *sums = take(&memory, du);
-        if (x_gradient) {
-            transpose_weights(weight, scale, start);
-            int64_t groups = (n + GROUP - 1) / GROUP, end = groups * (t + 1) / threads * GROUP;
-            if (end > n) end = n;
-            for (int64_t i = groups * t / threads * GROUP; i < end; i += GROUP)
-                input_group(memory, end - i < GROUP ? end - i : GROUP, gradient + i * GRADIENT, start, scale,
-                            x_gradient + i * H * W * CIN);
-        }
-        if (weight_gradient) {
-            memset(sums, 0, du);
-            int64_t end = n * (t + 1) / threads;
-            for (int64_t i = n * t / threads; i < end; i += WEIGHT_GROUP)
-                weight_group(memory, end - i < WEIGHT_GROUP ? end - i : WEIGHT_GROUP, gradient + i * GRADIENT,
-                             x + i * H * W * CIN, sums);
-            #pragma omp barrier
+        #pragma omp for schedule(static)
+        for (int p = 0; p < PLACES; p++) memset(du + (size_t)p * DU_PLACE, 0, sizeof(float) * DU_PLACE);
+        for (int64_t first = 0; first < n; first += WEIGHT_GROUP) {
+            int images = n - first < WEIGHT_GROUP ? n - first : WEIGHT_GROUP, steps = (images + 1) / 2 * Y_TILES;
             #pragma omp for schedule(static)
-            for (int o = 0; o < OUT; o++) write_kernel(o, threads, each, start + u, weight_gradient);
+            for (int i = 0; i < images; i++) {
+                x_scales[i] = scale_of(x + (first + i) * X, X, TOP_IMAGE);
+                g_scales[i] = scale_of(gradient + (first + i) * Y, Y, TOP_IMAGE);
+            }
+            float x_scale = least(x_scales, images), g_scale = least(g_scales, images);
+            #pragma omp for schedule(static) collapse(2)
+            for (int i = 0; i < images; i += 2)
+                for (int r = 0; r < Y_ROWS; r++) {
+                    Source image[2] = {}, result[2] = {};
+                    for (int k = 0; k < 2; k++) {
+                        int64_t at = first + i + k;
+                        int is_there = i + k < images;
+                        image[k] = (Source){0, is_there ? x + at * X : NULL, NULL, x_scale};
+                        result[k] = (Source){1, is_there ? gradient + at * Y : NULL, which ? which + at * Y : NULL, g_scale};
+                    }
+                    int tile = i / 2 * Y_TILES + r * Y_COLS;
+                    transform_images(2, image, r, Y_COLS, v, tile);
+                    transform_gradients(result, r, dm, tile);
+                }
+            #pragma omp for schedule(static) collapse(2)
+            for (int p = 0; p < PLACES; p++)
+                for (int c = 0; c < OUT; c += BLOCK)
+                    add_products(steps, dm.start + p * m_place, v.start + p * v_place + c * 4, 1 / (x_scale * g_scale),
+                                 du + (size_t)p * DU_PLACE + c);
         }
+        #pragma omp for schedule(static)
+        for (int o = 0; o < COUT; o++) write_kernel(o, du, dw);
     }
-    free(start);
+    free(memory.start);
     return 0;
+}
+
+/* The gradient of y [n, H, W, COUT], x, weight -> those of x and weight, each unless it is null; with
+ * POOL the gradient of the pooled values, and which, [n, H / 2, W / 2, COUT]. Returns 0, or 1 where
+ * memory was short. */
+int backward(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, const bf16 *weight,
+             bf16 *x_gradient, bf16 *weight_gradient)
+{
+    if (x_gradient && convolve(n, gradient, which, weight, x_gradient, NULL)) return 1;
+    return weight_gradient ? sum_weights(n, gradient, which, x, weight_gradient) : 0;
 }
 #endif

@@ -2,7 +2,7 @@
 
 It takes 16 products where the definition has 36. Optionally a 2x2 max-pool follows, whose windows
 are what the algorithm computes at a time; the gradient of such a pair is that of ``wide_conv``.
-Three operations of torch, by ``winograd.c``, for convolutions with a padding of 1 and no bias.
+Four operations of torch, by ``winograd.c``, for convolutions with a padding of 1 and no bias.
 Images have their channels last.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
@@ -13,6 +13,7 @@ https://arxiv.org/abs/1812.08011.
 
 import ctypes
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,24 +27,28 @@ LAST = torch.channels_last
 COLUMNS = 32  # the number of output channels must be a multiple
 WIDEST = 512  # channels; of more, a sum of float16 could overflow
 LARGEST = 64  # rows or columns; more have not been measured
-CACHE = 800_000  # bytes, of the second cache, for the transformed tiles of some images
-WEIGHT_TILES = 384  # tiles that are transformed at a time for the gradient of the weights
+CACHE = 800_000  # bytes, of the second cache, for some images' transformed tiles and their products
+WEIGHT_TILES = {2: 384, 4: 256}  # that are transformed at a time for the gradient of the weights
 
 
 class Shape(NamedTuple):
-    """The shape of one image of an input, the channels of the output, and whether it is pooled."""
+    """The shape of one image of an input, the channels of the output, and whether it is pooled.
+
+    Each has two kernels: the layer's and, with ``gradient``, its gradient's.
+    """
 
     channels_in: int
     channels_out: int
     height: int
     width: int
     pool: bool
+    gradient: bool = False
 
 
-def shape_of(x: Tensor, weight: Tensor, pool: bool) -> Shape:
+def shape_of(x: Tensor, weight: Tensor, pool: bool, gradient: bool = False) -> Shape:
     """The shape of a convolution of ``x`` [N, C, H, W] with ``weight`` [O, C, 3, 3]."""
     _, channels, height, width = x.shape
-    return Shape(channels, len(weight), height, width, pool)
+    return Shape(channels, len(weight), height, width, pool, gradient)
 
 
 def why_not() -> str | None:
@@ -55,7 +60,7 @@ def why_not() -> str | None:
 
 def fits(shape: Shape) -> bool:
     """Whether the kernel supports a shape, and is fast for it."""
-    channels_in, channels_out, height, width, _ = shape
+    channels_in, channels_out, height, width, *_ = shape
     return (
         16 <= channels_in <= WIDEST
         and channels_in % 8 == 0
@@ -66,31 +71,73 @@ def fits(shape: Shape) -> bool:
     )
 
 
-def macros(shape: Shape, float16: bool | None = None) -> dict[str, int]:
+def _tiles(shape: Shape, tile: int) -> int:
+    """How many tiles cover the result for an image."""
+    used = 2 if shape.pool and not shape.gradient else 1  # the pool leaves an odd row out
+    height, width = (size // used * used for size in (shape.height, shape.width))
+    return -(-height // tile) * -(-width // tile)
+
+
+class Kind(NamedTuple):
+    """How a kernel computes: with float16 or bfloat16 factors, and tiles of 2x2 or 4x4 results."""
+
+    float16: bool
+    tile: int
+
+
+def kind(shape: Shape) -> Kind:
+    """The kind with the fewest products; tiles of 4x4, with larger errors, only if they save any."""
+    float16 = build.has_float16()
+    two, four = ((tile + 2) ** 2 * _tiles(shape, tile) for tile in (2, 4))
+    return Kind(float16, 4 if four < two and not float16 else 2)
+
+
+def is_best_behind_pool(shape: Shape) -> bool:
+    """Whether the gradient of a layer with a pool is computed faster here than by ``wide_conv``.
+
+    Three of four gradients are zero there, and ``wide_conv`` only makes the other products. That is
+    slower for each, but where there are few channels, transforms are slower still.
+    """
+    tile = kind(shape._replace(gradient=True)).tile
+    tiles = sum(_tiles(shape._replace(gradient=is_images), tile) for is_images in (True, False))
+    made = 2 * 9 * (shape.height // 2) * (shape.width // 2)
+    return shape.channels_in >= 64 and (tile + 2) ** 2 * tiles < 1.5 * made
+
+
+def macros(shape: Shape, of: Kind | None = None) -> dict[str, int]:
     """The macros of ``winograd.c``.
 
     Args:
-        float16: instead of ``build.has_float16()``.
+        of: instead of ``kind(shape)``.
     """
-    channels_in, channels_out, height, width, pool = shape
-    tiles = (height // 2) * (width // 2) if pool else -(-height // 2) * -(-width // 2)
-    image = 16 * 2 * tiles * max(channels_in, channels_out)  # bytes
+    float16, tile = of or kind(shape)
+    tiles = _tiles(shape, tile)
+    ends = (shape.channels_out, shape.channels_in)
+    source, result = ends if shape.gradient else ends[::-1]
+    wide = 4 if -(-result // 32) % 2 == 0 else 2  # vectors in a row of a block of products
+    image = (tile + 2) ** 2 * tiles * (2 * source + (2 if float16 else 4) * 16 * wide)  # bytes
+    names = ("CIN", "COUT", "H", "W", "POOL", "GRADIENT")
     return {
-        **dict(zip(("CIN", "COUT", "H", "W", "POOL"), map(int, shape), strict=True)),
-        "GROUP": max(CACHE // image, 1),
-        "WEIGHT_GROUP": max(round(WEIGHT_TILES / tiles), 1),
-        "FP16": int(build.has_float16() if float16 is None else float16),
+        **dict(zip(names, map(int, shape), strict=True)),
+        "TILE": tile,
+        "GROUP": _group(max(CACHE // image, 1), tiles, 24 // wide),
+        "WEIGHT_GROUP": max(round(WEIGHT_TILES[tile] / tiles / 2), 1) * 2,
+        "FP16": int(float16),
     }
 
 
+def _group(most: int, tiles: int, rows: int) -> int:
+    """How many images to transform at a time: their tiles should fill blocks of rows."""
+    return max(range(-(-most // 2), most + 1), key=lambda n: (n * tiles / -(-n * tiles // rows), n))
+
+
 @functools.cache
-def library(shape: Shape, float16: bool | None = None) -> ctypes.CDLL:
+def library(shape: Shape, of: Kind | None = None) -> Callable[..., int]:
     """Load the kernel for a shape; raises as ``build.load``."""
-    made = build.load(SOURCE, macros(shape, float16))
-    made.forward.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4]
-    if not shape.pool:
-        made.backward.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 5]
-    return made
+    made = build.load(SOURCE, macros(shape, of))
+    function = made.backward if shape.gradient else made.forward
+    function.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * (6 if shape.gradient else 4)]
+    return function
 
 
 def _call(function: Any, count: int, *tensors: Tensor | None) -> None:
@@ -111,7 +158,7 @@ def _empty(x: Tensor, weight: Tensor) -> Tensor:
 def _forward(x: Tensor, weight: Tensor) -> Tensor:
     x, weight = _last(x, weight)
     y = _empty(x, weight)
-    _call(library(shape_of(x, weight, False)).forward, len(x), x, weight, y, None)
+    _call(library(shape_of(x, weight, False)), len(x), x, weight, y, None)
     return y
 
 
@@ -125,7 +172,7 @@ def _empty_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def _forward_pooled(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x, weight = _last(x, weight)
     pooled, which = _empty_pooled(x, weight)
-    _call(library(shape_of(x, weight, True)).forward, len(x), x, weight, pooled, which)
+    _call(library(shape_of(x, weight, True)), len(x), x, weight, pooled, which)
     return pooled, which
 
 
@@ -144,8 +191,18 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     gradient, x, weight = _last(gradient, x, weight)
     out = empty_gradients(x, weight, input_too, weight_too)
-    backward = library(shape_of(x, weight, False)).backward
-    _call(backward, len(x), gradient, x, weight, *out)
+    backward = library(shape_of(x, weight, False, True))
+    _call(backward, len(x), gradient, None, x, weight, *out)
+    return out
+
+
+def _backward_pooled(
+    gradient: Tensor, which: Tensor, x: Tensor, weight: Tensor, input_too: bool, weight_too: bool
+) -> tuple[Tensor, Tensor]:
+    gradient, which, x, weight = _last(gradient, which, x, weight)
+    out = empty_gradients(x, weight, input_too, weight_too)
+    backward = library(shape_of(x, weight, True, True))
+    _call(backward, len(x), gradient, which, x, weight, *out)
     return out
 
 
@@ -164,3 +221,9 @@ conv_pool = build.define(
 )
 """x, weight -> pooled (bfloat16), which (uint8) [N, O, H // 2, W // 2]. As in PyTorch the first of
 equal values is taken, and NaN is largest; values are compared before they are rounded."""
+conv_pool_backward = build.define(
+    "winograd_conv_pool_backward(Tensor gradient, Tensor which, Tensor x, Tensor weight, "
+    "bool input_too, bool weight_too) -> (Tensor, Tensor)",
+    *(_backward_pooled, lambda gradient, which, *rest: empty_gradients(*rest), _TAGS),
+)
+"""The gradient of pooled, which, x, weight -> those of x and weight, or empty tensors."""

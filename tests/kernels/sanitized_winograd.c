@@ -11,20 +11,20 @@ static bf16 *array(size_t count)
 
 int main(void)
 {
-    enum { N = 2 * GROUP + 1, INPUTS = N * CIN * H * W, WEIGHTS = COUT * CIN * TAPS };
-    enum { RESULTS = N * COUT * (POOL ? TILES : H * W) };
-    bf16 *x = array(INPUTS), *weight = array(WEIGHTS), *y = array(RESULTS);
-    uint8_t *which = POOL ? malloc(RESULTS) : NULL;
+    enum { N = 2 * GROUP + 1, WEIGHTS = COUT * CIN * TAPS };
+    bf16 *x = array(N * X), *weight = array(WEIGHTS), *y = array(N * Y);
+    uint8_t *which = POOL ? calloc(N, Y) : NULL;
+#if GRADIENT
+    bf16 *dx = array(N * X), *dw = array(WEIGHTS);
+    int bad = backward(N, y, which, x, weight, dx, dw);
+    bad |= backward(1, y, which, x, weight, dx, NULL);
+    bad |= backward(N, y, which, x, weight, NULL, dw);
+    bad |= backward(0, y, which, x, weight, dx, dw);
+    free(dx), free(dw);
+#else
     int bad = forward(N, x, weight, y, which);
     bad |= forward(1, x, weight, y, NULL);
     bad |= forward(0, x, weight, y, which);
-#if !POOL
-    bf16 *gradient = array(RESULTS), *dx = array(INPUTS), *dw = array(WEIGHTS);
-    bad |= backward(N, gradient, x, weight, dx, dw);
-    bad |= backward(1, gradient, x, weight, dx, NULL);
-    bad |= backward(N, gradient, x, weight, NULL, dw);
-    bad |= backward(0, gradient, x, weight, dx, dw);
-    free(gradient), free(dx), free(dw);
 #endif
     free(x), free(weight), free(y), free(which);
     return bad;

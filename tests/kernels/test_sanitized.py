@@ -1,5 +1,6 @@
 """Nothing is read or written outside the arrays."""
 
+import itertools
 import os
 import subprocess
 from collections.abc import Mapping
@@ -80,8 +81,10 @@ def test_the_kernel_for_wide_layers_stays_inside_its_arrays(name: str, tmp_path:
 @pytest.mark.skipif(winograd.why_not() is not None, reason=f"no kernel: {winograd.why_not()}")
 @pytest.mark.parametrize("name", WINOGRAD)
 def test_winograds_algorithm_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
-    for float16 in {False, build.has_float16()}:
-        macros = winograd.macros(WINOGRAD[name], float16) | {"GROUP": 3, "WEIGHT_GROUP": 2}
+    for tile, gradient in itertools.product((2, 4), (False, True)):
+        kind = winograd.Kind(tile == 2 and build.has_float16(), tile)
+        shape = WINOGRAD[name]._replace(gradient=gradient)
+        macros = winograd.macros(shape, kind) | {"GROUP": 3, "WEIGHT_GROUP": 2}
         assert_clean(tmp_path, "sanitized_winograd.c", winograd.SOURCE, macros)
 
 

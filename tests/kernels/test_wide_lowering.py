@@ -1,6 +1,6 @@
 """Where the kernels for wide convolutions go into a graph, and where not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,11 +22,21 @@ pytestmark = pytest.mark.skipif(
 aten = torch.ops.aten
 FORWARD = winograd.conv_pool
 BACKWARD = wide_conv_backward
+OTHERS_OF_WINOGRAD = (winograd.conv, winograd.conv_backward, winograd.conv_pool_backward)
 POOLS = (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
 
 # Whole numbers, whose sums are exact: else which of two near sums is greater depends on rounding.
 X = random.randint(random.key(1), (3, 16, 9, 8), -1, 2).bfloat16()
 W = random.randint(random.key(2), (32, 16, 3, 3), -1, 2).float()
+
+
+@pytest.fixture(autouse=True)
+def _exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tiles of 4x4 are not exact for whole numbers."""
+    monkeypatch.setattr(winograd, "kind", lambda _: winograd.Kind(build.has_float16(), 2))
+    winograd.library.cache_clear()
+    yield
+    winograd.library.cache_clear()
 
 
 def pooled(x: Tensor, w: Tensor) -> Tensor:
@@ -48,7 +58,7 @@ def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
 
 
 def calls(module: fx.GraphModule) -> list[object]:
-    ours = (FORWARD, BACKWARD, winograd.conv, winograd.conv_backward, *POOLS)
+    ours = (FORWARD, BACKWARD, *OTHERS_OF_WINOGRAD, *POOLS)
     return [node.target for node in module.graph.nodes if node.target in ours]
 
 
@@ -75,6 +85,17 @@ def test_two_pairs_in_a_row() -> None:
     assert calls(module) == [FORWARD] * 2 + [BACKWARD] * 2
     for ours, theirs in zip(module(X, W, v), slopes(X, W, v), strict=True):
         assert (ours.double() - theirs.double()).norm() <= 0.01 * theirs.double().norm()
+
+
+def test_behind_a_pool_the_faster_gradient_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 4x4 have few enough products, where there are enough channels and pixels."""
+    monkeypatch.setattr(winograd, "kind", lambda _: winograd.Kind(False, 4))
+    x, w = torch.zeros(1, 64, 15, 15).bfloat16(), torch.zeros(256, 64, 3, 3)
+    for size, expected in ((15, winograd.conv_pool_backward), (7, BACKWARD)):
+        module = traced(grad(loss, argnums=1), x[..., :size, :size], w)
+        assert calls(module) == [FORWARD, expected]
+    module = traced(grad(loss, argnums=1), x[:, :32], w[:, :32])
+    assert calls(module) == [FORWARD, BACKWARD]
 
 
 def test_every_such_convolution_of_a_training_step_is_found() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fcifar import random
 from fcifar.kernels import build, winograd
-from fcifar.kernels.winograd import Shape, fits, library, macros
+from fcifar.kernels.winograd import Kind, Shape, fits, library, macros
 
 pytestmark = pytest.mark.skipif(
     winograd.why_not() is not None, reason=f"no such kernel here: {winograd.why_not()}"
@@ -29,8 +29,17 @@ SHAPES = {
     "40 to 32, not square": Shape(40, 32, 5, 18, False),
     "40 to 32, not square, pooled": Shape(40, 32, 5, 18, True),
 }
-FACTORS = [False] + [True] * (winograd.why_not() is None and build.has_float16())
-factors = pytest.mark.parametrize("float16", FACTORS, ids=["bfloat16", "float16"][: len(FACTORS)])
+KINDS = {
+    "bfloat16, 2x2": Kind(False, 2),
+    "bfloat16, 4x4": Kind(False, 4),
+    "float16, 2x2": Kind(True, 2),
+}
+if winograd.why_not() or not build.has_float16():
+    del KINDS["float16, 2x2"]
+EXACT = {name: kind for name, kind in KINDS.items() if kind.tile == 2}  # for whole numbers
+BOUNDS = {Kind(False, 2): 0.0048, Kind(False, 4): 0.017, Kind(True, 2): 0.0028}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+exact = pytest.mark.parametrize("kind", EXACT.values(), ids=EXACT)
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
@@ -41,21 +50,19 @@ class Arguments(NamedTuple):
 
 
 class Results(NamedTuple):
-    """With a pool there are no gradients, which are those of ``wide_conv``; else no choices."""
-
     y: Tensor
-    which: Tensor
+    which: Tensor  # empty without a pool
     dx: Tensor
     dw: Tensor
 
     @property
     def values(self) -> dict[str, Tensor]:
-        return {n: getattr(self, n) for n in ("y", "dx", "dw") if getattr(self, n).numel()}
+        return {"y": self.y, "dx": self.dx, "dw": self.dw}
 
 
 def draw(shape: Shape, count: int = 3, *, whole: bool = False, seed: int = 0) -> Arguments:
     """Arguments from a key. Whole numbers are small enough for every result to be exact."""
-    c, o, h, w, pool = shape
+    c, o, h, w, pool, _ = shape
     result = (count, o, h // 2, w // 2) if pool else (count, o, h, w)
     sizes = (result, (count, c, h, w), (o, c, 3, 3))
     keys = random.split(random.key(seed), len(sizes))
@@ -66,17 +73,14 @@ def draw(shape: Shape, count: int = 3, *, whole: bool = False, seed: int = 0) ->
     return Arguments(*(p.bfloat16().contiguous(memory_format=LAST) for p in parts))
 
 
-def kernel(shape: Shape, arguments: Arguments, float16: bool) -> Results:
+def kernel(shape: Shape, arguments: Arguments, kind: Kind) -> Results:
     gradient, x, weight = arguments
     y = torch.empty_like(gradient)
     which = torch.empty_like(y if shape.pool else y[:0], dtype=torch.uint8)
     dx, dw = torch.empty_like(x), torch.empty_like(weight)
-    made = library(shape, float16)
-    at = [t.data_ptr() if t.numel() else None for t in (gradient, x, weight, dx, dw, y, which)]
-    assert made.forward(len(x), at[1], at[2], at[5], at[6]) == 0
-    if shape.pool:
-        return Results(y, which, dx[:0], dw[:0])
-    assert made.backward(len(x), *at[:5]) == 0
+    at = [t.data_ptr() if t.numel() else None for t in (gradient, which, x, weight, dx, dw, y)]
+    assert library(shape, kind)(len(x), at[2], at[3], at[6], at[1]) == 0
+    assert library(shape._replace(gradient=True), kind)(len(x), *at[:6]) == 0
     return Results(y, which, dx, dw)
 
 
@@ -85,117 +89,115 @@ def reference(shape: Shape, arguments: Arguments, which: Tensor | None = None) -
     gradient, *inputs = (a.double() for a in arguments)
     inputs = [i.requires_grad_() for i in inputs]
     y = F.conv2d(*inputs, padding=1)
-    if not shape.pool:
-        nothing = torch.empty_like(y[:0], dtype=torch.uint8)
-        return Results(y.detach(), nothing, *torch.autograd.grad(y, inputs, gradient))
-    windows = y.detach()[:, :, : shape.height // 2 * 2, : shape.width // 2 * 2]
-    windows = windows.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
-    if which is None:
-        which = windows.argmax(-1).to(torch.uint8)
-    y = windows.gather(-1, which.long()[..., None])[..., 0]
-    return Results(y, which, inputs[0][:0], inputs[1][:0])
+    if shape.pool:
+        windows = y[:, :, : shape.height // 2 * 2, : shape.width // 2 * 2]
+        windows = windows.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
+        if which is None:
+            which = windows.argmax(-1).to(torch.uint8)
+        y = windows.gather(-1, which.long()[..., None])[..., 0]
+    else:
+        which = torch.empty_like(y[:0], dtype=torch.uint8)
+    return Results(y.detach(), which, *torch.autograd.grad(y, inputs, gradient))
 
 
-def assert_equal(shape: Shape, count: int, float16: bool, seed: int = 0) -> None:
+def assert_equal(shape: Shape, count: int, kind: Kind, seed: int = 0) -> None:
     """Sums of whole numbers are exact, and bfloat16 rounds what is beyond 256."""
     arguments = draw(shape, count, whole=True, seed=seed)
-    ours, theirs = kernel(shape, arguments, float16), reference(shape, arguments)
+    ours, theirs = kernel(shape, arguments, kind), reference(shape, arguments)
     for name, value in ours.values.items():
         assert torch.equal(value, getattr(theirs, name).float().bfloat16()), name
     assert torch.equal(ours.which, theirs.which)
 
 
-@factors
+@exact
 @shapes
 @pytest.mark.parametrize("count", [1, 5])
-def test_on_whole_numbers_it_is_equal_to_pytorch(shape: Shape, count: int, float16: bool) -> None:
+def test_on_whole_numbers_it_is_equal_to_pytorch(shape: Shape, count: int, kind: Kind) -> None:
     """Many pooled values are the first of several equals, and many gradients are zero."""
-    assert_equal(shape, count, float16)
+    assert_equal(shape, count, kind)
 
 
-@factors
+@kinds
 @shapes
-def test_errors_are_those_of_roundings_of_the_factors(shape: Shape, float16: bool) -> None:
+def test_errors_are_those_of_roundings_of_the_factors(shape: Shape, kind: Kind) -> None:
     """Relative to the norm. A rounding of the result alone is 0.0017."""
     arguments = draw(shape)
-    ours = kernel(shape, arguments, float16)
+    ours = kernel(shape, arguments, kind)
     truth = reference(shape, arguments, ours.which)
     best = reference(shape, arguments)
-    bound = 0.0028 if float16 else 0.0048
+    bound = BOUNDS[kind]
     for name, value in ours.values.items():
         exact = getattr(truth, name)
         assert (value.double() - exact).norm() <= bound * exact.norm(), name
     assert (ours.y.double() - best.y).norm() <= bound * best.y.norm(), "not the greatest was taken"
 
 
-@factors
+@kinds
 @shapes
-def test_powers_of_two_change_no_digit(shape: Shape, float16: bool) -> None:
+def test_powers_of_two_change_no_digit(shape: Shape, kind: Kind) -> None:
     """Float16 does not reach as far as bfloat16, so that factors are scaled before."""
     gradient, x, weight = draw(shape)
-    ours = kernel(shape, Arguments(gradient, x, weight), float16)
+    ours = kernel(shape, Arguments(gradient, x, weight), kind)
     down, up = 2.0**-70, 2.0**60
-    scaled = kernel(shape, Arguments(gradient * down, x * up, weight * down), float16)
+    scaled = kernel(shape, Arguments(gradient * down, x * up, weight * down), kind)
     assert torch.equal(scaled.y, ours.y * 2.0**-10)
     assert torch.equal(scaled.which, ours.which)
     assert torch.equal(scaled.dw, ours.dw * 2.0**-10)
-    small = kernel(shape, Arguments(gradient * down, x, weight * up), float16)
+    small = kernel(shape, Arguments(gradient * down, x, weight * up), kind)
     assert torch.equal(small.dx, ours.dx * 2.0**-10)
 
 
-@factors
+@kinds
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_no_sum_overflows(pool: bool, sign: float, float16: bool) -> None:
+def test_no_sum_overflows(pool: bool, sign: float, kind: Kind) -> None:
     """All factors at their largest, just below a power of two, with as many channels as may be."""
     shape = Shape(512, 512, 4, 4, pool)
     ones = [torch.ones_like(a) * (2 - 2**-7) for a in draw(shape, 9)]
     arguments = Arguments(ones[0], ones[1] * sign, ones[2])
     # Signs for the largest of the transformed tiles, where pixels are subtracted.
     arguments.x[..., ::2] *= -1
-    ours = kernel(shape, arguments, float16)
+    ours = kernel(shape, arguments, kind)
     theirs = reference(shape, arguments, ours.which)
     for name, value in ours.values.items():
         truth = getattr(theirs, name)
-        assert (value.double() - truth).abs().max() <= 0.01 * truth.abs().max(), name
+        assert (value.double() - truth).abs().max() <= 0.02 * truth.abs().max(), name
 
 
-@factors
+@kinds
 @shapes
-def test_an_image_does_not_depend_on_the_others(shape: Shape, float16: bool) -> None:
+def test_an_image_does_not_depend_on_the_others(shape: Shape, kind: Kind) -> None:
     arguments = draw(shape, 4)
-    together = kernel(shape, arguments, float16)
+    together = kernel(shape, arguments, kind)
     arguments.x[0] *= 2.0**40
     arguments.gradient[0] = float("nan")
     arguments.x[3, 0, 0, 0] = float("nan")
-    spoilt = kernel(shape, arguments, float16)
+    spoilt = kernel(shape, arguments, kind)
     for name in ("y", "which", "dx"):
         ours, theirs = getattr(spoilt, name)[1:3], getattr(together, name)[1:3]
         assert torch.equal(ours, theirs), name
     assert spoilt.y[3].isnan().any()
-    one = kernel(shape, Arguments(*(a[1:2] for a in arguments[:2]), arguments.weight), float16)
+    one = kernel(shape, Arguments(*(a[1:2] for a in arguments[:2]), arguments.weight), kind)
     assert torch.equal(one.y[0], together.y[1])
-    if not shape.pool:
-        assert spoilt.dx[0].isnan().any()
-        assert spoilt.dw.isnan().any()
-        assert torch.equal(one.dx[0], together.dx[1])
+    assert spoilt.dx[0].isnan().any()
+    assert spoilt.dw.isnan().any()
 
 
-@factors
-def test_what_is_no_number_is_greatest(float16: bool) -> None:
+@kinds
+def test_what_is_no_number_is_greatest(kind: Kind) -> None:
     shape = SHAPES["16 to 32, one window"]
     arguments = draw(shape)
     arguments.x[0, 0, 0, 0] = float("nan")
-    assert kernel(shape, arguments, float16).y[0].isnan().all()
+    assert kernel(shape, arguments, kind).y[0].isnan().all()
 
 
-@factors
+@kinds
 @shapes
-def test_zeros_and_nothing(shape: Shape, float16: bool) -> None:
+def test_zeros_and_nothing(shape: Shape, kind: Kind) -> None:
     zeros = Arguments(*(torch.zeros_like(a) for a in draw(shape)))
-    assert all(not r.any() for r in kernel(shape, zeros, float16))
+    assert all(not r.any() for r in kernel(shape, zeros, kind))
     nothing = draw(shape, 0)
-    assert not kernel(shape, nothing, float16).dw.any()
+    assert not kernel(shape, nothing, kind).dw.any()
 
 
 drawn = st.builds(
@@ -205,21 +207,23 @@ drawn = st.builds(
     st.integers(2, 12),
     st.integers(2, 12),
     st.booleans(),
+    st.just(False),
 )
 
 
 @settings(deadline=None, max_examples=6)
-@given(drawn, st.integers(0, 9), st.integers(0, 99), st.sampled_from(FACTORS))
-def test_any_shape_is_equal_to_pytorch(shape: Shape, count: int, seed: int, float16: bool) -> None:
-    assert_equal(shape, count, float16, seed)
+@given(drawn, st.integers(0, 9), st.integers(0, 99), st.sampled_from(list(EXACT.values())))
+def test_any_shape_is_equal_to_pytorch(shape: Shape, count: int, seed: int, kind: Kind) -> None:
+    assert_equal(shape, count, kind, seed)
 
 
-@factors
+@exact
 @pytest.mark.parametrize("pool", [False, True])
-def test_more_images_than_are_transformed_at_a_time(pool: bool, float16: bool) -> None:
+def test_more_images_than_are_transformed_at_a_time(pool: bool, kind: Kind) -> None:
     shape = Shape(32, 64, 6, 6, pool)
-    made = macros(shape)
-    assert_equal(shape, max(made["GROUP"], made["WEIGHT_GROUP"]) + 3, float16)
+    both = (macros(s, kind) for s in (shape, shape._replace(gradient=True)))
+    count = max(max(made["GROUP"], made["WEIGHT_GROUP"]) for made in both)
+    assert_equal(shape, count + 3, kind)
 
 
 def test_a_gradient_is_left_out_on_demand() -> None:
@@ -241,20 +245,19 @@ def test_how_tensors_lie_in_memory_does_not_matter() -> None:
         assert torch.equal(a, b)
 
 
-@factors
+@kinds
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_the_same_threads_give_the_same_bits(threads: int, float16: bool) -> None:
-    """And all but the weights' gradient are the same with any number of threads."""
-    shape = SHAPES["40 to 32, not square"]
+def test_any_number_of_threads_gives_the_same_bits(threads: int, kind: Kind) -> None:
+    shape = SHAPES["40 to 32, not square, pooled"]
     arguments, before = draw(shape, 7), torch.get_num_threads()
-    alone = kernel(shape, arguments, float16)
+    alone = kernel(shape, arguments, kind)
     torch.set_num_threads(threads)
     try:
-        first = kernel(shape, arguments, float16)
+        first = kernel(shape, arguments, kind)
         for _ in range(3):
-            again = kernel(shape, arguments, float16)
+            again = kernel(shape, arguments, kind)
             assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(first[:3], alone[:3], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first, alone, strict=True))
     finally:
         torch.set_num_threads(before)
 
