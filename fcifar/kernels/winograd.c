@@ -373,7 +373,8 @@ SPECIALISED void transform_images(int count, const Source from[2], int r, int co
                     put(count, to, tile + s, SIDE * i + j, c, some_of(channels, c), both);
                 }
             }
-            UNROLL for (int k = 0; k < count; k++) memcpy(v[k], v[k] + TILE, 2 * sizeof v[k][0]);
+            UNROLL for (int k = 0; k < count; k++)
+                UNROLL for (int j = 0; j < 2 * SIDE; j++) v[k][j / SIDE][j % SIDE] = v[k][TILE + j / SIDE][j % SIDE];
         }
     }
 }

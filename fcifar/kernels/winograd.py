@@ -86,7 +86,7 @@ class Kind(NamedTuple):
 
 
 def kind(shape: Shape) -> Kind:
-    """The kind with the fewest products; tiles of 4x4, with larger errors, only if they save any."""
+    """The kind with the fewest products; tiles of 4x4, less exact, only if they save some."""
     float16 = build.has_float16()
     two, four = ((tile + 2) ** 2 * _tiles(shape, tile) for tile in (2, 4))
     return Kind(float16, 4 if four < two and not float16 else 2)
