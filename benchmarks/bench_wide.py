@@ -77,12 +77,14 @@ def functions(shape: Shape, count: int) -> Functions:
             },
         }
     _, which = winograd.conv_pool(x, weight)
+    is_best = winograd.is_best_behind_pool(shape)
+    backward = winograd.conv_pool_backward if is_best else wide_conv.wide_conv_backward
     arguments = (gradient, which, x, weight, True, True)
     return {
         "forward": {"library": library, "fcifar": lambda: winograd.conv_pool(x, weight)},
         "backward": {
             "library": library_backward,
-            "fcifar": lambda: wide_conv.wide_conv_backward(*arguments),
+            "fcifar": lambda: backward(*arguments),
         },
     }
 

@@ -88,6 +88,8 @@ def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callabl
     which = gradient
     if winograd.why_not() is None:
         which = winograd.conv_pool(x, weight)[1]
+    is_best = winograd.is_best_behind_pool(shape)
+    backward = winograd.conv_pool_backward if is_best else wide_conv.wide_conv_backward
     arguments = (gradient, which, x, weight, True, True)
     return {
         "pytorch": {
@@ -96,7 +98,7 @@ def _make_wide(shape: winograd.Shape, batch: int) -> dict[str, dict[str, Callabl
         },
         "fcifar": {
             "forward": lambda: winograd.conv_pool(x, weight),
-            "backward": lambda: wide_conv.wide_conv_backward(*arguments),
+            "backward": lambda: backward(*arguments),
         },
     }
 

@@ -106,6 +106,37 @@ def recipe_table(recipes: Mapping[str, Sequence[Run]]) -> str:
     return markdown(columns, rows)
 
 
+def frontier(records: Sequence[Record]) -> Section | None:
+    """Return the accuracy of one recipe against the time of more and fewer epochs."""
+    record = next((r for r in reversed(records) if "frontier" in r["results"]), None)
+    if record is None:
+        return None
+    recipe = record["config"]["recipe"]
+    points, means, labels, rows = [], [], [], []
+    for epochs, runs in record["results"]["frontier"].items():
+        accuracies = [100 * run.get("tta_accuracy", run["test_accuracy"]) for run in runs]
+        seconds = [run["convention_seconds"] for run in runs]
+        if runs:
+            points += zip(seconds, accuracies, strict=True)
+            means.append((statistics.fmean(seconds), statistics.fmean(accuracies)))
+            labels.append(epochs)
+            process = statistics.median(run["process_seconds"] for run in runs)
+            row = (epochs, str(len(runs)), f"{statistics.fmean(accuracies):.2f} %")
+            rows.append((*row, f"{statistics.median(seconds):,.0f} s", f"{process:,.0f} s"))
+    if not rows:
+        return None
+    series = [
+        Series(f"mean, with the number of epochs of {recipe}", means, BLUE, "solid", labels),
+        Series("a run", points, BLUE, "hollow"),
+    ]
+    title = "Accuracy for a number of seconds"
+    panel = Panel(series, "", "seconds of training and evaluation", "test accuracy, %", log="x")
+    svg = draw_panels([panel], title, _sources([record]), width=8.0, height=4.4)
+    columns = ("epochs", "runs", "accuracy", "train + eval time", "process")
+    after = f"`{recipe}` with fewer and more epochs.\n\n{markdown(columns, rows)}"
+    return Section(title, [Chart("frontier.svg", title, svg)], after=after)
+
+
 def ablation(records: Sequence[Record]) -> Section | None:
     """Return the accuracy of a recipe with one part changed at a time, a dot for each seed."""
     runs = _runs_with(records, "valid_accuracy", "train_seconds")
@@ -299,4 +330,13 @@ def _sources(records: Sequence[Record]) -> str:
     return f"{'; '.join(dict.fromkeys(map(machine, records)))}; {names}"
 
 
-SECTIONS = (recipes, ablation, training_steps, whole_trainings, growth, replicas, gradients)
+SECTIONS = (
+    recipes,
+    frontier,
+    ablation,
+    training_steps,
+    whole_trainings,
+    growth,
+    replicas,
+    gradients,
+)

@@ -109,8 +109,12 @@ typedef __mmask32 Some;
 static inline __m256i factor(__m512 v) { return (__m256i)_mm512_cvtxps_ph(v); }
 static inline __m512 multiply_add(__m512 sum, __m512i a, __m512i b)
 {
+#ifdef EMULATED                                     /* in tests on processors without it */
+    return (__m512)_mm512_fmadd_ph((__m512h)a, (__m512h)b, (__m512h)sum);
+#else
     __asm__ volatile("vfmadd231ph %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
     return sum;
+#endif
 }
 static inline __m512 add_sums(__m512 a, __m512 b) { return (__m512)_mm512_add_ph((__m512h)a, (__m512h)b); }
 /* The sums of both elements of each pair of two vectors. */
@@ -346,7 +350,7 @@ SPECIALISED void put(int count, Tiles to, int tile, int place, int channel, Some
 }
 
 /* V of a row of tiles of one image, or of two; the first of them has the number ``tile``. */
-SPECIALISED void transform_images(int count, const Source from[2], int r, int columns, Tiles to, int tile)
+SPECIALISED void transform_images(int count, const Source *from, int r, int columns, Tiles to, int tile)
 {
     int channels = from->is_gradient ? COUT : CIN;
     for (int c = 0; c < channels; c += WIDTH) {
@@ -600,7 +604,7 @@ ALONE void multiply_both(int steps, const char *a, const char *b, int more, __m5
 }
 
 /* dM of a row of tiles of two images; the first pair has the number ``tile``. */
-static void transform_gradients(const Source from[2], int r, Tiles to, int tile)
+static void transform_gradients(const Source *from, int r, Tiles to, int tile)
 {
     for (int s = 0; s < Y_COLS; s++, tile++)
         for (int o = 0; o < COUT; o += WIDTH) {

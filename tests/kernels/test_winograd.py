@@ -1,5 +1,7 @@
 """Wide convolutions by Winograd's algorithm, their pools and gradients, against PyTorch's."""
 
+import ctypes
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor
 from fcifar import random
 from fcifar.kernels import build, winograd
 from fcifar.kernels.winograd import Kind, Shape, fits, library, macros
+from tests.kernels import emulated
 
 pytestmark = pytest.mark.skipif(
     winograd.why_not() is not None, reason=f"no such kernel here: {winograd.why_not()}"
@@ -34,12 +37,24 @@ KINDS = {
     "bfloat16, 4x4": Kind(False, 4),
     "float16, 2x2": Kind(True, 2),
 }
-if winograd.why_not() or not build.has_float16():
-    del KINDS["float16, 2x2"]
-EXACT = {name: kind for name, kind in KINDS.items() if kind.tile == 2}  # for whole numbers
 BOUNDS = {Kind(False, 2): 0.0048, Kind(False, 4): 0.017, Kind(True, 2): 0.0028}
-kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-exact = pytest.mark.parametrize("kind", EXACT.values(), ids=EXACT)
+IS_EMULATED = winograd.why_not() is None and not build.has_float16()
+FAST = [kind for kind in KINDS.values() if not (kind.float16 and IS_EMULATED)]
+EMULATED_OFTEN = ("64 to 96, odd", "16 to 32, one window")
+
+
+def parameters(most: int) -> pytest.MarkDecorator:
+    """Of kinds, with tiles of at most this size; slow with float16 where it is emulated."""
+    slow = [pytest.mark.slow] if IS_EMULATED else []
+    values = [
+        pytest.param(kind, id=name, marks=slow if kind.float16 else [])
+        for name, kind in KINDS.items()
+        if kind.tile <= most
+    ]
+    return pytest.mark.parametrize("kind", values)
+
+
+kinds, exact = parameters(4), parameters(2)  # ``exact`` for whole numbers
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
@@ -73,14 +88,23 @@ def draw(shape: Shape, count: int = 3, *, whole: bool = False, seed: int = 0) ->
     return Arguments(*(p.bfloat16().contiguous(memory_format=LAST) for p in parts))
 
 
+def function(shape: Shape, kind: Kind) -> Callable[..., int]:
+    if not (kind.float16 and IS_EMULATED):
+        return library(shape, kind)
+    made = emulated.library(winograd.SOURCE, tuple(macros(shape, kind).items()))
+    found = made.backward if shape.gradient else made.forward
+    found.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * (6 if shape.gradient else 4)]
+    return found
+
+
 def kernel(shape: Shape, arguments: Arguments, kind: Kind) -> Results:
     gradient, x, weight = arguments
     y = torch.empty_like(gradient)
     which = torch.empty_like(y if shape.pool else y[:0], dtype=torch.uint8)
     dx, dw = torch.empty_like(x), torch.empty_like(weight)
     at = [t.data_ptr() if t.numel() else None for t in (gradient, which, x, weight, dx, dw, y)]
-    assert library(shape, kind)(len(x), at[2], at[3], at[6], at[1]) == 0
-    assert library(shape._replace(gradient=True), kind)(len(x), *at[:6]) == 0
+    assert function(shape, kind)(len(x), at[2], at[3], at[6], at[1]) == 0
+    assert function(shape._replace(gradient=True), kind)(len(x), *at[:6]) == 0
     return Results(y, which, dx, dw)
 
 
@@ -115,6 +139,12 @@ def assert_equal(shape: Shape, count: int, kind: Kind, seed: int = 0) -> None:
 def test_on_whole_numbers_it_is_equal_to_pytorch(shape: Shape, count: int, kind: Kind) -> None:
     """Many pooled values are the first of several equals, and many gradients are zero."""
     assert_equal(shape, count, kind)
+
+
+@pytest.mark.skipif(not IS_EMULATED, reason="all are tested with float16")
+@pytest.mark.parametrize("name", EMULATED_OFTEN)
+def test_emulated_float16_is_equal_to_pytorch(name: str) -> None:
+    assert_equal(SHAPES[name], 3, Kind(True, 2))
 
 
 @kinds
@@ -212,7 +242,12 @@ drawn = st.builds(
 
 
 @settings(deadline=None, max_examples=6)
-@given(drawn, st.integers(0, 9), st.integers(0, 99), st.sampled_from(list(EXACT.values())))
+@given(
+    drawn,
+    st.integers(0, 9),
+    st.integers(0, 99),
+    st.sampled_from([kind for kind in FAST if kind.tile == 2]),
+)
 def test_any_shape_is_equal_to_pytorch(shape: Shape, count: int, seed: int, kind: Kind) -> None:
     assert_equal(shape, count, kind, seed)
 

@@ -1,0 +1,34 @@
+"""Accuracy against seconds: one recipe with fewer and with more epochs, a run of each at a time.
+
+    python -m benchmarks.bench_frontier [--dataset cifar10] [--recipe speed94]
+        [--epochs 1,2,3,5,8,12,18] [--seeds 2] [--name frontier]
+
+Everything that is counted in epochs grows with them. Writes bench_results/NAME.json after each run,
+so that the last runs may be left out.
+"""
+
+from typing import Any
+
+from benchmarks import processes, records, script
+from benchmarks.bench_recipes import KEPT
+from fcifar.recipes import get
+
+
+def main() -> None:
+    defaults = {"dataset": "cifar10", "recipe": "speed94", "epochs": "1,2,3,5,8,12,18"}
+    options = script.parser(__doc__, **defaults, seeds=2, name="frontier").parse_args()
+    recipe = get(options.recipe)
+    lengths = [int(epochs) for epochs in options.epochs.split(",")]
+    results: dict[str, list[dict[str, Any]]] = {str(epochs): [] for epochs in lengths}
+    for seed in range(options.seeds):
+        for epochs in lengths:
+            whiten = recipe.whiten_epochs * epochs / recipe.epochs
+            settings = ("--epochs", epochs, "--set", f"whiten_epochs={whiten:g}", "--seed", seed)
+            report = processes.train(options.recipe, "--dataset", options.dataset, *settings)
+            results[str(epochs)].append({key: report[key] for key in KEPT if key in report})
+            print(epochs, results[str(epochs)][-1], flush=True)
+            records.write(options.name, vars(options), {"frontier": results})
+
+
+if __name__ == "__main__":
+    main()
