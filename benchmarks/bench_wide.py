@@ -92,7 +92,7 @@ def functions(shape: Shape, count: int) -> Functions:
 def errors(shape: Shape) -> dict[str, dict[str, float]]:
     """Relative errors of y, dx and dw without a pool: its choices depend on rounding."""
     plain = shape._replace(pool=False)
-    c, o, h, w, _ = plain
+    c, o, h, w, *_ = plain
     made = functions(plain, 8)
     x, weight = images(0, 8, c, h, w), images(1, o, c, 3, 3) / (3 * c**0.5)
     inputs = [t.double().requires_grad_() for t in (x, weight)]

@@ -26,6 +26,7 @@ GROWTH = {  # axes and unit
     "width": ("hidden units, batch 64", "microseconds per image", 1e6),
     "images": ("images, batch 4", "seconds per epoch", 1.0),
 }
+FAMILY = ("speed93", "speed94")  # which differ by the number of epochs
 BATCH = "batch by 500"  # the reference of gradients of each example
 
 Run = Mapping[str, Any]
@@ -58,8 +59,7 @@ class Section(NamedTuple):
 
 def recipes(records: Sequence[Record]) -> Section | None:
     """Return the accuracy of each run against its time, and a table of the recipes."""
-    # Of records of the same recipe the last.
-    latest = {found[0]: found for found in _runs_with(records, "test_accuracy", "process_seconds")}
+    latest = _latest(records)
     if not latest:
         return None
     runs = list(latest.values())
@@ -107,33 +107,37 @@ def recipe_table(recipes: Mapping[str, Sequence[Run]]) -> str:
 
 
 def frontier(records: Sequence[Record]) -> Section | None:
-    """Return the accuracy of one recipe against the time of more and fewer epochs."""
+    """Return the accuracy of one method against its time, with fewer and with more epochs."""
     record = next((r for r in reversed(records) if "frontier" in r["results"]), None)
     if record is None:
         return None
-    recipe = record["config"]["recipe"]
+    lengths = {int(epochs): [*runs] for epochs, runs in record["results"]["frontier"].items()}
+    used = [record]
+    for name, from_record, runs in _latest(records).values():
+        if name in FAMILY:
+            lengths.setdefault(runs[0]["epochs"], []).extend(runs)
+            used.append(from_record)
     points, means, labels, rows = [], [], [], []
-    for epochs, runs in record["results"]["frontier"].items():
-        accuracies = [100 * run.get("tta_accuracy", run["test_accuracy"]) for run in runs]
+    for epochs, runs in sorted(lengths.items()):
+        accuracies = [100 * run["tta_accuracy"] for run in runs]
         seconds = [run["convention_seconds"] for run in runs]
         if runs:
             points += zip(seconds, accuracies, strict=True)
             means.append((statistics.fmean(seconds), statistics.fmean(accuracies)))
-            labels.append(epochs)
-            process = statistics.median(run["process_seconds"] for run in runs)
-            row = (epochs, str(len(runs)), f"{statistics.fmean(accuracies):.2f} %")
-            rows.append((*row, f"{statistics.median(seconds):,.0f} s", f"{process:,.0f} s"))
-    if not rows:
-        return None
+            labels.append(str(epochs))
+            row = (str(epochs), str(len(runs)), f"{statistics.fmean(accuracies):.2f} %")
+            rows.append((*row, f"{statistics.median(seconds):,.0f} s"))
     series = [
-        Series(f"mean, with the number of epochs of {recipe}", means, BLUE, "solid", labels),
+        Series("mean, beside it the number of epochs", means, BLUE, "solid", labels),
         Series("a run", points, BLUE, "hollow"),
     ]
     title = "Accuracy for a number of seconds"
-    panel = Panel(series, "", "seconds of training and evaluation", "test accuracy, %", log="x")
-    svg = draw_panels([panel], title, _sources([record]), width=8.0, height=4.4)
-    columns = ("epochs", "runs", "accuracy", "train + eval time", "process")
-    after = f"`{recipe}` with fewer and more epochs.\n\n{markdown(columns, rows)}"
+    x_label, y_label = "seconds of training and evaluation", "accuracy with TTA, %"
+    svg = draw_panels(
+        [Panel(series, "", x_label, y_label, log="x")], title, _sources(used), width=8.0, height=4.4
+    )
+    table = markdown(("epochs", "runs", "accuracy with TTA", "train + eval time"), rows)
+    after = f"`{record['config']['recipe']}` with fewer and more epochs.\n\n{table}"
     return Section(title, [Chart("frontier.svg", title, svg)], after=after)
 
 
@@ -318,6 +322,11 @@ def _runs_with(records: Sequence[Record], *keys: str) -> list[tuple[str, Record,
         for name, values in record["results"].items()
         if (runs := _dicts(values)) and all(set(keys) <= set(run) for run in runs)
     ]
+
+
+def _latest(records: Sequence[Record]) -> dict[str, tuple[str, Record, list[Run]]]:
+    """Return the runs of each recipe, from the last record that has any."""
+    return {found[0]: found for found in _runs_with(records, "test_accuracy", "process_seconds")}
 
 
 def _dicts(values: Any) -> list[Run]:

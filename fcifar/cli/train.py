@@ -230,7 +230,7 @@ def train(
                 config = configs.extend_config(run, config, more_epochs)
         config = config.replace(checkpoint=dataclasses.replace(config.checkpoint, **checkpoint))
     else:
-        base = recipes.get(recipe or "blitz")
+        base = _get_recipe(recipe or "blitz", data_dir)
         if model is not None and model != base.model:
             overrides |= {"model": model, "model_options": model_options}
         else:
@@ -317,6 +317,25 @@ def train(
             draw.group(run)
     output.result(result, render.show_report if spec is None else render.show_sweep, json)
     return 0
+
+
+def _get_recipe(name: str, data_dir: Path | None) -> recipe_fields.Recipe:
+    """Return a recipe; if there is none, but a data set of that name, the error says so."""
+    from fcifar import recipes
+    from fcifar.data import catalog, paths, shapes10
+
+    try:
+        return recipes.get(name)
+    except UsageError as error:
+        is_known = name in catalog.KNOWN or name == shapes10.NAME
+        if is_known or (
+            paths.NAME.fullmatch(name) and paths.path_of(name, paths.data_root(data_dir)).exists()
+        ):
+            raise UsageError(
+                f"{name} is a data set and no recipe; give --dataset {name}, after a recipe or "
+                "without one"
+            ) from error
+        raise
 
 
 def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:

@@ -136,7 +136,8 @@ def named_model(
     make = model_factory(name)
     if not isinstance(options, Mapping):
         raise refused("model_options", options, "options by name, such as dropout")
-    does_not_fit = f"model_options {shown(dict(options))} do not fit the model {name}"
+    written = ", ".join(f"{option}={shown(value)}" for option, value in options.items())
+    does_not_fit = f"the options {written} do not fit the model {name}"
     known, any_other = options_of(name)
     unknown = [] if any_other else [option for option in options if option not in known]
     if "num_classes" in options or unknown:

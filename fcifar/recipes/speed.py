@@ -76,13 +76,13 @@ SPEED94 = Recipe(
     **_DATA,
     whiten_epochs=3.0,
     epochs=8,
-    expected="90.6 % with TTA, 599 s",
+    expected="90.75 % with TTA, 349 s",
     augment=("reflect_crop:2",),
 )
 
 SPEED93 = SPEED94.replace(
     name="speed93",
-    expected="89.1 % with TTA, 349 s",
+    expected="89.79 % with TTA, 219 s",
     summary="speed94 with five epochs",
     epochs=5,
     whiten_epochs=1.875,
@@ -90,7 +90,7 @@ SPEED93 = SPEED94.replace(
 
 SPEED90 = SPEED94.replace(
     name="speed90",
-    expected="86.4 % with TTA, 139 s",
+    expected="87.38 % with TTA, 90 s",
     summary="speed94 with half the width, batches of 500 and four epochs",
     model_options={"widths": (64, 128, 128), **_MUON_HEAD},
     # On held-out images, a small model in a short run gained a point, within its interval.
