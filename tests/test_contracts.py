@@ -5,6 +5,7 @@ being in recipes.RECIPES.
 """
 
 import json
+import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -427,11 +428,13 @@ def test_padding_may_hold_anything() -> None:
 
 @without_dear
 def test_learns_a_tiny_batch(case: Case, make_batch) -> None:
+    """By the median of the last losses: with momentum, single ones may be high for a while."""
     step, batch, state = case.make_step(), make_batch(16), case.make_state()
-    _, first = step(state, batch)
-    for _ in range(40 if state.variables.buffers else 150):
-        state, last = step(state, batch)
-    assert last.loss < 0.95 * first.loss
+    losses = []
+    for _ in range(41 if state.variables.buffers else 151):
+        state, found = step(state, batch)
+        losses.append(float(found.loss))
+    assert statistics.median(losses[-20:]) < 0.95 * losses[0]
 
 
 def test_bf16_is_near_fp32(model: models.Model, make_batch) -> None:

@@ -217,7 +217,7 @@ def tied_to_end(recipe: Recipe) -> list[str]:
 
     >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("blitz"))
     []
-    >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("speed94"))
+    >>> fcifar.recipes.tied_to_end(fcifar.recipes.get("speed93"))
     ['schedule', 'whiten_epochs']
     """
     tied = {

@@ -136,7 +136,7 @@ def named_model(
     make = model_factory(name)
     if not isinstance(options, Mapping):
         raise refused("model_options", options, "options by name, such as dropout")
-    written = ", ".join(f"{option}={shown(value)}" for option, value in options.items())
+    written = one_line(", ".join(f"{key}={shown(value)}" for key, value in options.items()))
     does_not_fit = f"the options {written} do not fit the model {name}"
     known, any_other = options_of(name)
     unknown = [] if any_other else [option for option in options if option not in known]
