@@ -6,7 +6,8 @@ finds there becomes
 
     conv_pool and conv_pool_backward                in float32, if it is small
     conv_pool and conv_pool_backward_each           the same with a gradient for each image
-    winograd_conv_pool and wide_conv_backward       in bfloat16, if it is wide
+    winograd_conv_pool and wide_conv_backward       in bfloat16, if it is wide; or
+    winograd_conv_pool_backward, if faster
 
 and every other wide convolution in bfloat16 ``winograd_conv`` and its backward. All other
 operations are left to inductor.

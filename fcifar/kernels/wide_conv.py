@@ -2,7 +2,7 @@
 products with zeros.
 
 An operation of torch, by ``wide_conv.c``. Three of four gradients behind the pool are zero, and are
-skipped. That is faster than Winograd's algorithm, which takes more products, of zeros among others.
+skipped. That is faster than Winograd's algorithm, unless ``winograd.is_best_behind_pool``.
 """
 
 import ctypes

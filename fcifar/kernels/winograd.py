@@ -1,9 +1,9 @@
-"""Wide 3x3 convolutions in bfloat16 and their gradients by Winograd's algorithm, F(2x2, 3x3).
+"""Wide 3x3 convolutions in bfloat16 and their gradients by Winograd's algorithm.
 
-It takes 16 products where the definition has 36. Optionally a 2x2 max-pool follows, whose windows
-are what the algorithm computes at a time; the gradient of such a pair is that of ``wide_conv``.
-Four operations of torch, by ``winograd.c``, for convolutions with a padding of 1 and no bias.
-Images have their channels last.
+F(2x2, 3x3) takes 16 products where the definition has 36, and F(4x4, 3x3) 36 where it has 144.
+Optionally a 2x2 max-pool follows; the gradient of such a pair is computed here or by ``wide_conv``
+(``is_best_behind_pool``). Four operations of torch, by ``winograd.c``, for convolutions with a
+padding of 1 and no bias. Images have their channels last.
 
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
 https://arxiv.org/abs/1509.09308. Where factors are float16 (``build.has_float16``), sums are made

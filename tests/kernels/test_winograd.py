@@ -189,9 +189,10 @@ def test_no_sum_overflows(pool: bool, sign: float, kind: Kind) -> None:
     arguments.x[..., ::2] *= -1
     ours = kernel(shape, arguments, kind)
     theirs = reference(shape, arguments, ours.which)
+    bound = 0.01 if kind.tile == 2 else 0.02
     for name, value in ours.values.items():
         truth = getattr(theirs, name)
-        assert (value.double() - truth).abs().max() <= 0.02 * truth.abs().max(), name
+        assert (value.double() - truth).abs().max() <= bound * truth.abs().max(), name
 
 
 @kinds
