@@ -11,6 +11,7 @@ each run, so that the last runs may be left out.
 from typing import Any
 
 from benchmarks import processes, records, script
+from benchmarks.bench_ablation import with_epochs
 from benchmarks.bench_recipes import KEPT
 from fcifar.recipes import get
 
@@ -23,7 +24,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {str(epochs): [] for epochs in lengths}
     for seed in range(options.seeds):
         for epochs in lengths:
-            whiten = recipe.whiten_epochs * epochs / recipe.epochs
+            whiten = with_epochs(recipe, epochs).whiten_epochs
             settings = ("--epochs", epochs, "--set", f"whiten_epochs={whiten:g}", "--seed", seed)
             report = processes.train(options.recipe, "--dataset", options.dataset, *settings)
             results[str(epochs)].append({key: report[key] for key in KEPT if key in report})

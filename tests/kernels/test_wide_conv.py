@@ -1,5 +1,7 @@
 """The gradient of a wide convolution behind a max-pool, against PyTorch's."""
 
+import ctypes
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fcifar import random
-from fcifar.kernels import build, winograd
+from fcifar.kernels import build, wide_conv, winograd
 from fcifar.kernels.wide_conv import Shape, library, macros, shape_of, wide_conv_backward
+from tests.kernels import emulated
 
 pytestmark = pytest.mark.skipif(
     winograd.why_not() is not None, reason=f"no such kernel here: {winograd.why_not()}"
@@ -92,6 +95,17 @@ def assert_equal(shape: Shape, count: int, float16: bool, seed: int = 0) -> None
 def test_on_whole_numbers_it_is_equal_to_pytorch(shape: Shape, count: int, float16: bool) -> None:
     """Many pooled values are the first of several equals, and many gradients are zero."""
     assert_equal(shape, count, float16)
+
+
+@pytest.mark.skipif(build.has_float16(), reason="all are tested with float16")
+def test_emulated_float16_is_equal_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(shape: Shape, float16: bool) -> Callable[..., int]:
+        made = emulated.library(wide_conv.SOURCE, tuple(macros(shape, float16).items())).backward
+        made.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 6]
+        return made
+
+    monkeypatch.setitem(globals(), "library", library)
+    assert_equal(SHAPES["64 to 128"], 3, True)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -212,6 +212,7 @@ def test_an_image_does_not_depend_on_the_others(shape: Shape, kind: Kind) -> Non
     assert torch.equal(one.y[0], together.y[1])
     assert spoilt.dx[0].isnan().any()
     assert spoilt.dw.isnan().any()
+    assert torch.equal(one.dx[0], together.dx[1])
 
 
 @kinds
