@@ -134,6 +134,10 @@ def keep_freed_memory() -> None:
     By default it returns large blocks to the system. The tensors of the next step are then in new
     pages, each of which the system fills with zeros. For a process that does nothing but train: it
     cannot be undone.
+
+    The first allocations of a size, up to about eight, still take new pages. Blocks are aligned by
+    cutting pieces off, and the first seven pieces of each size wait in the thread's cache (tcache),
+    where they are not merged with the freed block beside them, which is then too small by a piece.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

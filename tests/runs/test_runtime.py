@@ -1,7 +1,10 @@
 """The runtime: switches set and put back, devices and signals."""
 
 import os
+import platform
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -136,3 +139,24 @@ def test_each_process_of_a_host_has_a_device_of_its_own(
     device: str, local: int, expected: str
 ) -> None:
     assert on_rank(device, local) == expected
+
+
+_ALLOCATE = """
+import resource, torch
+from fcifar.train.runtime import keep_freed_memory
+
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+print([new_pages() for _ in range(10)][-1])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_memory_that_is_freed_is_kept() -> None:
+    command = [sys.executable, "-c", _ALLOCATE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 100, "64 MB are 15,625 pages"
