@@ -40,10 +40,23 @@ static inline Pair load(__mmask32 some, const bf16 *p)
     return (Pair){{(__m512)_mm512_slli_epi32(v, 16), (__m512)_mm512_and_si512(v, _mm512_set1_epi32(0xffff0000))}};
 }
 
+/* Rounded to nearest, ties to even, in the lower half of each lane. */
+static inline __m512i rounded(__m512 v)
+{
+#ifdef __AVX512BF16__
+    return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v));
+#else
+    __m512i bits = (__m512i)v, one = _mm512_set1_epi32(1), quiet = _mm512_set1_epi32(0x400000);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd));
+    __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    return _mm512_srli_epi32(_mm512_mask_or_epi32(up, nan, bits, quiet), 16);
+#endif
+}
+
 static inline void store(__mmask32 some, bf16 *p, Pair v)
 {
-    __m512i even = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v.half[0]));
-    __m512i odd = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(v.half[1]));
+    __m512i even = rounded(v.half[0]), odd = rounded(v.half[1]);
     _mm512_mask_storeu_epi16(p, some, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
 }
 

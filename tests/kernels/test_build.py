@@ -1,5 +1,6 @@
 """C into a library: what can go wrong."""
 
+import ctypes
 import os
 import shlex
 import subprocess
@@ -8,9 +9,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
+from fcifar import random
 from fcifar.errors import ExternalError, UsageError
-from fcifar.kernels import build
+from fcifar.kernels import build, norm_gelu, threefry
 
 pytestmark = pytest.mark.skipif(
     build.why_not() is not None, reason=f"no kernels here: {build.why_not()}"
@@ -149,3 +152,28 @@ def test_processes_that_build_at_once_do_not_meet(source: Path) -> None:
     running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
     assert [process.communicate()[0].split() for process in running] == [[b"5"]] * 3
     assert len(built(source)) == 1
+
+
+WITHOUT = ("-mno-avx512bf16", "-mno-avx512fp16")
+
+
+@pytest.mark.parametrize("source", [threefry.SOURCE, norm_gelu.SOURCE], ids=lambda path: path.stem)
+def test_what_every_program_holds_needs_no_16_bit_arithmetic(source: Path, tmp_path: Path) -> None:
+    """Programs are linked with these two on every processor with AVX-512."""
+    build.call([*build.FLAGS, *WITHOUT, str(source), "-o", str(tmp_path / "made.so")])
+
+
+def test_rounding_to_bfloat16_without_its_instruction(tmp_path: Path) -> None:
+    """Equal to torch's; GELU returns such large values unchanged."""
+    made = tmp_path / "made.so"
+    build.call([*build.FLAGS, *WITHOUT, str(norm_gelu.SOURCE), "-o", str(made)])
+    values = 16 + 1e6 * random.uniform(random.key(0), (2048,)).square()
+    values[:3] = torch.tensor([16.0625, 1.00390625 * 2**10, 1.01171875 * 2**10])  # ties
+    values[3:5] = torch.tensor([torch.inf, torch.nan])
+    x, result = torch.ones(1, 2048).bfloat16(), torch.empty(1, 2048).bfloat16()
+    zero = torch.zeros(2048)
+    pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, values, zero, result)]
+    ctypes.CDLL(str(made)).norm_gelu(ctypes.c_int64(1), ctypes.c_int64(2048), *pointers)
+    assert torch.equal(result[0].isnan(), values.isnan())
+    known = ~values.isnan()
+    assert torch.equal(result[0][known], values.bfloat16()[known])
