@@ -70,7 +70,8 @@ class BatchNorm(nn.Module):
     """Batch normalisation that returns its statistics instead of updating them in place.
 
     Parameters and buffers have the names of ``nn.BatchNorm2d``. Statistics are computed and kept in
-    at least float32, whatever the dtype of the images.
+    at least float32, whatever the dtype of the images. If ``frozen`` is set, training normalises
+    with the running statistics too, and does not change them.
 
     Args:
         momentum: weight of the new batch in the running statistics, as in PyTorch.
@@ -92,6 +93,7 @@ class BatchNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.momentum, self.eps, self.axis = momentum, eps, axis
+        self.frozen = False
         self.weight = nn.Parameter(torch.empty(channels)) if scale else None
         self.bias = nn.Parameter(torch.empty(channels))
         self.register_buffer("running_mean", torch.empty(channels))
@@ -110,7 +112,7 @@ class BatchNorm(nn.Module):
         running = {"running_mean": self.running_mean, "running_var": self.running_var}
         mean, var = running.values()
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        if train:
+        if train and not self.frozen:
             count = self.axis.size * (x.numel() // x.shape[1])
             if count == 1:
                 raise ValueError(

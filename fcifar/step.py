@@ -13,7 +13,7 @@ a step called again with the same arguments gives the same bits. ``torch.func.gr
 ``jvp`` and ``torch.compile`` (see ``compile_step``) compose with it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -81,6 +81,7 @@ def init_train_state(
     policy: Policy = precision.FP32,
     average: Average = averaging.none(),  # noqa: B008
     sample: Tensor | None = None,
+    pretrained: Mapping[str, Tensor] | None = None,
 ) -> TrainState:
     """The state before the first step, on the device of ``key``.
 
@@ -88,6 +89,11 @@ def init_train_state(
         average: the same as for ``make_train_step``.
         sample: normalised training images [N, 3, H, W], for ``model.adapt``, which runs on their
             device.
+        pretrained: values of parameters and buffers by name; the others are drawn. Names that the
+            model does not have are ignored.
+
+    Raises:
+        ValueError: a pretrained value has another shape.
 
     >>> state = fcifar.init_train_state(
     ...     fcifar.models.lenet(), fcifar.optim.sgd(0.1), key=fcifar.random.key(0)
@@ -101,6 +107,8 @@ def init_train_state(
         adapted = model.adapt(tree.on_device(variables, sample.device), sample)
         variables = tree.on_device(adapted, key.device)
     variables = precision.cast(variables, policy.param)
+    if pretrained:
+        variables = _with_values(variables, pretrained)
     return TrainState(
         step=torch.zeros((), dtype=torch.int64, device=key.device),
         variables=variables,
@@ -108,6 +116,23 @@ def init_train_state(
         key=step_key,
         average=average.init(variables),
     )
+
+
+def _with_values(variables: Variables, values: Mapping[str, Tensor]) -> Variables:
+    """Replace variables by copies of the values of the same names, in their dtypes and devices."""
+
+    def replaced(name: str, old: Tensor) -> Tensor:
+        if name not in values:
+            return old
+        if values[name].shape != old.shape:
+            raise ValueError(
+                f"the pretrained {name} is {list(values[name].shape)}, and the model's is "
+                f"{list(old.shape)}"
+            )
+        return values[name].to(old, copy=True)
+
+    params, buffers = ({n: replaced(n, old) for n, old in part.items()} for part in variables)
+    return Variables(params, buffers)
 
 
 def normalize(

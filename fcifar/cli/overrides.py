@@ -104,7 +104,7 @@ def with_changes(
         elif name == "valid" and value == "given":
             held_out = {"valid_fraction": 0.0, "stratify": False}
             values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
-        elif name in ("augment", "resolutions"):
+        elif name in ("augment", "freeze", "resolutions"):
             values[name] = _texts(value)
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)

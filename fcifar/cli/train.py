@@ -99,6 +99,19 @@ def train(
             autocompletion=completion.runs,
         ),
     ] = None,
+    init: Annotated[
+        Path | None,
+        option(
+            "--init",
+            "Begin with the weights of a run or a file (.pth, .pt, .safetensors).",
+            "RUN|FILE",
+            callback=options.locate_run,
+            autocompletion=completion.runs,
+        ),
+    ] = None,
+    init_partial: Annotated[
+        bool | None, option("--init-partial", "Take what fits of --init, and draw the rest.")
+    ] = None,
     dropout: Annotated[
         float | None, _recipe("--dropout", "Dropout probability, if the model has any.")
     ] = None,
@@ -158,13 +171,15 @@ def train(
     [dim]fcifar train --dataset shapes10 --compile
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
     fcifar train speed94 --dataset cifar100
-    fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003[/]
+    fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003
+    fcifar train conv3 --dataset pets --init runs/a --freeze conv*[/]
     """
     from fcifar.cli.data import begin_to_read, open_dataset
 
     if resume is None:
         begin_to_read(dataset or "cifar10", data_dir)
-    from fcifar import recipes
+    from fcifar import recipes, tree
+    from fcifar.export import load
     from fcifar.export import tensorboard as event_files
     from fcifar.report import draw
     from fcifar.train import config as configs
@@ -176,9 +191,10 @@ def train(
 
     overrides = given(**overrides)
     model = overrides.pop("model", None)
-    if "augment" in overrides:
-        augment = overrides["augment"]
-        overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
+    for name in ("augment", "freeze"):
+        if name in overrides:
+            text = overrides[name]
+            overrides[name] = () if text == "none" else tuple(text.split(","))
     model_options = given(dropout=dropout, hidden=hidden)
     where = given(device=device, threads=threads, precision=precision, deterministic=deterministic)
     checkpoint = given(
@@ -189,6 +205,8 @@ def train(
     is_sweep = replicas is not None or bool(sweep)
     if replica_method is not None and not is_sweep and resume is None:
         raise UsageError("--replica-method needs --replicas or --sweep; give one of them")
+    if init_partial and init is None:
+        raise UsageError("--init-partial needs --init, whose weights it takes; give both")
     if tensorboard:
         event_files.check()
     more_epochs = overrides.pop("epochs", None) if resume is not None else None
@@ -201,13 +219,14 @@ def train(
         | given(seed=seed, recipe=recipe, dataset=dataset, out=out, model=model)
         | given(compile=compile, set=changes or None, sweep=sweep or None)
         | given(replicas=replicas, replica_method=replica_method)
+        | given(init=init, init_partial=init_partial)
     ):
         raise UsageError(
             f"--resume continues a run with its own settings, and {', '.join(map(flag, others))} "
             "would change them; leave that out, or begin a new run"
         )
 
-    spec, why = None, ""
+    spec, why, pretrained = None, "", None
     if resume is not None and run_dir.is_group(resume):
         if more_epochs is not None:
             raise UsageError(
@@ -255,6 +274,16 @@ def train(
             compile=base.compile if compile is None else compile,
             checkpoint=configs.CheckpointConfig(**checkpoint),
         )
+        if init is not None:
+            initial = load.load_initial(init, base, len(data.classes), partial=bool(init_partial))
+            for note in () if quiet else initial.notes:
+                output.note(note)
+            pretrained = initial.values
+            config = config.replace(
+                init=configs.Init(
+                    source=str(init), digest=tree.digest(pretrained), drawn=initial.drawn
+                )
+            )
         method = replica_method or "auto"
         make_spec = functools.partial(
             make_sweep, replicas=replicas, grid=sweep or [], method=method
@@ -289,10 +318,11 @@ def train(
                 show(event)
 
             keep_freed_memory()
+            how: dict[str, Any] = {"resume": resumed, "observe": observe, "stop": stop}
             if spec is None:
-                result = loop.train(run, config, data, resume=resumed, observe=observe, stop=stop)
+                result = loop.train(run, config, data, pretrained=pretrained, **how)
             else:
-                result = sweeps.train(run, spec, data, resume=resumed, observe=observe, stop=stop)
+                result = sweeps.train(run, spec, data, pretrained=pretrained, **how)
     except distributed.LostError as error:
         if not (run / run_dir.MANIFEST).exists():
             raise

@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from fcifar import recipes, tensor_files
 from fcifar.errors import UsageError
 from fcifar.export import match_state_dict, state_dict
+from fcifar.export.match_state_dict import Initial
 from fcifar.export.state_dict import StateDict
 from fcifar.recipes import Recipe
 from fcifar.runs import inference
@@ -77,3 +78,20 @@ def with_classes(
     variables, notes = match_state_dict.fit(candidates, recipe, len(classes), str(path))
     model = recipes.make_model(recipe, len(classes))
     return Trained(recipe, model, variables, classes, "", "", 0), notes
+
+
+def load_initial(path: Path, recipe: Recipe, num_classes: int, *, partial: bool) -> Initial:
+    """Load the values to begin training a recipe with, from a run or a file.
+
+    Arguments are those of ``match_initial``.
+
+    Raises:
+        UsageError: there is no such file, or it does not fit the recipe's model.
+        ExternalError: it is damaged.
+    """
+    if says_what_it_is(path):
+        variables = inference.load(path).variables
+        found = (StateDict({**variables.params, **variables.buffers}),)
+    else:
+        found = state_dict.read(path)
+    return match_state_dict.match_initial(found, recipe, num_classes, str(path), partial=partial)

@@ -84,6 +84,75 @@ def match(
     return variables, tuple(notes)
 
 
+class Initial(NamedTuple):
+    """Values to begin training with."""
+
+    values: dict[str, Tensor]  # by the names of the model
+    drawn: tuple[str, ...]  # the other names of the model
+    notes: tuple[str, ...]
+
+
+def match_initial(
+    found: Sequence[StateDict], recipe: Recipe, num_classes: int, source: str, *, partial: bool
+) -> Initial:
+    """Match the tensors of a file with a recipe's model, to begin training with them.
+
+    Prefixes and wrappers are left out as by ``match``. The head, which is every parameter whose
+    shape depends on the number of classes, may have another shape, and is then drawn.
+
+    Args:
+        found: state_dicts by likelihood.
+        source: the name of the file in messages.
+        partial: take what fits, and draw everything else.
+
+    Raises:
+        UsageError: other names or shapes differ, or with ``partial`` all; the message lists them.
+    """
+    like, other = (_initial(recipes.make_model(recipe, n)) for n in (num_classes, num_classes + 1))
+    expected = {**like.params, **like.buffers}
+    head = {n for n, v in {**other.params, **other.buffers}.items() if v.shape != expected[n].shape}
+    readings = [(each, r) for each in found for r in _readings(each.tensors, expected)]
+
+    def fits(reading: _Reading) -> list[str]:
+        tensors = reading.tensors
+        return [
+            name
+            for name, leaf in expected.items()
+            if name in tensors
+            and tensors[name].shape == leaf.shape
+            and _kind(tensors[name]) == _kind(leaf)
+        ]
+
+    chosen, reading = max(
+        readings, key=lambda pair: (len(fits(pair[1])), [-rank for rank in _unusual(pair)])
+    )
+    names = fits(reading)
+    drawn = tuple(n for n in expected if n not in names)
+    wrong = [
+        f"{name} is {_shape(reading.tensors.get(name))} and must be {_shape(expected.get(name))}"
+        for name in (*drawn, *(n for n in reading.tensors if n not in expected))
+        if not _is_counter(name) and not (name in head and name in reading.tensors)
+    ]
+    if (wrong and not partial) or not names:
+        how = "give the model and options that it was saved with"
+        how += "" if partial or not names else ", or --init-partial to take what fits"
+        raise UsageError(
+            f"{source} does not fit {recipe.model} with {num_classes} classes: {'; '.join(wrong)}; "
+            f"{how}"
+        )
+    values = {name: _converted(reading.tensors[name], expected[name]) for name in names}
+    notes = []
+    if chosen.key:
+        notes.append(f"took {chosen.key!r} out of the checkpoint {source}")
+    if named := [name for name in drawn if not _is_counter(name)]:
+        notes.append(f"drew {names_of(named)} anew, which {source} has not in these shapes")
+    return Initial(values, drawn, tuple(notes))
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{_dtype(tensor)} {list(tensor.shape)}"
+
+
 class _Reading(NamedTuple):
     """A way to read the names of a state_dict."""
 

@@ -17,6 +17,7 @@ from fcifar.models.base import (
     takes_images,
 )
 from fcifar.models.conv3 import conv3
+from fcifar.models.freeze import freeze
 from fcifar.models.from_module import from_module
 from fcifar.models.from_module.init import takes
 from fcifar.models.lenet import lenet
@@ -33,6 +34,7 @@ __all__ = [
     "Params",
     "Variables",
     "conv3",
+    "freeze",
     "from_factory",
     "from_module",
     "from_normed_skeleton",

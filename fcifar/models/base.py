@@ -1,6 +1,7 @@
 """``Model``: an architecture as pure functions, made of a skeleton of layers."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 import torch
@@ -49,12 +50,15 @@ class Model(NamedTuple):
 
     ``adapt`` fits buffers to a sample of normalised training images [N, 3, 32, 32] before the first
     step; most models keep their variables. ``versions`` are those of the module's ``state_dict``.
+    ``apply_frozen(names)`` is ``apply`` where the named batch norms use their running statistics in
+    training too, and do not change them; None for a model without batch norm. See ``freeze``.
     """
 
     init: Callable[[Key], Variables]
     apply: Apply
     adapt: Callable[[Variables, Tensor], Variables] = keep
     versions: Versions = ()
+    apply_frozen: Callable[[Collection[str]], Apply] | None = None
 
 
 def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
@@ -92,14 +96,21 @@ def from_normed_skeleton(
     buffers stay unchanged.
     """
 
-    def apply(
-        variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
-    ) -> tuple[Tensor, Buffers]:
-        check_key(key, train)
-        logits, changed = functional_call(skeleton, tuple(variables), (images, train))
-        return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
+    def apply_frozen(names: Collection[str]) -> Apply:
+        own = copy.deepcopy(skeleton) if names else skeleton
+        for name in names:
+            setattr(own.get_submodule(name), "frozen", True)  # noqa: B010
 
-    return Model(init, apply, adapt, versions_of(skeleton))
+        def apply(
+            variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
+        ) -> tuple[Tensor, Buffers]:
+            check_key(key, train)
+            logits, changed = functional_call(own, tuple(variables), (images, train))
+            return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
+
+        return apply
+
+    return Model(init, apply_frozen(()), adapt, versions_of(skeleton), apply_frozen)
 
 
 def versions_of(module: nn.Module) -> Versions:

@@ -1,5 +1,7 @@
 """Make the parts of a step from a recipe."""
 
+import fnmatch
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +61,7 @@ def _no_cipher(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, 
 def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
     """Return the recipe's model. ``axis`` has the ranks that share a batch."""
     over = axis if recipe.sync_batch_norm else ALONE
-    return named_model(recipe.model, recipe.model_options, num_classes, over)
+    return named_model(recipe.model, recipe.model_options, num_classes, over, recipe.freeze)
 
 
 def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
@@ -121,8 +123,19 @@ def make_optimizer(
     parts = [optim.clip_by_global_norm(recipe.clip_norm)] if recipe.clip_norm else []
     if recipe.group_learning_rates or recipe.whiten_epochs or recipe.optimizer == "muon":
         groups = {g: _group_optimizer(recipe, g, total_steps, numbers) for g in GROUPS}
-        return optim.chain(*parts, optim.multi_transform(groups, group_of))
-    return optim.chain(*parts, *_common_optimizer(recipe, total_steps, numbers))
+        parts.append(optim.multi_transform(groups, group_of))
+    else:
+        parts += _common_optimizer(recipe, total_steps, numbers)
+    if factors := recipe.learning_rate_factors:
+        scales = {pattern: optim.scale(factor) for pattern, factor in factors.items()}
+        label = functools.partial(_first_match, list(factors))
+        parts.append(optim.multi_transform({**scales, "": optim.scale(1.0)}, label))
+    return optim.chain(*parts)
+
+
+def _first_match(patterns: Sequence[str], name: str, value: Tensor) -> str:
+    """Return the first pattern that matches the name of a parameter; empty if none does."""
+    return next((p for p in patterns if fnmatch.fnmatchcase(name, p)), "")
 
 
 def group_of(name: str, value: Tensor) -> str:

@@ -1,9 +1,13 @@
 """Checks of a recipe's values, and their limits."""
 
+import fnmatch
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fcifar.errors import UsageError, did_you_mean, shown
+from fcifar.errors import UsageError, did_you_mean, names_of, shown
+
+if TYPE_CHECKING:
+    from fcifar.models import Model
 
 LARGEST_COUNT = 10**9  # so that the steps of a run stay below 2**63
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # so that a step stays within float32
@@ -62,6 +66,26 @@ def check_rates(name: str, value: Any, groups: Iterable[str]) -> None:
         check_number(f"{name} of {group}", rate)
         if not rate:
             raise UsageError(f"{name} of {group} is 0; it must be above")
+
+
+def check_factors(name: str, value: Any, model: "Model") -> None:
+    """Raise a UsageError unless ``value`` gives positive numbers to patterns of parameters."""
+    from fcifar import random
+
+    if not isinstance(value, Mapping) or not all(isinstance(pattern, str) for pattern in value):
+        raise refused(name, value, 'numbers by pattern, such as {"fc*": 10}')
+    if not value:
+        return
+    names = list(model.init(random.key(0, device="meta")).params)
+    for pattern, factor in value.items():
+        check_number(f"{name} of {shown(pattern)}", factor)
+        if not factor:
+            raise UsageError(f"{name} of {shown(pattern)} is 0; it must be above, or give freeze")
+        if not fnmatch.filter(names, pattern):
+            raise UsageError(
+                f"{name} has {shown(pattern)}, which matches no parameter; they are "
+                f"{names_of(names)}"
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from fcifar import augment, entries, optim
 from fcifar.errors import UsageError, did_you_mean, located, one_line, shown
-from fcifar.models import MODELS, Model, from_factory
+from fcifar.models import MODELS, Model, freeze, from_factory
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes.checks import check_choice, refused
 from fcifar.recipes.recipe import Recipe
@@ -123,15 +123,20 @@ def options_of(name: str) -> tuple[list[str], bool]:
 
 
 def named_model(
-    name: str, options: Mapping[str, Any], num_classes: int, axis: Axis = ALONE
+    name: str,
+    options: Mapping[str, Any],
+    num_classes: int,
+    axis: Axis = ALONE,
+    frozen: Sequence[str] = (),
 ) -> Model:
     """Return a registered model or MODULE:FACTORY, with its options.
 
     Args:
         axis: the ranks that share the statistics of batch norm.
+        frozen: patterns of the parameters that are not trained, see ``models.freeze``.
 
     Raises:
-        UsageError: there is no such model, or the options do not fit it.
+        UsageError: there is no such model, or the options or the patterns do not fit it.
     """
     make = model_factory(name)
     if not isinstance(options, Mapping):
@@ -146,10 +151,14 @@ def named_model(
     takes = inspect.signature(make, follow_wrapped=False).parameters
     normed = {"axis": axis} if "axis" in takes else {}
     try:
-        return make(num_classes=num_classes, **normed, **options)
+        model = make(num_classes=num_classes, **normed, **options)
     except ValueError as error:
         what = does_not_fit if options else f"the model {name} cannot be used"
         raise UsageError(one_line(f"{what}: {error}")) from error
+    try:
+        return freeze(model, frozen) if frozen else model
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 AUGMENTS: dict[str, Callable[..., Augment]] = {

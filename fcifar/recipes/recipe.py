@@ -16,7 +16,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("constant", "linear", "cosine")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _TEXTS = ("name", "summary", "source", "notes", "expected")
-_TUPLES = ("mean", "std", "augment", "resolutions")
+_TUPLES = ("mean", "std", "augment", "resolutions", "freeze")
 _FRACTIONS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
     *("lookahead_decay", "ema_decay", "label_smoothing", "valid_fraction"),
@@ -59,6 +59,10 @@ class Recipe:
     model: str = _value("lenet", "A registered model, or MODULE:FACTORY.", "")
     model_options: Mapping[str, Any] = _value(dict, "Options of the model, such as dropout.")
 
+    freeze: tuple[str, ...] = _value(
+        (), "Parameters not to train, by patterns of names such as conv*,layer1.*; or none.", ""
+    )
+
     optimizer: str = _value(
         "sgd",
         "sgd, adam, adamw, muon (convolutions; sgd for the rest), or a registered name.",
@@ -68,6 +72,9 @@ class Recipe:
     momentum: float = _value(0.0, "Of sgd and muon; in [0, 1).", OPTIMIZER)
     nesterov: bool = _value(False, "Nesterov momentum for sgd.", OPTIMIZER)
     group_learning_rates: Mapping[str, float] = _value(dict, "By group, for sgd and muon.")
+    learning_rate_factors: Mapping[str, float] = _value(
+        dict, "Factors of the learning rate, by patterns of names; not for muon."
+    )
     group_momentum: float = _value(0.85, "Nesterov momentum of the groups that muon leaves to sgd.")
     # Learning rate x weight decay is the same in every group; muon's kernels, whose norms are
     # fixed, have none.
@@ -133,7 +140,11 @@ class Recipe:
             checks.check_text(name, getattr(self, name))
         if not self.name:
             raise UsageError("a recipe needs a name, and an empty one was given")
-        model = named_model(self.model, self.model_options, num_classes=10)
+        for name, example in (("freeze", "conv*"), ("augment", "random_flip")):
+            texts = getattr(self, name)
+            if not isinstance(texts, tuple) or not all(isinstance(t, str) for t in texts):
+                raise checks.refused(name, texts, f"names such as {example}")
+        model = named_model(self.model, self.model_options, 10, frozen=self.freeze)
         checks.check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
         checks.check_choice("schedule", self.schedule, SCHEDULES)
         checks.check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
@@ -152,6 +163,7 @@ class Recipe:
                 if name in _FRACTIONS and value >= 1:
                     raise UsageError(f"{name} is {value}; it must lie in [0, 1)")
         checks.check_rates("group_learning_rates", self.group_learning_rates, GROUPS)
+        checks.check_factors("learning_rate_factors", self.learning_rate_factors, model)
         if not isinstance(self.resolutions, tuple):
             raise checks.refused("resolutions", self.resolutions, "texts such as 24:0.5")
         for stage in named_stages(self.resolutions):
@@ -162,8 +174,6 @@ class Recipe:
                 )
         checks.check_channels("mean", self.mean, -checks.LARGEST_NUMBER)
         checks.check_channels("std", self.std, checks.SMALLEST_NUMBER)
-        if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
-            raise checks.refused("augment", self.augment, "names such as random_flip")
         for text in self.augment:
             named_augment(text)
         if self.valid == "given" and (self.valid_fraction or self.stratify):
@@ -184,6 +194,11 @@ class Recipe:
                     f"{name} needs the optimizer {' or '.join(accepted)}, not {self.optimizer}; "
                     f"leave it out, or make it {type(getattr(self, name))()}"
                 )
+        if self.learning_rate_factors and self.optimizer == "muon":
+            raise UsageError(
+                "learning_rate_factors does not fit the optimizer muon, which gives kernels a "
+                "fixed norm; give group_learning_rates instead"
+            )
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum; give momentum, such as 0.9")
         if self.dp_noise and not self.dp_clip:

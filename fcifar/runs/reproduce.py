@@ -15,6 +15,7 @@ from fcifar.errors import DamagedError, UsageError
 from fcifar.runs.verify import verify
 from fcifar.step_transforms import LoopState
 from fcifar.train import distributed, environment, loop, metrics_log, run_dir, sweep
+from fcifar.train.checkpoint import load_init
 from fcifar.train.config import CheckpointConfig, RunConfig, check_same_data, read_config
 from fcifar.train.events import Event, Logged, Noted, Observe, ignore
 from fcifar.train.loop import Interrupted
@@ -160,6 +161,7 @@ def reproduce(
             Path(folder),
             config.replace(checkpoint=_CHECKPOINT),
             dataset,
+            pretrained=load_init(run, config),
             observe=compare_log,
             stop=stop,
             probe=compare_checkpoint if distributed.is_main() else None,
@@ -293,7 +295,8 @@ def reproduce_group(
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
         new = Path(distributed.from_main("reproduced", folder))  # one folder for all ranks
-        result = sweep.train(new, spec, dataset, observe=observe, stop=stop)
+        pretrained = load_init(path, spec.config)
+        result = sweep.train(new, spec, dataset, pretrained=pretrained, observe=observe, stop=stop)
         if isinstance(result, Interrupted) or not distributed.is_main():
             return result if isinstance(result, Interrupted) else Interrupted(None, 0)
         runs = [

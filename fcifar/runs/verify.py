@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from fcifar import tensor_files
+from fcifar import tensor_files, tree
 from fcifar.errors import ExternalError, UsageError
 from fcifar.train import checkpoint, config, metrics_log, run_dir, sweep
 
@@ -30,7 +30,7 @@ def verify(path: Path) -> list[str]:
 
 
 def _verify_run(run: Path) -> list[str]:
-    config.read_config(run)
+    init = config.read_config(run).init
     problems = run_dir.check_files(run)
 
     def add(path: Path, problem: str) -> None:
@@ -42,15 +42,20 @@ def _verify_run(run: Path) -> list[str]:
         run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)
     )
     digest, positions = None, []
+    needed = {path: "the run is finished" for path in (final, predictions) if finished}
+    if init is not None:
+        needed[run / run_dir.INIT] = "the run began with it"
     with contextlib.suppress(ExternalError):  # a damaged report is among the problems already
         digest = run_dir.read_report(run)["params_digest"] if finished else None
-    for path in (*checkpoints, best, final, predictions):
+    for path in (*checkpoints, run / run_dir.INIT, best, final, predictions):
         try:
             if not path.exists():
-                if finished and path != best:
-                    add(path, f"{path} is missing, though the run is finished")
+                if path in needed:
+                    add(path, f"{path} is missing, though {needed[path]}")
                 continue
-            _, metadata = tensor_files.read(path)
+            values, metadata = tensor_files.read(path)
+            if path.name == run_dir.INIT and tree.digest(values) != getattr(init, "digest", ""):
+                add(path, f"{path} holds other values than the run began with")
             if path in checkpoints:
                 positions.append(checkpoint.read_metadata(metadata, path)[1])
             if path == final and digest not in (None, metadata["params_digest"]):

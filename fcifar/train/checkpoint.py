@@ -101,6 +101,28 @@ def _set_aside(path: Path) -> None:
         raise io.cannot_write(path, error) from error
 
 
+def save_init(run: Path, values: Mapping[str, Tensor]) -> None:
+    """Write the pretrained values that a run, or a group of runs, begins with."""
+    tensor_files.save(run / run_dir.INIT, dict(values), {})
+
+
+def load_init(run: Path, config: RunConfig) -> dict[str, Tensor]:
+    """Read the pretrained values of a run or a group; empty if it has none.
+
+    Raises:
+        ExternalError: they are missing, or not those of the manifest.
+    """
+    if config.init is None:
+        return {}
+    values, _ = tensor_files.read(run / run_dir.INIT)
+    if tree.digest(values) != config.init.digest:
+        raise DamagedError(
+            f"{run / run_dir.INIT} holds other values than the run began with, by the digest in "
+            f"{run_dir.MANIFEST}"
+        )
+    return values
+
+
 def save_model(path: Path, variables: Variables, config: RunConfig, classes: tuple) -> None:
     """Write parameters and buffers under the names of the module's state_dict."""
     metadata = {

@@ -58,6 +58,20 @@ def _parse_every(text: str) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Init:
+    """Pretrained values that a run begins with; they are in its ``init.safetensors``.
+
+    source: the file or run they are from, as given.
+    digest: of the values.
+    drawn: parameters and buffers that are drawn from the seed instead.
+    """
+
+    source: str
+    digest: str
+    drawn: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that determines a run, and how it is saved. Use ``make_config`` to make one.
 
@@ -66,6 +80,7 @@ class RunConfig:
     compile: whether to compile the step with ``torch.compile``.
     dataset, dataset_digest: name and content of the data set.
     checkpoint: when to save.
+    init: pretrained values; None if all are drawn from the seed.
     traced_hparams: fields of ``recipes.Hyperparams`` that are arguments of the step, so that the
         trials of a sweep share one compiled step; changes results by rounding.
     vmap_size: number of trials that the step is mapped over; 0 for a single run.
@@ -79,6 +94,7 @@ class RunConfig:
     dataset: str
     dataset_digest: str
     checkpoint: CheckpointConfig = CheckpointConfig()
+    init: Init | None = None
     traced_hparams: tuple[str, ...] = ()
     vmap_size: int = 0
     earlier_ends: tuple[int, ...] = ()
@@ -126,12 +142,19 @@ def from_dict(values: Mapping[str, Any], file: Path, *, device: str | None = Non
             dataset=values["dataset"]["name"],
             dataset_digest=values["dataset"]["digest"],
             checkpoint=CheckpointConfig(**values["checkpoint"]),
+            init=_read_init(values.get("init")),
             traced_hparams=tuple(values["traced_hparams"]),
             vmap_size=values["vmap_size"],
             earlier_ends=tuple(values["earlier_ends"]),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{file} is not complete: {error!r}") from error
+
+
+def _read_init(values: Mapping[str, Any] | None) -> Init | None:
+    if values is None:
+        return None
+    return Init(source=values["source"], digest=values["digest"], drawn=tuple(values["drawn"]))
 
 
 def write_config(run: Path, config: RunConfig, dataset: Dataset) -> None:

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fcifar import io, metrics, random, tree
 from fcifar.analysis.predictions import of_views, summarize
@@ -28,7 +29,7 @@ from fcifar.train import (
     metrics_log,
     run_dir,
 )
-from fcifar.train.checkpoint import Timings, load_model, save_model
+from fcifar.train.checkpoint import Timings, load_init, load_model, save_init, save_model
 from fcifar.train.config import RunConfig, check_same_config, check_same_data, write_config
 from fcifar.train.early_stopping import best_epoch, is_best, should_stop
 from fcifar.train.evaluate import batch_size_of, evaluate, save_predictions
@@ -67,6 +68,7 @@ def train(
     dataset: Dataset,
     *,
     rows: Sequence[Row] = (),
+    pretrained: Mapping[str, Tensor] | None = None,
     make: Callable[[Recipe, int], Training] | None = None,
     axis: Axis | None = None,
     resume: bool = False,
@@ -88,6 +90,8 @@ def train(
         dataset: the data set of ``config``.
         rows: runs to train at once by ``vmap``, instead of the one at ``path``; ``config`` is what
             they share. With ``resume``, those that have begun are resumed.
+        pretrained: the values of ``config.init``, by name. With ``resume``, those in the run
+            directory.
         make: from ``make_trainings``, to share compiled functions between runs.
         axis: the ranks that divide each batch; by default all ranks.
         begin: called before the first file is written.
@@ -116,7 +120,9 @@ def train(
         if axis.rank == 0 and not resume:
             for new in [row.path for row in rows] or [path]:
                 run_dir.check_free(new)
-        make = make or make_trainings(config, dataset, axis)
+        if make is None:
+            pretrained = load_init(path, config) if resume else pretrained
+            make = make_trainings(config, dataset, axis, pretrained)
         runs = [_Run(row, i, make, dataset) for i, row in enumerate(rows)]
         runs = runs or [_Run(Row(path, config, observe), None, make, dataset)]
         ended = has_ended if rows else lambda path, _: run_dir.is_finished(path)
@@ -336,6 +342,8 @@ def _begin(run: _Run, state: LoopState, step: int, *, resume: bool) -> None:
     """Write the manifest of a new run."""
     if not (resume and (run.path / run_dir.MANIFEST).exists()):
         run_dir.check_free(run.path)  # again, now that the lock is held
+        if run.training.pretrained:
+            save_init(run.path, run.training.pretrained)
         write_config(run.path, run.config, run.dataset)
     elif step == len(run.valid_losses) * run.training.steps_per_epoch and is_best(run.valid_losses):
         # The process may have ended after the checkpoint of a best epoch, before its model.

@@ -5,6 +5,7 @@ metrics.jsonl              a line for each log point and each evaluation: see me
 digests.jsonl              digests of the state at each of them, tensor by tensor
 checkpoint-N.safetensors   the latest states, after N steps
 best.safetensors           the model of the lowest validation loss so far
+init.safetensors           pretrained values that training began with (--init)
 final.safetensors          the trained model, under the tutorial's names
 predictions.safetensors    loss, logits and label of each test image
 report.json                the result
@@ -29,6 +30,7 @@ from fcifar.errors import DamagedError, ExternalError, UsageError, shown
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 DIGESTS = "digests.jsonl"
+INIT = "init.safetensors"
 BEST = "best.safetensors"
 FINAL = "final.safetensors"
 PREDICTIONS = "predictions.safetensors"
@@ -75,7 +77,8 @@ def check_free(run: Path) -> None:
         raise UsageError(
             f"{run} already holds a run; choose another --out, or resume it with --resume {run}"
         )
-    if run.exists() and (not run.is_dir() or any(path.name != io.LOCK for path in run.iterdir())):
+    begun = (io.LOCK, INIT)  # written before the manifest
+    if run.exists() and (not run.is_dir() or any(p.name not in begun for p in run.iterdir())):
         what = "not empty" if run.is_dir() else "a file"
         raise UsageError(f"--out {run} is {what}; give a new or an empty folder")
 
@@ -136,7 +139,7 @@ def write_result(run: Path, values: Mapping[str, Any], name: str = REPORT) -> No
     """Write the checksums of a run's files, then its report, or (as ``SUMMARY``) a group's."""
     text = io.to_json(values)
     checkpoints = (path.name for path in list_checkpoints(run).values())
-    names = [*checkpoints, MANIFEST, METRICS, DIGESTS, BEST, FINAL, PREDICTIONS, SWEEP]
+    names = [*checkpoints, MANIFEST, METRICS, DIGESTS, INIT, BEST, FINAL, PREDICTIONS, SWEEP]
     write_checksums(run, names, {name: _sha256(text.encode())})
     io.write_text(run / name, text)
 

@@ -42,6 +42,7 @@ class Training(NamedTuple):
 
     model: Model
     axis: Axis  # the ranks that divide each batch
+    pretrained: Mapping[str, Tensor]  # what ``init`` does not draw
     init: Callable[[], LoopState]
     stages: dict[int, LoopStep]  # the step functions by the step that each starts at
     vmap_stages: dict[int, LoopStep]  # the same over a stack of states
@@ -78,17 +79,25 @@ def _keys(seed: int) -> tuple[Key, ...]:
     return random.split(random.key(seed), 5).unbind()
 
 
-def make_training(config: RunConfig, dataset: Dataset, axis: Axis = ALONE) -> Training:
+def make_training(
+    config: RunConfig,
+    dataset: Dataset,
+    axis: Axis = ALONE,
+    pretrained: Mapping[str, Tensor] | None = None,
+) -> Training:
     """Build the functions of a run. Call it within ``runtime.activate(config.runtime)``.
 
-    ``axis`` are the ranks that divide each batch. Raises a UsageError if the recipe does not fit
-    the data set.
+    ``axis`` are the ranks that divide each batch, ``pretrained`` values as for
+    ``init_train_state``. Raises a UsageError if the recipe does not fit the data set.
     """
-    return make_trainings(config, dataset, axis)(config.recipe, config.seed)
+    return make_trainings(config, dataset, axis, pretrained)(config.recipe, config.seed)
 
 
 def make_trainings(
-    config: RunConfig, dataset: Dataset, axis: Axis = ALONE
+    config: RunConfig,
+    dataset: Dataset,
+    axis: Axis = ALONE,
+    pretrained: Mapping[str, Tensor] | None = None,
 ) -> Callable[[Recipe, int], Training]:
     """Return ``(recipe, seed) -> Training``, for runs that share compiled functions and images.
 
@@ -236,7 +245,13 @@ def make_trainings(
                 sample = preprocess(train.images[sample_rows.to(device)])
             opt = optimizer(values)
             state = init_train_state(
-                model, opt, key=state_key, policy=policy, average=average, sample=sample
+                model,
+                opt,
+                key=state_key,
+                policy=policy,
+                average=average,
+                sample=sample,
+                pretrained=pretrained,
             )
             return tree.on_device(step_transforms.init_loop_state(state), device)
 
@@ -290,6 +305,7 @@ def make_trainings(
         return Training(
             model=model,
             axis=axis,
+            pretrained=pretrained or {},
             init=init,
             stages=stages,
             vmap_stages=vmap_stages,

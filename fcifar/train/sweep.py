@@ -14,15 +14,18 @@ import dataclasses
 import functools
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from fcifar import io, parallel, recipes
 from fcifar.data import Dataset
 from fcifar.errors import ExternalError, UsageError, shown
 from fcifar.recipes.trials import METHODS, NAME, Trial, compile_groups
 from fcifar.train import distributed, run_dir
+from fcifar.train.checkpoint import load_init, save_init
 from fcifar.train.config import RunConfig, check_same_data, from_dict, provenance, to_dict
 from fcifar.train.events import Advanced, Event, Logged, Noted, Observe, Preparing, ignore
 from fcifar.train.loop import Interrupted, NonFiniteError, Row, has_ended
@@ -89,6 +92,7 @@ def train(
     sweep: Sweep,
     dataset: Dataset,
     *,
+    pretrained: Mapping[str, Tensor] | None = None,
     resume: bool = False,
     observe: Observe = ignore,
     stop: Stop = never,
@@ -101,6 +105,8 @@ def train(
     Args:
         path: the directory of the group, new or (with ``resume``) an interrupted one. Finished
             trials are not trained again.
+        pretrained: the values of ``sweep.config.init``, by name. With ``resume``, those in the
+            directory of the group.
         observe: called with each event.
         stop: called before each step; a signal number ends the sweep after checkpoints.
 
@@ -113,8 +119,10 @@ def train(
         ExternalError: a file cannot be written.
     """
     check_same_data(path, sweep.config, dataset)
+    if resume and run_dir.is_group(path):
+        pretrained = load_init(path, sweep.config)
     if not distributed.is_main():
-        result = _train_share(path, sweep, dataset, ignore, stop)
+        result = _train_share(path, sweep, dataset, pretrained or {}, ignore, stop)
         distributed.report_done("interrupted" if result else "done")
         return result or {}
     with io.locked(path):
@@ -122,7 +130,7 @@ def train(
             run_dir.check_free(path)
         elif run_dir.is_group(path):
             run_dir.write_checksums(path, [run_dir.SWEEP])
-        result = _train_share(path, sweep, dataset, observe, stop)
+        result = _train_share(path, sweep, dataset, pretrained or {}, observe, stop)
         if result is None and distributed.world_size() > 1:
             observe(Preparing("waiting for the other processes"))
             result = _wait(path, sweep, stop)
@@ -135,7 +143,12 @@ def train(
 
 
 def _train_share(
-    path: Path, sweep: Sweep, dataset: Dataset, observe: Observe, stop: Stop
+    path: Path,
+    sweep: Sweep,
+    dataset: Dataset,
+    pretrained: Mapping[str, Tensor],
+    observe: Observe,
+    stop: Stop,
 ) -> Interrupted | None:
     """Train this rank's share of the trials, every n-th one.
 
@@ -150,6 +163,8 @@ def _train_share(
 
     def begin() -> None:
         if distributed.is_main() and not run_dir.is_group(path):
+            if pretrained:
+                save_init(path, pretrained)
             write(path, sweep)
 
     device = on_rank(base.runtime.device, distributed.local_rank())
@@ -158,7 +173,7 @@ def _train_share(
         for group in compile_groups(sweep.trials):
             shared = base.replace(runtime=runtime, traced_hparams=group.traced_hparams)
             shared = shared.replace(recipe=group.trials[0].recipe)
-            make = make_trainings(shared, dataset)
+            make = make_trainings(shared, dataset, pretrained=pretrained)
             parts = [[trial for trial in group.trials if trial.name in names] for names in shares]
             for batch in parts if is_vmap else [[trial] for part in parts for trial in part]:
                 config = shared.replace(vmap_size=len(batch) if is_vmap else 0)

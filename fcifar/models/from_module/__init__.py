@@ -1,7 +1,7 @@
 """Any ``nn.Module`` as a ``Model``: its own forward pass and initialisers, made pure."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fcifar import layers, precision
 from fcifar.errors import located
-from fcifar.models.base import Buffers, Model, Variables, check_key, versions_of
+from fcifar.models.base import Apply, Buffers, Model, Variables, check_key, versions_of
 from fcifar.models.from_module import check
 from fcifar.models.from_module.functionalize import STATISTICS, Forward, replace_torchvision
 from fcifar.models.from_module.init import (
@@ -105,23 +105,31 @@ def from_module(
         made = dict(zip(names, _ForEachKey.apply(key, make_all), strict=True)) if names else {}
         return Variables(*({n: made[n] for n in part} for part in (shapes.params, shapes.buffers)))
 
-    def apply(
-        variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
-    ) -> tuple[Tensor, Buffers]:
-        check_key(key, train)
-        constants = {name: value.to(images.device) for name, value in values.constants.items()}
-        tensors = _inputs(Values(*variables, constants), skeletons[train], images.dtype)
-        logits, changed = _call(
-            skeletons[train], tensors, images, key if train else None, keep=False
-        )
-        return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
+    def apply_frozen(names: Collection[str]) -> Apply:
+        norms = {name: copy.copy(norm) for name, norm in skeletons[True].norms.items()}
+        for name in names:
+            norms[name].frozen = True
+        own = skeletons | {True: skeletons[True]._replace(norms=norms)}
+
+        def apply(
+            variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
+        ) -> tuple[Tensor, Buffers]:
+            check_key(key, train)
+            constants = {name: value.to(images.device) for name, value in values.constants.items()}
+            tensors = _inputs(Values(*variables, constants), own[train], images.dtype)
+            logits, changed = _call(own[train], tensors, images, key if train else None, keep=False)
+            return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
+
+        return apply
+
+    apply = apply_frozen(())
 
     with torch.device("cpu"):  # whatever the default device
         check.check_step(apply, Variables(values.params, values.buffers))
         for training, skeleton in skeletons.items():
             if skeleton.caches or values.constants:
                 _check_caches(skeleton, values, train=training)
-    return Model(init, apply, versions=versions)
+    return Model(init, apply, versions=versions, apply_frozen=apply_frozen)
 
 
 class _ForEachKey(torch.autograd.Function):
