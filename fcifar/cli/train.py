@@ -3,15 +3,18 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fcifar.cli import completion, options, output, progress, render
 from fcifar.cli.options import argument, option
 from fcifar.cli.overrides import flag, given, make_sweep, naming_options, with_changes
 from fcifar.errors import UsageError
 from fcifar.recipes import recipe as recipe_fields
+
+if TYPE_CHECKING:
+    from fcifar.recipes.trials import Trial
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -226,7 +229,8 @@ def train(
             "would change them; leave that out, or begin a new run"
         )
 
-    spec, why, pretrained = None, "", None
+    spec, pretrained = None, None
+    notes: list[str] = []  # to print once training begins
     if resume is not None and run_dir.is_group(resume):
         if more_epochs is not None:
             raise UsageError(
@@ -276,9 +280,8 @@ def train(
         )
         if init is not None:
             initial = load.load_initial(init, base, len(data.classes), partial=bool(init_partial))
-            for note in () if quiet else initial.notes:
-                output.note(note)
             pretrained = initial.values
+            notes += initial.notes
             config = config.replace(
                 init=configs.Init(
                     source=str(init), digest=tree.digest(pretrained), drawn=initial.drawn
@@ -294,8 +297,10 @@ def train(
             steps = runs * base.epochs * recipes.steps_per_epoch(base, len(data.train_labels))
             compiled, why = programs.choose(runtime.device, steps, flops)
             config = config.replace(compile=compiled)
+            notes += [why] if why else []
             spec = make_spec(config) if is_sweep else None
         if spec is not None:
+            _check_same_model(spec.trials, init)
             which = f"{len(spec.trials)}runs"
             run = out or run_dir.new_run(root, base.name, name, which)
         else:
@@ -309,10 +314,9 @@ def train(
         with progress.training(quiet=quiet, events=events) as show, catching_signals() as stop:
 
             def observe(event: Event) -> None:
-                nonlocal why
-                if why and not quiet:  # not before a mistake has been reported
-                    output.note(why)
-                why = ""
+                for note in () if quiet else notes:  # not before a mistake has been reported
+                    output.note(note)
+                notes.clear()
                 if event == Preparing("evaluating") and distributed.is_main():
                     draw.prepare()
                 show(event)
@@ -366,6 +370,16 @@ def _get_recipe(name: str, data_dir: Path | None) -> recipe_fields.Recipe:
                 "without one"
             ) from error
         raise
+
+
+def _check_same_model(trials: Sequence["Trial"], init: Path | None) -> None:
+    """Raise a UsageError if trials with different models begin with the same weights."""
+    models = [(trial.recipe.model, trial.recipe.model_options) for trial in trials]
+    if init is not None and any(model != models[0] for model in models):
+        raise UsageError(
+            f"--sweep has different models, and --init {init} has the weights of one; sweep "
+            "something else, or begin without --init"
+        )
 
 
 def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:

@@ -129,15 +129,19 @@ def match_initial(
     names = fits(reading)
     drawn = tuple(n for n in expected if n not in names)
     wrong = [
-        f"{name} is {_shape(reading.tensors.get(name))} and must be {_shape(expected.get(name))}"
-        for name in (*drawn, *(n for n in reading.tensors if n not in expected))
+        f"{name} is {_shape(reading.tensors[name])} and not {_shape(expected[name])}"
+        if name in reading.tensors
+        else f"there is no {name} in it"
+        for name in drawn
         if not _is_counter(name) and not (name in head and name in reading.tensors)
     ]
+    others = [name for name in reading.tensors if name not in expected and not _is_counter(name)]
+    wrong += [f"the model has no {shown(name)}" for name in others]
     if (wrong and not partial) or not names:
         how = "give the model and options that it was saved with"
         how += "" if partial or not names else ", or --init-partial to take what fits"
         raise UsageError(
-            f"{source} does not fit {recipe.model} with {num_classes} classes: {'; '.join(wrong)}; "
+            f"{source} does not fit {recipe.model} with {num_classes} classes: {names_of(wrong)}; "
             f"{how}"
         )
     values = {name: _converted(reading.tensors[name], expected[name]) for name in names}
@@ -149,8 +153,8 @@ def match_initial(
     return Initial(values, drawn, tuple(notes))
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else f"{_dtype(tensor)} {list(tensor.shape)}"
+def _shape(tensor: Tensor) -> str:
+    return f"{_dtype(tensor)} {list(tensor.shape)}"
 
 
 class _Reading(NamedTuple):

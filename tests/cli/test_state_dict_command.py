@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fcifar import data, recipes
+from fcifar import data, recipes, tensor_files
 from fcifar.data import Split, make_dataset, shapes10
 from fcifar.train import loop
 from fcifar.train.config import make_config
@@ -174,3 +174,69 @@ def test_mistakes_are_one_line(fcifar, tmp_path: Path) -> None:
     refused(fcifar("predict", "run", "a.png", *shapes), "run has its own")
     for command in ("eval", "predict", "compare"):
         assert fits(fcifar(command, "--help").out)
+
+
+# Training that begins with them ------------------------------------------------------------------
+
+TUNE = ("train", "blitz", "--dataset", "three", "--epochs", 1, "--batch-size", 10, *ONE)
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> None:
+    """Sixty images of three classes."""
+    images = shapes10.generate(train_size=200, test_size=100)
+    train, test = (
+        Split(pictures[labels < 3], labels[labels < 3])
+        for pictures, labels in (images[:2], images[2:])
+    )
+    data.save(make_dataset("three", train, test, shapes10.CLASSES[:3], "tests"), tmp_path / "data")
+
+
+@pytest.mark.usefixtures("three")
+def test_training_begins_with_a_state_dict_and_another_head(fcifar, tmp_path: Path) -> None:
+    tuned = fcifar(*TUNE, "--init", "cifar_net.pth", "--freeze", "conv*,fc1.*", "--out", "tuned")
+    assert tuned.status == 0, tuned.err
+    assert "drew fc3.weight, fc3.bias anew, which cifar_net.pth has not in" in tuned.err
+    assert fits(tuned.out)
+    given = torch.load(tmp_path / "cifar_net.pth")
+    final, _ = tensor_files.read(tmp_path / "tuned/final.safetensors")
+    for name, value in given.items():
+        frozen = name.startswith(("conv", "fc1."))
+        assert (value.shape == final[name].shape and torch.equal(value, final[name])) == frozen
+    init = json.loads((tmp_path / "tuned/manifest.json").read_text())["init"]
+    assert (init["source"], init["drawn"]) == ("cifar_net.pth", ["fc3.weight", "fc3.bias"])
+    (tmp_path / "cifar_net.pth").unlink()
+    assert fcifar("reproduce", "tuned", "--quiet").status == 0
+    longer = fcifar(*TUNE, "--init", "tuned", "--out", "longer", "--json", "--quiet")
+    assert longer.status == 0
+    assert json.loads((tmp_path / "longer/manifest.json").read_text())["init"]["drawn"] == []
+    assert fcifar("eval", "longer", "--dataset", "three", "--quiet", *ONE).status == 0
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--init", "nowhere.pth"), "there is no nowhere.pth"),
+        (("--init-partial",), "--init-partial needs --init"),
+        (("--init", "cifar_net.pth", "--model", "conv3"), "does not fit conv3 with 3 classes: "),
+        (("--init", "cifar_net.pth", "--freeze", "cov*"), "--freeze has 'cov*', which matches no"),
+        (("--init", "cifar_net.pth", "--freeze", "*"), "leaves no parameter to train"),
+        (("--init", "data/three"), "data/three"),
+        (("--sweep", "hidden=64,84", "--init", "cifar_net.pth"), "--sweep has different models"),
+    ],
+)
+def test_what_cannot_be_begun_with_is_said(
+    fcifar, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    done = fcifar(*TUNE, *words, "--out", "tuned")
+    assert done.status == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_run_is_not_resumed_with_other_weights(fcifar) -> None:
+    done = fcifar("train", "--resume", "run", "--init", "cifar_net.pth")
+    assert done.status == 2
+    assert "--init would change them" in done.err

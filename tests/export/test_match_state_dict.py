@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from fcifar import models, random, recipes
 from fcifar.errors import UsageError
 from fcifar.export import match_state_dict, state_dict
+from fcifar.export.match_state_dict import Initial
 from fcifar.export.state_dict import StateDict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
@@ -249,3 +250,75 @@ def test_the_closest_of_several_is_spoken_of() -> None:
     assert "net.pth does not fit lenet with 10 classes: there is no 'fc3.bias' in it" in message
     more = {**other, "module.fc3.bias": torch.ones(10), "module.fc4.bias": torch.ones(2)}
     assert "the model has no 'fc4.bias'" in refused(more, lenet)
+
+
+# Values to begin training with -------------------------------------------------------------------
+
+
+def initial(tensors: dict[str, Tensor], recipe: Recipe, classes: int, **options) -> Initial:
+    options = {"partial": False, **options}
+    return match_state_dict.match_initial(found(tensors), recipe, classes, "net.pth", **options)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_network_begins_with_another_head(name: str) -> None:
+    recipe = Recipe(name=name, model=name, model_options=SMALL.get(name, {}))
+    tensors = values_of(name, **SMALL.get(name, {}))
+    values, drawn, notes = initial(tensors, recipe, 3)
+    assert {*values, *drawn} == {*tensors}
+    assert all(torch.equal(value, tensors[name]) for name, value in values.items())
+    assert drawn
+    assert all(tensors[name].shape[0] == 10 for name in drawn)
+    (note,) = notes
+    assert all(name in note for name in drawn)
+    same, none, notes = initial(tensors, recipe, 10)
+    assert same.keys() == tensors.keys()
+    assert (none, notes) == ((), ())
+
+
+def test_wrapped_values_are_begun_with() -> None:
+    recipe = Recipe(name="resnet", model="resnet18", model_options=SMALL["resnet18"])
+    tensors = values_of("resnet18", **SMALL["resnet18"])
+    wrapped = {f"module.{name}": value for name, value in tensors.items()}
+    wrapped |= {"module.bn1.num_batches_tracked": torch.tensor(3)}
+    values, drawn, notes = initial({"epoch": 3, "model": wrapped}, recipe, 3)
+    assert values.keys() | set(drawn) == tensors.keys()
+    assert torch.equal(values["layer1.0.conv1.weight"], tensors["layer1.0.conv1.weight"])
+    assert notes[0] == "took 'model' out of the checkpoint net.pth"
+
+
+def test_everything_that_does_not_fit_is_listed_and_may_be_drawn() -> None:
+    lenet = Recipe(name="lenet", model="lenet")
+    tensors = values_of("lenet", hidden=100)
+    del tensors["conv1.bias"]
+    tensors["fc4.weight"] = torch.ones(2)
+    with pytest.raises(UsageError) as error:
+        initial(tensors, lenet, 10)
+    message = str(error.value)
+    assert message.startswith("net.pth does not fit lenet with 10 classes: ")
+    for part in (
+        "there is no conv1.bias in it",
+        "fc2.weight is float32 [100, 120] and not float32 [84, 120]",
+        "the model has no 'fc4.weight'",
+        "or --init-partial to take what fits",
+    ):
+        assert part in message
+    values, drawn, (note,) = initial(tensors, lenet, 10, partial=True)
+    assert "conv1.bias" in drawn
+    assert values.keys().isdisjoint(drawn)
+    assert note.startswith("drew conv1.bias, fc2.weight, fc2.bias, fc3.weight anew")
+
+
+def test_a_model_of_which_nothing_fits_is_refused() -> None:
+    lenet = Recipe(name="lenet", model="lenet")
+    with pytest.raises(UsageError, match="does not fit lenet") as error:
+        initial({"a": torch.ones(3)}, lenet, 10, partial=True)
+    assert "--init-partial" not in str(error.value)
+
+
+def test_frozen_parameters_are_begun_with_too() -> None:
+    recipe = Recipe(name="lenet", model="lenet", freeze=("conv*",))
+    tensors = values_of("lenet")
+    values, drawn, _ = initial(tensors, recipe, 3)
+    assert {*values, *drawn} == {*tensors}
+    assert torch.equal(values["conv1.weight"], tensors["conv1.weight"])
