@@ -57,12 +57,15 @@ class Model(NamedTuple):
     versions: Versions = ()
 
 
-def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
+def from_skeleton(
+    make_skeleton: Callable[[], nn.Module],
+    init_params: Callable[[nn.Module, Key], Params] = default_init,
+) -> Model:
     """Make a ``Model`` of a module without buffers.
 
     ``make_skeleton`` is called once, on the meta device, so that the module never holds values.
-    Parameters start as PyTorch's default initialisation. ``forward`` takes images, and a key in
-    training or None in evaluation.
+    Parameters start as PyTorch's default initialisation unless ``init_params`` is given.
+    ``forward`` takes images, and a key in training or None in evaluation.
 
     Raises:
         ValueError: there are more than ``LARGEST_MODEL`` parameters; none has been allocated.
@@ -70,7 +73,7 @@ def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
     skeleton = on_meta(make_skeleton)
 
     def init(key: Key) -> Variables:
-        return Variables(params=default_init(skeleton, key), buffers={})
+        return Variables(params=init_params(skeleton, key), buffers={})
 
     def apply(
         variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
@@ -85,18 +88,22 @@ def from_normed_skeleton(
     skeleton: nn.Module,
     init: Callable[[Key], Variables],
     adapt: Callable[[Variables, Tensor], Variables] = keep,
+    *,
+    draws: bool = False,
 ) -> Model:
-    """Make a ``Model`` of a module with ``layers.BatchNorm`` layers and without random draws.
+    """Make a ``Model`` of a module with ``layers.BatchNorm`` layers.
 
     ``skeleton.forward(images, train)`` returns logits and the new running statistics by name. Other
-    buffers stay unchanged.
+    buffers stay unchanged. With ``draws``, it is ``forward(images, train, key)``, with a key in
+    training and None in evaluation.
     """
 
     def apply(
         variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
     ) -> tuple[Tensor, Buffers]:
         check_key(key, train)
-        logits, changed = functional_call(skeleton, tuple(variables), (images, train))
+        arguments = (images, train, key if train else None) if draws else (images, train)
+        logits, changed = functional_call(skeleton, tuple(variables), arguments)
         return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
     return Model(init, apply, adapt, versions_of(skeleton))
