@@ -106,6 +106,8 @@ def with_changes(
             values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
         elif name in ("augment", "resolutions"):
             values[name] = _texts(value)
+        elif name == "milestones":
+            values[name] = [_parsed(text) for text in _texts(value)]
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)
         elif _is_option(model, name):

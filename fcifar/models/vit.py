@@ -111,7 +111,7 @@ class _VisionTransformer(nn.Module):
 
 def check_patch(patch: int) -> None:
     """Raise a ValueError unless ``patch`` divides the side of an image."""
-    if isinstance(patch, bool) or not isinstance(patch, int) or not 1 <= patch or SIZE % patch:
+    if isinstance(patch, bool) or not isinstance(patch, int) or patch < 1 or SIZE % patch:
         raise ValueError(f"patch is {shown(patch)}; it must be 1, 2, 4, 8, 16 or 32")
 
 
