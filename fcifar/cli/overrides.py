@@ -107,7 +107,8 @@ def with_changes(
         elif name in ("augment", "resolutions"):
             values[name] = _texts(value)
         elif name == "milestones":
-            values[name] = [_parsed(text) for text in _texts(value)]
+            parts = [] if value in ("", "none") else _parsed(value)
+            values[name] = parts if isinstance(parts, list) else [parts]
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)
         elif _is_option(model, name):

@@ -164,8 +164,9 @@ def _init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
     params_key, patch_key = random.split(key)
 
     def draw(key: Key, name: str, shape: tuple[int, ...]) -> Tensor:
-        # Of the class token a product with 0, so that vmap sees a value for each key.
-        return (0.0 if name == "cls_token" else 0.02) * random.normal(key, shape)
+        if name == "cls_token":
+            return torch.zeros(shape, device=key.device, dtype=torch.float32)
+        return 0.02 * random.normal(key, shape)
 
     params = layers.init_weights(skeleton, params_key, draw)
     for name, k in zip(("weight", "bias"), random.split(patch_key), strict=True):

@@ -14,7 +14,7 @@ from fcifar.export import match_state_dict, state_dict
 from fcifar.export.state_dict import StateDict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from tests.helpers.small import SMALL
+from tests.helpers.small import SMALL, tested_models
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def refused(tensors: dict[str, Tensor], recipe: Recipe, classes: int = 10) -> st
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tested_models())
 def test_every_network_fits_itself_and_is_recognised(name: str) -> None:
     options = SMALL.get(name, {})
     recipe = Recipe(name=name, model=name, model_options=options)
