@@ -118,7 +118,8 @@ SLOW = ("recipe-resnet110", "recipe-preact-resnet18")
 # What takes seconds to compile or to train, and is in its parts another case.
 DEAR = {
     *("recipe-speed90", "recipe-speed93", "recipe-speed95", "resnet18-nesterov", "private-conv3"),
-    *("conv3-adamw", "conv3-nesterov", "conv3-momentum", "recipe-resnet20", *SLOW),
+    *("conv3-adamw", "conv3-nesterov", "conv3-momentum", "recipe-resnet20"),
+    *("recipe-wrn-16-8", "recipe-mlp-mixer", *SLOW),
 }
 without_dear = pytest.mark.parametrize(
     "case",
