@@ -3,7 +3,7 @@ options.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -167,11 +167,11 @@ def check_switch(name: str, value: bool) -> None:
         raise ValueError(f"{name} is {shown(value)}; it must be true or false")
 
 
-def check_width(name: str, width: int) -> None:
-    """Raise a ValueError unless ``width`` is an integer in [1, 1e9]."""
-    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= LARGEST_WIDTH:
+def check_width(name: str, width: int, most: int = LARGEST_WIDTH) -> None:
+    """Raise a ValueError unless ``width`` is an integer in [1, most]."""
+    if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= most:
         raise ValueError(
-            f"{name} is {shown(width)}; it must be a whole number from 1 up to {LARGEST_WIDTH:,}"
+            f"{name} is {shown(width)}; it must be a whole number from 1 up to {most:,}"
         )
 
 
@@ -210,6 +210,50 @@ def default_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
         keys = random.split(layer_key, len(tensors))
         for (kind, tensor), k in zip(tensors.items(), keys, strict=True):
             params[f"{name}.{kind}"] = fan_in_uniform(k, tuple(tensor.shape), fan_in)
+    return params
+
+
+def kaiming_init(skeleton: nn.Module, key: Key) -> dict[str, Tensor]:
+    """Like ``default_init``, with convolution weights normal of variance 2 / fan-out.
+
+    The fan-out is the number of output channels times the area of the kernel. torchvision's and
+    Facebook's residual networks start so (https://github.com/facebookarchive/fb.resnet.torch).
+
+    He et al., "Delving deep into rectifiers", https://arxiv.org/abs/1502.01852.
+    """
+    default_key, convs_key = random.split(key)
+    params = default_init(skeleton, default_key)
+    convs = [name for name, value in params.items() if value.ndim == 4]
+    for name, k in zip(convs, random.split(convs_key, len(convs)), strict=True):
+        outputs, _, height, breadth = shape = tuple(params[name].shape)
+        std = math.sqrt(2 / (outputs * height * breadth))
+        params[name] = std * random.normal(k, shape)
+    return params
+
+
+def init_weights(
+    skeleton: nn.Module, key: Key, draw: Callable[[Key, str, tuple[int, ...]], Tensor]
+) -> dict[str, Tensor]:
+    """Initialise every parameter of ``skeleton``: weights by ``draw``, vectors by constants.
+
+    Args:
+        skeleton: any module. Only shapes are read, so it may be on the meta device.
+        key: determines the draws and the device.
+        draw: ``(key, name, shape) -> float32 tensor``, for parameters of two dimensions or more.
+
+    Returns:
+        float32 tensors by the names of ``skeleton.state_dict()``. Vectors are 0, except the weights
+        of normalisation layers, which are 1.
+    """
+    named = dict(skeleton.named_parameters())
+    params = {}
+    for (name, leaf), k in zip(named.items(), random.split(key, len(named)), strict=True):
+        shape = tuple(leaf.shape)
+        if leaf.ndim > 1:
+            params[name] = draw(k, name, shape)
+        else:
+            fill = torch.ones if name.endswith("weight") else torch.zeros
+            params[name] = fill(shape, device=key.device, dtype=torch.float32)
     return params
 
 

@@ -8,7 +8,7 @@ schedule equals the given values exactly.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -98,6 +98,30 @@ def piecewise_linear_schedule(points: Sequence[tuple[float, float | Tensor]]) ->
             part = ((at - start) / (end - start)).clamp(0.0, 1.0)
             last = _like(at, end_value)
             value = torch.where(at < end, torch.lerp(value, last, part), last)
+        return value
+
+    return schedule
+
+
+def piecewise_constant_schedule(
+    init_value: float | Tensor, boundaries_and_scales: Mapping[int, float]
+) -> Schedule:
+    """``init_value``, multiplied by each scale from the step of its boundary on.
+
+    With one scale, torch's ``MultiStepLR`` has ``milestones`` for boundaries and ``gamma`` for the
+    scale.
+
+    >>> schedule = fcifar.schedules.piecewise_constant_schedule(1.0, {2: 0.5, 4: 0.1})
+    >>> schedule(torch.arange(6))
+    tensor([1.0000, 1.0000, 0.5000, 0.5000, 0.0500, 0.0500])
+    """
+
+    def schedule(count: Tensor) -> Tensor:
+        at = _real(count)
+        value, scale = _like(at, init_value), 1.0
+        for boundary in sorted(boundaries_and_scales):
+            scale *= boundaries_and_scales[boundary]
+            value = torch.where(at < boundary, value, _like(at, init_value * scale))
         return value
 
     return schedule

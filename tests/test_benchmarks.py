@@ -464,7 +464,8 @@ def test_the_parts_of_a_call(options, tmp_path: Path) -> None:
     described = re.findall(r"(\w+): ", on_device.__doc__ or "")
     assert {name.partition(" ")[0] for name in names} <= set(described)
     recipe_parts = {e.name: list(map(str, e.command)) for e in checks if "recipe" in e.name}
-    assert set(recipe_parts) == {f"recipe {name}" for name in recipes.RECIPES}
+    checked = set(recipes.RECIPES) - set(on_device.LEFT_OUT)
+    assert set(recipe_parts) == {f"recipe {name}" for name in checked}
     for name, command in recipe_parts.items():
         is_whole = name.removeprefix("recipe ") in on_device.MEASURED
         assert ("--epochs" in command) != is_whole

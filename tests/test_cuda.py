@@ -33,7 +33,7 @@ from fcifar.step import (
 from fcifar.train import loop, run_dir
 from fcifar.train.config import read_config
 from fcifar.train.runtime import Runtime
-from tests.helpers.small import make_model, make_recipe
+from tests.helpers.small import SAME, make_model, make_recipe
 from tests.helpers.training import after, records, train
 
 pytestmark = pytest.mark.cuda
@@ -44,12 +44,15 @@ TOTAL = 100  # steps
 
 # Steps -------------------------------------------------------------------------------------------
 
-LONG = {"speed90", "speed93", "speed95", "speed96", "resnet18"}
+LONG = {
+    *("speed90", "speed93", "speed95", "speed96", "resnet18", "resnet20", "preact-resnet18"),
+    *("wrn-16-8", "mlp-mixer"),
+}
 """Recipes whose steps take long to compile, or differ little from another's."""
 RECIPES = [
     pytest.param(name, marks=pytest.mark.slow) if name in LONG else name
     for name in recipes.RECIPES
-    if not name.startswith("blitz") or name == "blitz"
+    if (not name.startswith("blitz") or name == "blitz") and name not in SAME
 ]
 
 

@@ -1,5 +1,6 @@
 """Ranks that divide a batch see and learn what one process does with all of it."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from fcifar.precision import Policy
 from fcifar.step import Batch, Shard, TrainState, init_train_state, make_train_step
 from fcifar.step_transforms import StepInput, shard
 from tests.helpers.ranks import together
-from tests.helpers.small import make_model
+from tests.helpers.small import SMALL, tested_models
 
 FLOAT64 = Policy(torch.float64, torch.float64, torch.float64)
 NORMED = ("speednet", "resnet18")
@@ -149,11 +150,11 @@ def train(
 
 def normed(name: str, axis: Axis) -> Model:
     """A network of one's own for each thread: ``functional_call`` puts values into the skeleton."""
-    if name == "resnet18":
-        return models.resnet18(width=4, axis=axis)
-    if name == "speednet":
-        return models.speednet(widths=(8, 12, 16), axis=axis)
-    return models.lenet(dropout=0.3) if name == "lenet" else make_model(name)
+    if name == "lenet":
+        return models.lenet(dropout=0.3)
+    make = models.MODELS[name]
+    takes_axis = "axis" in inspect.signature(make).parameters
+    return make(**SMALL.get(name, {}), **({"axis": axis} if takes_axis else {}))
 
 
 def assert_close(state: TrainState, other: TrainState, atol: float = 1e-11) -> None:
@@ -162,7 +163,7 @@ def assert_close(state: TrainState, other: TrainState, atol: float = 1e-11) -> N
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tested_models())
 def test_ranks_learn_what_one_process_learns(name: str, size: int, make_batch) -> None:
     """Draws exactly, the rest to the rounding of float64; every rank the same bits."""
     batches = [make_batch(12, seed=i) for i in range(4)]
@@ -254,7 +255,7 @@ def test_statistics_over_ranks_are_those_of_all_rows(offset: float) -> None:
         torch.testing.assert_close(found, running, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tested_models())
 def test_a_step_has_one_sum_and_two_for_each_batch_norm(name: str, make_batch) -> None:
     """Counted in the recorded graph, with a process group that does nothing."""
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fcifar.recipes.classics import CLASSICS
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS
 
@@ -21,5 +22,5 @@ def test_a_newcomers_commands_are_one_line_each(word: str) -> None:
 def test_every_recipe_is_in_the_results() -> None:
     for recipe in TUTORIALS:
         assert f"fcifar train {recipe.name} --compile" in README, recipe.name
-    for recipe in SPEED:
+    for recipe in (*SPEED, *CLASSICS):
         assert re.search(rf"`(fcifar train )?{recipe.name}`", README), recipe.name

@@ -8,6 +8,8 @@ from fcifar.data.paths import ENDING, NAME, data_root
 RECIPES = (
     *("blitz", "blitz64", "blitz10", "dropout-adam", "conv3-aug"),
     *("speed94", "speed93", "speed90", "speed94-gpu", "speed95", "speed96", "resnet18"),
+    *("resnet20", "resnet56", "resnet110", "preact-resnet18", "wrn-16-8", "wrn-28-10"),
+    *("vit-tiny", "mlp-mixer"),
 )
 """The names in ``recipes.RECIPES``, whose import takes over a second; a test compares the two."""
 

@@ -106,6 +106,9 @@ def with_changes(
             values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
         elif name in ("augment", "freeze", "resolutions"):
             values[name] = _texts(value)
+        elif name == "milestones":
+            parts = [] if value in ("", "none") else _parsed(value)
+            values[name] = parts if isinstance(parts, list) else [parts]
         elif name in values and name not in ("model_options", "name"):
             values[name] = _parsed(value)
         elif _is_option(model, name):

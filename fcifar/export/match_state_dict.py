@@ -291,7 +291,7 @@ def fitting_models(found: Sequence[StateDict], num_classes: int) -> Iterator[str
     """Yield the models of ``MODELS`` that the tensors fit, with their default options."""
     for name, make in MODELS.items():
         try:
-            like = _initial(make(num_classes=num_classes))
+            like = make(num_classes=num_classes).init(random.key(0, device="meta"))
         except Exception:  # a registered one that needs options, or is broken
             continue
         expected = {**like.params, **like.buffers}

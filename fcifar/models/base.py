@@ -61,12 +61,15 @@ class Model(NamedTuple):
     apply_frozen: Callable[[Collection[str]], Apply] | None = None
 
 
-def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
+def from_skeleton(
+    make_skeleton: Callable[[], nn.Module],
+    init_params: Callable[[nn.Module, Key], Params] = default_init,
+) -> Model:
     """Make a ``Model`` of a module without buffers.
 
     ``make_skeleton`` is called once, on the meta device, so that the module never holds values.
-    Parameters start as PyTorch's default initialisation. ``forward`` takes images, and a key in
-    training or None in evaluation.
+    Parameters start as PyTorch's default initialisation unless ``init_params`` is given.
+    ``forward`` takes images, and a key in training or None in evaluation.
 
     Raises:
         ValueError: there are more than ``LARGEST_MODEL`` parameters; none has been allocated.
@@ -74,7 +77,7 @@ def from_skeleton(make_skeleton: Callable[[], nn.Module]) -> Model:
     skeleton = on_meta(make_skeleton)
 
     def init(key: Key) -> Variables:
-        return Variables(params=default_init(skeleton, key), buffers={})
+        return Variables(params=init_params(skeleton, key), buffers={})
 
     def apply(
         variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
@@ -89,11 +92,14 @@ def from_normed_skeleton(
     skeleton: nn.Module,
     init: Callable[[Key], Variables],
     adapt: Callable[[Variables, Tensor], Variables] = keep,
+    *,
+    draws: bool = False,
 ) -> Model:
-    """Make a ``Model`` of a module with ``layers.BatchNorm`` layers and without random draws.
+    """Make a ``Model`` of a module with ``layers.BatchNorm`` layers.
 
     ``skeleton.forward(images, train)`` returns logits and the new running statistics by name. Other
-    buffers stay unchanged.
+    buffers stay unchanged. With ``draws``, it is ``forward(images, train, key)``, with a key in
+    training and None in evaluation.
     """
 
     def apply_frozen(names: Collection[str]) -> Apply:
@@ -105,7 +111,8 @@ def from_normed_skeleton(
             variables: Variables, images: Tensor, *, key: Key | None = None, train: bool = False
         ) -> tuple[Tensor, Buffers]:
             check_key(key, train)
-            logits, changed = functional_call(own, tuple(variables), (images, train))
+            arguments = (images, train, key if train else None) if draws else (images, train)
+            logits, changed = functional_call(own, tuple(variables), arguments)
             return logits, {name: changed.get(name, old) for name, old in variables.buffers.items()}
 
         return apply

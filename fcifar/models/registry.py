@@ -14,8 +14,12 @@ from fcifar.models.conv3 import conv3
 from fcifar.models.from_module import from_module
 from fcifar.models.from_module.init import KeyedDraws, spread, takes
 from fcifar.models.lenet import lenet
+from fcifar.models.mixer import mlp_mixer
+from fcifar.models.preact_resnet import preact_resnet18, wrn
 from fcifar.models.resnet import resnet18
+from fcifar.models.resnet_cifar import resnet20, resnet32, resnet44, resnet56, resnet110
 from fcifar.models.speednet import speednet
+from fcifar.models.vit import vit_tiny
 from fcifar.parallel import ALONE, Axis
 
 MODELS: dict[str, Callable[..., Model]] = {
@@ -23,6 +27,15 @@ MODELS: dict[str, Callable[..., Model]] = {
     "conv3": conv3,
     "speednet": speednet,
     "resnet18": resnet18,
+    "resnet20": resnet20,
+    "resnet32": resnet32,
+    "resnet44": resnet44,
+    "resnet56": resnet56,
+    "resnet110": resnet110,
+    "preact_resnet18": preact_resnet18,
+    "wrn": wrn,
+    "vit_tiny": vit_tiny,
+    "mlp_mixer": mlp_mixer,
 }
 
 

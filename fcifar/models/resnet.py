@@ -4,12 +4,10 @@ He, Zhang, Ren and Sun, "Deep residual learning for image recognition",
 https://arxiv.org/abs/1512.03385.
 """
 
-import math
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcifar import layers, random
+from fcifar import layers
 from fcifar.models.base import Model, Variables, from_normed_skeleton, on_meta
 from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
@@ -85,13 +83,7 @@ def resnet18(*, width: int = 64, num_classes: int = 10, axis: Axis = ALONE) -> M
     skeleton = on_meta(lambda: _ResNet18(width, num_classes, axis))
 
     def init(key: Key) -> Variables:
-        default_key, convs_key = random.split(key)
-        params = layers.default_init(skeleton, default_key)
-        convs = [name for name, value in params.items() if value.ndim == 4]
-        for name, k in zip(convs, random.split(convs_key, len(convs)), strict=True):
-            outputs, _, height, breadth = shape = tuple(params[name].shape)
-            std = math.sqrt(2 / (outputs * height * breadth))
-            params[name] = std * random.normal(k, shape)
+        params = layers.kaiming_init(skeleton, key)
         return Variables(params, layers.default_buffers(skeleton, key.device))
 
     return from_normed_skeleton(skeleton, init)

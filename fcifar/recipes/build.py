@@ -28,11 +28,26 @@ from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
 from fcifar.step import Augment, Preprocess, Reduction, normalize
 
-# Functions of the peak, the final rate as a fraction of it, and the number of steps.
-_SCHEDULES: dict[str, Callable[[Any, float, int], Schedule]] = {
-    "constant": lambda peak, final, steps: schedules.constant_schedule(peak),
-    "linear": lambda peak, final, steps: schedules.linear_schedule(peak, final * peak, steps),
-    "cosine": lambda peak, final, steps: schedules.cosine_decay_schedule(peak, steps, final),
+
+def _multistep(recipe: Recipe, peak: float | Tensor, warmup: int, rest: int) -> Schedule:
+    """Return the steps after the warm-up; milestones are fractions of the run with it."""
+    factors: dict[int, float] = {}
+    for part in recipe.milestones:
+        step = round(part * (warmup + rest)) - warmup
+        factors[step] = factors.get(step, 1.0) * recipe.milestone_factor
+    return schedules.piecewise_constant_schedule(peak, factors)
+
+
+# Functions of the recipe, the peak, and the steps of the warm-up and of the rest.
+_SCHEDULES: dict[str, Callable[[Recipe, Any, int, int], Schedule]] = {
+    "constant": lambda r, peak, warmup, rest: schedules.constant_schedule(peak),
+    "linear": lambda r, peak, warmup, rest: schedules.linear_schedule(
+        peak, r.final_rate * peak, rest
+    ),
+    "cosine": lambda r, peak, warmup, rest: schedules.cosine_decay_schedule(
+        peak, rest, r.final_rate
+    ),
+    "multistep": _multistep,
 }
 aten = torch.ops.aten
 _LONGEST = 2**53  # steps; float64 counts up to here exactly
@@ -217,7 +232,7 @@ def make_schedule(
             f"warmup_steps is {warmup}, but the run has only {total_steps} steps; "
             "warm up for fewer, or train for longer"
         )
-    main = _SCHEDULES[recipe.schedule](peak, recipe.final_rate, total_steps - warmup)
+    main = _SCHEDULES[recipe.schedule](recipe, peak, warmup, total_steps - warmup)
     if not warmup:
         return main
     return schedules.warmup(main, recipe.initial_rate * peak, peak, warmup)

@@ -88,6 +88,16 @@ def check_factors(name: str, value: Any, model: "Model") -> None:
             )
 
 
+def check_milestones(value: Any) -> None:
+    """Raise a UsageError unless ``value`` is a tuple of rising fractions in (0, 1)."""
+    if (
+        not isinstance(value, tuple)
+        or not all(_is_number(part) and 0 < part < 1 for part in value)
+        or list(value) != sorted(set(value))
+    ):
+        raise refused("milestones", value, "fractions of the run that rise, such as 0.5,0.75")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

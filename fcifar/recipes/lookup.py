@@ -7,12 +7,13 @@ from typing import Any
 from fcifar import entries
 from fcifar.errors import UsageError, did_you_mean, shown
 from fcifar.recipes.checks import refused
+from fcifar.recipes.classics import CLASSICS
 from fcifar.recipes.named import imported, is_import
 from fcifar.recipes.recipe import TEXTS, Recipe, to_dict
 from fcifar.recipes.speed import SPEED
 from fcifar.recipes.tutorials import TUTORIALS
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SPEED)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (*TUTORIALS, *SPEED, *CLASSICS)}
 
 
 def get(name: str) -> Recipe:

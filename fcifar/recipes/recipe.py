@@ -13,12 +13,13 @@ from fcifar.recipes import checks
 
 LENGTH, OPTIMIZER, IMAGES = "length", "optimizer", "images"  # groups of options
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "multistep")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _TEXTS = ("name", "summary", "source", "notes", "expected")
-_TUPLES = ("mean", "std", "augment", "resolutions", "freeze")
+_TUPLES = ("mean", "std", "augment", "resolutions", "freeze", "milestones")
 _FRACTIONS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
+    "milestone_factor",
     *("lookahead_decay", "ema_decay", "label_smoothing", "valid_fraction"),
 )
 
@@ -84,7 +85,13 @@ class Recipe:
         0.0, "Private training: largest gradient norm per image; 0 disables it.", OPTIMIZER
     )
     dp_noise: float = _value(0.0, "Private training: noise, relative to dp_clip.", OPTIMIZER)
-    schedule: str = _value("constant", "Learning rate: constant, linear or cosine.", OPTIMIZER)
+    schedule: str = _value(
+        "constant", "Learning rate: constant, linear, cosine or multistep.", OPTIMIZER
+    )
+    milestones: tuple[float, ...] = _value(
+        (), "Where multistep changes the rate, as fractions of the run."
+    )
+    milestone_factor: float = _value(0.1, "Factor of the rate at each milestone.")
     warmup_steps: int = _value(0, "Linear warm-up, in steps.", OPTIMIZER)
     warmup_fraction: float = _value(0.0, "Linear warm-up, as a fraction of the run.")
     initial_rate: float = _value(0.0, "Start of the warm-up, as a fraction of the learning rate.")
@@ -147,6 +154,11 @@ class Recipe:
         model = named_model(self.model, self.model_options, 10, frozen=self.freeze)
         checks.check_choice("optimizer", self.optimizer, (*OPTIMIZERS, *REGISTERED))
         checks.check_choice("schedule", self.schedule, SCHEDULES)
+        checks.check_milestones(self.milestones)
+        if self.schedule == "multistep" and not self.milestones:
+            raise UsageError(
+                "schedule multistep needs milestones; give milestones, such as 0.5,0.75"
+            )
         checks.check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
         checks.check_choice("class_weights", self.class_weights, ("none", "balanced"))
         checks.check_choice("tta", self.tta, VIEWS)

@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fcifar import models, random, recipes, tree
+from fcifar import random, recipes, tree
 from fcifar.data import Split, make_dataset
 from fcifar.errors import ExternalError, UsageError
 from fcifar.export import exporting, load, match_state_dict, state_dict
@@ -24,13 +24,10 @@ from fcifar.runs.inference import Trained, predict
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.helpers.small import SMALL
+from tests.helpers.small import SMALL, tested_models
 
 CLASSES = tuple("abcdefghij")
-MODELS = [
-    pytest.param(name, marks=[pytest.mark.slow] if name == "resnet18" else [])
-    for name in models.MODELS
-]
+MODELS = tested_models("resnet18", "wrn", "mlp_mixer")
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx: pip install 'fcifar[onnx]'",
@@ -61,7 +58,7 @@ def logits(network: Trained, images: Tensor) -> Tensor:
     return predict(network, Runtime(), images)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", tested_models())
 def test_pth_and_safetensors_hold_the_values(name: str, tmp_path: Path) -> None:
     network, images = make_network(name), draw(8)
     for suffix in (".pth", ".safetensors"):

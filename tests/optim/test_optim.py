@@ -250,6 +250,10 @@ def test_a_schedule_is_counted_from_zero_and_in_the_precision_of_the_updates() -
         (schedules.cosine_decay_schedule(2.0, 8), {0: 2.0, 4: 1.0, 8: 0.0, 20: 0.0}),
         (schedules.cosine_decay_schedule(2.0, 8, 0.5), {0: 2.0, 4: 1.5, 8: 1.0}),
         (
+            schedules.piecewise_constant_schedule(0.5, {6: 0.5, 3: 0.1}),
+            {0: 0.5, 2: 0.5, 3: 0.05, 5: 0.05, 6: 0.025, 99: 0.025},
+        ),
+        (
             schedules.piecewise_linear_schedule([(2, 0.2), (4.5, 1.0), (10, 0.07)]),
             {0: 0.2, 2: 0.2, 3: 0.52, 4: 0.84, 5: 1 - 0.93 / 11, 10: 0.07, 99: 0.07},
         ),

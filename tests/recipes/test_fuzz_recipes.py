@@ -15,6 +15,7 @@ from fcifar import models, optim, random, recipes, tree
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, init_train_state, make_train_step
+from tests.helpers.small import tested_models
 
 NUMBERS = (
     *(math.nan, math.inf, -math.inf, -0.0, 0.5, 1e-30, 1e30, 1e38, 1e39, 5e-324, 1e308, -1e308),
@@ -107,7 +108,9 @@ LIKELY: dict[str, st.SearchStrategy] = {
     "nesterov": st.booleans(),
     "weight_decay": st.sampled_from((0, 1e-30, 0.1, 1e30)),
     "clip_norm": st.sampled_from((0, 1e-30, 1.0, 1e30)),
-    "schedule": st.sampled_from(("constant", "linear", "cosine")),
+    "schedule": st.sampled_from(("constant", "linear", "cosine", "multistep")),
+    "milestones": st.sampled_from(([], [0.5], [1e-30, 0.5, 0.9999999999999999])),
+    "milestone_factor": st.sampled_from((0, 0.1, 1e-30)),
     "batch_size": st.sampled_from((1, 4, 10**9)),
     "epochs": st.sampled_from((1, 2, 10**9)),
     "augment": st.lists(AUGMENTS, max_size=2),
@@ -194,7 +197,7 @@ def test_any_value_for_a_recipe(values: Any) -> None:
         build(recipe, 100)
 
 
-@pytest.mark.parametrize("model", models.MODELS)
+@pytest.mark.parametrize("model", tested_models())
 @given(
     options=st.dictionaries(
         st.sampled_from((*OPTIONS, "num_classes", "self")) | TEXTS, JSON, max_size=3

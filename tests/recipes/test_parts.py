@@ -118,6 +118,15 @@ def test_parts_lie_below_one(name: str) -> None:
         ),
         ({"warmup_steps": 3, "warmup_fraction": 0.1}, "both set the warm-up; give one of them"),
         ({"lookahead_every": 5, "ema_decay": 0.9}, "are two averages; give one of them"),
+        ({"schedule": "multistep"}, "schedule multistep needs milestones; give milestones, such"),
+        ({"milestones": 0.5}, "milestones is 0.5; it must be fractions of the run that rise"),
+        ({"milestones": (0.5, 0.5)}, r"milestones is \(0.5, 0.5\); it must be fractions"),
+        ({"milestones": (0.75, 0.5)}, "it must be fractions of the run that rise"),
+        ({"milestones": (0.0,)}, r"milestones is \(0.0,\); it must be fractions"),
+        ({"milestones": (1,)}, "it must be fractions of the run that rise, such as 0.5,0.75"),
+        ({"milestones": (math.nan,)}, "milestones is .*; it must be fractions"),
+        ({"milestones": ("0.5",)}, "milestones is .*; it must be fractions"),
+        ({"milestone_factor": 1.0}, r"milestone_factor is 1.0; it must lie in \[0, 1\)"),
         ({"resolutions": "24:0.5"}, "resolutions is '24:0.5'; it must be texts such as 24:0.5"),
         ({"resolutions": ["32"]}, r"resolutions is \['32'\]; it must be texts"),
         ({"resolutions": (32,)}, "resolutions has 32; each must be SIZE:PART, such as 24:0.5"),
@@ -249,7 +258,8 @@ def test_every_parameter_has_its_group(name: str) -> None:
     for path, value in make_model(name).init(random.key(0)).params.items():
         by_group.setdefault(group_of(path, value), set()).add(path)
         ndim = {"kernel": 4, "linear": 2, "vector": 1}.get(group_of(path, value), value.ndim)
-        assert value.ndim == ndim
+        is_embedding = path in ("cls_token", "pos_embed")
+        assert value.ndim == (3 if is_embedding else ndim)
     assert set(by_group) == {"kernel", "linear", "vector"} | (
         {"whiten"} if name == "speednet" else set()
     )
@@ -390,6 +400,24 @@ def test_a_whitening_layer_may_rest_at_once_or_never(whiten_epochs: float) -> No
         ),
         ({"schedule": "constant", "warmup_steps": 4}, {0: 0.0, 2: 1.0, 4: 2.0, 100: 2.0}),
         ({"schedule": "linear", "warmup_steps": 50}, {0: 0.0, 25: 1.0, 50: 2.0, 75: 1.0}),
+        (
+            {"schedule": "multistep", "milestones": (0.5, 0.75)},
+            {0: 2.0, 49: 2.0, 50: 0.2, 74: 0.2, 75: 0.02, 100: 0.02},
+        ),
+        (
+            {
+                "schedule": "multistep",
+                "milestones": (0.3, 0.301, 0.6),
+                "milestone_factor": 0.5,
+                "warmup_fraction": 0.2,
+                "initial_rate": 0.1,
+            },
+            {0: 0.2, 10: 1.1, 20: 2.0, 29: 2.0, 30: 0.5, 59: 0.5, 60: 0.25, 100: 0.25},
+        ),
+        (
+            {"schedule": "multistep", "milestones": (0.1, 0.5), "warmup_steps": 20},
+            {0: 0.0, 10: 1.0, 20: 0.2, 49: 0.2, 50: 0.02},
+        ),
     ],
 )
 def test_schedules_pass_through_their_points(

@@ -15,14 +15,14 @@ import torch
 from fcifar import io, tree
 from fcifar.data import Dataset, Split, make_dataset, save
 from fcifar.errors import ExternalError, UsageError
-from fcifar.recipes import RECIPES, Recipe
+from fcifar.recipes import Recipe
 from fcifar.runs import reproduce
 from fcifar.runs.reproduce import compare_environments, compare_records
 from fcifar.train import environment, loop, metrics_log, run_dir
 from fcifar.train.config import CheckpointConfig, RunConfig
 from fcifar.train.events import Noted
 from fcifar.train.runtime import Runtime
-from tests.helpers.small import make_recipe
+from tests.helpers.small import make_recipe, tested_recipes
 from tests.helpers.training import train
 
 KEEP = CheckpointConfig(checkpoint_every="10", keep_checkpoints=9)
@@ -35,13 +35,8 @@ def again(run: Path, dataset: Dataset, **options: Any) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize(
-    ("name", "compiled"),
-    [
-        *((name, False) for name in RECIPES),
-        *(pytest.param(name, True, marks=pytest.mark.slow) for name in RECIPES),
-    ],
-)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", tested_recipes())
 def test_every_recipe_is_identical(
     name: str, compiled: bool, tmp_path: Path, runtime: Runtime, dataset: Dataset
 ) -> None:

@@ -230,7 +230,7 @@ def _set_arguments(recipe: recipes.Recipe) -> list[str] | None:
 def _argument(name: str, value: Any) -> str:
     """A value as ``--set`` reads it."""
     if name in _LISTS:
-        plain = all(_ITEM.fullmatch(item) for item in value)
+        plain = all(_ITEM.fullmatch(str(item)) for item in value)
         return (",".join(value) or "none") if plain else json.dumps(list(value))
     if isinstance(value, str) and _WORD.fullmatch(value) and value not in _NOT_TEXT:
         return value
