@@ -1,9 +1,9 @@
 """Per-example gradients, second-order derivatives, and gradients through training.
 
 ``of_batch``, ``accumulated`` and ``sam`` are values of the argument ``gradient`` of
-``make_train_step``. Each of the other functions takes the loss of one example, ``loss(params, example, *rest) -> []``. The example is
-a tree whose leaves have no batch axis, such as an image, its label and a key. All examples share
-``rest``::
+``make_train_step``. The other functions take the loss of one example, ``loss(params, example,
+*rest) -> []``. The example is a tree whose leaves have no batch axis, such as an image, its label
+and a key. All examples share ``rest``::
 
     def loss(params, example):
         logits, _ = model.apply(Variables(params, {}), example.images[None])
@@ -91,7 +91,7 @@ def accumulated(
         of_part = gradient(objective)
 
         def of_parts(params: Tree, batch: Tree, key: Key) -> Any:
-            count, first = _size(batch), 0
+            count, first, total = _size(batch), 0, None
             if count <= micro_batch_size:
                 return of_part(params, batch, key)
             parts = []
@@ -102,10 +102,11 @@ def accumulated(
                 ones = torch.ones((count,), dtype=losses.dtype, device=losses.device)
                 weight = (reduction(ones) * size) / (reduction(ones[:size]) * count)
                 scaled = tree.map(lambda g, w=weight: g * w.to(g.dtype), grads)
-                total = tree.add(total, scaled) if first else scaled
+                total = scaled if total is None else tree.add(total, scaled)
                 parts.append((losses, logits, buffers, size / count))
                 first += size
-            losses, logits = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+            losses = torch.cat([part[0] for part in parts])
+            logits = torch.cat([part[1] for part in parts])
             return total, (reduction(losses), (losses, logits, _mean_buffers(parts)))
 
         return of_parts

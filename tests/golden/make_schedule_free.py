@@ -22,15 +22,24 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 0.3},
     "sgd, warm-up": {"lr": 0.5, "warmup_steps": 8},
     "sgd, all": {
-        **{"lr": 0.4, "momentum": 0.95, "weight_decay": 0.02, "warmup_steps": 5},
-        **{"r": 1.5, "weight_lr_power": 1.0},
+        "lr": 0.4,
+        "momentum": 0.95,
+        "weight_decay": 0.02,
+        "warmup_steps": 5,
+        "r": 1.5,
+        "weight_lr_power": 1.0,
     },
     "sgd, unweighted": {"lr": 0.2, "momentum": 0.5, "warmup_steps": 10, "weight_lr_power": 0.0},
     "adamw": {"lr": 0.02},
     "adamw, warm-up": {"lr": 0.05, "warmup_steps": 8, "weight_decay": 0.1},
     "adamw, all": {
-        **{"lr": 0.04, "betas": [0.95, 0.98], "eps": 1e-4, "weight_decay": 0.05},
-        **{"warmup_steps": 5, "r": 2.0, "weight_lr_power": 1.0},
+        "lr": 0.04,
+        "betas": [0.95, 0.98],
+        "eps": 1e-4,
+        "weight_decay": 0.05,
+        "warmup_steps": 5,
+        "r": 2.0,
+        "weight_lr_power": 1.0,
     },
 }
 

@@ -85,8 +85,8 @@ def test_a_base_may_be_any_optimizer() -> None:
     for step, (params, state) in enumerate(trained(optimizer, 30)):
         y = tree.map(lambda a, b: 0.2 * a + 0.8 * b, z, x)
         now = 0.5 * min(step / 20, 1)
-        moved = tree.map(lambda g: -now * (0.7 * g).clamp(-0.4, 0.4), gradient(y, step))
-        z = tree.map(torch.add, z, moved)
+        clipped = tree.map(lambda g: (0.7 * g).clamp(-0.4, 0.4), gradient(y, step))
+        z = tree.map(lambda a, g, rate=now: a - rate * g, z, clipped)
         largest = max(largest, now)
         total += largest**2
         c = largest**2 / total if total else 0.0
