@@ -1,8 +1,9 @@
 """Per-example gradients, second-order derivatives, and gradients through training.
 
-Each function takes the loss of one example, ``loss(params, example, *rest) -> []``. The example is
-a tree whose leaves have no batch axis, such as an image, its label and a key. All examples share
-``rest``::
+``of_batch``, ``accumulated`` and ``sam`` are values of the argument ``gradient`` of
+``make_train_step``. The other functions take the loss of one example, ``loss(params, example,
+*rest) -> []``. The example is a tree whose leaves have no batch axis, such as an image, its label
+and a key. All examples share ``rest``::
 
     def loss(params, example):
         logits, _ = model.apply(Variables(params, {}), example.images[None])
@@ -18,7 +19,8 @@ and loop outside.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +28,8 @@ from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
 from torch.linalg import vector_norm
 
-from fcifar import tree
+from fcifar import random, tree
+from fcifar.parallel import ALONE, Axis
 from fcifar.random import Key
 from fcifar.tree import Tree
 
@@ -40,6 +43,146 @@ Gradient = Callable[[Objective], Callable[[Tree, Tree, Key], tuple[Tree, tuple[T
 def of_batch(objective: Objective) -> Callable[[Tree, Tree, Key], tuple[Tree, tuple[Tensor, Any]]]:
     """The gradient of the whole batch: ``torch.func.grad_and_value``."""
     return grad_and_value(objective, has_aux=True)
+
+
+def accumulated(
+    micro_batch_size: int,
+    *,
+    reduction: Callable[[Tensor], Tensor] = torch.mean,
+    gradient: Gradient = of_batch,
+) -> Gradient:
+    """The gradient of the whole batch, computed from ``micro_batch_size`` rows at a time.
+
+    Intermediate results of one micro-batch are held at a time. Micro-batches have the random draws
+    of their rows in the whole batch (``random.skip_rows``), and an incomplete last one has the
+    weight of its rows, so that gradient, value, losses and logits are those of ``gradient`` up to
+    rounding.
+
+    Batch norm is the exception: each micro-batch is normalised by its own statistics, as on ranks
+    that do not synchronise it. All micro-batches start from the buffers before the step, and the
+    new buffers are the mean of theirs, weighted by rows.
+
+    A compiled step contains each micro-batch separately: compilation takes time in proportion to
+    their number, and ``torch.compile`` may hold intermediate results of several.
+
+    Args:
+        micro_batch_size: 1 or more rows. A batch that is not larger is not split.
+        reduction: the reduction of the step, ``torch.mean`` or ``torch.sum``.
+        gradient: of each micro-batch. ``accumulated(n, gradient=sam(rho))`` perturbs the parameters
+            for each micro-batch, ``sam(rho, gradient=accumulated(n))`` for the whole batch.
+
+    Raises:
+        ValueError: ``micro_batch_size`` is not a whole number of 1 or more.
+
+    >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.sgd(0.1)
+    >>> gradient = fcifar.grads.accumulated(2)
+    >>> step = fcifar.make_train_step(model, optimizer, gradient=gradient)
+    >>> state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
+    >>> step(state, fcifar.Batch(torch.zeros(5, 3, 32, 32), torch.arange(5)))[1].count
+    tensor(5)
+    """
+    is_whole = isinstance(micro_batch_size, int) and not isinstance(micro_batch_size, bool)
+    if not is_whole or micro_batch_size < 1:
+        raise ValueError(
+            f"accumulated needs a whole number of rows, 1 or more, not {micro_batch_size}"
+        )
+
+    def transformed(objective: Objective) -> Callable[[Tree, Tree, Key], Any]:
+        of_part = gradient(objective)
+
+        def of_parts(params: Tree, batch: Tree, key: Key) -> Any:
+            count, first, total = _size(batch), 0, None
+            if count <= micro_batch_size:
+                return of_part(params, batch, key)
+            parts = []
+            for part in chunks(batch, micro_batch_size):
+                part_key, size = random.skip_rows(key, first), _size(part)
+                grads, (_, (losses, logits, buffers)) = of_part(params, part, part_key)
+                # The weight of a row in the whole batch, relative to its weight in the part.
+                ones = torch.ones((count,), dtype=losses.dtype, device=losses.device)
+                weight = (reduction(ones) * size) / (reduction(ones[:size]) * count)
+                scaled = tree.map(lambda g, w=weight: g * w.to(g.dtype), grads)
+                total = scaled if total is None else tree.add(total, scaled)
+                parts.append((losses, logits, buffers, size / count))
+                first += size
+            losses = torch.cat([part[0] for part in parts])
+            logits = torch.cat([part[1] for part in parts])
+            return total, (reduction(losses), (losses, logits, _mean_buffers(parts)))
+
+        return of_parts
+
+    return transformed
+
+
+def _mean_buffers(parts: Sequence[tuple[Tensor, Tensor, Tree, float]]) -> Tree:
+    """Return the weighted mean of the buffers of micro-batches; integers are the first's.
+
+    It is the mean of the differences from the first: the mean of a constant would round, that of
+    zeros does not.
+    """
+    (first, _), *others = [(buffers, weight) for _, _, buffers, weight in parts]
+
+    def mean(leaf: Tensor, *more: Tensor) -> Tensor:
+        if not leaf.is_floating_point():
+            return leaf
+        changes = [(x - leaf) * w for x, (_, w) in zip(more, others, strict=True)]
+        return leaf + torch.stack(changes).sum(0)
+
+    return tree.map(mean, first, *(buffers for buffers, _ in others))
+
+
+def sam(rho: float | Tensor, *, gradient: Gradient = of_batch, axis: Axis = ALONE) -> Gradient:
+    """Sharpness-aware minimisation: the gradient at ``params + rho * g / |g|``.
+
+    Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficiently improving
+    generalization", https://arxiv.org/abs/2010.01412, algorithm 1, for p = 2. ``g`` is the gradient
+    at the parameters, and ``|g|`` its norm over all of them; without a gradient (|g| = 0) they are
+    not perturbed. A step takes twice the time.
+
+    Both passes have the same draws. Value, losses, logits and buffers are those of the first pass,
+    at the parameters.
+
+    Args:
+        rho: above 0, the distance; a number or a 0-d tensor, whose value is not checked.
+        gradient: of each pass, such as ``accumulated(n)`` for large batches.
+        axis: the axis of the step. Ranks then exchange the sum of their gradients, and the
+            perturbation is that of the whole batch, as in one process. With ``ALONE``, each rank
+            perturbs for its own rows and nothing more is exchanged: the paper's m-sharpness, where
+            m is the number of rows of a rank.
+
+    Raises:
+        ValueError: ``rho`` is a number that is not above 0 and finite.
+
+    >>> def objective(w, batch, key):
+    ...     return (w**2).sum(), ()
+    >>> fcifar.grads.sam(0.5)(objective)(torch.tensor([3.0, 4.0]), (), fcifar.random.key(0))[0]
+    tensor([6.6000, 8.8000])
+    """
+    if not isinstance(rho, Tensor) and not 0 < rho < math.inf:
+        raise ValueError(f"sam needs a rho above 0, such as 0.05, not {rho}")
+
+    def transformed(objective: Objective) -> Callable[[Tree, Tree, Key], Any]:
+        at = gradient(objective)
+
+        def at_perturbed(params: Tree, batch: Tree, key: Key) -> Any:
+            grads, output = at(params, batch, key)
+            if axis.size > 1:  # only the direction matters, so the sum is as good as the mean
+                leaves, unflatten = tree.flatten(grads)
+                grads = unflatten(axis.psum(leaves))
+            length = _safe_norm(grads)
+            perturbed = tree.map(lambda p, g: p + (rho * g / length.to(g.dtype)), params, grads)
+            return at(perturbed, batch, key)[0], output
+
+        return at_perturbed
+
+    return transformed
+
+
+def _safe_norm(gradients: Tree) -> Tensor:
+    """Return the norm over all leaves, or 1 if it is 0, with a finite derivative there."""
+    squares = [torch.sum(torch.square(leaf)) for leaf in tree.leaves(gradients)]
+    square = torch.stack(squares).sum() if squares else torch.zeros(())
+    return torch.where(square > 0, square, 1.0).sqrt()
 
 
 # Per-example gradients ---------------------------------------------------------------------------

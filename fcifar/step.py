@@ -135,6 +135,26 @@ def _with_values(variables: Variables, values: Mapping[str, Tensor]) -> Variable
     return Variables(params, buffers)
 
 
+def eval_variables(
+    state: TrainState,
+    optimizer: Optimizer,
+    average: Average = averaging.none(),  # noqa: B008
+) -> Variables:
+    """Return the variables to evaluate and to save: ``optimizer.value``, then ``average.value``.
+
+    Without an average and a schedule-free optimizer, they are ``state.variables``.
+
+    Args:
+        optimizer, average: the same as for ``make_train_step``.
+
+    >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.schedule_free_sgd(1.0)
+    >>> state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
+    >>> variables = fcifar.step.eval_variables(state, optimizer)
+    """
+    params = optimizer.value(state.variables.params, state.opt_state)
+    return average.value(state.variables._replace(params=params), state.average)
+
+
 def normalize(
     mean: tuple[float, ...] = (0.5, 0.5, 0.5), std: tuple[float, ...] = (0.5, 0.5, 0.5)
 ) -> Preprocess:

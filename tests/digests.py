@@ -71,6 +71,15 @@ def cases() -> dict[str, Case]:
     speed = ["speed90", "--no-compile", "--set", "widths=8,12,16"]
     found["two ranks, batch norm"] = _of_run(speed, ranks=2)
     found["two ranks, sweep"] = _of_group(["blitz", "--no-compile", "--replicas", "3"], ranks=2)
+    gradients = ["--micro-batch", "5", "--sam-rho", "0.05", "--momentum", "0"]
+    for how in ("--no-compile", "--compile"):
+        for optimizer in ("schedule_free", "schedule_free_adamw"):
+            words = ["blitz", how, *gradients, "--optimizer", optimizer]
+            found[f"sam, micro-batches, {optimizer} {how}"] = _of_run(words)
+    found["two ranks, sam, micro-batches"] = _of_run(["blitz", "--no-compile", *gradients], ranks=2)
+    found["resumed, sam, micro-batches"] = lambda folder: _resumed(
+        folder, ["blitz", "--no-compile", *gradients, "--optimizer", "schedule_free"]
+    )
     found["reproduced"] = lambda folder: _reproduced(folder, ["blitz", "--compile"])
     found["reproduced in part"] = lambda folder: _reproduced(
         folder, ["conv3-aug", "--no-compile"], "--until", "7"

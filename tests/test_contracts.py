@@ -14,7 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fcifar import losses, metrics, models, optim, privacy, random, recipes, tensor_files, tree
+from fcifar import (
+    grads,
+    losses,
+    metrics,
+    models,
+    optim,
+    privacy,
+    random,
+    recipes,
+    tensor_files,
+    tree,
+)
 from fcifar.augment import tta
 from fcifar.models import Variables
 from fcifar.precision import BF16, FP64
@@ -83,6 +94,23 @@ def in_private(model_name: str) -> Case:
     )
 
 
+GRADIENTS = {
+    "accumulated": grads.accumulated(3),
+    "sam": grads.sam(0.05),
+    "sam-accumulated": grads.sam(0.05, gradient=grads.accumulated(3)),
+}
+
+
+def by_gradient(model_name: str, gradient_name: str) -> Case:
+    model, optimizer = make_model(model_name), optim.sgd(1e-2, momentum=0.9)
+    gradient = GRADIENTS[gradient_name]
+    return Case(
+        lambda seed=0, **kw: init_train_state(model, optimizer, key=random.key(seed), **kw),
+        lambda **kw: make_train_step(model, optimizer, gradient=gradient, **kw),
+        model,
+    )
+
+
 def distinct_recipes() -> list[str]:
     """Without those that differ from one before in nothing that a step of a few images sees."""
     unseen = {*("name", "summary", "source", "notes", "expected", "log_every", "valid_fraction")}
@@ -110,6 +138,8 @@ CASES = {
     },
     **{f"recipe-{recipe}": (of_recipe, recipe) for recipe in distinct_recipes()},
     **{f"private-{model}": (in_private, model) for model in ("lenet", "conv3")},
+    **{f"{gradient}-lenet": (by_gradient, "lenet", gradient) for gradient in GRADIENTS},
+    **{f"{gradient}-resnet18": (by_gradient, "resnet18", gradient) for gradient in GRADIENTS},
 }
 
 
@@ -120,6 +150,8 @@ DEAR = {
     *("recipe-speed90", "recipe-speed93", "recipe-speed95", "resnet18-nesterov", "private-conv3"),
     *("conv3-adamw", "conv3-nesterov", "conv3-momentum", "recipe-resnet20"),
     *("recipe-wrn-16-8", "recipe-mlp-mixer", *SLOW),
+    "conv3-schedule_free",
+    *("conv3-schedule_free_adamw", *(f"{gradient}-resnet18" for gradient in GRADIENTS)),
 }
 without_dear = pytest.mark.parametrize(
     "case",

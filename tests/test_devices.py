@@ -124,6 +124,7 @@ def test_an_optimizer(name: str, is_scheduled: bool) -> None:
     optimizer = optim.chain(optim.clip_by_global_norm(1.0), optimizer, optim.freeze_after(3))
     params = make_model("speednet").init(KEY).params
     on_meta(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    on_meta(lambda p: optimizer.value(p, optimizer.init(p)), params)
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -133,6 +134,12 @@ CHANGES: dict[str, dict[str, Any]] = {
     "moving average": {"ema_decay": 0.9},
     "lookahead": {"lookahead_every": 2},
     "private": {"dp_clip": 1.0, "dp_noise": 0.5},
+    "private in parts": {"dp_clip": 1.0, "micro_batch": 3},
+    "micro-batches": {"micro_batch": 3},
+    "sam": {"sam_rho": 0.05},
+    "sam in micro-batches": {"sam_rho": 0.05, "micro_batch": 3, "loss_reduction": "sum"},
+    "schedule-free": {"optimizer": "schedule_free", "momentum": 0.0, "warmup_steps": 5},
+    "schedule-free adamw": {"optimizer": "schedule_free_adamw", "momentum": 0.0},
     "resized": {
         "model": "resnet18",
         "model_options": {"width": 4},
@@ -194,9 +201,10 @@ def test_the_inputs_of_the_loop() -> None:
     on_meta(inputs, KEY, ROWS, BATCH.labels > 1)
 
 
+@pytest.mark.parametrize("changes", [{}, {"sam_rho": 0.05, "micro_batch": 3}], ids=["plain", "sam"])
 @pytest.mark.parametrize("name", ["conv3-aug", "speed94"])
-def test_a_step_over_ranks(name: str) -> None:
-    recipe = make_recipe(name)
+def test_a_step_over_ranks(name: str, changes: dict[str, Any]) -> None:
+    recipe = make_recipe(name).replace(**changes)
     axis = Axis(2, lambda tensors: sum_flat(tensors, sum_vector=torch.clone), 1)
     step = step_of(recipe, recipes.make_model(recipe, 10, axis), axis=axis)
     on_meta(step, state_of(recipe), Shard(*BATCH, torch.tensor(4)))

@@ -1,4 +1,4 @@
-"""Optimizers as pairs of pure functions, with optax's names.
+"""Optimizers as pure functions, with optax's names.
 
 An ``Optimizer`` turns gradients into updates, which ``apply_updates`` adds to the parameters::
 
@@ -13,6 +13,7 @@ ValueError; the values of tensors are not checked.
 """
 
 from fcifar.optim.alias import OPTIMIZERS, REGISTERED, adam, adamw, muon_and_sgd, register, sgd
+from fcifar.optim.as_torch import as_torch
 from fcifar.optim.base import CountState, EmptyState, Optimizer, apply_updates, chain, stateless
 from fcifar.optim.combine import (
     Label,
@@ -27,6 +28,12 @@ from fcifar.optim.muon import (
     orthogonalize_each,
     renormalize_weights,
     scale_by_muon,
+)
+from fcifar.optim.schedule_free import (
+    ScheduleFreeState,
+    schedule_free,
+    schedule_free_adamw,
+    schedule_free_sgd,
 )
 from fcifar.optim.transforms import (
     AdamState,
@@ -45,6 +52,7 @@ __all__ = ["OPTIMIZERS", "REGISTERED", "AdamState", "CountState", "EmptyState", 
 __all__ += ["MultiTransformState", "Optimizer", "TraceState", "adam", "adamw"]
 __all__ += ["add_decayed_weights", "apply_updates", "chain", "clip", "clip_by_global_norm"]
 __all__ += ["freeze_after", "multi_transform", "muon", "muon_and_sgd", "orthogonalize"]
-__all__ += ["orthogonalize_each", "register"]
+__all__ += ["ScheduleFreeState", "orthogonalize_each", "register", "schedule_free"]
+__all__ += ["as_torch", "schedule_free_adamw", "schedule_free_sgd"]
 __all__ += ["renormalize_weights", "scale", "scale_by_adam", "scale_by_learning_rate"]
 __all__ += ["scale_by_muon", "scale_by_schedule", "set_to_zero", "sgd", "stateless", "trace"]

@@ -10,6 +10,7 @@ from fcifar import entries
 from fcifar.optim.base import Optimizer, chain
 from fcifar.optim.combine import multi_transform
 from fcifar.optim.muon import muon
+from fcifar.optim.schedule_free import schedule_free_adamw, schedule_free_sgd
 from fcifar.optim.transforms import (
     add_decayed_weights,
     scale_by_adam,
@@ -116,6 +117,8 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": adam,
     "adamw": adamw,
     "muon": muon_and_sgd,
+    "schedule_free": schedule_free_sgd,
+    "schedule_free_adamw": schedule_free_adamw,
 }
 """Optimizers by name; each can be called with only a learning rate."""
 

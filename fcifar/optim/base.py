@@ -1,4 +1,4 @@
-"""The optimizer interface: a pair of pure functions, and chains of such pairs."""
+"""The optimizer interface: pure functions, and chains of optimizers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,21 @@ from fcifar import tree
 from fcifar.tree import Tree
 
 
+def same_params(params: Tree, state: Any) -> Tree:
+    """Return ``params``: the ``value`` of an optimizer that trains what is evaluated."""
+    return params
+
+
 class Optimizer(NamedTuple):
-    """``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``."""
+    """``init(params) -> state`` and ``update(grads, state, params) -> (updates, state)``.
+
+    ``value(params, state) -> params`` gives the parameters to evaluate and to save. They are those
+    that are trained, except for ``schedule_free``.
+    """
 
     init: Callable[[Tree], Any]
     update: Callable[[Tree, Any, Tree], tuple[Tree, Any]]
+    value: Callable[[Tree, Any], Tree] = same_params
 
 
 def apply_updates(params: Tree, updates: Tree) -> Tree:
@@ -45,7 +55,12 @@ def chain(*optimizers: Optimizer) -> Optimizer:
             new_states.append(state)
         return grads, tuple(new_states)
 
-    return Optimizer(init, update)
+    def value(params: Tree, states: tuple[Any, ...]) -> Tree:
+        for optimizer, state in zip(optimizers, states, strict=True):
+            params = optimizer.value(params, state)
+        return params
+
+    return Optimizer(init, update, value)
 
 
 class EmptyState(NamedTuple):

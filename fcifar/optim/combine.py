@@ -84,7 +84,16 @@ def multi_transform(transforms: Mapping[str, Optimizer], label: Label) -> Optimi
         _, unflatten = tree.flatten(grads)
         return unflatten([updates[path] for path in grad_leaves]), MultiTransformState(inner_states)
 
-    return Optimizer(init, update)
+    def value(params: Tree, state: MultiTransformState) -> Tree:
+        leaves = tree.named_leaves(params)
+        values = dict(leaves)
+        for name, paths in paths_by_label(params).items():
+            own = {path: leaves[path] for path in paths}
+            values.update(transforms[name].value(own, state.inner_states[name]))
+        _, unflatten = tree.flatten(params)
+        return unflatten([values[path] for path in leaves])
+
+    return Optimizer(init, update, value)
 
 
 def set_to_zero() -> Optimizer:

@@ -106,7 +106,7 @@ def scale_by_adam(
         nu = tree.map(lambda g, v: b2 * v + (1 - b2) * g * g, grads, state.nu)
 
         def direction(m: Tensor, v: Tensor) -> Tensor:
-            c1, c2 = _one_minus_power(b1, count, m.dtype), _one_minus_power(b2, count, v.dtype)
+            c1, c2 = one_minus_power(b1, count, m.dtype), one_minus_power(b2, count, v.dtype)
             # The clamp changes no value. Without it, the gradient of the root is infinite where the
             # second moment is 0, as for dead units, and a gradient through training is NaN.
             root = torch.sqrt((v / c2).clamp(min=torch.finfo(v.dtype).tiny))
@@ -167,8 +167,8 @@ def clip(max_delta: float) -> Optimizer:
     )
 
 
-def _one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
-    # expm1 keeps the digits that 1 - base**count loses when base is near 1.
+def one_minus_power(base: float | Tensor, count: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``1 - base**count``; expm1 keeps the digits that are lost when base is near 1."""
     if isinstance(base, Tensor):
         log: float | Tensor = torch.log(base).to(dtype)
     else:

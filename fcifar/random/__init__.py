@@ -19,7 +19,8 @@ be tensors that broadcast to the shape. As in JAX, an invalid argument raises Ty
 or ValueError: a bad key, shape or axis, numbers out of range, or shapes that do not broadcast. The
 values of tensors are not checked.
 
-``from_row`` gives a key for some rows of a batch that several processes share.
+``from_row`` gives a key for some rows of a batch that several processes share, and ``skip_rows``
+one for later rows.
 """
 
 import math
@@ -111,6 +112,21 @@ def from_row(key: Key, row: int | Tensor) -> Key:
     """
     _check_key(key)
     return torch.cat([common(key), _filled(row, key, torch.int64).reshape(1)])
+
+
+def skip_rows(key: Key, count: int) -> Key:
+    """Return ``key`` with all of its draws beginning ``count`` rows later: int64 [3].
+
+    For parts of a batch, which may itself be some rows of a larger one: ``key`` may have a row.
+
+    Args:
+        count: 0 or more.
+
+    >>> key = fcifar.random.from_row(fcifar.random.key(0), 2)
+    >>> fcifar.random.skip_rows(key, 3).tolist()
+    [0, 0, 5]
+    """
+    return from_row(key, key[2] + count if key.shape == (3,) else count)
 
 
 def common(key: Key) -> Key:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fcifar import augment, averaging, losses, optim, precision, privacy, random, schedules
+from fcifar import augment, averaging, grads, losses, optim, precision, privacy, random, schedules
 from fcifar.augment import functional, tta
 from fcifar.augment.tta import Views
 from fcifar.averaging import Average
 from fcifar.errors import UsageError, located
-from fcifar.grads import Gradient, of_batch
+from fcifar.grads import Gradient
 from fcifar.losses import Loss
 from fcifar.models import Model
 from fcifar.optim import Optimizer
@@ -82,7 +82,8 @@ def make_model(recipe: Recipe, num_classes: int, axis: Axis = ALONE) -> Model:
 def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
     """Return the floating-point operations of one training step over the whole batch.
 
-    Counts convolutions and matrix products: the forward pass, and twice that for the backward pass.
+    Counts convolutions and matrix products: the forward pass, and twice that for the backward pass;
+    both twice with SAM.
 
     >>> recipe = fcifar.recipes.get("blitz")  # 4 images of 1.3 MFLOP
     >>> f"{fcifar.recipes.count_flops(recipe) / 1e6:.1f} MFLOP"
@@ -95,7 +96,8 @@ def count_flops(recipe: Recipe, num_classes: int = 10) -> float:
         variables = model.init(key)
         with torch.no_grad(), _FlopCounter() as counter:
             model.apply(variables, torch.zeros(count, 3, 32, 32), key=key, train=True)
-    return 3 * counter.flops * recipe.batch_size / count
+    passes = 2 if recipe.sam_rho else 1
+    return 3 * passes * counter.flops * recipe.batch_size / count
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -170,6 +172,11 @@ def _common_optimizer(recipe: Recipe, total_steps: int, numbers: Hyperparams) ->
     decay = numbers.weight_decay
     if recipe.optimizer == "adamw":
         return [optim.adamw(learning_rate, weight_decay=decay)]
+    b1 = recipe.schedule_free_b1
+    if recipe.optimizer == "schedule_free":
+        return [optim.schedule_free_sgd(learning_rate, b1, weight_decay=decay)]
+    if recipe.optimizer == "schedule_free_adamw":
+        return [optim.schedule_free_adamw(learning_rate, b1, weight_decay=decay)]
     parts = [optim.add_decayed_weights(decay)] if _is_used(decay) else []
     if recipe.optimizer == "adam":
         return [*parts, optim.adam(learning_rate)]
@@ -296,15 +303,22 @@ def make_reduction(recipe: Recipe) -> Reduction:
 
 
 def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
-    """Return the gradient of the objective: plain, or clipped per image and noised.
+    """Return the gradient of the objective: of the whole batch or in micro-batches, at perturbed
+    parameters (SAM), or clipped per image and noised.
 
     Args:
         axis: the ranks that share a batch.
     """
-    if not recipe.dp_clip:
-        return of_batch
-    reduction = make_reduction(recipe)
-    return privacy.dp_gradient(recipe.dp_clip, recipe.dp_noise, reduction=reduction, axis=axis)
+    reduction, size = make_reduction(recipe), recipe.micro_batch
+    if recipe.dp_clip:
+        return privacy.dp_gradient(
+            *(recipe.dp_clip, recipe.dp_noise),
+            reduction=reduction,
+            chunk_size=size or None,
+            axis=axis,
+        )
+    gradient = grads.accumulated(size, reduction=reduction) if size else grads.of_batch
+    return grads.sam(recipe.sam_rho, gradient=gradient, axis=axis) if recipe.sam_rho else gradient
 
 
 def make_augment(recipe: Recipe) -> Augment:
@@ -380,6 +394,11 @@ def check_sizes(
             f"batch_size is {batch_size}, which {processes} processes cannot divide equally; give "
             f"a --batch-size that is a multiple of {processes}"
         )
+    if recipe.micro_batch > batch_size // processes:
+        raise UsageError(
+            f"micro_batch is {recipe.micro_batch}, but each of {processes} processes has "
+            f"{batch_size // processes} images of a batch; give at most that, or 0"
+        )
     if size % batch_size % processes and not recipe.drop_last:
         raise UsageError(
             f"the last batch of an epoch has {size % batch_size} images, which {processes} "
@@ -410,7 +429,8 @@ def check_model(
         variables = model.init(key)
     cast = variables._replace(params=precision.cast(variables.params, policy.compute))
     batches = {recipe.batch_size, *(() if recipe.drop_last else (count % recipe.batch_size,))}
-    single = axis.size in batches and not (axis.size > 1 and recipe.sync_batch_norm)
+    passes = {n for batch in batches for n in _pass_sizes(recipe, batch // axis.size)}
+    single = 1 in passes and not (axis.size > 1 and recipe.sync_batch_norm)
 
     def forward(images: Tensor) -> None:
         with torch.no_grad(), torch.device(device):  # for modules that make tensors without one
@@ -431,8 +451,17 @@ def check_model(
             if single:
                 forward(images[:1])
         except ValueError as error:
-            other = "" if recipe.batch_size == axis.size else "--drop-last, or "
+            which, other = f"batches of {recipe.batch_size} of {count} images", "--batch-size"
+            if recipe.micro_batch:
+                which, other = f"micro-batches of {recipe.micro_batch} images", "--micro-batch"
+            drop = "" if recipe.batch_size == axis.size else "--drop-last, or "
             raise UsageError(
-                f"batches of {recipe.batch_size} of {count} images leave one image alone, which "
-                f"the model does not train on ({located(error)}); give {other}another --batch-size"
+                f"{which} leave one image alone, which the model does not train on "
+                f"({located(error)}); give {drop}another {other}"
             ) from error
+
+
+def _pass_sizes(recipe: Recipe, count: int) -> set[int]:
+    """Return the numbers of images in the forward passes of a batch of ``count``."""
+    size = min(recipe.micro_batch or count, count)
+    return {size, count % size} if size else set()

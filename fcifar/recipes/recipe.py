@@ -12,7 +12,8 @@ from fcifar.errors import UsageError, shown
 from fcifar.recipes import checks
 
 LENGTH, OPTIMIZER, IMAGES = "length", "optimizer", "images"  # groups of options
-OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
+SCHEDULE_FREE = ("schedule_free", "schedule_free_adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon", *SCHEDULE_FREE)
 SCHEDULES = ("constant", "linear", "cosine", "multistep")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _TEXTS = ("name", "summary", "source", "notes", "expected")
@@ -66,25 +67,32 @@ class Recipe:
 
     optimizer: str = _value(
         "sgd",
-        "sgd, adam, adamw, muon (convolutions; sgd for the rest), or a registered name.",
+        "sgd, adam, adamw, muon (convolutions; sgd for the rest), schedule_free (sgd), "
+        "schedule_free_adamw, or a registered name.",
         OPTIMIZER,
     )
     learning_rate: float = _value(1e-3, "Peak learning rate.", OPTIMIZER, "--lr", "--learning-rate")
     momentum: float = _value(0.0, "Of sgd and muon; in [0, 1).", OPTIMIZER)
     nesterov: bool = _value(False, "Nesterov momentum for sgd.", OPTIMIZER)
+    schedule_free_b1: float = _value(0.9, "In place of momentum for schedule_free; in (0, 1).")
     group_learning_rates: Mapping[str, float] = _value(dict, "By group, for sgd and muon.")
     learning_rate_factors: Mapping[str, float] = _value(
-        dict, "Factors of the learning rate, by patterns of names; not for muon."
+        dict, "Factors of the learning rate, by patterns of names."
     )
     group_momentum: float = _value(0.85, "Nesterov momentum of the groups that muon leaves to sgd.")
     # Learning rate x weight decay is the same in every group; muon's kernels, whose norms are
     # fixed, have none.
-    weight_decay: float = _value(0.0, "L2 penalty; decoupled for adamw.", OPTIMIZER)
+    weight_decay: float = _value(
+        0.0, "L2 penalty; decoupled for adamw and schedule_free_adamw.", OPTIMIZER
+    )
     clip_norm: float = _value(0.0, "Largest global gradient norm; 0 disables clipping.", OPTIMIZER)
     dp_clip: float = _value(
         0.0, "Private training: largest gradient norm per image; 0 disables it.", OPTIMIZER
     )
     dp_noise: float = _value(0.0, "Private training: noise, relative to dp_clip.", OPTIMIZER)
+    sam_rho: float = _value(
+        0.0, "Sharpness-aware minimization: distance, such as 0.05; 0 disables it.", OPTIMIZER
+    )
     schedule: str = _value(
         "constant", "Learning rate: constant, linear, cosine or multistep.", OPTIMIZER
     )
@@ -106,6 +114,9 @@ class Recipe:
     class_weights: str = _value("none", "none, or balanced: equal weight of all classes.", IMAGES)
 
     batch_size: int = _value(4, "Images per step, over all processes.", LENGTH)
+    micro_batch: int = _value(
+        0, "Images per forward and backward pass, to save memory; 0: the whole batch.", LENGTH
+    )
     epochs: int = _value(2, "Passes over the training images.", LENGTH, "--epochs", "--max-epochs")
     drop_last: bool = _value(
         False, "Drop an incomplete last batch.", LENGTH, "--drop-last/--keep-last"
@@ -206,10 +217,11 @@ class Recipe:
                     f"{name} needs the optimizer {' or '.join(accepted)}, not {self.optimizer}; "
                     f"leave it out, or make it {type(getattr(self, name))()}"
                 )
-        if self.learning_rate_factors and self.optimizer == "muon":
+        if self.learning_rate_factors and self.optimizer in ("muon", *SCHEDULE_FREE):
+            why = {"muon": "which gives kernels a fixed norm; give group_learning_rates instead"}
+            why = why.get(self.optimizer, "whose average has one rate; take sgd or adamw")
             raise UsageError(
-                "learning_rate_factors does not fit the optimizer muon, which gives kernels a "
-                "fixed norm; give group_learning_rates instead"
+                f"learning_rate_factors does not fit the optimizer {self.optimizer}, {why}"
             )
         if self.nesterov and not self.momentum:
             raise UsageError("nesterov needs momentum; give momentum, such as 0.9")
@@ -220,6 +232,25 @@ class Recipe:
                 f"dp_clip needs a model that looks at each image alone, and {self.model} has "
                 "batch norm; take lenet or conv3"
             )
+        if self.dp_clip and self.sam_rho:
+            raise UsageError(
+                "dp_clip and sam_rho each define the gradient of a step; give one of them"
+            )
+        if self.micro_batch > self.batch_size:
+            raise UsageError(
+                f"micro_batch is {self.micro_batch:,}, and batch_size {self.batch_size:,}; give at "
+                "most that, or 0 for the whole batch"
+            )
+        if not 0 < self.schedule_free_b1 < 1:
+            raise UsageError(
+                f"schedule_free_b1 is {self.schedule_free_b1}; it must lie between 0 and 1, such "
+                "as 0.9"
+            )
+        for name in ("lookahead_every", "ema_decay"):
+            if getattr(self, name) and self.optimizer in SCHEDULE_FREE:
+                raise UsageError(
+                    f"{name} and the optimizer {self.optimizer} are two averages; give one of them"
+                )
         if self.warmup_steps and self.warmup_fraction:
             raise UsageError(
                 "warmup_steps and warmup_fraction both set the warm-up; give one of them"

@@ -24,6 +24,7 @@ from fcifar.step import (
     EvalStep,
     TrainState,
     TrainStep,
+    eval_variables,
     init_train_state,
     make_eval_step,
     make_train_step,
@@ -255,6 +256,9 @@ def make_trainings(
             )
             return tree.on_device(step_transforms.init_loop_state(state), device)
 
+        def value(state: TrainState) -> Variables:
+            return eval_variables(state, optimizer(values), average)
+
         def order_of(_: Tensor, epoch: Tensor) -> Tensor:
             return random.permutation(random.fold_in(order_key, epoch), rows)
 
@@ -291,7 +295,7 @@ def make_trainings(
                     else:  # the step overwrites its donated state, so give it a copy
                         yield step, (tree.map(lambda x: x.clone(), state), part)
             one = step_transforms.take(state, 0) if is_stack else state
-            variables = average.value(one.state.variables, one.state.average)
+            variables = value(one.state)
             for eval_step, of in compiled_evals:
                 first = functools.partial(evaluate, batch_size=batch_size_of(of, device))
                 yield first, (eval_step, variables, tree.map(lambda x: x[:1], test))
@@ -313,7 +317,7 @@ def make_trainings(
             listeners=listeners,
             eval_step=eval_step,
             eval_views_step=views_step,
-            value=lambda state: average.value(state.variables, state.average),
+            value=value,
             inputs=inputs,
             steps_per_epoch=steps_per_epoch,
             images_per_epoch=steps_per_epoch * recipe.batch_size if recipe.drop_last else size,

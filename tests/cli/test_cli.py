@@ -76,6 +76,20 @@ def test_people_read_results_on_stdout_and_progress_on_stderr(fcifar) -> None:
     assert all(len(line) <= 80 for line in table.splitlines())
 
 
+def test_micro_batches_sam_and_a_schedule_free_optimizer_together(fcifar, tmp_path: Path) -> None:
+    """A run of all three reproduces, and its model is the one that is evaluated."""
+    words = ["--micro-batch", 2, "--sam-rho", 0.05, "--optimizer", "schedule_free", "--lr", 0.3]
+    done = fcifar(*TRAIN, *words, "--momentum", 0, "--out", "run", "--json")
+    assert done.status == 0, done.err
+    recipe = json.loads((tmp_path / "run/manifest.json").read_text())["recipe"]
+    assert (recipe["micro_batch"], recipe["sam_rho"]) == (2, 0.05)
+    again = fcifar("reproduce", "run", "--json")
+    assert json.loads(again.out)["identical"], again.err
+    report, evaluated = json.loads(done.out), json.loads(fcifar("eval", "run", "--json").out)
+    assert evaluated["params_digest"] == report["params_digest"]
+    assert evaluated["loss"] == pytest.approx(report["test_loss"], rel=1e-5)
+
+
 def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
     words = {
         "--lr": 0.01,
@@ -98,6 +112,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         "--stratify": None,
         "--patience": 4,
         "--restore-best": None,
+        "--micro-batch": 3,
         "--hidden": 32,
         "--dropout": 0.1,
     }
@@ -112,6 +127,7 @@ def test_overrides_reach_the_run(fcifar, tmp_path: Path) -> None:
         "clip_norm": 2.0,
         "dp_clip": 1.5,
         "dp_noise": 0.25,
+        "micro_batch": 3,
         "schedule": "cosine",
         "warmup_steps": 3,
         "drop_last": True,

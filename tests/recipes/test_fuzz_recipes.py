@@ -90,7 +90,11 @@ PRIVACY = st.sampled_from(
     (*({} for _ in range(4)), {"dp_clip": 1e-30}, {"dp_clip": 1.0, "dp_noise": 1e30})
 )
 LIKELY: dict[str, st.SearchStrategy] = {
-    "optimizer": st.sampled_from(("sgd", "adam", "adamw", "muon")),
+    "optimizer": st.sampled_from(
+        ("sgd", "adam", "adamw", "muon", "schedule_free", "schedule_free_adamw")
+    ),
+    "sam_rho": st.sampled_from((0, 0, 0, 1e-30, 0.05, 1e30)),
+    "micro_batch": st.sampled_from((0, 0, 1, 3, 10**9)),
     "group_learning_rates": st.dictionaries(
         st.sampled_from(("kernel", "linear", "vector", "whiten")), st.sampled_from((1e-30, 0.1, 9))
     ),

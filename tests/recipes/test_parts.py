@@ -13,12 +13,13 @@ from fcifar import models, optim, precision, random, recipes, schedules, tree
 from fcifar.augment import tta
 from fcifar.errors import UsageError
 from fcifar.grads import of_batch
+from fcifar.losses import cross_entropy
 from fcifar.models import Params
 from fcifar.optim import Optimizer
 from fcifar.recipes import Recipe
 from fcifar.recipes.build import group_of
 from fcifar.recipes.named import Stage, named_stages
-from fcifar.step import init_train_state, make_train_step
+from fcifar.step import Batch, init_train_state, make_train_step
 from tests.helpers.small import make_model, make_recipe
 
 
@@ -49,9 +50,86 @@ def test_a_recipe_of_before_private_training_is_read() -> None:
     assert recipes.from_dict(values) == recipes.get("blitz")
 
 
-def test_the_gradient_is_the_batchs_unless_it_is_private() -> None:
+def test_a_recipe_of_before_micro_batches_and_sam_is_read() -> None:
+    values = recipes.to_dict(recipes.get("blitz"))
+    found = [values.pop(name) for name in ("micro_batch", "sam_rho", "schedule_free_b1")]
+    assert found == [0, 0.0, 0.9]
+    assert recipes.from_dict(values) == recipes.get("blitz")
+
+
+def test_the_gradient_is_the_batchs_unless_a_setting_changes_it() -> None:
     assert recipes.make_gradient(recipe_of()) is of_batch
-    assert recipes.make_gradient(recipe_of(dp_clip=1.0)) is not of_batch
+    for changes in ({"dp_clip": 1.0}, {"micro_batch": 2}, {"sam_rho": 0.1}):
+        assert recipes.make_gradient(recipe_of(**changes)) is not of_batch
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("rho", [0.0, 0.3])
+def test_the_gradient_of_a_recipe_in_micro_batches_is_the_batchs(
+    reduction: str, rho: float, make_batch
+) -> None:
+    """And that of private training, whose chunks they are."""
+    model, batch = models.lenet(), make_batch(7)
+    params = model.init(random.key(0)).params
+    base = recipe_of(batch_size=7, loss_reduction=reduction, sam_rho=rho)
+    private = {} if rho else {"dp_clip": 0.5}
+
+    def objective(params: models.Params, batch: Batch, key: Tensor) -> Any:
+        variables = models.Variables(params, {})
+        logits, buffers = model.apply(variables, batch.images / 255, key=key, train=True)
+        losses = cross_entropy(logits, batch.labels)
+        return recipes.make_reduction(base)(losses), (losses, logits, buffers)
+
+    for changes in ({}, private):
+        whole, parts = (
+            recipes.make_gradient(base.replace(micro_batch=size, **changes))(objective)(
+                params, batch, random.key(1)
+            )
+            for size in (0, 3)
+        )
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_sam_doubles_the_arithmetic_of_a_step() -> None:
+    flops = recipes.count_flops(recipe_of())
+    assert recipes.count_flops(recipe_of(sam_rho=0.1)) == 2 * flops
+    assert recipes.count_flops(recipe_of(micro_batch=1)) == flops
+
+
+@pytest.mark.parametrize("name", ["schedule_free", "schedule_free_adamw"])
+def test_schedule_free_optimizers_have_the_numbers_of_the_recipe(name: str) -> None:
+    recipe = recipe_of(
+        optimizer=name, learning_rate=0.1, weight_decay=0.01, warmup_steps=2, schedule_free_b1=0.7
+    )
+    rate = schedules.warmup(schedules.constant_schedule(0.1), 0.0, 0.1, 2)
+    ours = optim.OPTIMIZERS[name](rate, 0.7, weight_decay=0.01)
+    made, params = recipes.make_optimizer(recipe, 10), torch.ones(3)
+    states = [ours.init(params), made.init(params)]
+    at = [params, params]
+    for i in range(5):
+        for j, optimizer in enumerate((ours, made)):
+            updates, states[j] = optimizer.update(at[j] + i, states[j], at[j])
+            at[j] = optim.apply_updates(at[j], updates)
+    assert torch.equal(*at)
+    assert torch.equal(*(o.value(p, s) for o, p, s in zip((ours, made), at, states, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "processes", "message"),
+    [
+        ({"micro_batch": 3, "batch_size": 4}, 8, 2, "micro_batch is 3, but each of 2 processes ha"),
+        ({"micro_batch": 2, "batch_size": 4}, 8, 2, ""),
+    ],
+)
+def test_a_micro_batch_fits_the_part_of_a_process(
+    changes: dict[str, Any], size: int, processes: int, message: str
+) -> None:
+    recipe = recipe_of(**changes)
+    if not message:
+        recipes.check_sizes(recipe, "tiny", size, 0, 0, processes)
+        return
+    with pytest.raises(UsageError, match=message):
+        recipes.check_sizes(recipe, "tiny", size, 0, 0, processes)
 
 
 def test_a_list_for_a_network_comes_back_as_a_tuple() -> None:
@@ -134,6 +212,20 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"dp_clip": -1.0}, "dp_clip is -1.0; it must be 0, or a number from 1e-30"),
         ({"dp_clip": True}, "dp_clip is True; it must be 0, or a number from 1e-30"),
         ({"dp_noise": math.nan, "dp_clip": 1}, "dp_noise is nan; it must be 0, or a number from"),
+        ({"dp_clip": 1, "sam_rho": 0.1}, "dp_clip and sam_rho each define the gradient of a step"),
+        ({"sam_rho": -0.1}, "sam_rho is -0.1; it must be 0, or a number from 1e-30"),
+        ({"micro_batch": 5}, "micro_batch is 5, and batch_size 4; give at most that, or 0 for"),
+        ({"micro_batch": -1}, "micro_batch is -1; it must be a whole number from 0 up"),
+        ({"micro_batch": 1.5}, "micro_batch is 1.5; it must be a whole number from 0 up"),
+        ({"schedule_free_b1": 0}, "schedule_free_b1 is 0; it must lie between 0 and 1, such as"),
+        (
+            {"optimizer": "schedule_free", "momentum": 0.9},
+            "momentum needs the optimizer sgd or muon, not schedule_free",
+        ),
+        (
+            {"optimizer": "schedule_free", "ema_decay": 0.9},
+            "ema_decay and the optimizer schedule_free are two averages; give one of them",
+        ),
         ({"dp_noise": 0.5}, "dp_noise is relative to dp_clip; give dp_clip"),
         ({"dp_clip": 1, "model": "resnet18"}, "dp_clip needs .* and resnet18 has batch norm"),
         ({"dp_clip": 1, "model": "speednet"}, "dp_clip needs .* and speednet has batch norm"),

@@ -197,6 +197,29 @@ def test_a_private_run_is_the_same_when_resumed(
     assert records(run) == records(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("optimizer", ["schedule_free", "schedule_free_adamw"])
+def test_micro_batches_sam_and_schedule_free_are_the_same_when_resumed(
+    optimizer: str, tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
+) -> None:
+    """With dropout and augmentation, whose draws are those of whole batches."""
+    recipe = recipe.replace(
+        micro_batch=2,
+        sam_rho=0.05,
+        optimizer=optimizer,
+        momentum=0.0,
+        augment=("random_flip",),
+        model_options={"dropout": 0.2},
+    )
+    whole = train(tmp_path / "whole", recipe, runtime, dataset)
+    run = tmp_path / "run"
+    train(run, recipe, runtime, dataset, stop=after(5))
+    resumed = loop.train(run, read_config(run), dataset, resume=True)
+    assert isinstance(whole, dict)
+    assert isinstance(resumed, dict)
+    assert resumed["params_digest"] == whole["params_digest"]
+    assert records(run) == records(tmp_path / "whole")
+
+
 def test_log_points_after_the_checkpoint_are_repeated(
     tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset
 ) -> None:
@@ -231,6 +254,8 @@ def test_drop_last_leaves_the_short_batch_out(
         {"nesterov": True, "weight_decay": 0.01, "clip_norm": 1.0, "schedule": "linear"},
         {"dp_clip": 0.5},
         {"dp_clip": 1e9, "dp_noise": 1e-10},
+        {"sam_rho": 0.05},
+        {"optimizer": "schedule_free", "momentum": 0.0},
     ],
 )
 def test_recipe_settings_change_the_result(
