@@ -105,7 +105,7 @@ def blend(images: Tensor, factors: Tensor, of_color: Tensor) -> Tensor:
         factors: [B]; an image with the factor 1 is unchanged.
     """
     factors, of_color = (stored(x)[:, None, None, None] for x in (factors, of_color))
-    x = images.to(torch.float32)
+    x = stored(images).to(torch.float32)
     rest = 1 - factors
     colored = x * factors + torch.floor(grey(x)) * rest if x.shape[1] == 3 else x
     sharpened = x + (_smoothed(x) - x) * rest
@@ -178,16 +178,17 @@ def equalize_levels(images: Tensor, table: Tensor) -> Tensor:
 
     As in Pillow: with ``step`` the number of pixels, without those of the brightest level present,
     divided by 255, level v becomes ``(pixels below v + step // 2) // step``; a channel whose
-    ``step`` is 0 is unchanged. All of this is in integers.
+    ``step`` is 0 is unchanged. The divisions are of whole numbers below 2**24, whose quotients
+    float32 rounds down exactly.
     """
     x = images.flatten(2).to(torch.int64)
     zeros = torch.zeros((*x.shape[:2], LEVELS), dtype=torch.int32, device=x.device)
     counts = zeros.scatter_add(2, x, torch.ones_like(x, dtype=torch.int32))
-    below = counts.cumsum(-1, dtype=torch.int32) - counts
+    below = (counts.cumsum(-1, dtype=torch.int32) - counts).to(torch.float32)
     brightest = x.amax(-1, keepdim=True)
-    step = below.gather(2, brightest) // (LEVELS - 1)
-    level = (below + step // 2) // step.clamp(min=1)
-    return torch.where(step > 0, level.clamp(max=LEVELS - 1).to(torch.float32), table)
+    step = torch.floor(below.gather(2, brightest) / (LEVELS - 1))
+    level = torch.floor((below + torch.floor(step / 2)) / step.clamp(min=1))
+    return torch.where(step > 0, level.clamp(max=LEVELS - 1), table)
 
 
 def mean_grey(images: Tensor) -> Tensor:

@@ -235,7 +235,7 @@ def apply_operations(
     """
     height, width = images.shape[-2:]
     matrix = _inverse_matrix(operations, magnitudes, height, width)
-    images = functional.affine(images, matrix, interpolation=interpolation)
+    images = functional.stored(functional.affine(images, matrix, interpolation=interpolation))
     images = color.apply_table(images, _table(images, operations, magnitudes))
     of_color = _is(operations, "color")
     factors = torch.where(of_color | _is(operations, "sharpness"), 1 + magnitudes, 1.0)
