@@ -7,8 +7,11 @@ Images are uint8 [B, C, H, W] or floating in [0, 1], before normalisation. The r
 shape and dtype. Each image has its own draw; the draw of image i depends only on the key and i, not
 on the batch size. A strength of zero returns the images unchanged.
 
-Each factory draws parameters and passes them to a function of ``augment.functional``. Arguments out
-of range raise a ValueError in the factory; unsuitable images raise one when the result is called.
+Each factory draws parameters and passes them to a function of ``augment.functional``,
+``augment.color`` or ``augment.policies``. Arguments out of range raise a ValueError in the factory;
+unsuitable images raise one when the result is called.
+
+``augment.mixing`` mixes pairs of images and their labels.
 """
 
 import math
@@ -20,6 +23,7 @@ from fcifar import random
 from fcifar.augment import base, functional, tta  # noqa: F401
 from fcifar.augment.base import Augment, identity
 from fcifar.augment.functional import Fill
+from fcifar.augment.mixing import Mix, cutmix, mixup  # noqa: F401
 from fcifar.augment.policies import aug_mix, auto_augment, rand_augment, trivial_augment  # noqa: F401
 from fcifar.random import Key
 
