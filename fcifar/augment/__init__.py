@@ -29,6 +29,7 @@ from fcifar.random import Key
 
 _ERASING_DRAWS = 10
 
+
 def chain(*augments: Augment) -> Augment:
     """Apply augmentations in order, the i-th with key i of a split.
 

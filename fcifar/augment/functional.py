@@ -192,7 +192,9 @@ def erase_rectangle(
     return torch.where(inside, _colour(fill, images), images)
 
 
-def in_rectangle(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+def in_rectangle(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
+) -> Tensor:
     """Return which pixels lie in the rectangles of ``erase_rectangle``: bool [B, 1, H, W]."""
     top, left, height, width = (stored(x)[:, None, None] for x in (top, left, height, width))
     y = torch.arange(images.shape[-2], device=images.device)[:, None] - top

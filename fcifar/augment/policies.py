@@ -310,9 +310,7 @@ def draw_magnitudes(
     return torch.where(is_negative, -magnitudes, magnitudes)
 
 
-def _chosen(
-    values: Sequence[float], index: Tensor, dtype: torch.dtype = torch.int64
-) -> Tensor:
+def _chosen(values: Sequence[float], index: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
     """Return ``values[index]``, for a tensor of indices."""
     return layers.constant(values, index, dtype)[index]
 

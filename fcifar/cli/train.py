@@ -9,7 +9,14 @@ from typing import Annotated, Any, TypeVar
 
 from fcifar.cli import completion, options, output, progress, render
 from fcifar.cli.options import argument, option
-from fcifar.cli.overrides import flag, given, make_sweep, naming_options, with_changes
+from fcifar.cli.overrides import (
+    flag,
+    given,
+    make_sweep,
+    naming_options,
+    split_texts,
+    with_changes,
+)
 from fcifar.errors import UsageError
 from fcifar.recipes import recipe as recipe_fields
 
@@ -177,8 +184,7 @@ def train(
     overrides = given(**overrides)
     model = overrides.pop("model", None)
     if "augment" in overrides:
-        augment = overrides["augment"]
-        overrides["augment"] = () if augment == "none" else tuple(augment.split(","))
+        overrides["augment"] = tuple(split_texts("augment", overrides["augment"]))
     model_options = given(dropout=dropout, hidden=hidden)
     where = given(device=device, threads=threads, precision=precision, deterministic=deterministic)
     checkpoint = given(

@@ -96,7 +96,9 @@ class Recipe:
     drop_last: bool = _value(
         False, "Drop an incomplete last batch.", LENGTH, "--drop-last/--keep-last"
     )
-    augment: tuple[str, ...] = _value((), "Such as random_flip,random_crop:4; or none.", IMAGES)
+    augment: tuple[str, ...] = _value(
+        (), "Such as random_flip,random_crop:4,mixup:0.2; or none.", IMAGES
+    )
     alternating_flip: bool = _value(False, "Mirror each image in every other epoch.")
     resolutions: tuple[str, ...] = _value(
         (), "SIZE:PART: pixels a side up to that part of the run."
@@ -127,7 +129,7 @@ class Recipe:
         from fcifar.models import mixes_examples, takes_images
         from fcifar.optim import REGISTERED
         from fcifar.precision import POLICIES
-        from fcifar.recipes.named import named_augment, named_model, named_stages
+        from fcifar.recipes.named import named_model, named_stages, split_augments
 
         for name in _TEXTS:
             checks.check_text(name, getattr(self, name))
@@ -164,8 +166,7 @@ class Recipe:
         checks.check_channels("std", self.std, checks.SMALLEST_NUMBER)
         if not isinstance(self.augment, tuple) or not all(isinstance(a, str) for a in self.augment):
             raise checks.refused("augment", self.augment, "names such as random_flip")
-        for text in self.augment:
-            named_augment(text)
+        _, mixes = split_augments(self.augment)
         if self.valid == "given" and (self.valid_fraction or self.stratify):
             raise UsageError(
                 "valid is given, which takes the validation images of the data set, and "
@@ -192,6 +193,11 @@ class Recipe:
             raise UsageError(
                 f"dp_clip needs a model that looks at each image alone, and {self.model} has "
                 "batch norm; take lenet or conv3"
+            )
+        if self.dp_clip and mixes:
+            raise UsageError(
+                f"augment has {shown(mixes[0])}, which makes an example of two images, and dp_clip "
+                "bounds the influence of one; leave one of them out"
             )
         if self.warmup_steps and self.warmup_fraction:
             raise UsageError(

@@ -13,6 +13,7 @@ from torch import Tensor
 from fcifar import random, recipes
 from fcifar.analysis import calibration, score_tables
 from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
+from fcifar.augment import color
 from fcifar.data import Dataset
 from fcifar.report.figures import (
     bars,
