@@ -29,7 +29,8 @@ def smoothed_cross_entropy(
     """Cross-entropy with label smoothing and class weights.
 
     The target is ``1 - label_smoothing`` for the label plus ``label_smoothing / C`` for each of the
-    C classes; targets, floating [B, C], are smoothed likewise. Szegedy et al., https://arxiv.org/abs/1512.00567, section 7.
+    C classes; targets, floating [B, C], are smoothed likewise. Szegedy et al.,
+    https://arxiv.org/abs/1512.00567, section 7.
 
     Args:
         label_smoothing: in [0, 1), or a 0-d tensor, whose value is not checked.

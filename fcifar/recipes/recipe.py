@@ -96,9 +96,7 @@ class Recipe:
     drop_last: bool = _value(
         False, "Drop an incomplete last batch.", LENGTH, "--drop-last/--keep-last"
     )
-    augment: tuple[str, ...] = _value(
-        (), "Such as random_flip,random_crop:4,mixup:0.2; or none.", IMAGES
-    )
+    augment: tuple[str, ...] = _value((), "Such as random_flip,random_crop:4; or none.", IMAGES)
     alternating_flip: bool = _value(False, "Mirror each image in every other epoch.")
     resolutions: tuple[str, ...] = _value(
         (), "SIZE:PART: pixels a side up to that part of the run."
