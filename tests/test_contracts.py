@@ -58,6 +58,7 @@ def of_recipe(name: str) -> Case:
     options: dict[str, Any] = {
         "loss": recipes.make_loss(recipe),
         "augment": recipes.make_augment(recipe),
+        "mix": recipes.make_mix(recipe, 10),
         "preprocess": recipes.make_preprocess(recipe, first.size),
         "reduction": recipes.make_reduction(recipe),
         "gradient": recipes.make_gradient(recipe),
@@ -79,6 +80,16 @@ def in_private(model_name: str) -> Case:
     return Case(
         lambda seed=0, **kw: init_train_state(model, optimizer, key=random.key(seed), **kw),
         lambda **kw: make_train_step(model, optimizer, gradient=gradient, **kw),
+        model,
+    )
+
+
+def mixed(mix_name: str) -> Case:
+    model, optimizer = make_model("lenet"), optim.sgd(1e-2, momentum=0.9)
+    mix = recipes.MIXES[mix_name](0.5)
+    return Case(
+        lambda seed=0, **kw: init_train_state(model, optimizer, key=random.key(seed), **kw),
+        lambda **kw: make_train_step(model, optimizer, mix=mix, **kw),
         model,
     )
 
@@ -106,13 +117,14 @@ CASES = {
     },
     **{f"recipe-{recipe}": (of_recipe, recipe) for recipe in distinct_recipes()},
     **{f"private-{model}": (in_private, model) for model in ("lenet", "conv3")},
+    **{f"mixed-{mix}": (mixed, mix) for mix in recipes.MIXES},
 }
 
 
 # What takes seconds to compile or to train, and is in its parts another case.
 DEAR = {
     *("recipe-speed90", "recipe-speed93", "recipe-speed95", "resnet18-nesterov", "private-conv3"),
-    *("conv3-adamw", "conv3-nesterov", "conv3-momentum"),
+    *("conv3-adamw", "conv3-nesterov", "conv3-momentum", "mixed-cutmix"),
 }
 without_dear = pytest.mark.parametrize(
     "case",

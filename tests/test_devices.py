@@ -91,6 +91,7 @@ def step_of(
         recipes.make_optimizer(recipe, TOTAL, numbers),
         loss=recipes.make_loss(recipe, numbers, class_weights),
         augment=recipes.make_augment(recipe),
+        mix=recipes.make_mix(recipe, 10),
         preprocess=recipes.make_preprocess(recipe, size),
         policy=policy,
         reduction=recipes.make_reduction(recipe),
@@ -132,6 +133,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "moving average": {"ema_decay": 0.9},
     "lookahead": {"lookahead_every": 2},
     "private": {"dp_clip": 1.0, "dp_noise": 0.5},
+    "mixup": {"augment": ("rand_augment:1,9", "mixup:0.2"), "class_weights": "balanced"},
+    "cutmix": {"augment": ("aug_mix", "cutmix:1"), "label_smoothing": 0.1},
     "resized": {
         "model": "resnet18",
         "model_options": {"width": 4},
