@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fcifar import averaging, layers, metrics, precision, random, tree
-from fcifar.augment import Augment, identity, tta
+from fcifar.augment import Augment, Mix, identity, tta
 from fcifar.augment.tta import Views
 from fcifar.averaging import Average
 from fcifar.grads import Gradient, of_batch
@@ -71,6 +71,7 @@ TrainStep = Callable[[TrainState, Batch | Shard], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], EvalOutput]
 Preprocess = Callable[[Tensor], Tensor]
 Reduction = Callable[[Tensor], Tensor]  # [B] -> []
+_MIX = 2  # of a step's key: 0 and 1 are the augmentation and the model
 
 
 def init_train_state(
@@ -183,6 +184,7 @@ def make_train_step(
     *,
     loss: Loss = cross_entropy,
     augment: Augment = identity,
+    mix: Mix | None = None,
     preprocess: Preprocess = normalize(),  # noqa: B008
     policy: Policy = precision.FP32,
     reduction: Reduction = torch.mean,
@@ -195,6 +197,10 @@ def make_train_step(
     Args:
         loss: per-example losses.
         augment: ``(key, images) -> images``, applied before ``preprocess``.
+        mix: ``(key, images, labels) -> (images, targets)``, such as ``augment.mixup(0.2)``, applied
+            after ``augment``. The loss is of the targets [B, C], and a prediction is correct if it
+            is the class with the largest target. With an ``axis``, each rank has an even number of
+            rows.
         preprocess: maps images of the data set to images for the model.
         policy: dtypes. Parameters, gradients, buffers and optimizer state stay in ``policy.param``.
         reduction: ``torch.mean`` or ``torch.sum``, giving the objective from the losses.
@@ -220,7 +226,10 @@ def make_train_step(
         if isinstance(batch, Shard):
             key = random.from_row(key, batch.first)
         augment_key, model_key = random.split(key)
-        images = preprocess(augment(augment_key, batch.images)).to(policy.compute)
+        images, labels = augment(augment_key, batch.images), batch.labels
+        if mix is not None:
+            images, labels = mix(random.fold_in(key, _MIX), images, labels)
+        images = preprocess(images).to(policy.compute)
 
         def objective(params: Params, batch: Batch, key: Key) -> tuple[Tensor, Any]:
             cast = precision.cast(params, policy.compute)
@@ -231,9 +240,10 @@ def make_train_step(
             return reduction(losses), (losses, logits, buffers)
 
         grads, (_, (losses, logits, buffers)) = gradient(objective)(
-            state.variables.params, Batch(images, batch.labels), model_key
+            state.variables.params, Batch(images, labels), model_key
         )
-        sums = metrics.measure(losses, logits.argmax(-1) == batch.labels)
+        classes = labels if mix is None else labels.argmax(-1)
+        sums = metrics.measure(losses, logits.argmax(-1) == classes)
         if axis.size > 1:
             grads, buffers, sums = _over_ranks(axis, reduction, state, grads, buffers, losses, sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.variables.params)

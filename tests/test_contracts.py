@@ -69,6 +69,7 @@ def of_recipe(name: str) -> Case:
     options: dict[str, Any] = {
         "loss": recipes.make_loss(recipe),
         "augment": recipes.make_augment(recipe),
+        "mix": recipes.make_mix(recipe, 10),
         "preprocess": recipes.make_preprocess(recipe, first.size),
         "reduction": recipes.make_reduction(recipe),
         "gradient": recipes.make_gradient(recipe),
@@ -111,6 +112,16 @@ def by_gradient(model_name: str, gradient_name: str) -> Case:
     )
 
 
+def mixed(mix_name: str) -> Case:
+    model, optimizer = make_model("lenet"), optim.sgd(1e-2, momentum=0.9)
+    mix = recipes.MIXES[mix_name](0.5)
+    return Case(
+        lambda seed=0, **kw: init_train_state(model, optimizer, key=random.key(seed), **kw),
+        lambda **kw: make_train_step(model, optimizer, mix=mix, **kw),
+        model,
+    )
+
+
 def distinct_recipes() -> list[str]:
     """Without those that differ from one before in nothing that a step of a few images sees."""
     unseen = {*("name", "summary", "source", "notes", "expected", "log_every", "valid_fraction")}
@@ -140,6 +151,7 @@ CASES = {
     **{f"private-{model}": (in_private, model) for model in ("lenet", "conv3")},
     **{f"{gradient}-lenet": (by_gradient, "lenet", gradient) for gradient in GRADIENTS},
     **{f"{gradient}-resnet18": (by_gradient, "resnet18", gradient) for gradient in GRADIENTS},
+    **{f"mixed-{mix}": (mixed, mix) for mix in recipes.MIXES},
 }
 
 
@@ -152,6 +164,7 @@ DEAR = {
     *("recipe-wrn-16-8", "recipe-mlp-mixer", *SLOW),
     "conv3-schedule_free",
     *("conv3-schedule_free_adamw", *(f"{gradient}-resnet18" for gradient in GRADIENTS)),
+    "mixed-cutmix",
 }
 without_dear = pytest.mark.parametrize(
     "case",

@@ -91,6 +91,7 @@ def step_of(
         recipes.make_optimizer(recipe, TOTAL, numbers),
         loss=recipes.make_loss(recipe, numbers, class_weights),
         augment=recipes.make_augment(recipe),
+        mix=recipes.make_mix(recipe, 10),
         preprocess=recipes.make_preprocess(recipe, size),
         policy=policy,
         reduction=recipes.make_reduction(recipe),
@@ -140,6 +141,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "sam in micro-batches": {"sam_rho": 0.05, "micro_batch": 3, "loss_reduction": "sum"},
     "schedule-free": {"optimizer": "schedule_free", "momentum": 0.0, "warmup_steps": 5},
     "schedule-free adamw": {"optimizer": "schedule_free_adamw", "momentum": 0.0},
+    "mixup": {"augment": ("rand_augment:1,9", "mixup:0.2"), "class_weights": "balanced"},
+    "cutmix": {"augment": ("aug_mix", "cutmix:1"), "label_smoothing": 0.1},
     "resized": {
         "model": "resnet18",
         "model_options": {"width": 4},

@@ -7,30 +7,27 @@ Images are uint8 [B, C, H, W] or floating in [0, 1], before normalisation. The r
 shape and dtype. Each image has its own draw; the draw of image i depends only on the key and i, not
 on the batch size. A strength of zero returns the images unchanged.
 
-Each factory draws parameters and passes them to a function of ``augment.functional``. Arguments out
-of range raise a ValueError in the factory; unsuitable images raise one when the result is called.
+Each factory draws parameters and passes them to a function of ``augment.functional``,
+``augment.color`` or ``augment.policies``. Arguments out of range raise a ValueError in the factory;
+unsuitable images raise one when the result is called.
+
+``augment.mixing`` mixes pairs of images and their labels.
 """
 
-from collections.abc import Callable
+import math
 
 import torch
 from torch import Tensor
 
 from fcifar import random
-from fcifar.augment import functional, tta  # noqa: F401
+from fcifar.augment import base, functional, tta  # noqa: F401
+from fcifar.augment.base import Augment, identity
 from fcifar.augment.functional import Fill
-from fcifar.errors import shown
+from fcifar.augment.mixing import Mix, cutmix, mixup  # noqa: F401
+from fcifar.augment.policies import aug_mix, auto_augment, rand_augment, trivial_augment  # noqa: F401
 from fcifar.random import Key
 
-Augment = Callable[[Key, Tensor], Tensor]
-
-LARGEST_STRENGTH = 1e6  # degrees or colour factor, in float32
-LARGEST_SIZE = 10_000  # pixels; the number of crop positions must fit in 32 bits
-
-
-def identity(key: Key, images: Tensor) -> Tensor:
-    """Return the images unchanged."""
-    return images
+_ERASING_DRAWS = 10
 
 
 def chain(*augments: Augment) -> Augment:
@@ -61,11 +58,10 @@ def random_flip(p: float = 0.5) -> Augment:
             [2., 1., 0.],
             [2., 1., 0.]])
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"random_flip needs a probability in [0, 1], not {shown(p)}")
+    base.check_probability("random_flip", p)
 
     def flip(key: Key, images: Tensor) -> Tensor:
-        return functional.mirror(images, random.bernoulli(key, p, (_batch_size(images),)))
+        return functional.mirror(images, random.bernoulli(key, p, (base.batch_size(images),)))
 
     return flip if p > 0 else identity
 
@@ -82,12 +78,12 @@ def random_rotation(
     tensor([[[[3., 2.],
               [1., 0.]]]])
     """
-    low, high = _interval("random_rotation", "degrees", degrees, centre=0.0)
+    low, high = base.interval("random_rotation", "degrees", degrees, centre=0.0)
     functional.check_choice("interpolation", interpolation, functional.INTERPOLATIONS)
     functional.check_fill(fill)
 
     def rotation(key: Key, images: Tensor) -> Tensor:
-        angles = _uniform(key, _batch_size(images), low, high)
+        angles = base.uniform(key, (base.batch_size(images),), low, high)
         return functional.rotate(images, angles, interpolation=interpolation, fill=fill)
 
     return rotation if low != 0 or high != 0 else identity
@@ -108,17 +104,17 @@ def random_crop(padding: int, *, mode: str = "zeros") -> Augment:
     tensor([[[[0., 0.],
               [2., 0.]]]])
     """
-    _check_count("random_crop", "padding", padding)
+    base.check_count("random_crop", "padding", padding)
     functional.check_choice("mode", mode, functional.MODES)
 
     def crop(key: Key, images: Tensor) -> Tensor:
-        batch = _batch_size(images)
+        batch = base.batch_size(images)
         if padding >= min(images.shape[-2:]):
             raise ValueError(
                 f"random_crop needs a padding less than the image size {list(images.shape[-2:])}, "
                 f"not {padding}"
             )
-        down, right = _random_position(key, batch, 2 * padding + 1, 2 * padding + 1)
+        down, right = base.random_position(key, batch, 2 * padding + 1, 2 * padding + 1)
         return functional.translate(images, down - padding, right - padding, mode=mode)
 
     return crop if padding > 0 else identity
@@ -136,14 +132,61 @@ def cutout(size: int, *, fill: Fill = 0.0) -> Augment:
     >>> (cut == 0.5).sum()
     tensor(4)
     """
-    _check_count("cutout", "size", size)
+    base.check_count("cutout", "size", size)
     functional.check_fill(fill)
 
     def cut(key: Key, images: Tensor) -> Tensor:
-        row, column = _random_position(key, _batch_size(images), *images.shape[-2:])
+        row, column = base.random_position(key, base.batch_size(images), *images.shape[-2:])
         return functional.erase_square(images, row, column, size, fill=fill)
 
     return cut if size > 0 else identity
+
+
+def random_erasing(
+    p: float = 0.5,
+    *,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    fill: Fill = 0.0,
+) -> Augment:
+    """Erase a random rectangle of each image with probability ``p`` in [0, 1].
+
+    Zhong et al., https://arxiv.org/abs/1708.04896. The area is uniform in ``scale``, as a fraction
+    of the image, and the logarithm of height / width is uniform in ``ratio``. Of ten such draws,
+    the first one that is smaller than the image in both directions is erased, at a uniform
+    position; if none is, the image is unchanged.
+
+    Args:
+        scale: bounds in [0, 1].
+        ratio: bounds in [0.001, 1000].
+        fill: in [0, 1], one value or one per channel. As in torchvision, 0 is black here.
+
+    >>> erase = fcifar.augment.random_erasing(1.0)
+    >>> (erase(fcifar.random.key(0), torch.ones(1, 1, 32, 32)) == 0).sum()
+    tensor(0)
+    """
+    base.check_probability("random_erasing", p)
+    scale = base.bounds("random_erasing", "scale", scale, 0.0, 1.0)
+    ratio = base.bounds("random_erasing", "ratio", ratio, 1e-3, 1e3)
+    functional.check_fill(fill)
+    low, high = (math.log(end) for end in ratio)
+
+    def erase(key: Key, images: Tensor) -> Tensor:
+        shape = (base.batch_size(images), _ERASING_DRAWS)
+        side = images.shape[-2:]
+        area_key, ratio_key, row_key, column_key, chosen_key = random.split(key, 5)
+        area = base.uniform(area_key, shape, *scale) * (side[0] * side[1])
+        aspect = torch.exp(base.uniform(ratio_key, shape, low, high))
+        sides = torch.round(torch.sqrt(torch.stack([area * aspect, area / aspect])))
+        fits = (sides[0] < side[0]) & (sides[1] < side[1])
+        chosen = random.bernoulli(chosen_key, p, shape[:1])
+        size = [torch.where(chosen, base.first_accepted(x, fits, 0.0), 0.0) for x in sides]
+        height, width = (x.to(torch.int64) for x in size)
+        top = random.randint(row_key, shape[:1], 0, side[0] - height + 1)
+        left = random.randint(column_key, shape[:1], 0, side[1] - width + 1)
+        return functional.erase_rectangle(images, top, left, height, width, fill=fill)
+
+    return erase if p > 0 else identity
 
 
 def color_jitter(
@@ -164,71 +207,19 @@ def color_jitter(
     """
     strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
     intervals = {
-        name: _interval("color_jitter", name, strength, centre=1.0, least=0.0)
+        name: base.interval("color_jitter", name, strength, centre=1.0, least=0.0)
         for name, strength in strengths.items()
     }
 
     def jitter(key: Key, images: Tensor) -> Tensor:
-        batch = _batch_size(images)
-        if images.shape[1] != 3:
-            raise ValueError(f"color_jitter needs images [B, 3, H, W], not {list(images.shape)}")
+        batch = base.batch_size(images)
+        base.check_rgb("color_jitter", images)
         subkeys = dict(zip(intervals, random.split(key, 3), strict=True))
         factors = {
-            name: _uniform(subkeys[name], batch, *interval)
-            for name, interval in intervals.items()
-            if interval != (1.0, 1.0)
+            name: base.uniform(subkeys[name], (batch,), *bounds)
+            for name, bounds in intervals.items()
+            if bounds != (1.0, 1.0)
         }
         return functional.adjust_color(images, **factors)
 
     return jitter if set(intervals.values()) != {(1.0, 1.0)} else identity
-
-
-# Draws and checks --------------------------------------------------------------------------------
-
-
-def _batch_size(images: Tensor) -> int:
-    functional.check_images(images)
-    return images.shape[0]
-
-
-def _uniform(key: Key, size: int, low: float, high: float) -> Tensor:
-    if low == high:
-        return torch.full((size,), low, dtype=torch.float32, device=key.device)
-    return random.uniform(key, (size,), low, high)
-
-
-def _random_position(key: Key, size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Draw rows in [0, height) and columns in [0, width), uniform over the grid: int64 [size]."""
-    index = random.randint(key, (size,), 0, height * width)
-    return index // width, index % width
-
-
-def _interval(
-    where: str,
-    name: str,
-    value: float | tuple[float, float],
-    *,
-    centre: float,
-    least: float = -LARGEST_STRENGTH,
-) -> tuple[float, float]:
-    """Return the interval of a strength around ``centre``, or a pair of bounds as it is."""
-    if isinstance(value, float | int):
-        valid = 0 <= value <= LARGEST_STRENGTH
-        ends = [max(least, centre - value), centre + value] if valid else []
-    else:
-        ends = list(value)
-        valid = len(ends) == 2 and least <= ends[0] <= ends[1] <= LARGEST_STRENGTH
-    if not valid:
-        most = f"{LARGEST_STRENGTH:,.0f}"
-        raise ValueError(
-            f"{where} needs {name} as a number from 0 to {most}, or as (low, high) with "
-            f"{least:,.0f} <= low <= high <= {most}, not {shown(value)}"
-        )
-    return float(ends[0]), float(ends[1])
-
-
-def _check_count(where: str, name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_SIZE:
-        raise ValueError(
-            f"{where} needs {name} as an integer from 0 to {LARGEST_SIZE:,}, not {shown(value)}"
-        )

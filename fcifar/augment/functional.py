@@ -30,7 +30,7 @@ def mirror(images: Tensor, chosen: Tensor) -> Tensor:
     """
     width = images.shape[-1]
     column = torch.arange(width, device=images.device)
-    columns = torch.where(_stored(chosen)[:, None], width - 1 - column, column)
+    columns = torch.where(stored(chosen)[:, None], width - 1 - column, column)
     return torch.gather(images, 3, columns[:, None, None].expand(images.shape))
 
 
@@ -53,23 +53,41 @@ def rotate(
     height, width = images.shape[-2:]
     radians = angles.to(torch.float32) * (math.pi / 180)
     # Stored, because the compiler would otherwise recompute them for each pixel.
-    cos, sin = _stored(torch.stack([torch.cos(radians), torch.sin(radians)]))[:, :, None, None]
+    cos, sin = stored(torch.stack([torch.cos(radians), torch.sin(radians)]))[:, :, None, None]
     dy = torch.arange(height, device=images.device, dtype=torch.float32)[:, None] - (height - 1) / 2
     dx = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
     y = sin * dx + cos * dy + (height - 1) / 2
     x = cos * dx - sin * dy + (width - 1) / 2
-    outside = _colour(fill, images)
+    return _sample(images, y, x, interpolation, fill)
 
-    def look_up(row: Tensor, column: Tensor) -> Tensor:
-        return _look_up(images, row.to(torch.int32), column.to(torch.int32), outside)
 
-    if interpolation == "nearest":
-        return look_up(torch.round(y), torch.round(x))
-    top, left = torch.floor(y), torch.floor(x)
-    down, right = (y - top)[:, None], (x - left)[:, None]
-    upper = _mix(look_up(top, left), look_up(top, left + 1), right)
-    lower = _mix(look_up(top + 1, left), look_up(top + 1, left + 1), right)
-    return _to_dtype(_mix(upper, lower, down), images.dtype)
+def affine(
+    images: Tensor, matrix: Tensor, *, interpolation: str = "nearest", fill: Fill = 0.0
+) -> Tensor:
+    """Read each output pixel at ``matrix @ (x, y, 1)``, in pixels from the centre of the image.
+
+    x counts to the right and y down. The interpolation is as in ``rotate``. The geometry is that of
+    torchvision's ``affine`` on tensors, of which this takes the inverse matrix.
+
+    Args:
+        images: uint8 or floating [B, C, H, W].
+        matrix: float32 [B, 2, 3].
+        interpolation: "nearest" or "bilinear".
+        fill: in [0, 1], one value or one per channel.
+
+    >>> images = torch.arange(4.0).reshape(1, 1, 2, 2)
+    >>> matrix = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])  # from one pixel to the right
+    >>> fcifar.augment.functional.affine(images, matrix)
+    tensor([[[[1., 0.],
+              [3., 0.]]]])
+    """
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+    height, width = images.shape[-2:]
+    dy = torch.arange(height, device=images.device, dtype=torch.float32)[:, None] - (height - 1) / 2
+    dx = torch.arange(width, device=images.device, dtype=torch.float32) - (width - 1) / 2
+    of_x, of_y = stored(matrix)[..., None, None].unbind(1)  # [B, 3, 1, 1] each
+    x, y = (row[:, 0] * dx + row[:, 1] * dy + row[:, 2] for row in (of_x, of_y))
+    return _sample(images, y + (height - 1) / 2, x + (width - 1) / 2, interpolation, fill)
 
 
 def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros") -> Tensor:
@@ -84,8 +102,8 @@ def translate(images: Tensor, down: Tensor, right: Tensor, *, mode: str = "zeros
     """
     check_choice("mode", mode, MODES)
     height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device)[:, None] - _stored(down)[:, None, None]
-    columns = torch.arange(width, device=images.device) - _stored(right)[:, None, None]
+    rows = torch.arange(height, device=images.device)[:, None] - stored(down)[:, None, None]
+    columns = torch.arange(width, device=images.device) - stored(right)[:, None, None]
     if mode == "reflect":
         rows, columns = reflect(rows, height), reflect(columns, width)
     return _look_up(images, rows, columns, _colour(0.0, images))
@@ -123,8 +141,8 @@ def erase_square(
     A square of even size extends one pixel further up and left than down and right.
     """
     height, width = images.shape[-2:]
-    y = torch.arange(height, device=images.device)[:, None] - _stored(row)[:, None, None]
-    x = torch.arange(width, device=images.device) - _stored(column)[:, None, None]
+    y = torch.arange(height, device=images.device)[:, None] - stored(row)[:, None, None]
+    x = torch.arange(width, device=images.device) - stored(column)[:, None, None]
     y, x = y + size // 2, x + size // 2
     inside = (y >= 0) & (y < size) & (x >= 0) & (x < size)
     return torch.where(inside[:, None], _colour(fill, images), images)
@@ -148,10 +166,40 @@ def adjust_color(
     if brightness is not None:
         x = _scale_from(torch.zeros_like(x), x, brightness)
     if contrast is not None:
-        x = _scale_from(_grey(x).mean((-3, -2, -1), keepdim=True), x, contrast)
+        x = _scale_from(grey(x).mean((-3, -2, -1), keepdim=True), x, contrast)
     if saturation is not None:
-        x = _scale_from(_grey(x), x, saturation)
+        x = _scale_from(grey(x), x, saturation)
     return _from_unit(x, images.dtype)
+
+
+def erase_rectangle(
+    images: Tensor,
+    top: Tensor,
+    left: Tensor,
+    height: Tensor,
+    width: Tensor,
+    *,
+    fill: Fill = 0.0,
+) -> Tensor:
+    """Fill the rectangle of ``height`` x ``width`` pixels from (top, left) on, integers [B].
+
+    >>> one = torch.tensor([1])
+    >>> fcifar.augment.functional.erase_rectangle(torch.ones(1, 1, 2, 3), one, one, one, 2 * one)
+    tensor([[[[1., 1., 1.],
+              [1., 0., 0.]]]])
+    """
+    inside = in_rectangle(images, top, left, height, width)
+    return torch.where(inside, _colour(fill, images), images)
+
+
+def in_rectangle(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor
+) -> Tensor:
+    """Return which pixels lie in the rectangles of ``erase_rectangle``: bool [B, 1, H, W]."""
+    top, left, height, width = (stored(x)[:, None, None] for x in (top, left, height, width))
+    y = torch.arange(images.shape[-2], device=images.device)[:, None] - top
+    x = torch.arange(images.shape[-1], device=images.device) - left
+    return ((y >= 0) & (y < height) & (x >= 0) & (x < width))[:, None]
 
 
 # Checks ------------------------------------------------------------------------------------------
@@ -182,6 +230,22 @@ def check_fill(fill: Fill) -> None:
 # Helpers -----------------------------------------------------------------------------------------
 
 
+def _sample(images: Tensor, y: Tensor, x: Tensor, interpolation: str, fill: Fill) -> Tensor:
+    """Read images at positions [B, H, W], in pixels from the first one."""
+    outside = _colour(fill, images)
+
+    def look_up(row: Tensor, column: Tensor) -> Tensor:
+        return _look_up(images, row.to(torch.int32), column.to(torch.int32), outside)
+
+    if interpolation == "nearest":
+        return look_up(torch.round(y), torch.round(x))
+    top, left = torch.floor(y), torch.floor(x)
+    down, right = (y - top)[:, None], (x - left)[:, None]
+    upper = _mix(look_up(top, left), look_up(top, left + 1), right)
+    lower = _mix(look_up(top + 1, left), look_up(top + 1, left + 1), right)
+    return _to_dtype(_mix(upper, lower, down), images.dtype)
+
+
 def _look_up(images: Tensor, rows: Tensor, columns: Tensor, outside: Tensor) -> Tensor:
     """Return ``images[b, :, rows[b], columns[b]]``, and ``outside`` beyond the border.
 
@@ -190,7 +254,7 @@ def _look_up(images: Tensor, rows: Tensor, columns: Tensor, outside: Tensor) -> 
     height, width = images.shape[-2:]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     # Computed once for all channels.
-    index = _stored(torch.where(inside, rows * width + columns, -1))[:, None]
+    index = stored(torch.where(inside, rows * width + columns, -1))[:, None]
     index = index.expand(-1, images.shape[1], -1, -1)
     clamped = index.clamp(min=0).to(torch.int64)
     pixels = torch.gather(images.flatten(2), 2, clamped.flatten(2)).reshape(images.shape)
@@ -209,16 +273,17 @@ def reflect(index: Tensor, size: int) -> Tensor:
 
 
 def _scale_from(origin: Tensor, images: Tensor, factors: Tensor) -> Tensor:
-    factors = _stored(factors)[:, None, None, None]
+    factors = stored(factors)[:, None, None, None]
     return (images * factors + origin * (1 - factors)).clamp(0, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
+def grey(images: Tensor) -> Tensor:
+    """Return the grey of floating RGB images: [B, 1, H, W]."""
     red, green, blue = images.unbind(1)
     return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]  # torchvision's weights
 
 
-def _stored(x: Tensor) -> Tensor:
+def stored(x: Tensor) -> Tensor:
     """Return ``x``, and make the compiler store it in memory.
 
     Otherwise the compiler recomputes a draw for every pixel that uses it. A view with explicit

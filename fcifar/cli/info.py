@@ -77,15 +77,13 @@ def _show_recipe(values: dict[str, Any]) -> None:
 @recipes_app.command()
 def parts(json: Json = False, debug: Debug = False) -> None:
     """List the models with their options, optimizers, schedules and augmentations for recipes."""
-    import inspect
-
     from fcifar import models, optim, recipes
     from fcifar.recipes import recipe
 
     known_models = {name: recipes.options_of(name)[0] for name in models.MODELS}
     strengths = {
-        name: [p.upper() for p in list(inspect.signature(make).parameters)[:1]]
-        for name, make in recipes.AUGMENTS.items()
+        name: [parameter.name.upper() for parameter in recipes.strengths_of(name)]
+        for name in (*recipes.AUGMENTS, *recipes.MIXES)
     }
     optimizers, schedules = [*recipe.OPTIMIZERS, *optim.REGISTERED], list(recipe.SCHEDULES)
     if json:

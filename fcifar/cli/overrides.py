@@ -105,7 +105,7 @@ def with_changes(
             held_out = {"valid_fraction": 0.0, "stratify": False}
             values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
         elif name in ("augment", "freeze", "resolutions"):
-            values[name] = _texts(value)
+            values[name] = split_texts(name, value)
         elif name == "milestones":
             parts = [] if value in ("", "none") else _parsed(value)
             values[name] = parts if isinstance(parts, list) else [parts]
@@ -138,12 +138,33 @@ def _is_option(model: Any, name: str) -> bool:
     return any_other or name in known or name == "num_classes"
 
 
-def _texts(text: str) -> Any:
-    """Return a list of texts, which may look like numbers."""
+def split_texts(name: str, text: str) -> Any:
+    """Return the texts of ``augment``, ``freeze`` or ``resolutions``: JSON, or divided by commas.
+
+    In ``augment``, a number belongs to the name before it, as in
+    ``random_flip,rand_augment:2,9,cutout:8``.
+    """
     parsed = _parsed(text)
     if isinstance(parsed, list) and text.startswith("["):
         return parsed
-    return [] if text in ("", "none") else text.split(",")
+    parts = [] if text in ("", "none") else text.split(",")
+    return _with_numbers(parts) if name == "augment" else parts
+
+
+def _with_numbers(parts: Sequence[str]) -> list[str]:
+    """Join each number to the part before it."""
+    joined: list[str] = []
+    for part in parts:
+        if joined and ":" in joined[-1] and _is_number(part):
+            joined[-1] += f",{part}"
+        else:
+            joined.append(part)
+    return joined
+
+
+def _is_number(text: str) -> bool:
+    number = _parsed(text)
+    return isinstance(number, int | float) and not isinstance(number, bool)
 
 
 def _parsed(text: str) -> Any:
@@ -181,7 +202,7 @@ def make_sweep(
 def _axis(recipe: Recipe, text: str) -> tuple[str, list[tuple[Any, Recipe]]]:
     """Return the name and the values of ``lr=0.1,0.2``, with the recipe changed to each."""
     name, equals, values = text.partition("=")
-    each = _split(values)
+    each = _with_numbers(_split(values)) if name == "augment" else _split(values)
     if not equals or not name or not all(each):
         raise UsageError(f"--sweep is {shown(text)}; it must be NAME=VALUE,VALUE,...")
     if len(set(each)) < len(each):

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fcifar.cli import completion, options, output, progress, render
 from fcifar.cli.options import argument, option
-from fcifar.cli.overrides import flag, given, make_sweep, naming_options, with_changes
+from fcifar.cli.overrides import (
+    flag,
+    given,
+    make_sweep,
+    naming_options,
+    split_texts,
+    with_changes,
+)
 from fcifar.errors import UsageError
 from fcifar.recipes import recipe as recipe_fields
 
@@ -194,10 +201,8 @@ def train(
 
     overrides = given(**overrides)
     model = overrides.pop("model", None)
-    for name in ("augment", "freeze"):
-        if name in overrides:
-            text = overrides[name]
-            overrides[name] = () if text == "none" else tuple(text.split(","))
+    for name in {"augment", "freeze"} & overrides.keys():
+        overrides[name] = tuple(split_texts(name, overrides[name]))
     model_options = given(dropout=dropout, hidden=hidden)
     where = given(device=device, threads=threads, precision=precision, deterministic=deterministic)
     checkpoint = given(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         make_gradient,
         make_hyperparams,
         make_loss,
+        make_mix,
         make_model,
         make_optimizer,
         make_preprocess,
@@ -39,17 +40,20 @@ if TYPE_CHECKING:
     from fcifar.recipes.named import (
         AUGMENTS,
         IMPORT,
+        MIXES,
         NotImportableError,
         imported,
         is_import,
         is_own,
         options_of,
         register_augment,
+        strengths_of,
     )
 
 __all__ = [
     "AUGMENTS",
     "IMPORT",
+    "MIXES",
     "RECIPES",
     "Hyperparams",
     "NotImportableError",
@@ -70,6 +74,7 @@ __all__ = [
     "make_gradient",
     "make_hyperparams",
     "make_loss",
+    "make_mix",
     "make_model",
     "make_optimizer",
     "make_preprocess",
@@ -82,6 +87,7 @@ __all__ = [
     "register_augment",
     "settings",
     "steps_per_epoch",
+    "strengths_of",
     "tied_to_end",
     "to_dict",
 ]

@@ -23,10 +23,18 @@ from fcifar.optim import Optimizer
 from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
 from fcifar.random import threefry as cipher
-from fcifar.recipes.named import Stage, is_own, named_augment, named_model, named_stages
+from fcifar.recipes.named import (
+    Stage,
+    is_own,
+    named_augment,
+    named_mix,
+    named_model,
+    named_stages,
+    split_augments,
+)
 from fcifar.recipes.recipe import GROUPS, Recipe
 from fcifar.schedules import Schedule
-from fcifar.step import Augment, Preprocess, Reduction, normalize
+from fcifar.step import Augment, Mix, Preprocess, Reduction, normalize
 
 
 def _multistep(recipe: Recipe, peak: float | Tensor, warmup: int, rest: int) -> Schedule:
@@ -322,8 +330,14 @@ def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
 
 
 def make_augment(recipe: Recipe) -> Augment:
-    """Return the recipe's augmentations as one."""
-    return augment.chain(*map(named_augment, recipe.augment))
+    """Return the recipe's augmentations as one, without a mix of images."""
+    return augment.chain(*map(named_augment, split_augments(recipe.augment)[0]))
+
+
+def make_mix(recipe: Recipe, num_classes: int) -> Mix | None:
+    """Return the recipe's mix of images and labels, such as mixup; None if it has none."""
+    mixes = split_augments(recipe.augment)[1]
+    return named_mix(mixes[0], num_classes) if mixes else None
 
 
 def make_preprocess(recipe: Recipe, size: int = 0) -> Preprocess:
@@ -404,6 +418,14 @@ def check_sizes(
             f"the last batch of an epoch has {size % batch_size} images, which {processes} "
             "processes cannot divide equally; give --drop-last, or another --batch-size"
         )
+    if processes > 1 and (mixes := split_augments(recipe.augment)[1]):
+        sizes = {batch_size, *(() if recipe.drop_last else (size % batch_size,))}
+        if odd := [count for count in sorted(sizes) if count // processes % 2]:
+            raise UsageError(
+                f"augment {mixes[0]} mixes pairs of images, and {processes} processes divide a "
+                f"batch of {odd[0]} into odd parts; give a --batch-size that is a multiple of "
+                f"{2 * processes}, and --drop-last"
+            )
 
 
 def check_model(

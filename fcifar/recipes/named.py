@@ -3,13 +3,14 @@
 Recipes are read from files of others, so ``model_factory`` restricts what MODULE:NAME can import.
 """
 
+import functools
 import importlib
 import inspect
 import itertools
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -19,7 +20,9 @@ from fcifar.models import MODELS, Model, freeze, from_factory
 from fcifar.parallel import ALONE, Axis
 from fcifar.recipes.checks import check_choice, refused
 from fcifar.recipes.recipe import Recipe
-from fcifar.step import Augment
+from fcifar.step import Augment, Mix
+
+T = TypeVar("T")
 
 IMPORT = "FCIFAR_IMPORT"  # environment variable: modules that the command line imports first
 SMALLEST_IMAGE, LARGEST_IMAGE = 16, 64  # pixels a side, of resolutions
@@ -169,8 +172,16 @@ AUGMENTS: dict[str, Callable[..., Augment]] = {
     "cutout": augment.cutout,
     "mean_cutout": lambda size: augment.cutout(size, fill=_CIFAR10_MEAN),
     "color_jitter": lambda strength: augment.color_jitter(strength, strength, strength),
+    "rand_augment": augment.rand_augment,
+    "trivial_augment": augment.trivial_augment,
+    "auto_augment": augment.auto_augment,
+    "aug_mix": augment.aug_mix,
+    "random_erasing": augment.random_erasing,
 }
-"""Factories by name; the first argument is the strength: a probability, degrees or pixels."""
+"""Factories by name; positional arguments are the strengths: a probability, degrees or pixels."""
+
+MIXES: dict[str, Callable[..., Mix]] = {"mixup": augment.mixup, "cutmix": augment.cutmix}
+"""Factories ``(alpha, num_classes) -> mix`` by name, which a recipe names among augmentations."""
 
 
 def register_augment(name: str, make: Callable[..., Augment]) -> None:
@@ -178,11 +189,13 @@ def register_augment(name: str, make: Callable[..., Augment]) -> None:
 
     Args:
         name: what ``--augment NAME`` or ``NAME:STRENGTH`` calls it.
-        make: ``(strength) -> augmentation``, or without an argument.
+        make: ``(strength) -> augmentation``, or with several numbers, or without an argument.
 
     Raises:
         ValueError: the name is taken or invalid, or ``make`` is not callable.
     """
+    if name in MIXES:
+        raise ValueError(f"the augmentation {shown(name)} is one of fcifar's; choose another name")
     entries.add_function(AUGMENTS, "an augmentation", name, make)
 
 
@@ -192,32 +205,97 @@ def is_own(recipe: Recipe) -> bool:
     Then the recipe determines them, together with the version of fcifar.
     """
     functions: list[Any] = [model_factory(recipe.model)]
-    functions += [AUGMENTS[text.partition(":")[0]] for text in recipe.augment]
+    parts = {**AUGMENTS, **MIXES}
+    functions += [parts[text.partition(":")[0]] for text in recipe.augment]
     if recipe.optimizer in optim.REGISTERED:
         functions.append(optim.REGISTERED[recipe.optimizer])
     return all(_package(getattr(f, "__module__", "")) == "fcifar" for f in functions)
 
 
 def named_augment(text: str) -> Augment:
-    """Return the augmentation NAME or NAME:STRENGTH.
+    """Return the augmentation NAME, NAME:STRENGTH, or NAME:NUMBER,NUMBER.
 
     Raises:
-        UsageError: there is no such augmentation, or the strength is missing or invalid.
+        UsageError: there is no such augmentation, or a strength is missing or invalid.
     """
-    name, colon, strength = text.partition(":")
-    check_choice("augment", name, AUGMENTS)
-    make = AUGMENTS[name]
-    parameters = list(inspect.signature(make).parameters.values())[:1]
+    name = text.partition(":")[0]
+    check_choice("augment", name, (*AUGMENTS, *MIXES))
+    if name in MIXES:
+        raise UsageError(
+            f"augment {shown(text)} mixes images and labels, and images alone are needed; leave it "
+            "out"
+        )
+    return _made(text, AUGMENTS[name], strengths_of(name))
+
+
+def named_mix(text: str, num_classes: int) -> Mix:
+    """Return the mix NAME:ALPHA.
+
+    Raises:
+        UsageError: there is no such mix, or alpha is missing or invalid.
+    """
+    name = text.partition(":")[0]
+    check_choice("augment", name, MIXES)
+    make = functools.partial(MIXES[name], num_classes=num_classes)
+    return _made(text, make, strengths_of(name))
+
+
+def split_augments(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the augmentations of a recipe, and its mixes: none, or one.
+
+    Raises:
+        UsageError: a text is invalid, a mix is not the last, or there are several.
+    """
+    mixes = [text for text in texts if text.partition(":")[0] in MIXES]
+    if len(mixes) > 1:
+        raise UsageError(
+            f"augment has {' and '.join(map(shown, mixes))}, of which a batch takes one; leave one "
+            "out"
+        )
+    if mixes and texts[-1] != mixes[0]:
+        raise UsageError(
+            f"augment has {shown(mixes[0])} before {shown(texts[-1])}; put it last, because it "
+            "changes labels too"
+        )
+    plain = list(texts[: len(texts) - len(mixes)])
+    for text in plain:
+        named_augment(text)
+    for text in mixes:
+        named_mix(text, 10)
+    return plain, mixes
+
+
+def strengths_of(name: str) -> list[inspect.Parameter]:
+    """Return the strengths of a registered augmentation or mix: its positional parameters."""
+    if name in MIXES:
+        return list(inspect.signature(MIXES[name]).parameters.values())[:1]
+    parameters = inspect.signature(AUGMENTS[name]).parameters.values()
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [parameter for parameter in parameters if parameter.kind in positional]
+
+
+def _made(text: str, make: Callable[..., T], parameters: Sequence[inspect.Parameter]) -> T:
+    """Call a factory with the numbers of NAME:NUMBER,NUMBER."""
+    name, colon, written = text.partition(":")
+    numbers = written.split(",") if colon else []
     if colon and not parameters:
         raise UsageError(
             f"augment {shown(text)} has a strength, and {name} takes none; leave it out"
         )
-    if not colon and parameters and parameters[0].default is inspect.Parameter.empty:
+    if len(numbers) > len(parameters):
+        form = f"{name}:{','.join(p.name.upper() for p in parameters)}"
         raise UsageError(
-            f"augment {text!r} needs a strength; give {name}:{parameters[0].name.upper()}"
+            f"augment {shown(text)} has {len(numbers)} numbers, and {name} takes "
+            f"{len(parameters)}; give {form}"
+        )
+    needed = [p for p in parameters if p.default is inspect.Parameter.empty]
+    if len(numbers) < len(needed):
+        raise UsageError(
+            f"augment {text!r} needs a strength; give "
+            f"{name}:{','.join(p.name.upper() for p in needed)}"
         )
     try:
-        return make(_number(strength)) if colon else make()
+        return make(*map(_number, numbers))
     except ValueError as error:
         raise UsageError(f"augment {shown(text)} cannot be used: {error}") from error
 

@@ -152,7 +152,7 @@ class Recipe:
         from fcifar.models import mixes_examples, takes_images
         from fcifar.optim import REGISTERED
         from fcifar.precision import POLICIES
-        from fcifar.recipes.named import named_augment, named_model, named_stages
+        from fcifar.recipes.named import named_model, named_stages, split_augments
 
         for name in _TEXTS:
             checks.check_text(name, getattr(self, name))
@@ -197,8 +197,7 @@ class Recipe:
                 )
         checks.check_channels("mean", self.mean, -checks.LARGEST_NUMBER)
         checks.check_channels("std", self.std, checks.SMALLEST_NUMBER)
-        for text in self.augment:
-            named_augment(text)
+        _, mixes = split_augments(self.augment)
         if self.valid == "given" and (self.valid_fraction or self.stratify):
             raise UsageError(
                 "valid is given, which takes the validation images of the data set, and "
@@ -231,6 +230,11 @@ class Recipe:
             raise UsageError(
                 f"dp_clip needs a model that looks at each image alone, and {self.model} has "
                 "batch norm; take lenet or conv3"
+            )
+        if self.dp_clip and mixes:
+            raise UsageError(
+                f"augment has {shown(mixes[0])}, which makes an example of two images, and dp_clip "
+                "bounds the influence of one; leave one of them out"
             )
         if self.dp_clip and self.sam_rho:
             raise UsageError(

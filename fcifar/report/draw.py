@@ -13,6 +13,7 @@ from torch import Tensor
 from fcifar import random, recipes
 from fcifar.analysis import calibration, score_tables
 from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
+from fcifar.augment import color
 from fcifar.data import Dataset
 from fcifar.report.figures import (
     bars,
@@ -81,8 +82,12 @@ def _run(path: Path, dataset: Dataset) -> None:
     order_key, augment_key = random.split(random.key(report["seed"]))
     rows = random.permutation(order_key, len(dataset.train_labels))[:_IMAGES]
     batch = recipes.make_augment(config.recipe)(augment_key, dataset.train_images[rows])
-    heading = f"{title}: training images as the model sees them"
     labels = dataset.train_labels[rows]
+    mix = recipes.make_mix(config.recipe, len(dataset.classes))
+    if mix is not None:  # with the label of the larger part
+        mixed, targets = mix(random.fold_in(augment_key, 1), batch, labels)
+        batch, labels = color.to_levels(mixed), targets.argmax(-1)
+    heading = f"{title}: training images as the model sees them"
     grid = grids.training_grid(batch, labels, dataset.classes, heading=heading)
     save(grid, folder / "training_batch.png")
     examples, labels = read_predictions(path / run_dir.PREDICTIONS)

@@ -173,6 +173,7 @@ def make_trainings(
                 optimizer(values),
                 loss=recipes.make_loss(recipe, hparams, class_weights),
                 augment=recipes.make_augment(recipe),
+                mix=recipes.make_mix(recipe, len(dataset.classes)),
                 preprocess=recipes.make_preprocess(recipe, size),
                 policy=policy,
                 reduction=recipes.make_reduction(recipe),

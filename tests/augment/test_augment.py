@@ -13,13 +13,18 @@ from torch import Tensor
 from fcifar import random
 from fcifar.augment import (
     Augment,
+    aug_mix,
+    auto_augment,
     chain,
     color_jitter,
     cutout,
     functional,
+    rand_augment,
     random_crop,
+    random_erasing,
     random_flip,
     random_rotation,
+    trivial_augment,
 )
 from tests.helpers import twin
 
@@ -32,6 +37,11 @@ AUGMENTS: dict[str, Augment] = {
     "cutout": cutout(8, fill=(0.5, 0.4, 0.3)),
     "color": color_jitter(0.4, 0.4, 0.4),
     "chain": chain(random_flip(), random_rotation(10), random_crop(2), cutout(5)),
+    "rand-augment": rand_augment(1, 9),
+    "trivial-augment": trivial_augment(),
+    "auto-augment": auto_augment(),
+    "aug-mix": aug_mix(3, width=1),
+    "erasing": random_erasing(1.0),
 }
 
 

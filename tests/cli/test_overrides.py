@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from fcifar import data, recipes
-from fcifar.cli.overrides import with_changes
+from fcifar.cli.overrides import make_sweep, with_changes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 from fcifar.recipes.recipe import option_flags, option_name
+from fcifar.train.config import RunConfig
 
 FLAGS = {field.name: option_flags(field) for field in dataclasses.fields(Recipe)}
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
@@ -36,6 +37,12 @@ SPEED = recipes.get("speed94")
         ("augment=random_flip,random_crop:4", ("random_flip", "random_crop:4")),
         ("augment=random_flip", ("random_flip",)),
         ('augment=["cutout:8"]', ("cutout:8",)),
+        ("augment=rand_augment:2,9", ("rand_augment:2,9",)),
+        (
+            "augment=random_flip,rand_augment:2,9,random_crop:4,mixup:0.2",
+            ("random_flip", "rand_augment:2,9", "random_crop:4", "mixup:0.2"),
+        ),
+        ('augment=["rand_augment:2,9", "cutout:8"]', ("rand_augment:2,9", "cutout:8")),
         ("augment=none", ()),
         ("augment=", ()),
         ("augment=[]", ()),
@@ -128,6 +135,11 @@ def test_another_network_comes_without_the_options_of_the_one_before() -> None:
         (["mean=0.5"], "mean is 0.5; it must be three numbers"),
         (["mean=0.5,0.5,x"], r"mean is \(0.5, 0.5, 'x'\); it must be three numbers"),
         (["augment=flop"], "augment is 'flop'; it must be one of random_flip"),
+        (["augment=random_flip,9"], "augment is '9'; it must be one of random_flip"),
+        (
+            ["augment=cutout:8,9"],
+            "has 2 numbers, and cutout takes 1; give cutout:SIZE",
+        ),
         (["augment=[3]"], r"augment is \(3,\); it must be names"),
         (["resolutions=24,32"], "the parts must rise and end with 1"),
         (["resolutions=8"], "a size must lie between 16 and 64"),
@@ -145,6 +157,17 @@ def test_what_cannot_be_set_is_named(changes: list[str], message: str) -> None:
         with_changes(SPEED, changes)
     assert str(refused.value).isprintable()
     assert len(str(refused.value)) < 500
+
+
+def test_an_axis_of_a_sweep_has_augmentations_with_several_numbers() -> None:
+    config = RunConfig(recipe=SPEED, dataset="none", dataset_digest="0")
+    grid = ['augment=none,rand_augment:2,9,["random_flip", "rand_augment:1,3"]']
+    made = make_sweep(config, replicas=None, grid=grid, method="loop")
+    assert [trial.recipe.augment for trial in made.trials] == [
+        (),
+        ("rand_augment:2,9",),
+        ("random_flip", "rand_augment:1,3"),
+    ]
 
 
 # The commands -------------------------------------------------------------------------------------
