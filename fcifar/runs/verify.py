@@ -38,22 +38,24 @@ def _verify_run(run: Path) -> list[str]:
             problems.append(problem)
 
     finished, checkpoints = run_dir.is_finished(run), list(run_dir.list_checkpoints(run).values())
-    best, final, predictions = (
-        run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)
+    best, final, average, predictions = (
+        run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.AVERAGE, run_dir.PREDICTIONS)
     )
-    digest, positions = None, []
+    report, positions = {}, []
     with contextlib.suppress(ExternalError):  # a damaged report is among the problems already
-        digest = run_dir.read_report(run)["params_digest"] if finished else None
-    for path in (*checkpoints, best, final, predictions):
+        report = run_dir.read_report(run) if finished else {}
+    digests = {final: report.get("params_digest"), average: report.get("average_params_digest")}
+    optional = [best, *([] if digests[average] else [average])]
+    for path in (*checkpoints, best, final, average, predictions):
         try:
             if not path.exists():
-                if finished and path != best:
+                if finished and path not in optional:
                     add(path, f"{path} is missing, though the run is finished")
                 continue
             _, metadata = tensor_files.read(path)
             if path in checkpoints:
                 positions.append(checkpoint.read_metadata(metadata, path)[1])
-            if path == final and digest not in (None, metadata["params_digest"]):
+            if digests.get(path) and digests[path] != metadata["params_digest"]:
                 add(path, f"{path} holds other parameters than the report's")
         except ExternalError as error:
             add(path, str(error))

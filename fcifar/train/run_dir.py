@@ -6,6 +6,7 @@ digests.jsonl              digests of the state at each of them, tensor by tenso
 checkpoint-N.safetensors   the latest states, after N steps
 best.safetensors           the model of the lowest validation loss so far
 final.safetensors          the trained model, under the tutorial's names
+average.safetensors        with ema_decay or swa_start: the average of the model over training
 predictions.safetensors    loss, logits and label of each test image
 report.json                the result
 SHA256SUMS                 of the files above, for ``sha256sum -c``; at first only of the manifest
@@ -31,6 +32,7 @@ METRICS = "metrics.jsonl"
 DIGESTS = "digests.jsonl"
 BEST = "best.safetensors"
 FINAL = "final.safetensors"
+AVERAGE = "average.safetensors"
 PREDICTIONS = "predictions.safetensors"
 REPORT = "report.json"
 CHECKSUMS = "SHA256SUMS"
@@ -136,7 +138,7 @@ def write_result(run: Path, values: Mapping[str, Any], name: str = REPORT) -> No
     """Write the checksums of a run's files, then its report, or (as ``SUMMARY``) a group's."""
     text = io.to_json(values)
     checkpoints = (path.name for path in list_checkpoints(run).values())
-    names = [*checkpoints, MANIFEST, METRICS, DIGESTS, BEST, FINAL, PREDICTIONS, SWEEP]
+    names = [*checkpoints, MANIFEST, METRICS, DIGESTS, BEST, FINAL, AVERAGE, PREDICTIONS, SWEEP]
     write_checksums(run, names, {name: _sha256(text.encode())})
     io.write_text(run / name, text)
 
