@@ -129,20 +129,20 @@ def _show(result: dict[str, Any]) -> None:
     rows = [
         (
             f"{each['rate']:g}",
-            output.number(each["loss"]) if each["loss"] is not None else "diverged",
-            "" if each["loss"] is None else f"\N{PLUS-MINUS SIGN}{each['standard_error']:.4f}",
+            "diverged" if each["loss"] is None else output.number(each["loss"]),
+            output.number(each["standard_error"]),
             "suggested" if each["rate"] == result["suggestion"] else "",
         )
         for each in result["rates"]
     ]
-    steps = f"{result['averaged_steps']:,} of {result['steps']:,} steps"
-    title = f"{result['recipe']} on {result['dataset']}: training loss of the last {steps}"
-    output.table(("rate", "loss", "error", ""), rows, title=title)
+    output.table(("rate", "loss", "error", ""), rows)
     output.stdout.print()
+    steps = f"{result['averaged_steps']:,} of {result['steps']:,} steps"
     output.facts(
         [
             ("suggestion", f"--lr {result['suggestion']:g}"),
             ("reason", result["reason"]),
-            ("recipe", f"{result['recipe_rate']:g}"),
+            ("recipe", f"{result['recipe']}, whose rate is {result['recipe_rate']:g}"),
+            ("loss", f"mean of the last {steps} on the training images of {result['dataset']}"),
         ]
     )

@@ -29,7 +29,6 @@ from fcifar.train.setup import Training, make_trainings, stage_at
 MOST_RATES = 1000
 FEWEST_STEPS = 100  # by default, if an epoch has as many
 _PART = 4  # the loss is that of the last quarter of the steps
-_NOISE = 2.0  # standard errors
 
 Progress = Callable[[str, int, int], None]
 
@@ -189,8 +188,8 @@ def _losses(
 def suggest(rates: Sequence[float], losses: Tensor) -> tuple[int, str]:
     """Return the index of the rate to use, and the reason as a sentence.
 
-    It is the largest rate whose mean loss lies within two standard errors of the lowest. The error
-    is that of the mean difference, because the rates have seen the same batches.
+    It is the largest rate whose mean loss is at most one standard error above the lowest. The error
+    is that of the rate with the lowest loss: larger rates vary more, which must not excuse them.
 
     Args:
         rates: R of them, ascending.
@@ -211,13 +210,11 @@ def suggest(rates: Sequence[float], losses: Tensor) -> tuple[int, str]:
             f"no rate from {rates[0]:g} to {rates[-1]:g} has a finite loss; give a smaller --lowest"
         )
     best = min(finite, key=lambda i: means[i].item())
-    lowest, chosen = f"{means[best].item():.3f}", best
-    noise = _NOISE * _standard_error(losses - losses[best])
-    for i in finite:
-        if i > best and means[i] - means[best] <= noise[i]:
-            chosen = i
+    lowest = f"{means[best].item():.3f}"
+    margin = _standard_error(losses)[best].item()
+    chosen = max(i for i in finite if i == best or means[i] - means[best] <= margin)
     if chosen != best:
-        found, margin = means[chosen].item(), noise[chosen].item()
+        found = means[chosen].item()
         reason = (
             f"{rates[chosen]:g} is the largest rate whose loss, {found:.3f}, is within the noise "
             f"({margin:.3f}) of the lowest, {lowest} with {rates[best]:g}"

@@ -37,13 +37,8 @@ def draw(result: Mapping[str, Any], *, title: str = "") -> "Figure":
     if lost:
         axes.plot(lost, [0.97] * len(lost), "x", color=SOFT, transform=inside, clip_on=False)
         axes.text(lost[0], 0.9, "diverged", transform=inside, ha="center", size=9, color=INK)
-    marks = (
-        (result["suggestion"], VERMILION, "suggested"),
-        (result["recipe_rate"], SOFT, "recipe"),
-    )
-    for rate, color, name in marks:
-        style = "-" if name == "suggested" else ":"
-        axes.axvline(rate, color=color, linewidth=1.2, linestyle=style, zorder=1)
+    for name, color, style in (("suggestion", VERMILION, "-"), ("recipe_rate", SOFT, ":")):
+        axes.axvline(result[name], color=color, linewidth=1.2, linestyle=style, zorder=1)
     chosen, recipe = (f"{result[name]:g}" for name in ("suggestion", "recipe_rate"))
     axes.set_title(
         f"suggested: {chosen} (line); the recipe's: {recipe} (dotted)",
