@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcifar import averaging, random, schedules, tree
+from fcifar import averaging, models, random, schedules, tree
 from fcifar.averaging import Average
 from fcifar.models.base import Variables
 
@@ -15,6 +15,8 @@ AVERAGES = {
     "ema": averaging.ema(0.9),
     "ema, every 3": averaging.ema(0.9, every=3),
     "ema, scheduled": averaging.ema(schedules.linear_schedule(0.0, 0.9, 10)),
+    "swa": averaging.swa(3),
+    "swa, every 2": averaging.swa(3, every=2),
     "lookahead": averaging.lookahead(0.7, every=3),
     "lookahead, scheduled": averaging.lookahead(lambda count: 0.8 * (count / 12) ** 3),
 }
@@ -89,6 +91,28 @@ def test_ema_equals_a_loop_and_leaves_the_variables_alone(every: int, growing: b
         expected = torch.tensor(slow[name]) if leaf.is_floating_point() else torch.tensor(11)
         torch.testing.assert_close(leaf, expected, rtol=1e-14, atol=1e-14)
     assert state.count == 11
+
+
+@pytest.mark.parametrize(("start", "every"), [(1, 1), (4, 3), (6, 6), (12, 1), (20, 5)])
+def test_swa_is_the_mean_of_some_steps(start: int, every: int) -> None:
+    """Before the first of them it is the latest variables."""
+    average = averaging.swa(start, every)
+    variables = some_variables()
+    state, seen = average.init(variables), []
+    for i in range(12):
+        before = train_on(variables, i)
+        variables, state = average.update(before, state)
+        assert variables is before
+        if i + 1 >= start and (i + 1 - start) % every == 0:
+            seen.append(variables)
+        value = average.value(variables, state)
+        expected = averaging.mean(seen or [variables])
+        for name, leaf in tree.named_leaves(value).items():
+            if leaf.is_floating_point():
+                other = tree.named_leaves(expected)[name]
+                torch.testing.assert_close(leaf, other, rtol=1e-13, atol=1e-14)
+            else:
+                assert leaf == i + 1
 
 
 def test_lookahead_equals_a_loop_over_parameters_and_buffers() -> None:
@@ -226,8 +250,99 @@ def test_compiles_to_one_graph_and_never_again(average: Average) -> None:
         (lambda: averaging.ema(float("nan")), "lie in"),
         (lambda: averaging.ema(0.9, every=0), "every=1 or more"),
         (lambda: averaging.lookahead(0.5, every=2.5), "every=1 or more"),
+        (lambda: averaging.swa(0), "start=1 or a later step"),
+        (lambda: averaging.swa(True), "start=1 or a later step"),
+        (lambda: averaging.swa(3, every=0), "every=1 or more"),
+        (lambda: averaging.mean([]), "at least one tree"),
+        (lambda: averaging.greedy_soup([], lambda soup: 0.0), "at least one tree"),
     ],
 )
 def test_misuse_is_named(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# Models that were trained separately --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_mean_is_that_of_each_leaf(dtype: torch.dtype) -> None:
+    trees = [some_variables(seed, dtype) for seed in range(3)]
+    found = averaging.mean(trees)
+    for name, leaf in tree.named_leaves(found).items():
+        each = torch.stack([tree.named_leaves(t)[name] for t in trees])
+        expected = each.double().mean(0).to(leaf.dtype) if leaf.is_floating_point() else each[0]
+        torch.testing.assert_close(leaf, expected)
+        assert leaf.dtype == tree.named_leaves(trees[0])[name].dtype
+    assert tree.equal(averaging.mean(trees[:1]), trees[0])
+
+
+def test_a_greedy_soup_keeps_what_does_not_lower_its_score() -> None:
+    trees = [torch.tensor(w) for w in (3.0, 9.0, 5.0, 4.0)]
+    tried: list[float] = []
+
+    def score(soup: Tensor) -> float:
+        tried.append(soup.item())
+        return -abs(soup.item() - 4.0)
+
+    soup, attempts = averaging.greedy_soup(trees, score)
+    assert tried == [3, 6, 4, 4]
+    assert [(a.index, a.score, a.kept) for a in attempts] == [
+        (0, -1, True),
+        (1, -2, False),
+        (2, 0, True),
+        (3, 0, True),
+    ]
+    assert soup == 4
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.4, 1.0])
+def test_statistics_are_those_of_update_bn(momentum: float) -> None:
+    """PyTorch's, of the same module and the same batches."""
+
+    def net() -> torch.nn.Module:
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3),
+            torch.nn.BatchNorm2d(4, momentum=momentum),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(4, 5, 3),
+            torch.nn.BatchNorm2d(5, momentum=momentum),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(5, 10),
+        )
+
+    model = models.from_module(net)
+    variables = model.init(random.key(1))
+    keys = random.split(random.key(2), 3)
+    batches = [3 + 2 * random.normal(key, (8, 3, 32, 32)) for key in keys]
+    calls = []
+
+    def update(buffers: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        calls.append(images)
+        return model.apply(Variables(variables.params, buffers), images, key=keys[0], train=True)[1]
+
+    found = averaging.estimate_statistics(update, variables.buffers, batches)
+    assert len(calls) == 4, "the first batch twice"
+    module = net()
+    module.load_state_dict({**variables.params, **variables.buffers}, strict=False)
+    torch.optim.swa_utils.update_bn(batches, module)
+    expected = {n: b for n, b in module.named_buffers() if n in found}
+    assert {name.rpartition(".")[2] for name in expected} >= set(averaging.STATISTICS)
+    for name in expected:
+        if name.endswith(averaging.STATISTICS):
+            torch.testing.assert_close(found[name], expected[name], rtol=2e-5, atol=1e-5)
+
+
+def test_without_statistics_no_batch_is_used() -> None:
+    def update(buffers: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        raise AssertionError("a forward pass")
+
+    buffers = {"whiten.weight": torch.ones(2)}
+    assert averaging.estimate_statistics(update, buffers, [torch.ones(1)]) is buffers
+
+
+def test_statistics_that_do_not_move_stay() -> None:
+    buffers = {"norm.running_mean": torch.tensor([3.0]), "scale": torch.tensor([5.0])}
+    found = averaging.estimate_statistics(lambda old, batch: old, buffers, [0, 1])
+    assert tree.equal(found, buffers)

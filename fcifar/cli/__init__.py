@@ -21,12 +21,14 @@ from fcifar.cli import (
     evaluate,
     export,
     info,
+    lr_find,
     output,
     plugins,
     predict,
     report,
     reproduce,
     runs,
+    soup,
     train,
 )
 from fcifar.errors import (
@@ -51,10 +53,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command(name="train")(train.train)
+app.command(name="lr-find")(lr_find.lr_find)
 app.command(name="eval")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
 app.command(name="export")(export.export)
+app.command(name="soup")(soup.soup)
 app.command(name="report")(report.report)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)

@@ -28,6 +28,7 @@ def evaluate(
         ),
     ] = None,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
+    average: models.Average = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -67,7 +68,7 @@ def evaluate(
     if per_example is not None:
         tables.check(per_example)
     runs = sweep.expand(runs)
-    found = models.load_all(runs, models.recipe_of(model, recipe, changes))
+    found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
         device=device or "auto",
         threads=threads,
@@ -89,6 +90,7 @@ def evaluate(
         "recipe": first.recipe.name,
         "dataset": data.name,
         "split": split,
+        **({"of": "average"} if average else {}),
         **figures,
         **views,
     }

@@ -31,6 +31,7 @@ def export(
         ),
     ],
     force: Annotated[bool, options.option("--force", "Overwrite an existing file.")] = False,
+    average: models.Average = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -58,10 +59,10 @@ def export(
 
     saved_as = models.recipe_of(model, recipe, changes)
     if to.suffix.lower() == csv_log.SUFFIX:
-        if any(given is not None for given in (saved_as, dataset, threads, data_dir)):
+        if average or any(g is not None for g in (saved_as, dataset, threads, data_dir)):
             raise UsageError(
-                f"{to} takes a run's metrics, and --model, --recipe, --set, --dataset, --threads "
-                "and --data-dir are of models; leave them out"
+                f"{to} takes a run's metrics, and --average, --model, --recipe, --set, --dataset, "
+                "--threads and --data-dir are of models; leave them out"
             )
         exporting.check_free(to, force=force)
         rows = csv_log.read_rows(run)
@@ -79,7 +80,7 @@ def export(
     if run_dir.is_group(run):
         first = sweep.finished(run)[0]
         raise UsageError(f"{run} is a group of runs; export one of them, such as {first}")
-    trained = models.load_one(run, saved_as, dataset, data_dir)
+    trained = models.load_one(run, saved_as, dataset, data_dir, average=average)
     images, source = _images(trained, dataset, data_dir)
     with progress.doing(f"writing and checking {to}", quiet=quiet):
         agreement = exporting.export(trained, to, images, threads=threads, force=force)

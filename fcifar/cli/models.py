@@ -29,6 +29,10 @@ RecipeName = Annotated[
 Changes = Annotated[
     list[str] | None, _option("--set", "An option of the model, or mean or std.", "NAME=VALUE")
 ]
+Average = Annotated[
+    bool,
+    option("--average", "The average of the run (ema_decay, swa_start) instead of its last step."),
+]
 ClassesOf = Annotated[
     str | None, _option("--dataset", "The data set of its classes.", "NAME", DEFAULT)
 ]
@@ -71,10 +75,13 @@ def recipe_of(
         return with_changes(base, changes or [], overrides=start)
 
 
-def load_all(paths: Sequence[Path], recipe: "Recipe | None") -> "list[Trained | Saved]":
+def load_all(
+    paths: Sequence[Path], recipe: "Recipe | None", *, average: bool = False
+) -> "list[Trained | Saved]":
     """Return the models at ``paths``, or raise as ``export.load.load``.
 
-    Raise a UsageError, too, if a recipe is given that no path needs.
+    With ``average``, return the averages of runs. Raise a UsageError, too, if a recipe is given
+    that no path needs.
     """
     from fcifar.export import load
 
@@ -85,7 +92,7 @@ def load_all(paths: Sequence[Path], recipe: "Recipe | None") -> "list[Trained | 
             f"--model, --recipe and --set are of a state_dict from elsewhere, and {paths[0]} "
             "records its own model; leave them out"
         )
-    return [load.load(path, recipe) for path in paths]
+    return [load.load(path, recipe, average=average) for path in paths]
 
 
 def dataset_of(found: "Sequence[Trained | Saved]") -> str:
@@ -113,7 +120,12 @@ def with_classes(found: "Sequence[Trained | Saved]", classes: tuple[str, ...]) -
 
 
 def load_one(
-    path: Path, recipe: "Recipe | None", dataset: str | None, data_dir: Path | None
+    path: Path,
+    recipe: "Recipe | None",
+    dataset: str | None,
+    data_dir: Path | None,
+    *,
+    average: bool = False,
 ) -> "Trained":
     """Return the model at ``path``; one from elsewhere with the classes of a data set.
 
@@ -121,7 +133,7 @@ def load_one(
     """
     from fcifar.runs.inference import Trained
 
-    (found,) = load_all([path], recipe)
+    (found,) = load_all([path], recipe, average=average)
     if not isinstance(found, Trained):
         (found,) = with_classes([found], _class_names(dataset or DEFAULT, data_dir))
     elif dataset is not None:

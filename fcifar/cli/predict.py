@@ -27,6 +27,7 @@ def predict(
         Path | None, option("--grid", "Draw the images with their classes (PNG).", dir_okay=False)
     ] = None,
     skip_unreadable: options.SkipUnreadable = False,
+    average: models.Average = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -58,7 +59,8 @@ def predict(
     from fcifar.runs import inference
     from fcifar.train.runtime import make_runtime
 
-    trained = models.load_one(run, models.recipe_of(model, recipe, changes), dataset, data_dir)
+    saved_as = models.recipe_of(model, recipe, changes)
+    trained = models.load_one(run, saved_as, dataset, data_dir, average=average)
     runtime = make_runtime(
         device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
     )

@@ -26,6 +26,7 @@ def show_report(report: dict[str, Any]) -> None:
     output.facts(
         [
             *measured("test accuracy", report, f" of {report['test_n']:,}", "test_"),
+            *_average(report),
             ("model", text.selected(report)),
             _training(report),
             ("compiling", output.seconds(report["compile_seconds"])),
@@ -59,6 +60,18 @@ def _tta(report: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     accuracy = output.accuracy(report["tta_accuracy"], report["tta_interval95"])
     return [(f"with --tta {report['tta']}", accuracy)]
+
+
+def _average(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Lines on the average beside the weights, if there is one."""
+    if "average" not in report:
+        return []
+    accuracy = output.accuracy(report["average_accuracy"], report["average_interval95"])
+    facts = [(f"average ({report['average']})", accuracy)]
+    if "average_tta_accuracy" in report:
+        of_views = output.accuracy(report["average_tta_accuracy"], report["average_tta_interval95"])
+        facts.append((f"with --tta {report['tta']}", of_views))
+    return [*facts, ("average loss", output.number(report["average_loss"]))]
 
 
 def _training(report: dict[str, Any]) -> tuple[str, str]:
@@ -155,40 +168,46 @@ def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
             f"two models differ on {output.percent(together['mean_disagreement'])} of the images",
         ),
     ]
-    if tta:
-        spread = f"{output.percent(tta['mean'], 2)}, deviation {100 * tta['std']:.2f}"
-        facts.insert(1, ("with --tta", spread))
+    for name, figures in (("average", cell.get("average_accuracy")), ("with --tta", tta)):
+        if figures:
+            spread = f"{output.percent(figures['mean'], 2)}, deviation {100 * figures['std']:.2f}"
+            facts.insert(1, (name, spread))
     return facts
 
 
 def _show_members(members: Sequence[dict[str, Any]]) -> None:
+    average = ("average",) if any("average" in m for m in members) else ()
     rows = [
-        (m["name"], "failed", "-", "-")
+        (m["name"], "failed", *("-" for _ in average), "-", "-")
         if "failed" in m
         else (
             m["name"],
             output.percent(m["test_accuracy"], 2),
+            *(output.percent(m["average_accuracy"], 2) for _ in average),
             output.number(m["test_loss"]),
             output.seconds(m["train_seconds"]),
         )
         for m in members[:_MEMBERS]
     ]
-    output.table(("run", "test accuracy", "test loss", "training"), rows)
+    output.table(("run", "test accuracy", *average, "test loss", "training"), rows)
     _show_rest(len(members), "run", "in the summary")
 
 
 def _show_cells(summary: dict[str, Any]) -> None:
+    has_average = any(cell.get("average_accuracy") for cell in summary["cells"])
+    average = ("average",) if has_average else ()
     rows = [
         (
             *map(str, cell["changes"].values()),
             _mean(cell["valid_accuracy"]),
             _mean(cell["test_accuracy"]),
+            *(_mean(cell["average_accuracy"]) for _ in average),
             f"{cell['test_loss']['mean']:.4f}" if cell["test_loss"] else "-",
             str(len(cell["runs"])) + (f", {cell['failed']} failed" if cell["failed"] else ""),
         )
         for cell in summary["cells"][:_MEMBERS]
     ]
-    output.table((*summary["swept"], "validation", "test", "test loss", "runs"), rows)
+    output.table((*summary["swept"], "validation", "test", *average, "test loss", "runs"), rows)
     _show_rest(len(summary["cells"]), "grid point", "in the summary")
 
 
@@ -292,6 +311,7 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("test accuracy", output.accuracy(report["test_accuracy"], report["interval95"], of)),
         *_tta(report),
         ("test loss", output.number(report["test_loss"])),
+        *_average(report),
         _training(report),
         ("digest", report["params_digest"]),
     ]

@@ -67,6 +67,7 @@ def describe(trained: Trained) -> dict[str, str]:
         "dataset": trained.dataset,
         "dataset_digest": trained.dataset_digest,
         "params_digest": tree.digest(trained.variables.params),
+        **({"soup": trained.soup} if trained.soup else {}),
     }
 
 

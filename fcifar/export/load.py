@@ -41,18 +41,19 @@ def says_what_it_is(path: Path) -> bool:
         return True
 
 
-def load(path: Path, recipe: Recipe | None) -> Trained | Saved:
+def load(path: Path, recipe: Recipe | None, *, average: bool = False) -> Trained | Saved:
     """Load the model at ``path``.
 
     Args:
         recipe: of the model and the preprocessing of a state_dict.
+        average: load the average of a run, see ``inference.load``.
 
     Raises:
         UsageError: there is no such file, it does not hold a model, or the recipe is missing.
         ExternalError: it is damaged.
     """
-    if says_what_it_is(path):
-        return inference.load(path)
+    if average or says_what_it_is(path):
+        return inference.load(path, average=average)
     found = state_dict.read(path)
     if recipe is None:
         name = next(match_state_dict.fitting_models(found, len(CIFAR10)), None)

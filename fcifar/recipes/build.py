@@ -267,6 +267,7 @@ def tied_to_end(recipe: Recipe) -> list[str]:
         "schedule": recipe.schedule != "constant",
         "warmup_fraction": recipe.warmup_fraction > 0,
         "lookahead_every": recipe.lookahead_every > 0,
+        "swa_start": recipe.swa_start > 0,
         "whiten_epochs": recipe.whiten_epochs % 1 > 0,  # rounded to steps of the whole run
         "resolutions": bool(recipe.resolutions),
     }
@@ -274,9 +275,16 @@ def tied_to_end(recipe: Recipe) -> list[str]:
 
 
 def make_average(recipe: Recipe, total_steps: int) -> Average:
-    """Return the recipe's average of the variables over training."""
+    """Return the recipe's average of the variables over training.
+
+    SWA has the variables after each epoch, from the first that ends at ``swa_start`` or later on.
+    """
     if recipe.ema_decay:
         return averaging.ema(recipe.ema_decay)
+    if recipe.swa_start:
+        epoch = total_steps // recipe.epochs
+        first = math.ceil(round(recipe.swa_start * recipe.epochs, 9))
+        return averaging.swa(max(1, first) * epoch, every=epoch)
     if not recipe.lookahead_every:
         return averaging.none()
     final = recipe.lookahead_decay**recipe.lookahead_every

@@ -20,8 +20,8 @@ _TEXTS = ("name", "summary", "source", "notes", "expected")
 _TUPLES = ("mean", "std", "augment", "resolutions", "freeze", "milestones")
 _FRACTIONS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
-    "milestone_factor",
-    *("lookahead_decay", "ema_decay", "label_smoothing", "valid_fraction"),
+    *("milestone_factor", "lookahead_decay", "ema_decay", "swa_start", "label_smoothing"),
+    "valid_fraction",
 )
 
 
@@ -107,7 +107,14 @@ class Recipe:
     whiten_epochs: float = _value(0.0, "Epochs that train the whitening layer's bias; 0: all.")
     lookahead_every: int = _value(0, "Steps between two lookahead steps; 0 disables it.")
     lookahead_decay: float = _value(0.95, "Decay of the lookahead at the end of the run.")
-    ema_decay: float = _value(0.0, "Decay per step of an average of the model; 0 disables it.")
+    ema_decay: float = _value(
+        0.0, "Also average the model, with this decay per step (EMA); 0: off.", OPTIMIZER
+    )
+    swa_start: float = _value(
+        0.0,
+        "Also average the model after each epoch, from this part of the run on; 0: off.",
+        OPTIMIZER,
+    )
 
     loss_reduction: str = _value("mean", "mean or sum over a batch.")
     label_smoothing: float = _value(0.0, "Share of a label that is divided among all classes.")
@@ -250,7 +257,7 @@ class Recipe:
                 f"schedule_free_b1 is {self.schedule_free_b1}; it must lie between 0 and 1, such "
                 "as 0.9"
             )
-        for name in ("lookahead_every", "ema_decay"):
+        for name in ("lookahead_every", "ema_decay", "swa_start"):
             if getattr(self, name) and self.optimizer in SCHEDULE_FREE:
                 raise UsageError(
                     f"{name} and the optimizer {self.optimizer} are two averages; give one of them"
@@ -259,8 +266,20 @@ class Recipe:
             raise UsageError(
                 "warmup_steps and warmup_fraction both set the warm-up; give one of them"
             )
-        if self.lookahead_every and self.ema_decay:
-            raise UsageError("lookahead_every and ema_decay are two averages; give one of them")
+        averages = ("lookahead_every", "ema_decay", "swa_start")
+        given = [name for name in averages if getattr(self, name)]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} are two averages; give one of them")
+        if self.swa_start and self.patience:
+            raise UsageError(
+                "swa_start averages from a part of the whole run on, and patience may stop it "
+                "before; give one of them"
+            )
+
+    @property
+    def average(self) -> str:
+        """The average that a run has beside its weights: ``ema``, ``swa``, or empty for none."""
+        return "ema" if self.ema_decay else "swa" if self.swa_start else ""
 
     @property
     def has_valid(self) -> bool:

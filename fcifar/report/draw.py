@@ -24,6 +24,9 @@ from fcifar.report.figures import (
     reliability,
     sweep,
 )
+from fcifar.report.figures import (
+    rates as rate_figure,
+)
 from fcifar.report.figures.canvas import save
 from fcifar.step import Batch, EvalOutput
 from fcifar.train import metrics_log, run_dir
@@ -200,6 +203,18 @@ def group(path: Path) -> None:
         save(sweep.spread(summary, title=title), folder / "spread.png")
     if 1 <= len(summary["swept"]) <= 2:
         save(sweep.points(summary, title=title), folder / "sweep.png")
+
+
+def soup(folder: Path, result: dict[str, Any]) -> None:
+    """Write soup.png: what ``runs.soup.make`` returned."""
+    title = f"{result['recipe']} on {result['dataset']}: a {result['method']} soup"
+    save(sweep.soup(result, title=title), folder / "soup.png")
+
+
+def rates(folder: Path, result: dict[str, Any]) -> None:
+    """Write rates.png: what ``train.lr_find.find`` returned."""
+    title = f"{result['recipe']} on {result['dataset']}: loss by learning rate"
+    save(rate_figure.draw(result, title=title), folder / "rates.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:

@@ -38,18 +38,33 @@ class Trained(NamedTuple):
     dataset: str  # empty if not known, like dataset_digest
     dataset_digest: str
     seed: int
+    soup: str = ""  # of a mean of several models: what they are, as JSON
 
 
-def load(path: Path) -> Trained:
+def load(path: Path, *, average: bool = False) -> Trained:
     """Load the final model of a run, from its directory or a ``final.safetensors`` from one.
 
+    Args:
+        path: a run directory, or a file of a model that fcifar wrote.
+        average: load the average that a run has beside its final model.
+
     Raises:
-        UsageError: there is no model at ``path``.
+        UsageError: there is no model at ``path``, or no average.
         ExternalError: the file is damaged or missing.
     """
-    file = path / run_dir.FINAL if path.is_dir() else path
+    file = path / (run_dir.AVERAGE if average else run_dir.FINAL) if path.is_dir() else path
+    if average and not path.is_dir():
+        raise UsageError(
+            f"--average is of a run directory, and {path} is not one; give a run, or the file "
+            f"{run_dir.AVERAGE} of one without --average"
+        )
     if path.is_dir():
-        run_dir.read_manifest(path)
+        recorded = run_dir.read_manifest(path)["recipe"]
+        if average and not (recorded.get("ema_decay") or recorded.get("swa_start")):
+            raise UsageError(
+                f"{path} has no average beside its model: its recipe has neither ema_decay nor "
+                "swa_start; leave --average out"
+            )
         if not file.exists() and run_dir.is_finished(path):
             raise ExternalError(
                 f"{file} is gone, though the run is finished; restore it, or train again "
@@ -64,7 +79,7 @@ def load(path: Path) -> Trained:
         recipe = recipes.from_dict(json.loads(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
         dataset, digest = str(metadata["dataset"]), str(metadata["dataset_digest"])
-        seed = int(metadata["seed"])
+        seed, soup = int(metadata["seed"]), str(metadata.get("soup", ""))
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("its classes are not a list of names")
     except recipes.NotImportableError:
@@ -76,7 +91,7 @@ def load(path: Path) -> Trained:
     model = recipes.make_model(recipe, len(classes))
     like = model.init(torch.zeros(2, dtype=torch.int64))
     variables = fit_model(file, tensors, like)
-    return Trained(recipe, model, variables, tuple(classes), dataset, digest, seed)
+    return Trained(recipe, model, variables, tuple(classes), dataset, digest, seed, soup)
 
 
 def images_of(trained: Trained, dataset: Dataset, split: str) -> Batch:

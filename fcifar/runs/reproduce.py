@@ -221,15 +221,20 @@ def _is_within(record: dict[str, Any], end: int) -> bool:
 
 
 def _compare_final(run: Path, report: dict[str, Any], new: Path) -> dict[str, Any]:
-    """Compare the final parameters of a run and of its reproduction."""
-    then, now = report["params_digest"], run_dir.read_report(new)["params_digest"]
+    """Compare the final parameters of a run and of its reproduction, and of their averages."""
+    again = run_dir.read_report(new)
+    then, now = report["params_digest"], again["params_digest"]
+    pairs = {run_dir.FINAL: (then, now)}
+    if "average_params_digest" in report:
+        key = "average_params_digest"
+        pairs[run_dir.AVERAGE] = (report[key], again.get(key))
     differing: list[dict[str, Any]] = []
-    if then != now:
+    for name in (name for name, (a, b) in pairs.items() if a != b):
         with suppress(DamagedError):  # reported as damaged already
-            files = [tensor_files.read(path / run_dir.FINAL)[0] for path in (run, new)]
-            differing = tree.differences(*files)
+            files = [tensor_files.read(path / name)[0] for path in (run, new)]
+            differing += tree.differences(*files)
     return {
-        "identical": then == now,
+        "identical": all(a == b for a, b in pairs.values()),
         "step": report["steps"],
         "digest": then,
         "new_digest": now,
@@ -321,7 +326,7 @@ def _compare(then: Path, now: Path) -> dict[str, Any] | None:
         if difference := compare_records(a, b):
             return difference
     runs = [run_dir.read_report(run) if run_dir.is_finished(run) else {} for run in (then, now)]
-    a, b = (report.get("params_digest") for report in runs)
+    a, b = ([r.get("params_digest"), r.get("average_params_digest")] for r in runs)
     return None if a == b else _difference(records[-1]["step"] if records else 0, "final")
 
 

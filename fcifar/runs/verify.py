@@ -38,16 +38,17 @@ def _verify_run(run: Path) -> list[str]:
             problems.append(problem)
 
     finished, checkpoints = run_dir.is_finished(run), list(run_dir.list_checkpoints(run).values())
-    best, final, predictions = (
-        run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.PREDICTIONS)
+    best, final, average, predictions = (
+        run / name for name in (run_dir.BEST, run_dir.FINAL, run_dir.AVERAGE, run_dir.PREDICTIONS)
     )
-    digest, positions = None, []
-    needed = {path: "the run is finished" for path in (final, predictions) if finished}
-    if init is not None:
-        needed[run / run_dir.INIT] = "the run began with it"
+    report, positions = {}, []
     with contextlib.suppress(ExternalError):  # a damaged report is among the problems already
-        digest = run_dir.read_report(run)["params_digest"] if finished else None
-    for path in (*checkpoints, run / run_dir.INIT, best, final, predictions):
+        report = run_dir.read_report(run) if finished else {}
+    digests = {final: report.get("params_digest"), average: report.get("average_params_digest")}
+    needed = {path: "the run is finished" for path in (final, predictions) if finished}
+    needed |= {average: "the run is finished"} if digests[average] else {}
+    needed |= {run / run_dir.INIT: "the run began with it"} if init else {}
+    for path in (*checkpoints, run / run_dir.INIT, best, final, average, predictions):
         try:
             if not path.exists():
                 if path in needed:
@@ -58,7 +59,7 @@ def _verify_run(run: Path) -> list[str]:
                 add(path, f"{path} holds other values than the run began with")
             if path in checkpoints:
                 positions.append(checkpoint.read_metadata(metadata, path)[1])
-            if path == final and digest not in (None, metadata["params_digest"]):
+            if digests.get(path) and digests[path] != metadata["params_digest"]:
                 add(path, f"{path} holds other parameters than the report's")
         except ExternalError as error:
             add(path, str(error))

@@ -387,11 +387,12 @@ def _log_train(run: _Run, state: LoopState, step: int) -> None:
 
 
 def _evaluate(
-    run: _Run, variables: Variables, split: str, step: int, views: str = "none"
+    run: _Run, variables: Variables, split: str, step: int, views: str = "none", of: str = ""
 ) -> tuple[dict[str, Any], float]:
     """Evaluate on the validation or test images, and log the metrics; return them and the seconds.
 
-    ``views`` is "none" or the name of the recipe's test-time augmentation.
+    ``views`` is "none" or the name of the recipe's test-time augmentation. ``of`` is what the
+    variables are, "average" or empty for those of the run, whose predictions are saved.
     """
     training, is_plain = run.training, views == "none"
     data = training.valid if split == "valid" else training.test
@@ -402,7 +403,7 @@ def _evaluate(
     summary = summarize(examples, data.labels, run.dataset.classes)
     seconds = time.perf_counter() - started
     if run.writes:
-        if split == "test" and is_plain:
+        if split == "test" and is_plain and not of:
             save_predictions(run.path / run_dir.PREDICTIONS, examples, data.labels)
         values = {
             "loss": summary["loss"],
@@ -411,7 +412,7 @@ def _evaluate(
             "images_per_second": summary["n"] / max(seconds, 1e-9),
             "seconds": seconds,
         }
-        name = split if is_plain else f"{split}-{views}"
+        name = "-".join(filter(None, (split, of, "" if is_plain else views)))
         _append(run, name, step, values, {"digest": tree.digest(examples)[:16]})
     return summary, seconds
 
@@ -505,6 +506,7 @@ def _finish(run: _Run, state: LoopState, step: int) -> dict[str, Any]:
         tta_summary, eval_seconds = _evaluate(run, variables, "test", best_step, recipe.tta)
         views = {"tta": recipe.tta, **of_views(tta_summary)}
     run.save_model(run_dir.FINAL, variables)
+    average = _evaluate_average(run, state, step)
     epochs = step / training.steps_per_epoch
     report = {
         "run_dir": str(path),
@@ -519,6 +521,7 @@ def _finish(run: _Run, state: LoopState, step: int) -> dict[str, Any]:
         **{f"test_{name}": summary.pop(name) for name in ("accuracy", "loss", "n")},
         "valid_n": len(training.valid.labels),
         **views,
+        **average,
         **summary,
         **{f"{name}_seconds": seconds for name, seconds in dataclasses.asdict(timings).items()},
         "eval_seconds": eval_seconds,
@@ -530,3 +533,19 @@ def _finish(run: _Run, state: LoopState, step: int) -> dict[str, Any]:
     if run.writes:
         run_dir.write_result(path, report)
     return report
+
+
+def _evaluate_average(run: _Run, state: LoopState, step: int) -> dict[str, Any]:
+    """Save the average beside the weights, and return its figures; empty without one."""
+    recipe, training = run.config.recipe, run.training
+    if training.average is None:
+        return {}
+    variables = training.average(run.own(state).state)
+    run.save_model(run_dir.AVERAGE, variables)
+    summary, _ = _evaluate(run, variables, "test", step, of="average")
+    figures = {name: summary[name] for name in ("accuracy", "loss", "interval95")}
+    if recipe.tta != "none":
+        of_tta, _ = _evaluate(run, variables, "test", step, recipe.tta, of="average")
+        figures |= of_views(of_tta)
+    figures["params_digest"] = tree.digest(variables.params)
+    return {"average": recipe.average, **{f"average_{name}": v for name, v in figures.items()}}

@@ -7,6 +7,7 @@ checkpoint-N.safetensors   the latest states, after N steps
 best.safetensors           the model of the lowest validation loss so far
 init.safetensors           pretrained values that training began with (--init)
 final.safetensors          the trained model, under the tutorial's names
+average.safetensors        with ema_decay or swa_start: the average of the model over training
 predictions.safetensors    loss, logits and label of each test image
 report.json                the result
 SHA256SUMS                 of the files above, for ``sha256sum -c``; at first only of the manifest
@@ -33,6 +34,7 @@ DIGESTS = "digests.jsonl"
 INIT = "init.safetensors"
 BEST = "best.safetensors"
 FINAL = "final.safetensors"
+AVERAGE = "average.safetensors"
 PREDICTIONS = "predictions.safetensors"
 REPORT = "report.json"
 CHECKSUMS = "SHA256SUMS"
@@ -139,7 +141,18 @@ def write_result(run: Path, values: Mapping[str, Any], name: str = REPORT) -> No
     """Write the checksums of a run's files, then its report, or (as ``SUMMARY``) a group's."""
     text = io.to_json(values)
     checkpoints = (path.name for path in list_checkpoints(run).values())
-    names = [*checkpoints, MANIFEST, METRICS, DIGESTS, INIT, BEST, FINAL, PREDICTIONS, SWEEP]
+    names = [
+        MANIFEST,
+        METRICS,
+        DIGESTS,
+        INIT,
+        BEST,
+        FINAL,
+        AVERAGE,
+        PREDICTIONS,
+        SWEEP,
+        *checkpoints,
+    ]
     write_checksums(run, names, {name: _sha256(text.encode())})
     io.write_text(run / name, text)
 

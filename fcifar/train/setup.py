@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import random, recipes, step_transforms, tree
+from fcifar import averaging, precision, random, recipes, step_transforms, tree
 from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.data.split import holdout
 from fcifar.models import Model, Variables
-from fcifar.models.base import keep
+from fcifar.models.base import Buffers, keep
 from fcifar.optim import Optimizer
 from fcifar.parallel import ALONE, Axis
+from fcifar.precision import Policy
 from fcifar.random import Key
 from fcifar.recipes import Recipe
 from fcifar.step import (
@@ -35,7 +36,8 @@ from fcifar.train.config import RunConfig
 from fcifar.train.evaluate import batch_size_of, evaluate
 from fcifar.train.events import Event, Noted, Observe, Preparing
 
-SAMPLE = 5000  # images that a model is adapted to
+SAMPLE = 5000  # images that a model is adapted to, and that statistics are estimated from
+_STATISTICS_BATCH = 500  # images
 
 
 class Training(NamedTuple):
@@ -54,6 +56,9 @@ class Training(NamedTuple):
     eval_step: EvalStep
     eval_views_step: EvalStep  # with the recipe's test-time augmentation
     value: Callable[[TrainState], Variables]  # the variables to evaluate and to save
+    average: Callable[[TrainState], Variables] | None
+    """The average beside them, with batch-norm statistics of its own; None without ``ema_decay``
+    and ``swa_start``."""
     inputs: Callable[[int], Iterator[StepInput]]  # of each step from a given one on
     steps_per_epoch: int
     images_per_epoch: int
@@ -75,9 +80,53 @@ def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tenso
     return holdout(valid_key, labels, recipe.valid_fraction, stratify=recipe.stratify)
 
 
+_STATISTICS_KEY = 5  # after the keys below
+
+
 def _keys(seed: int) -> tuple[Key, ...]:
     """Keys of the state, the order of images, the holdout, the first flips, and the sample."""
     return random.split(random.key(seed), 5).unbind()
+
+
+def with_statistics(
+    model: Model,
+    variables: Variables,
+    images: Tensor,
+    rows: Tensor,
+    *,
+    seed: int,
+    recipe: Recipe,
+    policy: Policy,
+) -> Variables:
+    """Return the variables with batch-norm statistics estimated from images, see ``averaging``.
+
+    Up to 5,000 images, which the seed draws, in batches of 500, normalised and not augmented. They
+    are the same for every average of a seed. Models without batch norm keep their variables.
+
+    Args:
+        images: training images, uint8 [N, 3, 32, 32], on the device of the variables.
+        rows: int64 [M], the images to draw from.
+    """
+    key = random.fold_in(random.key(seed), _STATISTICS_KEY)
+    order_key, model_key = random.split(key)
+    drawn = random.permutation(order_key, rows.cpu())[:SAMPLE]
+    whole = max(len(drawn) // _STATISTICS_BATCH, 1) * _STATISTICS_BATCH
+    batches = drawn[:whole].to(images.device).split(_STATISTICS_BATCH)
+    keys = random.split(model_key, len(batches))  # of dropout, which is on as in training
+    preprocess = recipes.make_preprocess(recipe)
+    params = precision.cast(variables.params, policy.compute)
+
+    def update(buffers: Buffers, batch: tuple[Tensor, Key]) -> Buffers:
+        rows, key = batch
+        x = preprocess(images[rows]).to(policy.compute)
+        changed = model.apply(Variables(params, buffers), x, key=key.to(x.device), train=True)[1]
+        return precision.cast(changed, policy.param)
+
+    with torch.no_grad():
+        pairs = zip(batches, keys, strict=True)
+        return Variables(
+            variables.params, averaging.estimate_statistics(update, variables.buffers, pairs)
+        )
 
 
 def make_training(
@@ -122,6 +171,7 @@ def make_trainings(
     recipes.check_model(recipe, policy, size, len(dataset.classes), total_steps, axis)
     model = recipes.make_model(recipe, len(dataset.classes), axis)
     average = recipes.make_average(recipe, total_steps)
+    alone = recipes.make_model(recipe, len(dataset.classes))  # each rank estimates on whole batches
     preprocess = recipes.make_preprocess(recipe)
     class_weights = recipes.make_class_weights(recipe, train.labels, len(dataset.classes))
 
@@ -258,7 +308,8 @@ def make_trainings(
             return tree.on_device(step_transforms.init_loop_state(state), device)
 
         def value(state: TrainState) -> Variables:
-            return eval_variables(state, optimizer(values), average)
+            own_average = averaging.none() if recipe.average else average
+            return eval_variables(state, optimizer(values), own_average)
 
         def order_of(_: Tensor, epoch: Tensor) -> Tensor:
             return random.permutation(random.fold_in(order_key, epoch), rows)
@@ -304,6 +355,17 @@ def make_trainings(
         held_out = Batch(train.images[valid_rows], train.labels[valid_rows])
         schedule = recipes.make_schedule(own, total_steps)
 
+        def average_of(state: TrainState) -> Variables:
+            return with_statistics(
+                alone,
+                average.value(state.variables, state.average),
+                train.images,
+                rows,
+                seed=seed,
+                recipe=recipe,
+                policy=policy,
+            )
+
         def learning_rate(step: int) -> float:
             return float(schedule(torch.tensor(step)) if callable(schedule) else schedule)
 
@@ -319,6 +381,7 @@ def make_trainings(
             eval_step=eval_step,
             eval_views_step=views_step,
             value=value,
+            average=average_of if recipe.average else None,
             inputs=inputs,
             steps_per_epoch=steps_per_epoch,
             images_per_epoch=steps_per_epoch * recipe.batch_size if recipe.drop_last else size,

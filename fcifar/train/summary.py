@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 _FROM_REPORT = (
     *("test_accuracy", "test_loss", "tta_accuracy", "steps", "epochs", "stopped_early"),
     *("selected", "train_seconds", "compile_seconds", "images_per_second", "params_digest"),
+    *("average", "average_accuracy", "average_loss", "average_params_digest"),
 )
 _SUMMED = ("steps", "train_seconds", "compile_seconds")
-_OVER_SEEDS = ("valid_accuracy", "test_accuracy", "tta_accuracy", "test_loss")
+_OVER_SEEDS = ("valid_accuracy", "test_accuracy", "average_accuracy", "tta_accuracy", "test_loss")
 
 
 def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:

@@ -145,7 +145,7 @@ def test_a_list_for_a_network_comes_back_as_a_tuple() -> None:
 
 PARTS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
-    *("lookahead_decay", "ema_decay", "label_smoothing"),
+    *("lookahead_decay", "ema_decay", "swa_start", "label_smoothing"),
 )
 
 
@@ -205,6 +205,15 @@ def test_parts_lie_below_one(name: str) -> None:
         ({"milestones": (math.nan,)}, "milestones is .*; it must be fractions"),
         ({"milestones": ("0.5",)}, "milestones is .*; it must be fractions"),
         ({"milestone_factor": 1.0}, r"milestone_factor is 1.0; it must lie in \[0, 1\)"),
+        (
+            {"lookahead_every": 5, "swa_start": 0.9},
+            "lookahead_every and swa_start are two averages",
+        ),
+        ({"ema_decay": 0.9, "swa_start": 0.9}, "ema_decay and swa_start are two averages; give"),
+        (
+            {"swa_start": 0.5, "patience": 2, "valid_fraction": 0.2},
+            "swa_start averages from a part of the whole run on, and patience may stop it before",
+        ),
         ({"resolutions": "24:0.5"}, "resolutions is '24:0.5'; it must be texts such as 24:0.5"),
         ({"resolutions": ["32"]}, r"resolutions is \['32'\]; it must be texts"),
         ({"resolutions": (32,)}, "resolutions has 32; each must be SIZE:PART, such as 24:0.5"),
@@ -550,6 +559,18 @@ def test_an_ema_leaves_training_alone() -> None:
     fast = torch.zeros(())
     fast, state = average.update(fast + 1, average.init(fast))
     assert (float(fast), float(average.value(fast, state))) == (1, 0.25)
+
+
+def test_swa_begins_with_the_first_epoch_that_ends_late_enough() -> None:
+    """Three steps an epoch; half of five epochs end within the third."""
+    average = recipes.make_average(recipe_of(swa_start=0.5, epochs=5), 15)
+    fast = torch.zeros((), dtype=torch.float64)
+    state, seen = average.init(fast), []
+    for _ in range(15):
+        fast, state = average.update(fast + 1, state)
+        seen.append(float(average.value(fast, state)))
+    assert seen[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert seen[9:] == [9, 9, 10.5, 10.5, 10.5, 12]
 
 
 def test_without_an_average_there_is_no_state() -> None:

@@ -1,4 +1,4 @@
-"""Charts of a group of runs: the spread over seeds, and the points of a sweep."""
+"""Charts of a group of runs: the spread over seeds, the points of a sweep, and a soup."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -173,3 +173,38 @@ def _draw_heat_map(
     label_axes(axes, names[1], names[0])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelcolor=SOFT)
+
+
+def soup(result: Mapping[str, Any], *, title: str = "") -> "Figure":
+    """Draw accuracy and loss of a soup after each addition, beside those of each model alone.
+
+    Args:
+        result: from ``runs.soup.make``.
+        title: above the charts.
+    """
+    ingredients = result["ingredients"]
+    split = "validation" if result["split"] == "valid" else "test"
+    subtitle = f"{result['n']:,} {split} images; an open dot is a model that was left out"
+    figure = new_figure(9.0, 3.6, title, subtitle if title else "")
+    names = [each["name"] for each in ingredients]
+    kept = [i for i, each in enumerate(ingredients) if each["kept"]]
+    for axes, field in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        tidy(axes)
+        scale = 100.0 if field == "accuracy" else 1.0
+        alone, along = (
+            [math.nan if v is None else scale * v for v in values]
+            for values in (
+                [each[field] for each in ingredients],
+                [each["soup"][field] for each in ingredients],
+            )
+        )
+        axes.plot(range(len(names)), alone, "o", color=SOFT, label="alone")
+        axes.plot(kept, [along[i] for i in kept], "-", color=BLUE)
+        for i, value in enumerate(along):
+            fill = BLUE if i in kept else "none"
+            label = "soup with it" if not i else None
+            axes.plot(i, value, "o", color=BLUE, markerfacecolor=fill, markersize=8, label=label)
+        axes.set_xticks(range(len(names)), names, parse_math=False)
+        label_axes(axes, "model", f"{field}, {'%' if field == 'accuracy' else 'nats'}")
+    figure.axes[0].legend(frameon=False, labelcolor=INK)
+    return figure

@@ -39,6 +39,7 @@ def headline(summary: Mapping[str, Any]) -> list[Any]:
 
 def _of_replicas(cell: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     together, tta = cell["together"], cell["tta_accuracy"]
+    average = cell.get("average_accuracy")
     interval = f"95 % interval of the mean {between(together['interval95'])}"
     extremes = between((together["min_accuracy"], together["max_accuracy"]))
     return [
@@ -48,6 +49,7 @@ def _of_replicas(cell: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"over {together['replicas']} seeds; {interval}",
         ),
         *([("with TTA", percent(tta["mean"], 2), "mean over the same models")] if tta else []),
+        *([("averages", percent(average["mean"], 2), "mean over the runs")] if average else []),
         (
             "spread",
             f"{100 * together['std_accuracy']:.2f}",
@@ -91,18 +93,21 @@ def points(summary: Mapping[str, Any]) -> list[Any]:
         return percent(figures["mean"], 2) if figures else "-"
 
     names = summary["swept"]
+    averages = any(cell.get("average_accuracy") for cell in summary["cells"])
     rows = [
         (
             *cell["changes"].values(),
             mean(cell["valid_accuracy"]),
             mean(cell["test_accuracy"]),
+            *([mean(cell["average_accuracy"])] if averages else []),
             number(cell["test_loss"]["mean"] if cell["test_loss"] else None),
             len(cell["runs"]),
             cell["failed"] or "",
         )
         for cell in summary["cells"]
     ]
-    head = (*names, "validation", "test", "test loss", "runs", "failed")
+    average = ("average",) if averages else ()
+    head = (*names, "validation", "test", *average, "test loss", "runs", "failed")
     table = Table("Each point of the sweep, means over its runs", head, rows, is_wide=True)
     if len(names) > 2:
         return [table]
@@ -114,13 +119,15 @@ def points(summary: Mapping[str, Any]) -> list[Any]:
 
 def members(summary: Mapping[str, Any]) -> Table:
     """Every run of the group."""
-    head = ("run", "test accuracy", "test loss", "training", "digest")
+    average = ("average",) if any("average" in m for m in summary["members"]) else ()
+    head = ("run", "test accuracy", *average, "test loss", "training", "digest")
     rows = [
-        (member["name"], "-", "-", "-", f"failed: {member['failed']}")
+        (member["name"], "-", *("-" for _ in average), "-", "-", f"failed: {member['failed']}")
         if "failed" in member
         else (
             member["name"],
             percent(member["test_accuracy"], 2),
+            *(percent(member["average_accuracy"], 2) for _ in average),
             number(member["test_loss"]),
             seconds(member["train_seconds"]),
             code(member["params_digest"][:8]),

@@ -63,6 +63,11 @@ def headline(run: Run) -> list[Any]:
                 f"several views of each image; {interval}",
             )
         )
+    if "average" in report:
+        interval = f"95 % interval {between(report['average_interval95'])}"
+        name, value = f"of the average ({report['average']})", report["average_accuracy"]
+        loss = f"loss {number(report['average_loss'])}; {interval}"
+        tiles.append((name, percent(value, 2), loss))
     rate = f"{report['steps']:,} steps, {report['images_per_second']:,.0f} images/s"
     epochs = f"{report['epochs']:g} epoch{'' if report['epochs'] == 1 else 's'}"
     tiles += [
@@ -75,8 +80,10 @@ def headline(run: Run) -> list[Any]:
 def side_by_side(runs: Sequence[Run]) -> Table:
     """The main figures of several runs, a row each."""
     tta = any("tta" in run.report for run in runs)
+    average = any("average" in run.report for run in runs)
     head = ["", "run", "recipe", "seed", "test accuracy", "95 % interval"]
-    head += [*(["with TTA"] if tta else []), "loss", "training", "process", "digest"]
+    head += [*(["with TTA"] if tta else []), *(["of the average"] if average else [])]
+    head += ["loss", "training", "process", "digest"]
     rows = [
         (
             run.name,
@@ -86,6 +93,7 @@ def side_by_side(runs: Sequence[Run]) -> Table:
             percent(run.report["test_accuracy"], 2),
             between(run.report["interval95"]),
             *([percent(run.report.get("tta_accuracy"), 2)] if tta else []),
+            *([percent(run.report.get("average_accuracy"), 2)] if average else []),
             number(run.report["test_loss"]),
             seconds(run.report["train_seconds"]),
             seconds(run.report.get("process_seconds")),
