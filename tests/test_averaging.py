@@ -323,7 +323,7 @@ def test_statistics_are_those_of_update_bn(momentum: float) -> None:
         return model.apply(Variables(variables.params, buffers), images, key=keys[0], train=True)[1]
 
     found = averaging.estimate_statistics(update, variables.buffers, batches)
-    assert len(calls) == 4, "the first batch twice"
+    assert len(calls) == 5, "the first batch three times"
     module = net()
     module.load_state_dict({**variables.params, **variables.buffers}, strict=False)
     torch.optim.swa_utils.update_bn(batches, module)
