@@ -15,7 +15,7 @@ from fcifar.export.match_state_dict import Initial
 from fcifar.export.state_dict import StateDict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from tests.helpers.small import SMALL, tested_models
+from tests.helpers.small import DEEPER, SMALL, tested_models
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     small = {
         name: functools.partial(make, **SMALL[name]) if name in SMALL else make
         for name, make in models.MODELS.items()
+        if name not in DEEPER
     }
     monkeypatch.setattr(match_state_dict, "MODELS", small)
 
