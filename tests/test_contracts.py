@@ -53,7 +53,8 @@ class Case(NamedTuple):
 
 def of_parts(model_name: str, optimizer_name: str) -> Case:
     model = make_model(model_name)
-    optimizer = optim.OPTIMIZERS[optimizer_name](1e-2 if "adam" not in optimizer_name else 1e-3)
+    rate = 1e-3 if "adam" in optimizer_name else 0.2 if optimizer_name == "schedule_free" else 1e-2
+    optimizer = optim.OPTIMIZERS[optimizer_name](rate)
     return Case(
         lambda seed=0, **kw: init_train_state(model, optimizer, key=random.key(seed), **kw),
         lambda **kw: make_train_step(model, optimizer, **kw),
