@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fcifar import models, random, tensor_files, tree
+from fcifar import models, random, recipes, tensor_files, tree
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError
 from fcifar.recipes import Recipe
@@ -137,3 +137,72 @@ def test_every_run_of_a_sweep_begins_with_them(
     again = reproduce.reproduce_group(tmp_path, dataset)
     assert isinstance(again, dict)
     assert again["identical"]
+
+
+EVERYTHING: dict[str, dict[str, Any]] = {
+    "cutmix, ema, sam": {
+        "model": "resnet18",
+        "model_options": {"width": 4},
+        "freeze": ("conv1.*", "bn1.*", "layer1.*"),
+        "learning_rate_factors": {"fc.*": 10.0},
+        "augment": ("rand_augment:2,9", "random_erasing:0.5", "cutmix:1"),
+        "micro_batch": 3,
+        "sam_rho": 0.05,
+        "ema_decay": 0.9,
+        "label_smoothing": 0.1,
+        "class_weights": "balanced",
+    },
+    "mixup, schedule-free": {
+        "model": "lenet",
+        "freeze": ("conv1.*",),
+        "optimizer": "schedule_free_adamw",
+        "momentum": 0.0,
+        "augment": ("trivial_augment", "aug_mix", "mixup:0.2"),
+        "micro_batch": 2,
+        "warmup_steps": 3,
+    },
+    "swa, multistep": {
+        "model": "resnet20",
+        "model_options": {"width": 4},
+        "augment": ("auto_augment",),
+        "schedule": "multistep",
+        "milestones": (0.5,),
+        "micro_batch": 4,
+        "swa_start": 0.5,
+        "sam_rho": 0.05,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [
+        *((name, False) for name in EVERYTHING),
+        *(pytest.param(name, True, marks=pytest.mark.slow) for name in EVERYTHING),
+    ],
+)
+def test_all_of_it_at_once_is_reproduced_and_resumed(
+    name: str, compiled: bool, tmp_path: Path, config: RunConfig, dataset: Dataset
+) -> None:
+    recipe = config.recipe.replace(**{"freeze": (), **EVERYTHING[name]})
+    model = recipes.make_model(recipe, 10)
+    values = {n: v for part in model.init(random.key(7)) for n, v in part.items() if "fc" not in n}
+    config = config.replace(
+        recipe=recipe, init=Init(source="x", digest=tree.digest(values)), compile=compiled
+    )
+    loop.train(tmp_path / "whole", config, dataset, pretrained=values)
+    result = reproduce.reproduce(reproduce.read(tmp_path / "whole"), dataset)
+    assert isinstance(result, dict)
+    assert result["identical"]
+    assert verify(tmp_path / "whole") == []
+    part = tmp_path / "part"
+    loop.train(part, config, dataset, pretrained=values, stop=after(12))
+    loop.train(part, read_config(part), dataset, resume=True)
+    assert records(part) == records(tmp_path / "whole")
+    final, _ = tensor_files.read(part / run_dir.FINAL)
+    frozen = [n for n in values if any(n.startswith(p[:-1]) for p in recipe.freeze)]
+    assert all(torch.equal(final[n], values[n]) for n in frozen)
+    if recipe.average:
+        average, _ = tensor_files.read(part / run_dir.AVERAGE)
+        assert average.keys() == final.keys()
+        assert all(torch.equal(average[n], values[n]) for n in frozen)
