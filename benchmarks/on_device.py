@@ -9,7 +9,7 @@ First, --side at a time, the parts that only check:
 * environment: versions, devices and settings.
 * tests: `pytest -m cuda`, a process for each file.
 * draws: draws on the device, eager and compiled, against those on the CPU.
-* recipe: every recipe but ``LEFT_OUT`` for one epoch. Those measured below run to their end.
+* recipe: every recipe but ``LEFT_OUT`` for one epoch; those that are measured below to their end.
 * bits: digests of two runs of a recipe with --deterministic.
 * warm: the compilations of the measurements.
 

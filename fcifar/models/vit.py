@@ -102,7 +102,8 @@ class _VisionTransformer(nn.Module):
         drops = self.dropout > 0 and key is not None
         keys: _Keys = list(random.split(key, count)) if drops else [None] * count
         x = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos_embed
+        first = self.cls_token.expand(x.shape[0], -1, -1)  # len(x) would fix the size in an export
+        x = torch.cat([first, x], 1) + self.pos_embed
         x = layers.dropout(keys[0], x, self.dropout)
         for i, block in enumerate(self.blocks):
             x = block(x, keys[1 + 3 * i : 4 + 3 * i])
