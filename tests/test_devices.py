@@ -133,6 +133,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "decay": {"optimizer": "adamw", "momentum": 0.0, "weight_decay": 0.1, "clip_norm": 1.0},
     "warm-up": {"schedule": "cosine", "warmup_steps": 5},
     "moving average": {"ema_decay": 0.9},
+    "stochastic weight averaging": {"swa_start": 0.5},
     "lookahead": {"lookahead_every": 2},
     "private": {"dp_clip": 1.0, "dp_noise": 0.5},
     "private in parts": {"dp_clip": 1.0, "micro_batch": 3},
@@ -358,6 +359,7 @@ def test_metrics() -> None:
         averaging.none(),
         averaging.ema(0.9, every=2),
         averaging.ema(lambda count: count / (count + 1)),
+        averaging.swa(2, every=3),
         averaging.lookahead(0.5),
     ],
 )

@@ -73,12 +73,14 @@ def lr_find(
     from fcifar.cli.data import open_dataset
     from fcifar.io import write_json
     from fcifar.recipes import trials
+    from fcifar.recipes.checks import check_choice
     from fcifar.report import draw
     from fcifar.train import lr_find as search
     from fcifar.train import programs
     from fcifar.train.config import make_config
     from fcifar.train.runtime import make_runtime
 
+    check_choice("--method", method, ("auto", *trials.METHODS))
     with naming_options(changes):
         base = with_changes(recipes.get(recipe), changes or [])
     low = base.learning_rate / RANGE if lowest is None else lowest

@@ -183,7 +183,7 @@ def _show_members(members: Sequence[dict[str, Any]]) -> None:
         else (
             m["name"],
             output.percent(m["test_accuracy"], 2),
-            *(output.percent(m["average_accuracy"], 2) for _ in average),
+            *(output.percent(m.get("average_accuracy"), 2) for _ in average),
             output.number(m["test_loss"]),
             output.seconds(m["train_seconds"]),
         )

@@ -66,13 +66,15 @@ def held_out(models: Sequence[Trained], dataset: Dataset) -> tuple[str, Tensor |
         found = [inference.rows_of(model, dataset, "valid") for model in models]
     except UsageError:
         return None
-    first = found[0]
-    for part, rows in found:
-        if part != first[0] or isinstance(rows, slice) != isinstance(first[1], slice):
+    (part, rows), *others = found
+    for other_part, other in others:
+        if isinstance(rows, Tensor) and isinstance(other, Tensor):
+            is_same = torch.equal(rows, other)
+        else:
+            is_same = isinstance(rows, slice) and isinstance(other, slice)
+        if part != other_part or not is_same:
             return None
-        if isinstance(rows, Tensor) and not torch.equal(rows, first[1]):  # type: ignore[arg-type]
-            return None
-    return first
+    return part, rows
 
 
 def make(

@@ -64,7 +64,7 @@ def make_rates(lowest: float, highest: float, count: int) -> list[float]:
 def default_steps(recipe: Recipe, size: int) -> int:
     """Return a tenth of an epoch over ``size`` images, at least 100 steps, at most an epoch."""
     epoch = recipes.steps_per_epoch(recipe, size)
-    return min(epoch, max(FEWEST_STEPS, epoch // 10))
+    return max(1, min(epoch, max(FEWEST_STEPS, epoch // 10)))
 
 
 def prepare(recipe: Recipe, steps: int, size: int) -> Recipe:

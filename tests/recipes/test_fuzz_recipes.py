@@ -84,7 +84,12 @@ WARMUPS = st.sampled_from(
     )
 )
 AVERAGES = st.sampled_from(
-    ({}, {"ema_decay": 0.999}, *({"lookahead_every": every} for every in (1, 5, 10**9)))
+    (
+        {},
+        {"ema_decay": 0.999},
+        {"swa_start": 0.5},
+        *({"lookahead_every": every} for every in (1, 5, 10**9)),
+    )
 )
 PRIVACY = st.sampled_from(
     (*({} for _ in range(4)), {"dp_clip": 1e-30}, {"dp_clip": 1.0, "dp_noise": 1e30})

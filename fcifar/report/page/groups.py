@@ -127,7 +127,7 @@ def members(summary: Mapping[str, Any]) -> Table:
         else (
             member["name"],
             percent(member["test_accuracy"], 2),
-            *(percent(member["average_accuracy"], 2) for _ in average),
+            *(percent(member.get("average_accuracy"), 2) for _ in average),
             number(member["test_loss"]),
             seconds(member["train_seconds"]),
             code(member["params_digest"][:8]),
