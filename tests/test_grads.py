@@ -24,7 +24,7 @@ from fcifar.optim import Optimizer
 from fcifar.precision import FP64
 from fcifar.step import Batch, TrainState, init_train_state, make_train_step, normalize
 from fcifar.tree import Tree
-from tests.helpers.small import make_model, tested_models
+from tests.helpers.small import make_model, chosen_models
 
 F64 = torch.float64
 
@@ -68,7 +68,7 @@ def random_like(values: Tree, seed: int) -> Tree:
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 3, 100])
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_per_example_equals_a_loop(name: str, chunk_size: int | None, make_batch) -> None:
     (loss, variables), batch = loss_of(name), make_batch(7)
     expected = by_a_loop(loss, variables, batch)
@@ -172,7 +172,7 @@ def test_noise_needs_two_sizes() -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [None, 2])
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_hessian_vector_product_is_the_slope_of_the_gradient(
     name: str, chunk_size: int | None, make_batch
 ) -> None:

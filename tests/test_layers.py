@@ -12,7 +12,7 @@ from fcifar import layers, models, random, tree
 from fcifar.models import Variables
 from fcifar.parallel import ALONE, Axis
 from fcifar.step_transforms import compile_pure
-from tests.helpers.small import make_model, tested_models
+from tests.helpers.small import make_model, chosen_models
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
@@ -42,7 +42,7 @@ def test_networks_drop_in_training_alone(model: models.Model) -> None:
     assert not torch.equal(moving[0], still[0])
 
 
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_training_without_a_key_is_refused(name: str) -> None:
     model = make_model(name)
     with pytest.raises(ValueError, match="give apply a key"):

@@ -19,7 +19,7 @@ from fcifar.precision import Policy
 from fcifar.step import Batch, Shard, TrainState, init_train_state, make_train_step
 from fcifar.step_transforms import StepInput, shard
 from tests.helpers.ranks import together
-from tests.helpers.small import SMALL, tested_models
+from tests.helpers.small import SMALL, chosen_models
 
 FLOAT64 = Policy(torch.float64, torch.float64, torch.float64)
 NORMED = ("speednet", "resnet18")
@@ -163,7 +163,7 @@ def assert_close(state: TrainState, other: TrainState, atol: float = 1e-11) -> N
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_ranks_learn_what_one_process_learns(name: str, size: int, make_batch) -> None:
     """Draws exactly, the rest to the rounding of float64; every rank the same bits."""
     batches = [make_batch(12, seed=i) for i in range(4)]
@@ -255,7 +255,7 @@ def test_statistics_over_ranks_are_those_of_all_rows(offset: float) -> None:
         torch.testing.assert_close(found, running, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", tested_models("wrn", "vit_tiny", "mlp_mixer"))
+@pytest.mark.parametrize("name", chosen_models("wrn", "vit_tiny", "mlp_mixer"))
 def test_a_step_has_one_sum_and_two_for_each_batch_norm(name: str, make_batch) -> None:
     """Counted in the recorded graph, with a process group that does nothing."""
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)

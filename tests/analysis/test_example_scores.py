@@ -13,7 +13,7 @@ from fcifar.models import Model, Variables
 from fcifar.precision import BF16, FP64
 from fcifar.step import Batch, make_eval_step, normalize
 from fcifar.train.evaluate import evaluate
-from tests.helpers.small import make_model, tested_models
+from tests.helpers.small import make_model, chosen_models
 
 IDENTITY = normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -53,7 +53,7 @@ def by_a_loop(model: Model, variables: Variables, batch: Batch) -> dict[str, lis
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_scores_equal_a_loop_over_examples(name: str, make_batch) -> None:
     model = make_model(name)
     variables, batch = variables_of(model), make_batch(6)
@@ -87,7 +87,7 @@ def test_gradients_are_the_same_however_many_are_held(at_a_time: int, make_batch
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_scores_on_a_gpu_are_close(name: str, make_batch) -> None:
     model, batch = make_model(name), make_batch(8)
     variables, step = variables_of(model), make_score_step(model, policy=FP64)

@@ -24,10 +24,10 @@ from fcifar.runs.inference import Trained, predict
 from fcifar.train import loop
 from fcifar.train.config import make_config
 from fcifar.train.runtime import Runtime
-from tests.helpers.small import SMALL, tested_models
+from tests.helpers.small import SMALL, chosen_models
 
 CLASSES = tuple("abcdefghij")
-MODELS = tested_models("resnet18", "wrn", "mlp_mixer")
+MODELS = chosen_models("resnet18", "wrn", "mlp_mixer")
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(n) is None for n in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs onnx: pip install 'fcifar[onnx]'",
@@ -58,7 +58,7 @@ def logits(network: Trained, images: Tensor) -> Tensor:
     return predict(network, Runtime(), images)
 
 
-@pytest.mark.parametrize("name", tested_models())
+@pytest.mark.parametrize("name", chosen_models())
 def test_pth_and_safetensors_hold_the_values(name: str, tmp_path: Path) -> None:
     network, images = make_network(name), draw(8)
     for suffix in (".pth", ".safetensors"):

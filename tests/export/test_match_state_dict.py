@@ -15,7 +15,7 @@ from fcifar.export.match_state_dict import Initial
 from fcifar.export.state_dict import StateDict
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
-from tests.helpers.small import DEEPER, SMALL, tested_models
+from tests.helpers.small import DEEPER, SMALL, chosen_models
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def refused(tensors: dict[str, Tensor], recipe: Recipe, classes: int = 10) -> st
     return str(error.value)
 
 
-@pytest.mark.parametrize("name", tested_models("mlp_mixer"))
+@pytest.mark.parametrize("name", chosen_models("mlp_mixer"))
 def test_every_network_fits_itself_and_is_recognised(name: str) -> None:
     options = SMALL.get(name, {})
     recipe = Recipe(name=name, model=name, model_options=options)

@@ -43,7 +43,7 @@ def make_recipe(name: str) -> Recipe:
     return recipe.replace(model=model, model_options=options)
 
 
-def tested_models(*slow: str) -> list[Any]:
+def chosen_models(*slow: str) -> list[Any]:
     """The names of ``MODELS`` for tests of all models; ``slow`` ones are for ``--long``."""
     return [
         pytest.param(name, marks=pytest.mark.slow) if name in (*LONG, *slow) else name
@@ -67,4 +67,4 @@ def compiled_models(*more: str) -> list[Any]:
 
     What takes a minute is for ``--long``: the largest, and ``more`` where few are enough.
     """
-    return tested_models("resnet18", "wrn", "vit_tiny", "mlp_mixer", *more)
+    return chosen_models("resnet18", "wrn", "vit_tiny", "mlp_mixer", *more)

@@ -15,7 +15,7 @@ from fcifar import models, optim, random, recipes, tree
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, init_train_state, make_train_step
-from tests.helpers.small import tested_models
+from tests.helpers.small import chosen_models
 
 NUMBERS = (
     *(math.nan, math.inf, -math.inf, -0.0, 0.5, 1e-30, 1e30, 1e38, 1e39, 5e-324, 1e308, -1e308),
@@ -206,7 +206,7 @@ def test_any_value_for_a_recipe(values: Any) -> None:
         build(recipe, 100)
 
 
-@pytest.mark.parametrize("model", tested_models())
+@pytest.mark.parametrize("model", chosen_models())
 @given(
     options=st.dictionaries(
         st.sampled_from((*OPTIONS, "num_classes", "self")) | TEXTS, JSON, max_size=3
