@@ -66,7 +66,7 @@ RANDOM = Space(0.3, 150 / 331, True, 30.0, 0.9, (8, 4))  # of RandAugment and Au
 WIDE = Space(0.99, 32.0, False, 135.0, 0.99, (8, 2))
 MIXED = Space(0.3, 1 / 3, True, 30.0, 0.9, (4, 0))
 
-# Pairs of operations with probability and bin, of CIFAR-10: table 7 of the paper's appendix.
+# Pairs of operations with probability and bin: the policy of CIFAR-10 in the paper's appendix.
 _CIFAR10 = """
 invert 0.1 0, contrast 0.2 6
 rotate 0.7 2, translate_x 0.3 9
