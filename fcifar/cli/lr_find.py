@@ -62,9 +62,9 @@ def lr_find(
 
     Every rate starts from the same parameters, sees the same batches, and stays
     constant, without the recipe's warm-up and schedule. Its loss is the mean over
-    the last quarter of its steps, on images that it has not trained on before. The
-    suggestion is the largest rate whose loss is within noise of the lowest. Only
-    training images are used.
+    the last quarter of its steps, on images that it has not trained on before.
+    The suggestion is the largest rate whose loss is within noise of the lowest.
+    Only training images are used.
 
     [dim]fcifar lr-find blitz
     fcifar lr-find conv3-aug --lowest 0.001 --highest 1 --rates 7 --out found/[/]

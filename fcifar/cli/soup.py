@@ -40,10 +40,10 @@ def soup(
 ) -> None:
     """Average the weights of runs of one model, and measure the average as it grows.
 
-    --method greedy tries them from the best to the worst, and keeps each that does
-    not lower the accuracy on the validation images that all of them have left out.
-    The file of --to is a model for eval, predict, compare and export. Runs average
-    well if they share a part of their training, and badly if they do not.
+    --method greedy tries them from the best to the worst, and keeps each that
+    does not lower the accuracy on the validation images that all of them have
+    left out. The file of --to is a model for eval, predict, compare and export.
+    Runs average well if they share a part of their training, else badly.
 
     [dim]fcifar soup GROUP --method greedy --to soup.safetensors
     fcifar soup RUN/final.safetensors RUN/average.safetensors[/]
