@@ -40,7 +40,7 @@ from fcifar.step import (
 )
 from fcifar.step_transforms import accumulate, compile_step, init_loop_state, on_indices
 from fcifar.train.evaluate import BATCH_SIZE, batch_size_of, evaluate, padded_rows
-from tests.helpers.small import DEEPER, compiled_models, make_model, make_recipe, chosen_models
+from tests.helpers.small import DEEPER, chosen_models, compiled_models, make_model, make_recipe
 
 
 class Case(NamedTuple):

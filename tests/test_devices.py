@@ -53,7 +53,7 @@ from fcifar.train import checkpoint, fingerprint
 from fcifar.train.config import RunConfig
 from fcifar.train.metrics_log import MetricsLog
 from tests.helpers.devices import DeviceError, on_meta
-from tests.helpers.small import SAME, make_model, make_recipe, chosen_models
+from tests.helpers.small import SAME, chosen_models, make_model, make_recipe
 
 KEY = random.key(0)
 BATCH = Batch(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4))

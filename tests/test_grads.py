@@ -24,7 +24,7 @@ from fcifar.optim import Optimizer
 from fcifar.precision import FP64
 from fcifar.step import Batch, TrainState, init_train_state, make_train_step, normalize
 from fcifar.tree import Tree
-from tests.helpers.small import make_model, chosen_models
+from tests.helpers.small import chosen_models, make_model
 
 F64 = torch.float64
 

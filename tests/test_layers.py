@@ -12,7 +12,7 @@ from fcifar import layers, models, random, tree
 from fcifar.models import Variables
 from fcifar.parallel import ALONE, Axis
 from fcifar.step_transforms import compile_pure
-from tests.helpers.small import make_model, chosen_models
+from tests.helpers.small import chosen_models, make_model
 
 
 def test_dropout_keeps_the_mean_and_drops_its_share() -> None:

@@ -13,7 +13,7 @@ from fcifar.models import Model, Variables
 from fcifar.precision import BF16, FP64
 from fcifar.step import Batch, make_eval_step, normalize
 from fcifar.train.evaluate import evaluate
-from tests.helpers.small import make_model, chosen_models
+from tests.helpers.small import chosen_models, make_model
 
 IDENTITY = normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
