@@ -7,7 +7,7 @@ alike.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optree
@@ -32,6 +32,8 @@ def leaves(tree: Tree) -> list[Any]:
     >>> fcifar.tree.leaves({"b": 1, "a": (2, 3)})
     [2, 3, 1]
     """
+    if torch.compiler.is_dynamo_compiling():
+        return _traced_leaves(tree)
     return optree.tree_leaves(tree)
 
 
@@ -42,8 +44,32 @@ def flatten(tree: Tree) -> tuple[list[Any], Callable[[list[Any]], Tree]]:
     >>> unflatten([10 * leaf for leaf in leaves])
     {'b': 10, 'a': (20, 30)}
     """
+    if torch.compiler.is_dynamo_compiling():
+        return _traced_leaves(tree), lambda values: _rebuilt(tree, iter(values))
     flat, structure = optree.tree_flatten(tree)
     return flat, structure.unflatten
+
+
+# Dynamo cannot trace optree's functions of a tree that is made inside and has an empty dict in it.
+
+
+def _traced_leaves(tree: Tree) -> list[Any]:
+    if isinstance(tree, dict):
+        return [leaf for name in sorted(tree) for leaf in _traced_leaves(tree[name])]
+    if isinstance(tree, tuple | list):
+        return [leaf for part in tree for leaf in _traced_leaves(part)]
+    return [] if tree is None else [tree]
+
+
+def _rebuilt(tree: Tree, leaves: Iterator[Any]) -> Tree:
+    """Return ``tree`` with other leaves."""
+    if isinstance(tree, dict):
+        values = {name: _rebuilt(tree[name], leaves) for name in sorted(tree)}
+        return {name: values[name] for name in tree}
+    if isinstance(tree, tuple | list):
+        parts = [_rebuilt(part, leaves) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return None if tree is None else next(leaves)
 
 
 def structure(tree: Tree) -> Any:

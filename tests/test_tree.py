@@ -1,11 +1,12 @@
 """Trees: names, equality, digest."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fcifar import tree
+from fcifar.models import Variables
 
 
 class Point(NamedTuple):
@@ -83,3 +84,16 @@ def test_a_move_in_one_copy_changes_no_bit() -> None:
     assert len(set(pointers)) == len(pointers)  # each can be saved and overwritten by itself
     turned = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(1)}
     assert tree.equal(turned, tree.on_device(turned, "cpu:0"))
+
+
+def test_dynamo_traces_trees_with_empty_dicts() -> None:
+    """The variables of a model without buffers, made inside of a compiled step."""
+
+    def doubled(params: dict[str, Tensor]) -> tuple[Any, ...]:
+        variables = Variables({name: value + 1 for name, value in params.items()}, {})
+        flat, unflatten = tree.flatten(variables)
+        return unflatten([2 * leaf for leaf in flat]), tree.leaves(variables), tree.norm(variables)
+
+    params = {"b": torch.ones(2), "a": torch.zeros(3)}
+    compiled = torch.compile(doubled, backend="eager", fullgraph=True)
+    assert tree.equal(compiled(params), doubled(params))
