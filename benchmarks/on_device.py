@@ -219,6 +219,7 @@ DRAWS: dict[str, Callable[[random.Key, torch.Tensor], torch.Tensor]] = {
     "split": lambda key, logits: random.split(key, 7),
     "fold_in": lambda key, logits: random.fold_in(key, 5),
     "from_row": lambda key, logits: random.uniform(random.from_row(key, 3), (999,)),
+    "skip_rows": lambda key, logits: random.uniform(random.skip_rows(key, 3), (999,)),
     "bits": lambda key, logits: random.bits(key, (10_007,)),
     "uniform": lambda key, logits: random.uniform(key, (10_007,), -1.0, 3.0),
     "bernoulli": lambda key, logits: random.bernoulli(key, 0.3, (10_007,)),

@@ -126,7 +126,10 @@ USUAL_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("data", "fetch"): ("cifar10",),
 }
 # There is no network, two groups of commands are none, and stdin is not a terminal.
-UNUSUAL = {("data", "fetch"): 1, ("data",): 2, ("runs",): 2, ("cache",): 2, ("runs", "rm"): 2}
+UNUSUAL = {
+    **dict.fromkeys((("data", "fetch"), ("lr-find",)), 1),
+    **dict.fromkeys((("data",), ("runs",), ("cache",), ("runs", "rm")), 2),
+}
 
 
 # What is typed ------------------------------------------------------------------------------------

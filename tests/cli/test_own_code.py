@@ -272,7 +272,7 @@ def test_a_model_of_the_registry_comes_without_the_options_of_the_recipes(
         (("--model", "os:system"), "os is a part of Python; name a module of yours"),
         (("--model", "OWN:fcifar.models.lenet"), "it must be a class of nn.Module, or a function"),
         (("--model", "torch.hub:load"), "does not say that it returns one"),
-        (("--model", "lenett"), "it must be one of lenet, conv3, speednet, resnet18, or MODULE:F"),
+        (("--model", "lenett"), "it must be one of lenet, conv3, speednet, resnet18, resnet20, "),
     ],
 )
 def test_mistakes_are_one_line(fcifar, own: str, words: tuple, message: str) -> None:

@@ -52,7 +52,7 @@ def chosen_models(*slow: str) -> list[Any]:
     ]
 
 
-def tested_recipes(*slow: str) -> list[Any]:
+def chosen_recipes(*slow: str) -> list[Any]:
     """The names of ``RECIPES`` for tests of all recipes; ``slow`` ones are for ``--long``."""
     long = ("preact-resnet18", *slow)
     return [

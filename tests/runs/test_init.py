@@ -177,7 +177,9 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "compiled"),
     [
-        *((name, False) for name in EVERYTHING),
+        ("cutmix, ema, sam", False),
+        ("mixup, schedule-free", False),
+        pytest.param("swa, multistep", False, marks=pytest.mark.slow),
         *(pytest.param(name, True, marks=pytest.mark.slow) for name in EVERYTHING),
     ],
 )

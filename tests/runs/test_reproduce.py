@@ -22,7 +22,7 @@ from fcifar.train import environment, loop, metrics_log, run_dir
 from fcifar.train.config import CheckpointConfig, RunConfig
 from fcifar.train.events import Noted
 from fcifar.train.runtime import Runtime
-from tests.helpers.small import make_recipe, tested_recipes
+from tests.helpers.small import chosen_recipes, make_recipe
 from tests.helpers.training import train
 
 KEEP = CheckpointConfig(checkpoint_every="10", keep_checkpoints=9)
@@ -36,7 +36,7 @@ def again(run: Path, dataset: Dataset, **options: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", tested_recipes())
+@pytest.mark.parametrize("name", chosen_recipes())
 def test_every_recipe_is_identical(
     name: str, compiled: bool, tmp_path: Path, runtime: Runtime, dataset: Dataset
 ) -> None:
