@@ -182,7 +182,7 @@ def train(
     fcifar train blitz --epochs 4 --seed 1 --device cuda --compile
     fcifar train speed94 --dataset cifar100
     fcifar train blitz --compile --replicas 8 --sweep lr=0.001,0.003
-    fcifar train conv3 --dataset pets --init runs/a --freeze conv*[/]
+    fcifar train blitz --dataset pets --init runs/a --freeze 'conv*'[/]
     """
     from fcifar.cli.data import begin_to_read, open_dataset
 

@@ -13,8 +13,9 @@ evaluated and saved, and is what ``Optimizer.value`` returns::
     evaluate(optimizer.value(params, state))                  # x
 
 Running statistics of batch norm are gathered at y. The authors recommend to recompute them at x
-before an evaluation, by forward passes over training images, which fcifar does not do: near the end
-of a run x and y are close, in its first epochs the difference costs accuracy.
+before an evaluation, by forward passes over training images (``averaging.estimate_statistics``),
+which ``fcifar train`` does not do: near the end of a run x and y are close, in its first epochs the
+difference costs accuracy.
 """
 
 from typing import Any, NamedTuple

@@ -635,3 +635,44 @@ def test_a_step_of_a_record_moves_what_it_should(name: str, make_batch) -> None:
             assert float(kernel.norm()) == pytest.approx(math.sqrt(len(kernel)), rel=0.1)
     whitening = (x.variables.buffers["whiten.weight"] for x in (path[0], path[-1]))
     assert torch.equal(*whitening)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_learning_rate_factors_scale_the_updates_of_their_parameters(optimizer: str) -> None:
+    """The first pattern that matches counts; the others keep the learning rate."""
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    recipe = recipes.get("blitz").replace(
+        optimizer=optimizer, momentum=momentum, weight_decay=0.1, learning_rate_factors={}
+    )
+    factors = {"fc3.*": 10.0, "fc*": 0.5}
+    params = recipes.make_model(recipe, 10).init(random.key(0)).params
+    grads = {name: random.normal(random.key(1), value.shape) for name, value in params.items()}
+    plain = recipes.make_optimizer(recipe, 10)
+    scaled = recipes.make_optimizer(recipe.replace(learning_rate_factors=factors), 10)
+    expected, _ = plain.update(grads, plain.init(params), params)
+    found, _ = scaled.update(grads, scaled.init(params), params)
+    for name, value in expected.items():
+        factor = 10.0 if name.startswith("fc3") else 0.5 if name.startswith("fc") else 1.0
+        assert torch.equal(found[name], factor * value), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate_factors": {"fc9*": 2.0}}, "has 'fc9.', which matches no parameter"),
+        ({"learning_rate_factors": {"fc*": 0.0}}, "is 0; it must be above, or give freeze"),
+        ({"learning_rate_factors": 2.0}, "it must be numbers by pattern"),
+        (
+            {"learning_rate_factors": {"fc*": 2.0}, "freeze": ("fc*",)},
+            "has 'fc.', which matches no parameter",
+        ),
+        (
+            {"learning_rate_factors": {"fc*": 2.0}, "optimizer": "muon", "momentum": 0.6},
+            "does not fit the optimizer muon",
+        ),
+        ({"freeze": "conv*"}, "freeze is 'conv.'; it must be names such as conv"),
+    ],
+)
+def test_factors_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recipes.get("blitz").replace(**changes)
