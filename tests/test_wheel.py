@@ -165,7 +165,7 @@ def test_torch_finds_the_backend_by_its_name(installed: Path, tmp_path: Path) ->
     )
     found = run("look", cwd=tmp_path, path=installed)
     assert "'fcifar'" in found
-    assert found.split()[-1] == "fcifar.kernels.lowering"
+    assert found.split()[-1] == "fcifar.kernels.backends"
 
 
 def run(*words: object, cwd: Path, path: Path) -> str:

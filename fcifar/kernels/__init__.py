@@ -14,12 +14,13 @@ processor with AVX-512:
   the products with zeros.
 * ``norm_gelu``: batch norm with GELU of images in bfloat16, forward and backward.
 
-``pattern`` finds such convolutions in a compiled graph, and ``lowering`` inserts the kernels.
-``torch.compile(module, backend="fcifar")`` uses them in any ``nn.Module``.
+``pattern`` finds such convolutions in a compiled graph, ``lowering`` inserts the kernels, and
+``backends`` compiles the result by inductor. ``torch.compile(module, backend="fcifar")`` uses them in any
+``nn.Module``.
 """
 
+from fcifar.kernels.backends import backend, step_backend
 from fcifar.kernels.build import why_not
 from fcifar.kernels.cuda_graph import replayed
-from fcifar.kernels.lowering import backend, step_backend
 
 __all__ = ["backend", "replayed", "step_backend", "why_not"]

@@ -216,9 +216,9 @@ def _compile_with_inductor(
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
     from torch._inductor.virtualized import V
 
-    from fcifar.kernels import lowering
+    from fcifar.kernels import backends
 
-    settings = lowering.settings(["post_grad_custom_pre_pass"], prepare=prepare)
+    settings = backends.settings(["post_grad_custom_pre_pass"], prepare=prepare)
     patches = settings["config_patches"]
     patches["cpp_wrapper"] = True
     patches["aot_inductor.output_path"] = LIBRARY  # of a file that is not written

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from fcifar import kernels
-from fcifar.kernels import lowering
+from fcifar.kernels import backends
 
 pytestmark = pytest.mark.skipif(
     kernels.why_not() is not None, reason=f"no kernels here: {kernels.why_not()}"
@@ -113,7 +113,7 @@ def test_without_gradients_and_in_evaluation(data: tuple[Tensor, Tensor]) -> Non
 def test_without_kernels_it_is_inductor(
     data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lowering.build, "why_not", lambda: "no compiler")
+    monkeypatch.setattr(backends.build, "why_not", lambda: "no compiler")
     net, twin = two(Net)
     compiled = torch.compile(twin, backend=kernels.backend)
     torch.testing.assert_close(compiled(data[0]), net(data[0]), rtol=1e-4, atol=1e-5)

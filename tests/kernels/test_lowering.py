@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import grads, kernels, losses, models, optim, random, tree
-from fcifar.kernels import build, lowering
+from fcifar.kernels import backends, build, lowering
 from fcifar.kernels.conv_pool import conv_pool, conv_pool_backward, conv_pool_backward_each
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
 from fcifar.step_transforms import compile_pure, compile_step
@@ -242,10 +242,10 @@ def test_the_gradient_of_a_pool_in_one_pass(shape, window, options, dtype: torch
     (expected,) = torch.autograd.grad(pooled, x, grad)
     sides = [window] * 2 if isinstance(window, int) else list(window)
     ceil = bool(options)
-    found = lowering.unpool(grad, x, sides, [], [0, 0], [1, 1], ceil, indices)
+    found = backends.unpool(grad, x, sides, [], [0, 0], [1, 1], ceil, indices)
     assert found.dtype == dtype
     assert torch.equal(found, expected)
-    assert torch.equal(lowering.unpool(grad, x, sides, sides, [0], [1], ceil, indices), expected)
+    assert torch.equal(backends.unpool(grad, x, sides, sides, [0], [1], ceil, indices), expected)
 
 
 @pytest.mark.parametrize("changed", [{"stride": [1, 1]}, {"padding": [1, 1]}, {"dilation": [2, 2]}])
@@ -254,7 +254,7 @@ def test_overlapping_windows_are_left_to_torch(changed: dict[str, list[int]]) ->
     settings = {"stride": [2, 2], "padding": [0, 0], "dilation": [1, 1], **changed}
     grad, indices = torch.zeros(1, 1, 3, 3), torch.zeros(1, 1, 3, 3, dtype=torch.int64)
     assert (
-        lowering.unpool(grad, x, [2, 2], **settings, ceil_mode=False, indices=indices)
+        backends.unpool(grad, x, [2, 2], **settings, ceil_mode=False, indices=indices)
         is NotImplemented
     )
 
@@ -262,7 +262,7 @@ def test_overlapping_windows_are_left_to_torch(changed: dict[str, list[int]]) ->
 def test_decompositions_of_an_accelerator_use_it_and_can_be_pickled() -> None:
     import torch._inductor.lowering  # which its decomposition of a pool needs
 
-    table = pickle.loads(pickle.dumps(lowering.Decompositions(on_cpu=False)))
+    table = pickle.loads(pickle.dumps(backends.Decompositions(on_cpu=False)))
 
     def gradient(x: Tensor) -> Tensor:
         return torch.func.grad(lambda y: (F.max_pool2d(y, 2) ** 2).sum())(x)

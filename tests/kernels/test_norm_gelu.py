@@ -10,7 +10,7 @@ from torch.func import grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import layers, models, optim, random
-from fcifar.kernels import build, lowering, norm_gelu
+from fcifar.kernels import backends, build, lowering, norm_gelu
 from fcifar.kernels.norm_gelu import (
     GELUS,
     MOST,
@@ -138,7 +138,7 @@ def test_how_images_lie_in_memory_does_not_matter() -> None:
 def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
     """The graph of ``f`` as the compiler hands it over, and after our pass."""
     left = (*GELUS, *lowering.pattern.POOLING)
-    table = {op: rule for op, rule in lowering.Decompositions().items() if op in left}
+    table = {op: rule for op, rule in backends.Decompositions().items() if op in left}
     module = make_fx(f, decomposition_table=table, tracing_mode="fake")(*inputs)
     for node in module.graph.find_nodes(op="call_function", target=aten._to_copy.default):
         node.target = torch.ops.prims.convert_element_type.default  # as inductor has it

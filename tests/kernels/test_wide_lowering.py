@@ -11,7 +11,7 @@ from torch.func import grad, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fcifar import models, optim, random, tree
-from fcifar.kernels import build, lowering, winograd
+from fcifar.kernels import backends, build, lowering, winograd
 from fcifar.kernels.wide_conv import wide_conv_backward
 from fcifar.precision import BF16
 from fcifar.step import Batch, init_train_state, make_train_step
@@ -49,7 +49,7 @@ def loss(x: Tensor, w: Tensor) -> Tensor:
 
 def traced(f: Callable[..., object], *inputs: object) -> fx.GraphModule:
     """The graph of ``f`` as the compiler hands it over, and after our pass."""
-    table = {op: rule for op, rule in lowering.Decompositions().items() if op in POOLS}
+    table = {op: rule for op, rule in backends.Decompositions().items() if op in POOLS}
     module = make_fx(f, decomposition_table=table, tracing_mode="fake")(*inputs)
     lowering.fuse(module.graph)
     module.graph.lint()
@@ -215,7 +215,7 @@ def test_a_compiled_step_is_as_exact_as_the_step() -> None:
     original = lowering.fuse
     with pytest.MonkeyPatch.context() as patch, config.patch(fx_graph_cache=False):
         patch.setattr(lowering, "fuse", lambda g, prepare: seen.append(g) or original(g, prepare))
-        compiled = torch.compile(step, backend=lowering.step_backend)(params, x)
+        compiled = torch.compile(step, backend=backends.step_backend)(params, x)
     found = [n.target for graph in seen for n in graph.nodes]
     assert {FORWARD, BACKWARD} <= set(found)
     truth = tree.leaves(step(params, x.double()))
