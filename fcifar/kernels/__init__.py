@@ -15,8 +15,8 @@ processor with AVX-512:
 * ``norm_gelu``: batch norm with GELU of images in bfloat16, forward and backward.
 
 ``pattern`` finds such convolutions in a compiled graph, ``lowering`` inserts the kernels, and
-``backends`` compiles the result by inductor. ``torch.compile(module, backend="fcifar")`` uses them in any
-``nn.Module``.
+``backends`` compiles the result by inductor. ``torch.compile(module, backend="fcifar")`` uses
+them in any ``nn.Module``.
 """
 
 from fcifar.kernels.backends import backend, step_backend
