@@ -145,9 +145,7 @@ def match_initial(
             f"{how}"
         )
     values = {name: _converted(reading.tensors[name], expected[name]) for name in names}
-    notes = []
-    if chosen.key:
-        notes.append(f"took {chosen.key!r} out of the checkpoint {source}")
+    notes = _origin(chosen, source)
     if named := [name for name in drawn if not _is_counter(name)]:
         notes.append(f"drew {names_of(named)} anew, which {source} has not in these shapes")
     return Initial(values, drawn, tuple(notes))
@@ -254,13 +252,15 @@ def _converted(found: Tensor, leaf: Tensor) -> Tensor:
     return found.to(leaf.dtype, copy=True).contiguous(memory_format=torch.contiguous_format)
 
 
+def _origin(chosen: StateDict, source: str) -> list[str]:
+    return [f"took {chosen.key!r} out of the checkpoint {source}"] if chosen.key else []
+
+
 def _notes(
     chosen: StateDict, reading: _Reading, expected: Mapping[str, Tensor], source: str
 ) -> list[str]:
     """Describe the changes to a state_dict."""
-    notes = []
-    if chosen.key:
-        notes.append(f"took {chosen.key!r} out of the checkpoint {source}")
+    notes = _origin(chosen, source)
     others = [name for name in reading.beside if "." in name or not _is_counter(name)]
     unused = {name.rpartition(".")[2] for name in reading.tensors if name not in expected}
     unused.update(name for name in reading.beside if name not in others)
