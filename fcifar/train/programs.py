@@ -19,7 +19,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from fcifar.errors import DamagedError, ExternalError
 from fcifar.kernels import aot
 from fcifar.train import environment
 from fcifar.train.events import Noted, Observe, Preparing
+from fcifar.train.step_trace import COMPILED, Recorder, Trace
 from fcifar.tree import Tree
 
 CACHE = "FCIFAR_CACHE"
@@ -148,6 +149,53 @@ def donating(run: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, 
 
     step.prepare = run.prepare  # type: ignore[attr-defined]
     return step
+
+
+def observed(function: Callable[[Any, Any], Tree], first: Any, second: Any) -> Any:
+    """Compile ``(first, second) -> results`` once more, to record what its kernels write.
+
+    Returns:
+        A function ``(first, second, keep)`` of arguments like these, which calls it and returns a
+        ``step_trace.Trace``. An operation of it is a call of a fused loop, of a kernel of this
+        package or of an operation of torch's libraries: all that computes. The kernels are those
+        of ``ahead_of_time``, and so are the results, bit for bit.
+
+    Raises:
+        UnsupportedError: it cannot be compiled ahead of time.
+    """
+    copied = tree.map(lambda x: x.clone(), (first, second))
+    leaves, unflatten = tree.flatten(copied)
+
+    def flat(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree.leaves(function(*unflatten(list(xs)))))
+
+    graph = aot.trace(flat, leaves)
+    with tempfile.TemporaryDirectory(prefix="fcifar-") as made:
+        aot.compile(graph, leaves, Path(made), observed=True)
+        program = _open((Path(made) / aot.LIBRARY).read_bytes(), graph.outputs)
+
+    def call(first: Any, second: Any, keep: Container[int] = ()) -> Trace:
+        recorder, written = Recorder(COMPILED, keep), []
+        failures: list[Exception] = []
+
+        def add(kernel: str, i: int, count: int, tensor: Tensor | None) -> None:
+            try:  # C code cannot pass an exception on
+                if tensor is not None:
+                    written.append(tensor)
+                if i == count - 1:
+                    recorder.add(kernel, written)
+                    written.clear()
+            except Exception as error:
+                failures.append(error)
+
+        program.observe(add)
+        program.keep([*graph.constants, *tree.leaves((first, second))], 0)
+        program([])
+        if failures:
+            raise failures[0]
+        return recorder.finish()
+
+    return call
 
 
 def _layout(values: Tree) -> tuple[Any, ...]:
