@@ -387,7 +387,8 @@ class Program:
             self._error = library.fcifar_error
         except (OSError, AttributeError) as error:
             raise ExternalError(f"cannot load the program {path}: {error}") from error
-        self._library, self._observer = library, None
+        self._library = library
+        self._observer: Any = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._run.argtypes = [pointer, number, number, pointer]
         self._release.argtypes, self._release.restype = [pointer, number], None
@@ -415,8 +416,8 @@ class Program:
             (tensor,) = _stolen([handle]) if handle else [None]
             observer(kernel.decode(), i, count, tensor)
 
-        self._observer = _OBSERVER(observed)  # kept, because the library only has its address
-        address = ctypes.cast(self._observer, ctypes.c_void_p).value
+        kept = self._observer = _OBSERVER(observed)  # because the library only has its address
+        address = ctypes.cast(kept, ctypes.c_void_p).value
         ctypes.c_void_p.in_dll(self._library, "fcifar_observer").value = address
 
     def __del__(self) -> None:
@@ -451,6 +452,4 @@ _pointer, _capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyC
 _pointer.argtypes, _pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
 _capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _capsule.restype = ctypes.py_object
-_OBSERVER = ctypes.CFUNCTYPE(
-    None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
-)
+_OBSERVER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fcifar import io, tensor_files, tree
 from fcifar.data.paths import cache_root
-from fcifar.errors import DamagedError, ExternalError
+from fcifar.errors import DamagedError, ExternalError, UsageError
 from fcifar.kernels import aot
 from fcifar.train import environment
 from fcifar.train.events import Noted, Observe, Preparing
@@ -161,18 +161,28 @@ def observed(function: Callable[[Any, Any], Tree], first: Any, second: Any) -> A
         of ``ahead_of_time``, and so are the results, bit for bit.
 
     Raises:
-        UnsupportedError: it cannot be compiled ahead of time.
+        UsageError: the function cannot be compiled ahead of time, or is not on the CPU.
     """
+    device = tree.device((first, second)) or torch.device("cpu")
+    if not are_for(device):
+        raise UsageError(
+            "the operations of a compiled step are recorded on a CPU under Linux; compare eager "
+            f"steps, or only their results ({aot.why_not() or f'this one is on {device}'})"
+        )
     copied = tree.map(lambda x: x.clone(), (first, second))
     leaves, unflatten = tree.flatten(copied)
 
     def flat(*xs: Tensor) -> tuple[Tensor, ...]:
         return tuple(tree.leaves(function(*unflatten(list(xs)))))
 
+    environment.check_compiler("cpu")
     graph = aot.trace(flat, leaves)
-    with tempfile.TemporaryDirectory(prefix="fcifar-") as made:
-        aot.compile(graph, leaves, Path(made), observed=True)
-        program = _open((Path(made) / aot.LIBRARY).read_bytes(), graph.outputs)
+    try:
+        program = _open(_compile(graph, leaves, observed=True), graph.outputs)
+    except aot.UnsupportedError as error:
+        raise UsageError(
+            f"the operations of this compiled step cannot be recorded: {error}"
+        ) from error
 
     def call(first: Any, second: Any, keep: Container[int] = ()) -> Trace:
         recorder, written = Recorder(COMPILED, keep), []
@@ -257,9 +267,9 @@ def get(
     return found
 
 
-def _compile(graph: aot.Graph, arguments: Sequence[Tensor]) -> bytes:
+def _compile(graph: aot.Graph, arguments: Sequence[Tensor], *, observed: bool = False) -> bytes:
     with tempfile.TemporaryDirectory(prefix="fcifar-") as made:
-        aot.compile(graph, arguments, Path(made))
+        aot.compile(graph, arguments, Path(made), observed=observed)
         return (Path(made) / aot.LIBRARY).read_bytes()
 
 
