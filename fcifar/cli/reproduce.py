@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fcifar.runs.reproduce import Original
 
 _TENSORS = 5  # rows of a table of differing tensors
+_OPERATIONS = 10  # and of one of operations
 
 _operations = functools.partial(option, rich_help_panel="Which operation differs")
 
@@ -356,6 +357,8 @@ def _show_operations(result: dict[str, Any]) -> None:
     where = f"from step {step:,} on" if step else "from the initialisation on"
     pairs = [("verdict", f"not identical, {where}"), *pairs]
     output.facts([*pairs, *_operation(result), *_time(result)])
+    if len(result.get("origins", ())) > 1:
+        _show_origins(result["origins"])
     if result.get("differing"):
         after = f"after step {step:,}" if step else "after the initialisation"
         _show_tensors(after, result["differing"])
@@ -394,7 +397,28 @@ def _operation(result: dict[str, Any]) -> list[tuple[str, str]]:
     rows += _amount(result)
     without = result["without_counterpart"]
     more = f", and {without:,} cannot be compared" if without else ""
-    return [*rows, ("before it", f"{output.count(result['equal'], 'output')} equal{more}")]
+    rows.append(("before it", f"{output.count(result['equal'], 'output')} equal{more}"))
+    if "origins" in result:
+        count = output.count(result["differing_operations"], "operation")
+        own = f"{len(result['origins']):,} of them from the same inputs"
+        rows.append(("in all", f"{count} differ, {own}"))
+    return rows
+
+
+def _show_origins(operations: list[dict[str, Any]]) -> None:
+    rows = [
+        (
+            f"{operation['number']:,}",
+            operation["name"],
+            operation["line"] + (", backward" if operation["backward"] else ""),
+        )
+        for operation in operations[:_OPERATIONS]
+    ]
+    output.stdout.print()
+    title = f"{len(operations):,} operations that differ from the same inputs"
+    output.table(("", "operation", "line"), rows, title=title)
+    if len(operations) > _OPERATIONS:
+        output.stdout.print(f"... and {len(operations) - _OPERATIONS} more", style="dim")
 
 
 def _amount(result: dict[str, Any]) -> list[tuple[str, str]]:

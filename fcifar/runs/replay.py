@@ -331,7 +331,15 @@ def describe(
     sides = [
         _described(t, n) for t, n in ((trace, difference.operation), (other, difference.other))
     ]
-    found = {**counts, "equal": difference.equal, "without_counterpart": difference.without}
+    found: dict[str, Any] = {
+        **counts,
+        "equal": difference.equal,
+        "without_counterpart": difference.without,
+    }
+    if trace.kind == other.kind == EAGER:
+        numbers, differing = trace_diff.origins(trace, other)
+        found["origins"] = [_described(trace, n) for n in numbers]
+        found["differing_operations"] = differing
     if difference.place is None:
         why = "from here on the two call different operations"
         return {**found, "operation": sides[0], "other_operation": sides[1], "why": why}

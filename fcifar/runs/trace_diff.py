@@ -85,6 +85,23 @@ def _first_by_value(compiled: Sequence[Operation], eager: Sequence[Operation]) -
     return None
 
 
+def origins(trace: Trace, other: Trace) -> tuple[list[int], int]:
+    """Return the operations that compute other outputs from the same inputs, and how many differ.
+
+    The others of those that differ only pass a difference on. For eager steps, up to the first
+    place where they call different operations.
+    """
+    found, differing = [], 0
+    for n, (x, y) in enumerate(zip(trace.operations, other.operations, strict=False)):
+        if x.name != y.name:
+            break
+        if [o.hash for o in x.outputs] != [o.hash for o in y.outputs]:
+            differing += 1
+            if x.inputs == y.inputs:
+                found.append(n)
+    return found, differing
+
+
 def counterpart(
     output: Output, operations: Sequence[Operation]
 ) -> tuple[tuple[int, int] | None, float]:

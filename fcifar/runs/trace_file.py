@@ -127,8 +127,11 @@ def read_trace(path: Path, side: Side) -> tuple[Trace, Step, dict[str, Any]]:
         about = {key: json.loads(value) for key, value in metadata.items()}
         config, number = about["config"], about["step"]
         operations = tuple(
-            Operation(name, line, backward, tuple(Output(d, tuple(s), *o) for d, s, *o in outputs))
-            for name, line, backward, outputs in about.pop("operations")
+            Operation(
+                *(name, line, backward, tuple(inputs)),
+                tuple(Output(dtype, tuple(shape), *rest) for dtype, shape, *rest in outputs),
+            )
+            for name, line, backward, inputs, outputs in about.pop("operations")
         )
         kept = {
             int(n): [] for n in {key.split(".")[1] for key in tensors if key.startswith("kept.")}

@@ -52,6 +52,7 @@ class Operation(NamedTuple):
     name: str  # such as "aten.convolution.default", or the name of a kernel
     line: str  # of the code that called it, such as "fcifar/models/lenet.py:31"; may be empty
     backward: bool  # whether it belongs to the backward pass of that line
+    inputs: tuple[str, ...]  # hashes of the tensors that it read; empty for a kernel
     outputs: tuple[Output, ...]
 
 
@@ -73,8 +74,18 @@ class Recorder:
         self._kept: dict[int, list[Tensor]] = {}
         self._multipliers: dict[torch.device, Tensor] = {}
 
+    def hash(self, x: Tensor) -> str:
+        """Return the hash of a tensor as in ``Output``."""
+        return fingerprint.to_hex(int(_hash(x.detach(), self._multipliers_on(x.device))[0]))
+
     def add(
-        self, name: str, outputs: Sequence[Tensor], line: str = "", *, backward: bool = False
+        self,
+        name: str,
+        outputs: Sequence[Tensor],
+        line: str = "",
+        *,
+        backward: bool = False,
+        inputs: tuple[str, ...] = (),
     ) -> None:
         """Append an operation that has just computed ``outputs``, unless they are all empty."""
         outputs = [x for x in outputs if x.numel()]
@@ -84,18 +95,21 @@ class Recorder:
         if number in self._keep:
             self._kept[number] = [x.detach().clone() for x in outputs]
         described = tuple(self._describe(x.detach()) for x in outputs)
-        self._operations.append(Operation(name, line, backward, described))
+        self._operations.append(Operation(name, line, backward, inputs, described))
 
     def finish(self) -> Trace:
         """Return the trace."""
         return Trace(self._kind, tuple(self._operations), self._kept)
 
-    def _describe(self, x: Tensor) -> Output:
-        if x.device not in self._multipliers:
+    def _multipliers_on(self, device: torch.device) -> Tensor:
+        if device not in self._multipliers:
             like = torch.zeros(_ROWS + _COLUMNS)
             drawn = fingerprint.draw_multipliers(random.key(0), like)
-            self._multipliers[x.device] = drawn.to(x.device)
-        ordered, unordered = _hash(x, self._multipliers[x.device]).tolist()
+            self._multipliers[device] = drawn.to(device)
+        return self._multipliers[device]
+
+    def _describe(self, x: Tensor) -> Output:
+        ordered, unordered = _hash(x, self._multipliers_on(x.device)).tolist()
         dtype = str(x.dtype).removeprefix("torch.")
         hashes = fingerprint.to_hex(ordered), fingerprint.to_hex(unordered)
         return Output(dtype, tuple(x.shape), *hashes, *_figures(x))
@@ -158,15 +172,25 @@ class _Recording(TorchDispatchMode):
         super().__init__()
         self._recorder = recorder
         self._lines: dict[int, str] = {}  # of forward operations, by their number in autograd
+        self._blank: set[int] = set()  # addresses of memory that was not written yet
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         node = torch._C._current_autograd_node()
         line = self._line(node)
+        if _is_view(func):
+            return func(*args, **(kwargs or {}))
+        if _is_uninitialised(func):
+            result = func(*args, **(kwargs or {}))
+            self._blank |= {_address(x) for x in _tensors(result)}
+            return result
+        given = [x for x in _tensors((args, kwargs)) if _address(x) not in self._blank]
+        inputs = tuple(self._recorder.hash(x) for x in given)
         result = func(*args, **(kwargs or {}))
-        if outputs := _outputs(func, args, kwargs or {}, result):
-            self._recorder.add(str(func), outputs, line, backward=node is not None)
+        outputs = _outputs(func, args, kwargs or {}, result)
+        self._blank -= {_address(x) for x in outputs}
+        self._recorder.add(str(func), outputs, line, backward=node is not None, inputs=inputs)
         return result
 
     def _line(self, node: Any) -> str:
@@ -179,21 +203,31 @@ class _Recording(TorchDispatchMode):
         return line
 
 
+def _is_view(func: Any) -> bool:
+    returned = [r.alias_info for r in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in returned)
+
+
+def _is_uninitialised(func: Any) -> bool:
+    return func._schema.name.partition("::")[2] in _UNINITIALISED
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def _address(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
 def _outputs(func: Any, args: Sequence[Any], kwargs: Any, result: Any) -> list[Tensor]:
-    """Return what an operation has computed: nothing for a view."""
-    schema = func._schema
-    if schema.name.partition("::")[2].partition(".")[0] in _UNINITIALISED:
-        return []
-    is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-    if is_view:
-        return []
-    outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-    if not outputs:  # of an operation that only overwrites its arguments
-        given = [*zip(schema.arguments, args, strict=False)]
-        given += [(a, kwargs[a.name]) for a in schema.arguments if a.name in kwargs]
-        written = [x for a, x in given if a.alias_info is not None and a.alias_info.is_write]
-        outputs = [x for x in tree_leaves(written) if isinstance(x, Tensor)]
-    return outputs
+    """Return what an operation has computed: its results, or the arguments it has overwritten."""
+    if outputs := _tensors(result):
+        return outputs
+    arguments = func._schema.arguments
+    given = [*zip(arguments, args, strict=False)]
+    given += [(a, kwargs[a.name]) for a in arguments if a.name in kwargs]
+    return _tensors([x for a, x in given if a.alias_info is not None and a.alias_info.is_write])
 
 
 def _caller() -> str:
