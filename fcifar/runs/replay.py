@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fcifar import random, step_transforms, tensor_files, tree
+from fcifar import io, random, step_transforms, tensor_files, tree
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError, UsageError, did_you_mean, shown
 from fcifar.runs import trace_diff
@@ -422,4 +422,4 @@ def compare_settings(
     }
     if found is not None:
         result |= locate(a, b, found, progress)
-    return {**result, "seconds": time.perf_counter() - started}
+    return io.finite({**result, "seconds": time.perf_counter() - started})

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fcifar import tensor_files, tree
+from fcifar import io, tensor_files, tree
 from fcifar.data import Dataset
 from fcifar.errors import DamagedError, UsageError
 from fcifar.runs import trace_diff
@@ -58,11 +58,8 @@ def compare_trace(original: Original, dataset: Dataset, path: Path) -> dict[str,
     """Take the step of a trace's file here, and compare, see ``locate_from``."""
     started = time.perf_counter()
     found = locate_from(path, make_side(original, dataset))
-    return {
-        "run": str(original.run),
-        **found,
-        "seconds": time.perf_counter() - started,
-    }
+    seconds = time.perf_counter() - started
+    return io.finite({"run": str(original.run), **found, "seconds": seconds})
 
 
 def write_trace(path: Path, side: Side, step: Step, value: int | None = None) -> dict[str, Any]:
@@ -133,11 +130,9 @@ def read_trace(path: Path, side: Side) -> tuple[Trace, Step, dict[str, Any]]:
             )
             for name, line, backward, inputs, outputs in about.pop("operations")
         )
-        kept = {
-            int(n): [] for n in {key.split(".")[1] for key in tensors if key.startswith("kept.")}
-        }
-        for n, outputs in kept.items():
-            outputs += [x for key, x in tensors.items() if key.startswith(f"kept.{n}.")]
+        kept: dict[int, list[Any]] = {}
+        for key in sorted(key for key in tensors if key.startswith("kept.")):
+            kept.setdefault(int(key.split(".")[1]), []).append(tensors.pop(key))
         trace = Trace(about["kind"], operations, kept)
     except (LookupError, TypeError, ValueError) as error:
         raise DamagedError(f"{path} is not a trace of fcifar reproduce --trace") from error
