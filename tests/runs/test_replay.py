@@ -330,6 +330,6 @@ def _scaling(factor: Tensor) -> Model:
     plain = models.lenet()
 
     def apply(variables: Any, images: Tensor, **options: Any) -> Any:
-        return plain.apply(variables, images * factor, **options)
+        return plain.apply(variables, images * factor.to(images.device), **options)
 
     return plain._replace(apply=apply)

@@ -1,0 +1,106 @@
+"""fcifar reproduce --against and --trace: what is printed, and the exit codes."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fcifar import cli, data
+from fcifar.data import Split, make_dataset
+
+TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
+
+
+@pytest.fixture
+def fcifar(
+    tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> Callable[..., tuple[int, str, str]]:
+    """Exit status, stdout and stderr of a command, beside a run, 80 columns wide."""
+    splits = Split(*make_batch(42, seed=1)), Split(*make_batch(23, seed=2))
+    data.save(make_dataset("tiny", *splits, tuple("abcdefghij"), "tests"), tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fcifar", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        return int(exit_.value.code or 0), *capsys.readouterr()
+
+    assert run(*TRAIN, "--out", "run", "--device", "cpu", "--quiet")[0] == 0
+    return run
+
+
+def test_other_arithmetic(fcifar) -> None:
+    status, out, err = fcifar("reproduce", "run", "--against", "precision=bf16")
+    assert status == 1
+    assert "Traceback" not in err
+    lines = [line.split(maxsplit=1) for line in out.splitlines()]
+    assert lines[0] == ["verdict", "not identical, from step 1 on"]
+    assert lines[1] == ["sides", "cpu, 1 thread, fp32, eager"]
+    assert out.count("aten.") >= 2
+    assert "from here on the two call different operations" in out
+    assert "after step 1:" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    status, out, err = fcifar("reproduce", "run", "--against", "precision=bf16", "--json", "-q")
+    assert (status, err) == (1, "")
+    found = json.loads(out)
+    assert found["step"] == 1
+    assert found["operation"]["line"].endswith(found["other_operation"]["line"])
+
+
+def test_a_run_against_itself_and_by_a_file(fcifar) -> None:
+    status, out, _ = fcifar("reproduce", "run", "--against", "same", "--until", 2)
+    assert status == 0
+    assert out.split("\n")[0].split(maxsplit=1) == ["verdict", "identical: 2 steps"]
+    status, out, _ = fcifar("reproduce", "run", "--trace", "t.safetensors", "--step", 4)
+    assert status == 0
+    assert "t.safetensors" in out
+    assert out.split("\n")[0].split(maxsplit=1) == ["step", "4, cpu, 1 thread, fp32, eager"]
+    status, out, _ = fcifar("reproduce", "run", "--against", "t.safetensors")
+    assert status == 0
+    assert out.split("\n")[0].split(maxsplit=1) == ["verdict", "identical: step 4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--against", "threads=1"), "which the run was trained with"),
+        (("--against", "nothing"), "it must be the .safetensors file"),
+        (("--against", "same", "--step", 99), "the run has steps 1 to 18"),
+        (("--against", "missing.safetensors"), "there is no file"),
+        (("--against", "same", "--trace", "t.safetensors"), "give one of them"),
+        (("--against", "same", "--values", 3), "--values is for --trace"),
+        (("--against", "t.safetensors", "--step", 3), "has the step"),
+        (("--against", "same", "--step", 3, "--until", 4), "--until is for a search"),
+        (("--against", "same", "--out", "new"), "without --out"),
+        (("--trace", "t.txt"), "must end in .safetensors"),
+        (("--trace", "run/final.safetensors"), "exists already"),
+        (("--step", 3), "are for --against or --trace"),
+    ],
+)
+def test_wrong_requests_are_one_line(fcifar, words, message: str) -> None:
+    status, out, err = fcifar("reproduce", "run", *words)
+    assert status in (1, 2)
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("error:")
+    assert message in last
+
+
+def test_the_next_command_of_a_difference(fcifar, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fcifar.train import loop
+
+    train = loop.train
+
+    def other(path: Path, config, *arguments, **options):
+        recipe = config.recipe.replace(learning_rate=0.01)
+        return train(path, config.replace(recipe=recipe), *arguments, **options)
+
+    monkeypatch.setattr(loop, "train", other)
+    status, out, _ = fcifar("reproduce", "run")
+    assert status == 1
+    assert "fcifar reproduce run --trace FILE --step 1" in " ".join(out.split())
