@@ -10,7 +10,7 @@ import pytest
 from fcifar import cli, data
 from fcifar.data import Split, make_dataset
 
-TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
+TRAIN = ("train", "--dataset", "tiny", "--epochs", 1, "--batch-size", 5, "--threads", 1)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_other_arithmetic(fcifar) -> None:
     assert (status, err) == (1, "")
     found = json.loads(out)
     assert found["step"] == 1
-    assert found["operation"]["line"].endswith(found["other_operation"]["line"])
+    assert found["other_operation"]["line"].startswith("fcifar/step.py:"), "the conversion"
 
 
 def test_a_run_against_itself_and_by_a_file(fcifar) -> None:
@@ -65,30 +65,30 @@ def test_a_run_against_itself_and_by_a_file(fcifar) -> None:
     assert out.split("\n")[0].split(maxsplit=1) == ["verdict", "identical: step 4"]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--against", "threads=1"), "which the run was trained with"),
-        (("--against", "nothing"), "it must be the .safetensors file"),
-        (("--against", "same", "--step", 99), "the run has steps 1 to 18"),
-        (("--against", "missing.safetensors"), "there is no file"),
-        (("--against", "same", "--trace", "t.safetensors"), "give one of them"),
-        (("--against", "same", "--values", 3), "--values is for --trace"),
-        (("--against", "t.safetensors", "--step", 3), "has the step"),
-        (("--against", "same", "--step", 3, "--until", 4), "--until is for a search"),
-        (("--against", "same", "--out", "new"), "without --out"),
-        (("--trace", "t.txt"), "must end in .safetensors"),
-        (("--trace", "run/final.safetensors"), "exists already"),
-        (("--step", 3), "are for --against or --trace"),
-    ],
-)
-def test_wrong_requests_are_one_line(fcifar, words, message: str) -> None:
-    status, out, err = fcifar("reproduce", "run", *words)
-    assert status in (1, 2)
-    assert out == ""
-    last = err.splitlines()[-1]
-    assert last.startswith("error:")
-    assert message in last
+WRONG = [
+    (("--against", "threads=1"), "which the run was trained with"),
+    (("--against", "nothing"), "it must be the .safetensors file"),
+    (("--against", "same", "--step", 99), "the run has steps 1 to 9"),
+    (("--against", "missing.safetensors"), "there is no file"),
+    (("--against", "same", "--trace", "t.safetensors"), "give one of them"),
+    (("--against", "same", "--values", 3), "--values is for --trace"),
+    (("--against", "t.safetensors", "--step", 3), "has the step"),
+    (("--against", "same", "--step", 3, "--until", 4), "--until is for a search"),
+    (("--against", "same", "--out", "new"), "without --out"),
+    (("--trace", "t.txt"), "must end in .safetensors"),
+    (("--trace", "run/final.safetensors"), "exists already"),
+    (("--step", 3), "are for --against or --trace"),
+]
+
+
+def test_wrong_requests_are_one_line(fcifar) -> None:
+    for words, message in WRONG:
+        status, out, err = fcifar("reproduce", "run", *words)
+        assert status in (1, 2), words
+        assert out == ""
+        last = err.splitlines()[-1]
+        assert last.startswith("error:")
+        assert message in last
 
 
 def test_the_next_command_of_a_difference(fcifar, monkeypatch: pytest.MonkeyPatch) -> None:
