@@ -1,25 +1,43 @@
 """fcifar reproduce --against and --trace: what is printed, and the exit codes."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from fcifar import cli, data
+from fcifar import cli, data, random, recipes
 from fcifar.data import Split, make_dataset
+from fcifar.train.runtime import Runtime
+from tests.helpers.training import train
 
-TRAIN = ("train", "--dataset", "tiny", "--epochs", 1, "--batch-size", 5, "--threads", 1)
+
+def drawn(seed: int, count: int) -> Split:
+    key = random.key(seed)
+    images = random.randint(key, (count, 3, 32, 32), 0, 256).to(torch.uint8)
+    return Split(images, random.randint(key, (count,), 0, 10))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set, and a run of nine steps with it."""
+    folder = tmp_path_factory.mktemp("made")
+    dataset = make_dataset("tiny", drawn(1, 42), drawn(2, 23), tuple("abcdefghij"), "tests")
+    data.save(dataset, folder / "data")
+    recipe = recipes.get("blitz").replace(batch_size=5, epochs=1)
+    train(folder / "run", recipe, Runtime(threads=1), dataset)
+    return folder
 
 
 @pytest.fixture
 def fcifar(
-    tmp_path: Path, make_batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> Callable[..., tuple[int, str, str]]:
-    """Exit status, stdout and stderr of a command, beside a run, 80 columns wide."""
-    splits = Split(*make_batch(42, seed=1)), Split(*make_batch(23, seed=2))
-    data.save(make_dataset("tiny", *splits, tuple("abcdefghij"), "tests"), tmp_path / "data")
+    """Exit status, stdout and stderr of a command, beside the run, 80 columns wide."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FCIFAR_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("COLUMNS", "80")
@@ -30,7 +48,6 @@ def fcifar(
             cli.main()
         return int(exit_.value.code or 0), *capsys.readouterr()
 
-    assert run(*TRAIN, "--out", "run", "--device", "cpu", "--quiet")[0] == 0
     return run
 
 
