@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fcifar import models, tree
 from fcifar.data import Dataset
-from fcifar.errors import DamagedError, UsageError
+from fcifar.errors import DamagedError, ExternalError, UsageError
 from fcifar.models import Model
 from fcifar.recipes import Recipe
 from fcifar.runs import replay, reproduce, trace_file
 from fcifar.runs.reproduce import Original
+from fcifar.step_transforms import LoopState
 from fcifar.train import runtime as runtimes
 from fcifar.train.config import CheckpointConfig
 from fcifar.train.loop import Interrupted
@@ -169,6 +170,36 @@ def test_a_run_against_itself(nudged: Original, dataset: Dataset) -> None:
     found = compare(nudged, dataset, "same", until=8)
     assert found["identical"]
     assert Environment.calls > 0
+
+
+def test_results_that_change_while_they_are_recorded_are_an_error(
+    nudged: Original, dataset: Dataset
+) -> None:
+    a, b = (replay.make_side(nudged, dataset, text) for text in ("same", "threads=2"))
+    state = replay.state_before(a, nudged, STEP)
+    step = replay.compare_step(a, b, STEP, state)
+    assert replay.locate(a, b, step)["amount"]["differing"] == 1
+    with pytest.raises(ExternalError, match="while its operations are recorded"):
+        replay.locate(a, b, step._replace(differing=step.differing[:1]))
+
+
+def test_an_initialisation_that_differs(nudged: Original, dataset: Dataset) -> None:
+    a, b = (replay.make_side(nudged, dataset, text) for text in ("same", "threads=2"))
+    init = b.training.init
+
+    def scaled() -> LoopState:
+        state = init()
+        state.state.variables.params["fc3.bias"].mul_(1 + 2**-20)
+        return state
+
+    b = b._replace(training=b.training._replace(init=scaled))
+    step, compared = replay.first_step(a, b)
+    assert step is not None
+    assert (step.number, compared) == (0, 0)
+    assert [t["tensor"] for t in step.differing] == ["variables.params.fc3.bias"]
+    found = replay.locate(a, b, step)
+    assert found["operation"] is None
+    assert found["other_operation"]["name"] == "aten.mul_.Tensor", "one more than the other has"
 
 
 # Files -------------------------------------------------------------------------------------------
