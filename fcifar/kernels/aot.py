@@ -22,7 +22,7 @@ import hashlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -126,8 +126,12 @@ def _without_ranks() -> Iterator[None]:
         yield
 
 
-def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
+def compile(
+    graph: Graph, arguments: Sequence[Tensor], folder: Path, *, observed: bool = False
+) -> None:
     """Write the library of a recorded function to ``folder / LIBRARY``.
+
+    ``observed`` is for ``Program.observe``; the kernels are the same.
 
     Raises:
         UnsupportedError: it needs an operation without a C function, or the compiler fails.
@@ -142,6 +146,7 @@ def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
     body = _RUN.search(wrapper)
     if body is None or "constants_" in body[0] or "proxy_executor_call" in body[0]:
         raise UnsupportedError("it needs an operation that torch runs in Python")
+    run = _observe(body[0], _LOOPS.findall(wrapper)) if observed else body[0]
     declared = "\n".join(f"{text};" for texts in _shims().values() for text in texts)
     is_ours = any(f"aoti_torch_cpu_{_name(op)}(" in body[0] for op in _shims())
     tables, jobs = _tables(list(kernels)) if is_ours else ("", {})
@@ -154,7 +159,7 @@ def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
             f'extern "C" {{\n{declared}\n}}',
             "namespace torch::aot_inductor {",
             *_CACHED.findall(wrapper),
-            body[0].replace("AOTInductorModel::", "Program::").replace(_KERNELS, ""),
+            run.replace("AOTInductorModel::", "Program::").replace(_KERNELS, ""),
             "} // namespace",
         ]
     )
@@ -181,6 +186,50 @@ def compile(graph: Graph, arguments: Sequence[Tensor], folder: Path) -> None:
 _KERNELS = (
     "[[maybe_unused]] auto& kernels = static_cast<AOTInductorModelKernels&>(*this->kernels_.get());"
 )
+
+
+def _observe(run: str, loops: Sequence[str]) -> str:
+    """Insert a call of ``observe`` behind each call of a kernel, for each tensor that it writes.
+
+    A loop writes through its pointers that are not const. An operation of a library returns new
+    tensors by their handles, or writes to its first argument if its name ends in "_out" or "_".
+    """
+    names = {text.partition("(")[0].split()[-1] for text in loops}
+    calls = re.compile(rf" *({'|'.join([*names, _OPERATION])})\((.*)\);")
+    lines, found = [], 0
+    for line in run.splitlines():
+        lines.append(line)
+        match = calls.fullmatch(line)
+        if match is None:
+            continue
+        name, operation, *_ = match.groups()
+        found += 1
+        written = _WRITTEN.findall(line)
+        if operation is not None:
+            name, written = operation, _RETURNED.findall(line)
+            if not written and operation.endswith(("_out", "_")):
+                written = [_first_argument(match.groups()[-1])]
+        lines += [
+            f'    observe("{name}", {i}, {len(written)}, {x});' for i, x in enumerate(written)
+        ]
+    if found != sum(len(re.findall(rf"\b{name}\(", run)) for name in [*names, _OPERATION]):
+        raise UnsupportedError("inductor wrote a call of a kernel in an unknown form")
+    return "\n".join(lines)
+
+
+_OPERATION = r"AOTI_TORCH_ERROR_CODE_CHECK\(aoti_torch_cpu_(\w+)"
+_WRITTEN = re.compile(r"\((?!const )[\w:]+ ?\*\)\((\w+)\.data_ptr\(\)\)")
+_RETURNED = re.compile(r"&(\w+_handle)\b")
+
+
+def _first_argument(arguments: str) -> str:
+    """Return the first argument of a call, which may be a call itself."""
+    depth = 0
+    for i, c in enumerate(arguments):
+        depth += (c in "({") - (c in ")}")
+        if depth < 0 or (c == "," and not depth):
+            return arguments[:i]
+    return arguments
 
 
 def _lower(
@@ -338,6 +387,8 @@ class Program:
             self._error = library.fcifar_error
         except (OSError, AttributeError) as error:
             raise ExternalError(f"cannot load the program {path}: {error}") from error
+        self._library = library
+        self._observer: Any = None
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self._run.argtypes = [pointer, number, number, pointer]
         self._release.argtypes, self._release.restype = [pointer, number], None
@@ -353,6 +404,22 @@ class Program:
         self._kept = tuple(tensors)
         self._handles = (ctypes.c_void_p * (len(tensors) + given))(*_handles(tensors))
 
+    def observe(self, observer: Callable[[str, int, int, Tensor | None], object]) -> None:
+        """Call ``observer`` in later calls with each tensor that a kernel has just written.
+
+        Its arguments are the kernel, the number of the tensor among those that this call of the
+        kernel writes, how many these are, and the tensor, which the next kernel may overwrite; None
+        for a result that was not computed. The library was compiled with ``observed=True``.
+        """
+
+        def observed(kernel: bytes, i: int, count: int, handle: int) -> None:
+            (tensor,) = _stolen([handle]) if handle else [None]
+            observer(kernel.decode(), i, count, tensor)
+
+        kept = self._observer = _OBSERVER(observed)  # because the library only has its address
+        address = ctypes.cast(kept, ctypes.c_void_p).value
+        ctypes.c_void_p.in_dll(self._library, "fcifar_observer").value = address
+
     def __del__(self) -> None:
         if hasattr(self, "_handles"):  # it was loaded
             self._release(self._handles, len(self._kept))
@@ -364,11 +431,14 @@ class Program:
             handles[i] = handle
         if self._run(handles, kept, len(given), self._outputs):
             raise RuntimeError(self._error().decode(errors="replace"))
-        if not self._count:
-            return []
-        from torch._C._aoti import alloc_tensors_by_stealing_from_void_ptrs as tensors_of
+        return _stolen(self._outputs) if self._count else []
 
-        return tensors_of([_capsule(handle, None, None) for handle in self._outputs])
+
+def _stolen(handles: Iterable[int | None]) -> list[Tensor]:
+    """Return the tensors of handles, which they take over."""
+    from torch._C._aoti import alloc_tensors_by_stealing_from_void_ptrs as tensors_of
+
+    return tensors_of([_capsule(handle, None, None) for handle in handles])
 
 
 def _handles(tensors: Sequence[Tensor]) -> Iterator[int]:
@@ -382,3 +452,4 @@ _pointer, _capsule = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyC
 _pointer.argtypes, _pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
 _capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _capsule.restype = ctypes.py_object
+_OBSERVER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)

@@ -45,6 +45,17 @@ extern "C" void fcifar_release(AtenTensorHandle *handles, int64_t count)
     for (int64_t i = 0; i < count; i++) aoti_torch_delete_tensor_object(handles[i]);
 }
 
+/* Called with each tensor that a kernel has written, if `aot.py` compiled it to be observed: the
+ * kernel, the number of the tensor and of how many, and a new reference to it. */
+extern "C" void (*fcifar_observer)(const char *, int64_t, int64_t, AtenTensorHandle) = nullptr;
+
+[[maybe_unused]] static void observe(const char *kernel, int64_t i, int64_t count, AtenTensorHandle written)
+{
+    AtenTensorHandle reference = nullptr;
+    if (written) AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(written, &reference));
+    fcifar_observer(kernel, i, count, reference);
+}
+
 /* Run once. The first `kept` inputs stay the caller's, the other `given` ones are released here;
  * the outputs become the caller's. Returns 0, or 1 after an error. */
 extern "C" int fcifar_run(AtenTensorHandle *inputs, int64_t kept, int64_t given, AtenTensorHandle *outputs)

@@ -129,6 +129,7 @@ def reproduce(
     whole = original.report is not None and until is None
     end = last_step(original, until)
     first: dict[str, Any] | None = None  # difference
+    last_equal = 0  # step
     is_equal: list[bool] = []  # by log point
     checkpoints: list[dict[str, Any]] = []
     records = [r for r in original.records if whole or _is_within(r, end)]
@@ -141,19 +142,25 @@ def reproduce(
             observe(Noted(f"first difference {describe_difference(difference)}"))
 
     def compare_log(event: Event) -> None:
+        nonlocal last_equal
         observe(event)
         if isinstance(event, Logged) and (whole or _is_within(event.record, end)):
             record = json.loads(json.dumps(io.finite(event.record)))  # as in the log
             difference = compare_records(next(expected, None), record)
             is_equal.append(difference is None)
             add_difference(difference)
+            if not first and record["split"] == "train":
+                last_equal = record["step"]
 
     def compare_checkpoint(step: int, state: LoopState) -> None:
+        nonlocal last_equal
         if path := original.checkpoints.get(step):
             differing = tree.differences(tensor_files.load(path, state)[0].state, state.state)
             checkpoints.append({"file": path.name, "step": step, "differing": differing})
             if differing:
                 add_difference(_difference(step, "checkpoint", differing))
+            elif not first:
+                last_equal = step
 
     started = time.perf_counter()
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as folder:
@@ -190,6 +197,7 @@ def reproduce(
         "environment": [change._asdict() for change in original.changes],
         "damaged": original.damaged,
         "first_difference": first,
+        "last_equal": last_equal,
         "log_points_differing": is_equal.count(False),
         "checkpoints": checkpoints,
         "final": final,

@@ -64,7 +64,7 @@ def digests(values: Tree, hashes: Tensor) -> dict[str, Any]:
 
 def words(leaf: Tensor) -> Tensor:
     """View the bits of a tensor in row-major order as signed integers of at most 32 bits."""
-    flat = leaf.detach().reshape(-1)
+    flat = leaf.detach().contiguous().reshape(-1)
     if flat.dtype == torch.bool:
         return flat.view(torch.uint8)
     return flat.view({1: torch.int8, 2: torch.int16}.get(flat.element_size(), torch.int32))

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +29,11 @@ from torch import Tensor
 
 from fcifar import io, tensor_files, tree
 from fcifar.data.paths import cache_root
-from fcifar.errors import DamagedError, ExternalError
+from fcifar.errors import DamagedError, ExternalError, UsageError
 from fcifar.kernels import aot
 from fcifar.train import environment
 from fcifar.train.events import Noted, Observe, Preparing
+from fcifar.train.step_trace import COMPILED, Recorder, Trace
 from fcifar.tree import Tree
 
 CACHE = "FCIFAR_CACHE"
@@ -150,6 +151,63 @@ def donating(run: Callable[[Any, Any], Any]) -> Callable[[Any, Any], tuple[Any, 
     return step
 
 
+def observed(function: Callable[[Any, Any], Tree], first: Any, second: Any) -> Any:
+    """Compile ``(first, second) -> results`` once more, to record what its kernels write.
+
+    Returns:
+        A function ``(first, second, keep)`` of arguments like these, which calls it and returns a
+        ``step_trace.Trace``. An operation of it is a call of a fused loop, of a kernel of this
+        package or of an operation of torch's libraries: all that computes. The kernels are those
+        of ``ahead_of_time``, and so are the results, bit for bit.
+
+    Raises:
+        UsageError: the function cannot be compiled ahead of time, or is not on the CPU.
+    """
+    device = tree.device((first, second)) or torch.device("cpu")
+    if not are_for(device):
+        raise UsageError(
+            "the operations of a compiled step are recorded on a CPU under Linux; compare eager "
+            f"steps, or only their results ({aot.why_not() or f'this one is on {device}'})"
+        )
+    copied = tree.map(lambda x: x.clone(), (first, second))
+    leaves, unflatten = tree.flatten(copied)
+
+    def flat(*xs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tree.leaves(function(*unflatten(list(xs)))))
+
+    environment.check_compiler("cpu")
+    graph = aot.trace(flat, leaves)
+    try:
+        program = _open(_compile(graph, leaves, observed=True), graph.outputs)
+    except aot.UnsupportedError as error:
+        raise UsageError(
+            f"the operations of this compiled step cannot be recorded: {error}"
+        ) from error
+
+    def call(first: Any, second: Any, keep: Container[int] = ()) -> Trace:
+        recorder, written = Recorder(COMPILED, keep), []
+        failures: list[Exception] = []
+
+        def add(kernel: str, i: int, count: int, tensor: Tensor | None) -> None:
+            try:  # C code cannot pass an exception on
+                if tensor is not None:
+                    written.append(tensor)
+                if i == count - 1:
+                    recorder.add(kernel, written)
+                    written.clear()
+            except Exception as error:
+                failures.append(error)
+
+        program.observe(add)
+        program.keep([*graph.constants, *tree.leaves((first, second))], 0)
+        program([])
+        if failures:
+            raise failures[0]
+        return recorder.finish()
+
+    return call
+
+
 def _layout(values: Tree) -> tuple[Any, ...]:
     """Shapes, strides and dtypes of the leaves, by name."""
     leaves = tree.named_leaves(values).items()
@@ -209,9 +267,9 @@ def get(
     return found
 
 
-def _compile(graph: aot.Graph, arguments: Sequence[Tensor]) -> bytes:
+def _compile(graph: aot.Graph, arguments: Sequence[Tensor], *, observed: bool = False) -> bytes:
     with tempfile.TemporaryDirectory(prefix="fcifar-") as made:
-        aot.compile(graph, arguments, Path(made))
+        aot.compile(graph, arguments, Path(made), observed=observed)
         return (Path(made) / aot.LIBRARY).read_bytes()
 
 
