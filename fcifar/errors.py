@@ -91,7 +91,7 @@ def raised_at(error: BaseException) -> str:
     for candidates in (user, foreign):
         if candidates:
             file, number = candidates[-1]
-            return f"{_relative_to_path(file)}, line {number}"
+            return f"{relative_to_path(file)}, line {number}"
     return ""
 
 
@@ -120,7 +120,7 @@ def _distribution(file: str) -> str:
     return file.partition("-packages/")[2].partition("/")[0]
 
 
-def _relative_to_path(file: str) -> str:
+def relative_to_path(file: str) -> str:
     """Return ``file`` relative to the entry of ``sys.path`` that it was imported from."""
     folders = [folder for folder in sys.path if folder and file.startswith(f"{folder}/")]
     return file[len(max(folders, key=len)) + 1 :] if folders else file
