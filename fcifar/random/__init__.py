@@ -33,7 +33,7 @@ from torch import Tensor
 
 from fcifar.random import reuse
 from fcifar.random.inverse_erf import CENTRE, erf, erfinv, float32, normal_tails
-from fcifar.random.reuse import KeyReuseError, clone, no_reuse  # noqa: F401
+from fcifar.random.reuse import KeyReuseError, allow_reuse, clone, no_reuse  # noqa: F401
 from fcifar.random.threefry import shift_right, threefry2x32
 
 Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row at which its draws begin

@@ -11,7 +11,8 @@ is the same key. The rules follow from what a draw is, the cipher's outputs from
   ``split`` twice gives the same children twice, which is an error once a child is drawn from twice.
   JAX (``jax_debug_key_reuse``) already rejects the second split.
 * Under ``vmap``, the keys of all examples are compared, those of one call with each other as well.
-* ``clone(key)`` declares the second use of a key to be intended, as ``jax.random.clone`` does.
+* ``clone(key)`` declares the second use of a key to be intended, as ``jax.random.clone`` does;
+  ``allow_reuse`` excludes a block.
 
 What is not seen: compiled functions, draws in other threads than the one that entered the context,
 keys on the meta device, and a key that ``vmap`` does not map over, whose one draw all examples get.
@@ -30,6 +31,7 @@ from torch._C import _functorch as functorch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from fcifar.errors import relative_to_path
+from fcifar.random import threefry
 
 _Words = tuple[int, int]
 _HOW = "split it, and use each key once: a, b = fcifar.random.split(key)"
@@ -86,6 +88,22 @@ def no_reuse() -> Iterator[None]:
         _record.reset(token)
 
 
+@contextlib.contextmanager
+def allow_reuse() -> Iterator[None]:
+    """Do not record the uses of keys in this context, such as a test that calls a step twice.
+
+    >>> key = fcifar.random.key(0)
+    >>> with fcifar.random.no_reuse():
+    ...     with fcifar.random.allow_reuse():
+    ...         a, b = (fcifar.random.uniform(key) for _ in range(2))
+    """
+    token = _record.set(None)
+    try:
+        yield
+    finally:
+        _record.reset(token)
+
+
 def clone(key: Tensor) -> Tensor:
     """Return ``key``, to use it a second time on purpose: ``no_reuse`` forgets its uses so far.
 
@@ -102,8 +120,13 @@ def clone(key: Tensor) -> Tensor:
 
 
 def is_on() -> bool:
-    """Whether uses of keys are recorded here. Constant while ``torch.compile`` records."""
-    return not torch.compiler.is_compiling() and _record.get() is not None
+    """Whether uses of keys are recorded here. Constant while ``torch.compile`` records.
+
+    Not while the cipher is replaced, such as by one that computes nothing.
+    """
+    if torch.compiler.is_compiling() or _record.get() is None:
+        return False
+    return not threefry.is_replaced()
 
 
 def note_draw(key: Tensor, shape: Sequence[int]) -> None:

@@ -452,7 +452,8 @@ def check_model(
     device = "cpu" if is_own(recipe) else "meta"
     model, key = make_model(recipe, num_classes), random.key(0, device=device)
     try:
-        make_augment(recipe)(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device))
+        with cipher.using(_no_cipher):
+            make_augment(recipe)(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device))
     except ValueError as error:
         raise UsageError(f"augment is {','.join(recipe.augment)}: {error}") from error
     with cipher.using(_no_cipher):
@@ -463,7 +464,8 @@ def check_model(
     single = 1 in passes and not (axis.size > 1 and recipe.sync_batch_norm)
 
     def forward(images: Tensor) -> None:
-        with torch.no_grad(), torch.device(device):  # for modules that make tensors without one
+        # The device is for modules that make tensors without one.
+        with cipher.using(_no_cipher), torch.no_grad(), torch.device(device):
             model.apply(cast, images, key=key, train=True)
 
     for _, stage in make_stages(recipe, total_steps):
