@@ -330,6 +330,7 @@ def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
         return privacy.dp_gradient(
             *(recipe.dp_clip, recipe.dp_noise),
             reduction=reduction,
+            batch_size=recipe.batch_size if recipe.dp_sampling == "poisson" else None,
             chunk_size=size or None,
             axis=axis,
         )
@@ -425,6 +426,11 @@ def check_sizes(
         raise UsageError(
             f"the last batch of an epoch has {size % batch_size} images, which {processes} "
             "processes cannot divide equally; give --drop-last, or another --batch-size"
+        )
+    if processes > 1 and recipe.dp_sampling == "poisson":
+        raise UsageError(
+            f"dp_sampling is poisson, which draws a batch in one process, and there are "
+            f"{processes}; start one, or give --dp-sampling shuffle"
         )
     if processes > 1 and (mixes := split_augments(recipe.augment)[1]):
         sizes = {batch_size, *(() if recipe.drop_last else (size % batch_size,))}
