@@ -5,7 +5,7 @@ Abadi et al., "Deep learning with differential privacy", https://arxiv.org/abs/1
 standard deviation sigma C is added to the sum.
 
     step = make_train_step(model, optimizer, gradient=dp_gradient(1.0, 0.5, batch_size=500))
-    rows, present = poisson_sample(key, 50_000, 500)  # a batch, with 687 rows, of which some count
+    rows, present = poisson_sample(key, 50_000, 500)  # a batch, with 719 rows, of which some count
     state, metrics = step(state, Sampled(images[rows], labels[rows], present))
 
 ``poisson_sample`` takes each image into each batch independently, as the analysis of DP-SGD with
@@ -38,7 +38,7 @@ from fcifar.random import Key
 from fcifar.tree import Tree
 
 GRADIENTS = 2**25  # elements of per-example gradients held at a time: 128 MiB of float32
-OVERFLOW = 1e-15  # most probability that a sampled batch has more images than rows
+OVERFLOW = 1e-20  # most probability that a sampled batch has more images than rows
 _WORDS = 2**32
 
 
@@ -83,10 +83,10 @@ def capacity(size: int, batch_size: int) -> int:
     """Return the number of rows of a sampled batch: the least that overflows with a probability of
     at most ``OVERFLOW``.
 
-    About 8 standard deviations more than ``batch_size``.
+    About 10 standard deviations more than ``batch_size``.
 
     >>> [fcifar.privacy.capacity(50_000, batch_size) for batch_size in (4, 64, 500, 50_000)]
-    [28, 137, 687, 50000]
+    [34, 151, 719, 50000]
     """
     probability = sampling_probability(size, batch_size)
     too_few, enough = batch_size - 1, size
@@ -117,7 +117,7 @@ def poisson_sample(key: Key, size: int, batch_size: int) -> tuple[Tensor, Tensor
 
     >>> rows, present = fcifar.privacy.poisson_sample(fcifar.random.key(0), 1000, 10)
     >>> rows[present], len(rows)
-    (tensor([134, 288, 303, 420, 428, 526, 561, 699, 954]), 44)
+    (tensor([134, 288, 303, 420, 428, 526, 561, 699, 954]), 51)
     """
     limit = round(_WORDS * sampling_probability(size, batch_size))
     rows = capacity(size, batch_size)

@@ -2,13 +2,11 @@
 
     epsilon = poisson_epsilon(1.0, size=50_000, batch_size=500, steps=1000, delta=1e-5)
 
-Both functions are upper bounds from privacy loss distributions, which dp-accounting rounds up. See
-``fcifar.privacy`` for what the guarantee covers.
+See ``fcifar.privacy`` for what the guarantee covers.
 """
 
 import functools
 import math
-from collections.abc import Callable
 from importlib import metadata, util
 from typing import Any
 
@@ -17,7 +15,8 @@ from fcifar.recipes import Recipe
 
 _PACKAGE = "dp_accounting"
 _INSTALL = "pip install 'fcifar[privacy]'"
-_LARGEST = 700.0  # epsilon; exp(700) is near the largest float64
+_LARGEST = 100.0  # epsilon, beyond which there is no privacy to speak of
+_LEAST_NOISE = 0.05  # with less, epsilon is above _LARGEST, and takes minutes
 POISSON = "Poisson sampling"
 SHUFFLED = "each image once per epoch, no amplification by sampling"
 
@@ -50,6 +49,9 @@ def poisson_epsilon(
 ) -> float:
     """Return epsilon of DP-SGD on batches from ``privacy.poisson_sample``.
 
+    An upper bound, from the privacy loss distribution of the subsampled Gaussian mechanism, which
+    dp-accounting rounds up.
+
     A batch overflows its rows with probability p, so that ``steps`` steps differ from the analysed
     mechanism with probability ``steps * p``, which adds ``(1 + exp(epsilon)) * steps * p`` to delta
     (Chua et al., "Scalable DP-SGD", https://arxiv.org/abs/2411.04205).
@@ -63,23 +65,31 @@ def poisson_epsilon(
         delta: in (0, 1).
 
     Returns:
-        The guarantee for data sets that differ by one image; infinite if there is none below 700.
+        The guarantee for data sets that differ by one image; infinite if it is above 100, or above
+        about 27, where the overflow is as probable as delta.
 
     Raises:
         ImportError: dp-accounting is not installed.
     """
     import dp_accounting as dp
+    from dp_accounting import pld
 
+    if not steps:
+        return 0.0
+    if noise_multiplier < _LEAST_NOISE:
+        return math.inf
     probability = privacy.sampling_probability(size, batch_size)
     rows = privacy.capacity(size, batch_size)
     overflow = steps * privacy.overflow_probability(size, probability, rows)
     gaussian = dp.GaussianDpEvent(noise_multiplier)
-    delta_of, least = _account(dp.PoissonSampledDpEvent(probability, gaussian), steps, delta)
+    accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(dp.PoissonSampledDpEvent(probability, gaussian), steps)
+    least = float(accountant.get_epsilon(delta))
 
     def is_valid(epsilon: float) -> bool:
         if epsilon > _LARGEST:
             return False
-        return delta_of(epsilon) + (1 + math.exp(epsilon)) * overflow <= delta
+        return accountant.get_delta(epsilon) + (1 + math.exp(epsilon)) * overflow <= delta
 
     if not overflow or is_valid(least):
         return least
@@ -100,8 +110,9 @@ def shuffled_epsilon(noise_multiplier: float, *, epochs: int, delta: float) -> f
 
     Whatever the order, an image is in one batch of each epoch, and changes nothing in the others.
     So each epoch is one Gaussian mechanism for it, and a random order, which does not depend on the
-    images, cannot do worse than the worst order. Batches of Poisson's sampling have a much smaller
-    epsilon, which shuffled ones do not have (https://arxiv.org/abs/2403.17673).
+    images, cannot do worse than the worst order. The epochs together are one Gaussian mechanism,
+    with the noise divided by the root of their number. Batches from Poisson sampling have a much
+    smaller epsilon, which shuffled ones do not have (https://arxiv.org/abs/2403.17673).
 
     Args:
         noise_multiplier, delta: as for ``poisson_epsilon``.
@@ -112,21 +123,12 @@ def shuffled_epsilon(noise_multiplier: float, *, epochs: int, delta: float) -> f
     """
     import dp_accounting as dp
 
-    return _account(dp.GaussianDpEvent(noise_multiplier), epochs, delta)[1]
-
-
-def _account(event: Any, count: int, delta: float) -> tuple[Callable[[float], float], float]:
-    """Return delta as a function of epsilon, and epsilon at ``delta``, of an event that occurs
-    ``count`` times.
-    """
-    import dp_accounting as dp
-    from dp_accounting import pld
-
-    if not count:
-        return lambda epsilon: 0.0, 0.0
-    accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    accountant.compose(event, count)
-    return accountant.get_delta, float(accountant.get_epsilon(delta))
+    if not epochs:
+        return 0.0
+    if noise_multiplier < _LEAST_NOISE:
+        return math.inf
+    epsilon = float(dp.get_epsilon_gaussian(noise_multiplier / math.sqrt(epochs), delta))
+    return epsilon if epsilon <= _LARGEST else math.inf
 
 
 def report(recipe: Recipe, size: int, steps: int) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def report(recipe: Recipe, size: int, steps: int) -> dict[str, Any]:
     elif not is_installed():
         note = f"epsilon is not computed: dp-accounting is not installed ({_INSTALL})"
     else:
-        accountant = f"dp-accounting {metadata.version('dp-accounting')} (PLD)"
+        accountant = f"dp-accounting {metadata.version('dp-accounting')}"
         if is_sampled:
             epsilon = poisson_epsilon(
                 recipe.dp_noise,
@@ -162,7 +164,7 @@ def report(recipe: Recipe, size: int, steps: int) -> dict[str, Any]:
             epochs = -(-steps // recipes.steps_per_epoch(recipe, size))
             epsilon = shuffled_epsilon(recipe.dp_noise, epochs=epochs, delta=delta)
         if not math.isfinite(epsilon):
-            note = "none: there is no finite epsilon; give a larger --dp-noise"
+            note = "none to speak of: epsilon is too large to compute; give more --dp-noise"
     values = {
         "epsilon": epsilon if math.isfinite(epsilon) else None,
         "delta": delta,
