@@ -247,7 +247,7 @@ class Recipe:
             raise UsageError("dp_noise is relative to dp_clip; give dp_clip, such as 1")
         for name in ("dp_delta", "dp_sampling"):
             if getattr(self, name) not in (0, "shuffle") and not self.dp_clip:
-                raise UsageError(f"{name} is of private training; give dp_clip, such as 1")
+                raise UsageError(f"{name} is for private training; give dp_clip, such as 1")
         if self.dp_clip and self.class_weights != "none":
             raise UsageError(
                 "class_weights are counts of the labels, without noise, and dp_clip bounds what is "

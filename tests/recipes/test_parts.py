@@ -236,8 +236,11 @@ def test_parts_lie_below_one(name: str) -> None:
             "ema_decay and the optimizer schedule_free are two averages; give one of them",
         ),
         ({"dp_noise": 0.5}, "dp_noise is relative to dp_clip; give dp_clip"),
-        ({"dp_sampling": "poisson"}, "dp_sampling is of private training; give dp_clip, such as 1"),
-        ({"dp_delta": 1e-6}, "dp_delta is of private training; give dp_clip, such as 1"),
+        (
+            {"dp_sampling": "poisson"},
+            "dp_sampling is for private training; give dp_clip, such as 1",
+        ),
+        ({"dp_delta": 1e-6}, "dp_delta is for private training; give dp_clip, such as 1"),
         ({"dp_clip": 1, "dp_delta": 1.0}, r"dp_delta is 1.0; it must lie in \[0, 1\)"),
         ({"dp_clip": 1, "dp_sampling": "uniform"}, "dp_sampling is 'uniform'; it must be one of"),
         ({"dp_clip": 1, "class_weights": "balanced"}, "class_weights are counts of the labels"),
