@@ -171,7 +171,7 @@ def sam(rho: float | Tensor, *, gradient: Gradient = of_batch, axis: Axis = ALON
                 grads = unflatten(axis.psum(leaves))
             length = _safe_norm(grads)
             perturbed = tree.map(lambda p, g: p + (rho * g / length.to(g.dtype)), params, grads)
-            return at(perturbed, batch, key)[0], output
+            return at(perturbed, batch, random.clone(key))[0], output
 
         return at_perturbed
 

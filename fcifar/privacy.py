@@ -4,15 +4,26 @@ Abadi et al., "Deep learning with differential privacy", https://arxiv.org/abs/1
 1: each example's gradient is clipped to norm C, the gradients of the batch are summed, and noise of
 standard deviation sigma C is added to the sum.
 
-    step = make_train_step(model, optimizer, gradient=dp_gradient(1.0, 0.5))
+    step = make_train_step(model, optimizer, gradient=dp_gradient(1.0, 0.5, batch_size=500))
+    rows, present = poisson_sample(key, 50_000, 500)  # a batch, with 719 rows, of which some count
+    state, metrics = step(state, Sampled(images[rows], labels[rows], present))
 
-This module has no privacy accountant; Opacus (``opacus.accountants``) and Google's
-``dp-accounting`` compute the guarantee of a number of steps. They assume that batches are sampled
-independently, whereas epochs here are shuffled. The batch's metrics have no noise, and the seed is
-enough to remove the noise of the gradients. The module is meant for research into the cost of
-private training, not for the release of models trained on secrets.
+``poisson_sample`` takes each image into each batch independently, as the analysis of DP-SGD with
+amplification by sampling assumes (``fcifar train --dp-sampling poisson``). Shuffled epochs do not
+have that guarantee: Chua et al., "How private are DP-SGD implementations?",
+https://arxiv.org/abs/2403.17673. ``train.accounting`` computes epsilon for both.
+
+What epsilon is about: two sets of training images that differ by one image, which is there or not,
+and an adversary who sees the parameters after every step. It does not cover the metrics of the
+batches, which have no noise; the number of images; and what was chosen by looking at the same
+images, such as hyperparameters. It assumes that the seed is secret, since the seed determines
+sample and noise (a run directory contains it), exact arithmetic, and random numbers that cannot be
+predicted, which threefry with a key of 64 bits is not meant for. The module is for research into
+the cost of private training, not for the release of models trained on secrets.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +38,98 @@ from fcifar.random import Key
 from fcifar.tree import Tree
 
 GRADIENTS = 2**25  # elements of per-example gradients held at a time: 128 MiB of float32
+OVERFLOW = 1e-20  # most probability that a sampled batch has more images than rows
+_WORDS = 2**32
+
+
+# Poisson sampling --------------------------------------------------------------------------------
+
+
+def sampling_probability(size: int, batch_size: int) -> float:
+    """Return ``batch_size / size``, rounded to a multiple of 2**-32, as ``poisson_sample`` has it.
+
+    Raises:
+        ValueError: not ``1 <= batch_size <= size``.
+    """
+    if not 1 <= batch_size <= size:
+        raise ValueError(f"a batch has 1 to {size} of {size} images, not {batch_size}")
+    return max(1, round(_WORDS * batch_size / size)) / _WORDS
+
+
+def overflow_probability(size: int, probability: float, rows: int) -> float:
+    """Return the probability that more than ``rows`` of ``size`` images are sampled.
+
+    The upper tail of the binomial distribution, as a sum of its terms, to a relative error of about
+    1e-9.
+
+    >>> round(fcifar.privacy.overflow_probability(3, 0.5, 2), 9)
+    0.125
+    """
+    if probability >= 1 or rows >= size:
+        return 1.0 if rows < size else 0.0
+    log_odds = math.log(probability) - math.log1p(-probability)
+    constant = math.lgamma(size + 1) + size * math.log1p(-probability)
+    terms: list[float] = []
+    for count in range(rows + 1, size + 1):
+        log_ways = constant - math.lgamma(count + 1) - math.lgamma(size - count + 1)
+        terms.append(math.exp(log_ways + count * log_odds))
+        if count > probability * size and terms[-1] < 1e-17 * terms[0]:
+            break
+    return math.fsum(terms)
+
+
+@functools.cache
+def capacity(size: int, batch_size: int) -> int:
+    """Return the number of rows of a sampled batch: the least that overflows with a probability of
+    at most ``OVERFLOW``.
+
+    About 10 standard deviations more than ``batch_size``.
+
+    >>> [fcifar.privacy.capacity(50_000, batch_size) for batch_size in (4, 64, 500, 50_000)]
+    [34, 151, 719, 50000]
+    """
+    probability = sampling_probability(size, batch_size)
+    too_few, enough = batch_size - 1, size
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if overflow_probability(size, probability, middle) <= OVERFLOW:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
+
+
+def poisson_sample(key: Key, size: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Draw a batch that has each of ``size`` images independently, ``batch_size`` on average.
+
+    Its number of images is random, and its number of rows is fixed, ``capacity(size, batch_size)``.
+    Images beyond it, which a batch has with a probability of at most ``OVERFLOW``, are left out:
+    those of the highest numbers.
+
+    Args:
+        size: number of images.
+        batch_size: expected number of images, from 1 to ``size``. Each is in the batch with
+            probability ``sampling_probability(size, batch_size)``.
+
+    Returns:
+        The numbers of the images in rising order, int64 [R], then 0 in the rows that are left; and
+        which rows have an image, bool [R].
+
+    >>> rows, present = fcifar.privacy.poisson_sample(fcifar.random.key(0), 1000, 10)
+    >>> rows[present], len(rows)
+    (tensor([134, 288, 303, 420, 428, 526, 561, 699, 954]), 51)
+    """
+    limit = round(_WORDS * sampling_probability(size, batch_size))
+    rows = capacity(size, batch_size)
+    is_drawn = random.bits(key, (size,)) < limit
+    count = is_drawn.cumsum(0)
+    place = torch.where(is_drawn & (count <= rows), count - 1, rows)  # the last is thrown away
+    numbers = torch.zeros(rows + 1, dtype=torch.int64, device=key.device)
+    numbers = numbers.scatter(0, place, torch.arange(size, device=key.device))
+    return numbers[:rows], torch.arange(rows, device=key.device) < count[-1]
+
+
+# Clipping and noise ------------------------------------------------------------------------------
 
 
 def clipped_sum(gradients: Tree, max_norm: float | Tensor) -> Tree:
@@ -67,6 +170,7 @@ def dp_gradient(
     noise_multiplier: float | Tensor,
     *,
     reduction: Callable[[Tensor], Tensor] = torch.mean,
+    batch_size: int | None = None,
     chunk_size: int | None = None,
     axis: Axis = ALONE,
 ) -> Gradient:
@@ -76,11 +180,16 @@ def dp_gradient(
     the division if it is a sum. Each example has its own key, for dropout, and the noise has
     another.
 
+    For batches of a random size (``step.Sampled``), give ``batch_size``: B is then that, not the
+    number of rows. The sum may not be divided by the number of images of the batch, because noise
+    of a known deviation would then reveal it.
+
     Args:
         max_norm: clipping norm, above 0.
         noise_multiplier: 0 or more; the noise has standard deviation ``noise_multiplier *
             max_norm``.
         reduction: the reduction of the step.
+        batch_size: expected number of examples of a batch; None for the number of its rows.
         chunk_size: number of examples whose gradients are held at a time. None chooses equal chunks
             of at most ``GRADIENTS`` elements (but at least one example).
         axis: the axis of the step. Each rank adds its share of the noise.
@@ -124,7 +233,8 @@ def dp_gradient(
                 total = tree.add(total, clipped_sum(gradients, max_norm))
                 outputs.append(output)
             losses, logits = tree.map(lambda *parts: torch.cat(parts), *outputs)
-            share = reduction(torch.ones_like(losses)) / count  # weight of one loss
+            of = losses.new_ones(batch_size or count)
+            share = reduction(of) / len(of)  # weight of one loss
             std = noise_multiplier * max_norm / axis.size
             noised = add_noise(random.common(noise_key), total, std)
             grads = tree.map(lambda leaf: leaf * share.to(leaf.dtype), noised)

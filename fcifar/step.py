@@ -49,6 +49,18 @@ class Shard(NamedTuple):
     first: Tensor  # int64 [], index in the batch of the first of these rows
 
 
+class Sampled(NamedTuple):
+    """A batch with a random number of images, in a fixed number of rows.
+
+    Absent rows count nowhere, and their images are not read. For a gradient that does not divide by
+    the number of rows, such as that of ``privacy.dp_gradient(..., batch_size=...)``.
+    """
+
+    images: Tensor  # [B, 3, 32, 32], as in Batch
+    labels: Tensor  # int64 [B]
+    present: Tensor  # bool [B]
+
+
 class TrainState(NamedTuple):
     """Everything that a step reads and updates."""
 
@@ -67,7 +79,7 @@ class EvalOutput(NamedTuple):
     logits: Tensor  # [B, C]
 
 
-TrainStep = Callable[[TrainState, Batch | Shard], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, Batch | Shard | Sampled], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], EvalOutput]
 Preprocess = Callable[[Tensor], Tensor]
 Reduction = Callable[[Tensor], Tensor]  # [B] -> []
@@ -210,7 +222,8 @@ def make_train_step(
 
     Returns:
         ``train_step(state, batch) -> (state, metrics)``, with the metrics of the batch under the
-        parameters before the update. With an ``axis``, each rank passes a ``Shard``.
+        parameters before the update. With an ``axis``, each rank passes a ``Shard``. The examples
+        of ``gradient`` are a ``Batch``, or a ``Sampled`` if the batch is one.
 
     >>> model, optimizer = fcifar.models.lenet(), fcifar.optim.sgd(1e-3, momentum=0.9)
     >>> state = fcifar.init_train_state(model, optimizer, key=fcifar.random.key(0))
@@ -221,29 +234,38 @@ def make_train_step(
     (tensor(1), tensor(4))
     """
 
-    def train_step(state: TrainState, batch: Batch | Shard) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch | Shard | Sampled) -> tuple[TrainState, Metrics]:
         key = random.fold_in(state.key, state.step)
         if isinstance(batch, Shard):
             key = random.from_row(key, batch.first)
         augment_key, model_key = random.split(key)
-        images, labels = augment(augment_key, batch.images), batch.labels
+        images, labels, present = batch.images, batch.labels, None
+        if isinstance(batch, Sampled):
+            present = batch.present
+            images = torch.where(present[:, None, None, None], images, 0)
+        images = augment(augment_key, images)
         if mix is not None:
             images, labels = mix(random.fold_in(key, _MIX), images, labels)
         images = preprocess(images).to(policy.compute)
 
-        def objective(params: Params, batch: Batch, key: Key) -> tuple[Tensor, Any]:
+        def objective(params: Params, batch: Batch | Sampled, key: Key) -> tuple[Tensor, Any]:
             cast = precision.cast(params, policy.compute)
             variables = Variables(cast, state.variables.buffers)
             logits, buffers = model.apply(variables, batch.images, key=key, train=True)
             logits = logits.to(policy.output)
             losses = loss(logits, batch.labels)
+            if isinstance(batch, Sampled):  # the gradients of absent rows are then 0
+                losses = torch.where(batch.present, losses, 0.0)
             return reduction(losses), (losses, logits, buffers)
 
+        examples = Batch(images, labels)
+        if present is not None:
+            examples = Sampled(images, labels, present)
         grads, (_, (losses, logits, buffers)) = gradient(objective)(
-            state.variables.params, Batch(images, labels), model_key
+            state.variables.params, examples, model_key
         )
         classes = labels if mix is None else labels.argmax(-1)
-        sums = metrics.measure(losses, logits.argmax(-1) == classes)
+        sums = metrics.measure(losses, logits.argmax(-1) == classes, present)
         if axis.size > 1:
             grads, buffers, sums = _over_ranks(axis, reduction, state, grads, buffers, losses, sums)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.variables.params)

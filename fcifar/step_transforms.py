@@ -21,7 +21,7 @@ from torch.func import vmap
 from fcifar import metrics, parallel, random, tree
 from fcifar.augment import functional
 from fcifar.metrics import Metrics
-from fcifar.step import Batch, Shard, TrainState, TrainStep
+from fcifar.step import Batch, Sampled, Shard, TrainState, TrainStep
 from fcifar.tree import Tree
 
 # Inputs ------------------------------------------------------------------------------------------
@@ -51,6 +51,7 @@ class StepInput(NamedTuple):
     flip: Any = ()  # bool [B], images to mirror before augmentation
     hparams: Mapping[str, Tensor] = {}
     first_row: Any = ()  # int64 [], for a shard: index in the batch of its first row
+    present: Any = ()  # bool [B], for a batch of a random size: rows that have an image
 
 
 def shard(inputs: StepInput, rank: int, size: int) -> StepInput:
@@ -140,8 +141,11 @@ def make_loop_step(step_with: Callable[[Mapping[str, Tensor]], TrainStep], data:
         if isinstance(inputs.flip, Tensor):
             images = functional.mirror(images, inputs.flip)
         labels = data.labels[inputs.indices]
-        is_shard = isinstance(inputs.first_row, Tensor)
-        batch = Shard(images, labels, inputs.first_row) if is_shard else Batch(images, labels)
+        batch: Batch | Shard | Sampled = Batch(images, labels)
+        if isinstance(inputs.first_row, Tensor):
+            batch = Shard(images, labels, inputs.first_row)
+        if isinstance(inputs.present, Tensor):
+            batch = Sampled(images, labels, inputs.present)
         return add_metrics(loop, *step_with(inputs.hparams)(loop.state, batch)), ()
 
     return loop_step

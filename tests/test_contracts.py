@@ -579,3 +579,23 @@ def test_the_same_start_and_nearly_the_same_step_on_cuda(case: Case, make_batch)
     (after, m), (after_gpu, m_gpu) = step(state, batch), step(*on_gpu)
     assert all(x.is_cuda for x in tree.leaves(after_gpu))
     is_close(tree.on_device((after_gpu, m_gpu), "cpu"), (after, m), rtol=2e-2, atol=2e-3)
+
+
+# Keys ---------------------------------------------------------------------------------------------
+
+# Optimizers draw nothing, so that one for each model is enough.
+DRAWING = [
+    *(name for name in CASES if name.startswith(("recipe-", "private-", "mixed-"))),
+    *(f"{gradient}-{model}" for gradient in GRADIENTS for model in ("lenet", "resnet18")),
+    *(f"{model}-nesterov" for model in ("speednet", "resnet18")),
+]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in DRAWING]
+)
+def test_no_key_is_used_twice(name: str, make_batch) -> None:
+    make, *arguments = CASES[name]
+    case, batches = make(*arguments), [make_batch(seed=i) for i in range(2)]
+    with random.no_reuse():
+        run(case.make_step(), case.make_state(), batches)

@@ -1,6 +1,8 @@
 """Private training: clipped sums against a loop, noise by its moments, and the step around them."""
 
 import functools
+import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -9,8 +11,8 @@ from torch import Tensor
 
 from fcifar import augment, grads, models, optim, privacy, random, tree
 from fcifar.precision import FP64
-from fcifar.privacy import add_noise, clipped_sum, dp_gradient
-from fcifar.step import Batch, TrainState, init_train_state, make_train_step
+from fcifar.privacy import add_noise, capacity, clipped_sum, dp_gradient, poisson_sample
+from fcifar.step import Batch, Sampled, TrainState, init_train_state, make_train_step
 from fcifar.tree import Tree
 from tests.helpers.small import make_model
 
@@ -245,3 +247,204 @@ def test_its_numbers_may_be_tensors_of_a_compiled_step(make_batch) -> None:
         expected = step_of(model, clip, noise)(state, batch)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     assert len(made) == 1
+
+
+# Poisson sampling ---------------------------------------------------------------------------------
+
+SIZE, EXPECTED = 60, 12
+
+
+def samples(count: int) -> Tensor:
+    """Which images are in each of ``count`` batches: bool [count, SIZE]."""
+    keys = random.split(random.key(3), count)
+    rows, present = torch.vmap(lambda key: poisson_sample(key, SIZE, EXPECTED))(keys)
+    taken = torch.zeros(count, SIZE, dtype=torch.int64)
+    return taken.scatter_add(1, rows, present.long()) > 0
+
+
+def test_a_sample_has_the_images_whose_words_are_small() -> None:
+    for seed, size, batch in ((0, 60, 12), (1, 1000, 3), (2, 7, 7), (3, 5, 1)):
+        key = random.key(seed)
+        rows, present = poisson_sample(key, size, batch)
+        words = random.bits(key, (size,)).double()
+        expected = torch.nonzero(words < 2**32 * batch / size).flatten()
+        assert rows[present].equal(expected)
+        assert len(rows) == len(present) == capacity(size, batch)
+        assert not rows[~present].any()
+        assert present.sort(descending=True).values.equal(present), "the present rows come first"
+
+
+def test_each_image_is_as_often_in_a_batch_as_it_should_be() -> None:
+    """Bounds of 4.5 standard deviations, of counts that are binomial."""
+    count, p = 4000, EXPECTED / SIZE
+    taken = samples(count).double()
+    deviation = (count * p * (1 - p)) ** 0.5
+    assert ((taken.sum(0) - count * p).abs() < 4.5 * deviation).all()
+    assert abs(taken.sum() - count * SIZE * p) < 4.5 * deviation * SIZE**0.5
+    sizes = taken.sum(1)
+    assert abs(sizes.var() / (SIZE * p * (1 - p)) - 1) < 4.5 * (2 / count) ** 0.5
+
+
+def test_images_and_steps_are_independent() -> None:
+    """Correlations between any two images of a batch, and of an image in successive batches."""
+    count, p = 4000, EXPECTED / SIZE
+    centred = (samples(count).double() - p) / (p * (1 - p)) ** 0.5
+    of_images = (centred.T @ centred / count - torch.eye(SIZE)).triu(1)
+    of_steps = centred[:-1].T @ centred[1:] / (count - 1)
+    for correlations in (of_images[of_images != 0], of_steps.flatten()):
+        assert correlations.abs().max() < 5.5 / count**0.5
+        assert abs(correlations.square().mean() * count - 1) < 0.15
+
+
+def test_overflow_is_the_binomial_tail() -> None:
+    size, p = 30, Fraction(1, 4)
+    for rows in (-1, 0, 7, 20, 29, 30):
+        terms = (math.comb(size, k) * p**k * (1 - p) ** (size - k) for k in range(rows + 1, 31))
+        found = privacy.overflow_probability(size, 0.25, rows)
+        assert found == pytest.approx(float(sum(terms)), rel=1e-11, abs=0)
+    binomial = pytest.importorskip("scipy.stats").binom
+    for size, p, rows in ((50_000, 0.01, 600), (50_000, 0.01, 719), (10**6, 1e-5, 60)):
+        expected = binomial.sf(rows, size, p)
+        assert privacy.overflow_probability(size, p, rows) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"), [(50_000, 1), (50_000, 500), (1000, 999), (60, 12), (3, 2), (1, 1)]
+)
+def test_the_capacity_is_the_least_that_is_enough(size: int, batch: int) -> None:
+    p, rows = privacy.sampling_probability(size, batch), capacity(size, batch)
+    assert batch <= rows <= size
+    assert privacy.overflow_probability(size, p, rows) <= privacy.OVERFLOW
+    assert privacy.overflow_probability(size, p, rows - 1) > privacy.OVERFLOW
+
+
+def test_the_probability_is_that_of_32_bits() -> None:
+    assert privacy.sampling_probability(50_000, 500) == round(2**32 / 100) / 2**32
+    assert privacy.sampling_probability(7, 7) == 1
+    for size, batch in ((5, 6), (5, 0)):
+        with pytest.raises(ValueError, match="a batch has 1 to 5 of 5 images, not"):
+            privacy.sampling_probability(size, batch)
+
+
+def test_what_does_not_fit_is_left_out(monkeypatch) -> None:
+    whole, present = poisson_sample(random.key(0), SIZE, EXPECTED)
+    monkeypatch.setattr(privacy, "capacity", lambda size, batch: 4)
+    rows, fits = poisson_sample(random.key(0), SIZE, EXPECTED)
+    assert fits.all()
+    assert rows.equal(whole[present][:4])
+
+
+def sampled(make_batch, count: int = 9, seed: int = 0) -> Sampled:
+    """A batch with four absent rows, among them its first and its last."""
+    batch = make_batch(count, seed=seed)
+    present = torch.arange(count) % 2 == 1
+    return Sampled(batch.images, batch.labels, present)
+
+
+@pytest.mark.parametrize("reduction", [torch.mean, torch.sum])
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_a_sampled_step_descends_the_clipped_sum_of_the_present(
+    reduction: Any, chunk_size: int | None, make_batch
+) -> None:
+    """In float64, divided by the expected size, whatever the number of images."""
+    model, batch, most, expected_size = models.lenet(), sampled(make_batch), 1.5, 7
+    state = start(model)
+    total = tree.zeros_like(state.variables.params)
+    norms, losses = [], []
+    for i in batch.present.nonzero().flatten().tolist():
+        one = Batch(batch.images[i : i + 1], batch.labels[i : i + 1])
+        after, metrics = make_train_step(model, OPTIMIZER, policy=FP64)(state, one)
+        gradient = moved(after, state)
+        norms.append(float(tree.norm(gradient)))
+        losses.append(float(metrics.loss))
+        total = tree.map(lambda t, g, n=norms[-1]: t + g / max(1, n / most), total, gradient)
+    assert min(norms) < most < max(norms), "some are clipped"
+    if reduction is torch.mean:
+        total = tree.map(lambda x: x / expected_size, total)
+    step = sampled_step(model, most, 0.0, expected_size, chunk_size, reduction)
+    after, metrics = step(state, batch)
+    torch.testing.assert_close(moved(after, state), total, rtol=1e-7, atol=1e-10)
+    assert (int(metrics.count), len(losses)) == (4, 4)
+    assert float(metrics.loss) == pytest.approx(sum(losses), rel=1e-10)
+
+
+def sampled_step(
+    model: models.Model,
+    clip: float,
+    noise: float,
+    expected: int,
+    chunk_size: int | None = None,
+    reduction: Any = torch.mean,
+) -> Any:
+    private = dp_gradient(
+        clip, noise, batch_size=expected, chunk_size=chunk_size, reduction=reduction
+    )
+    return make_train_step(
+        *(model, OPTIMIZER),
+        policy=FP64,
+        gradient=private,
+        reduction=reduction,
+        augment=augment.random_flip(0.0),
+    )
+
+
+def test_absent_rows_change_no_bit(make_batch) -> None:
+    """Neither their images, which may be NaN, nor their labels."""
+    model, batch = models.conv3(dropout=0.2), sampled(make_batch)
+    images = batch.images.double() / 255
+    step = sampled_step(model, 1.0, 0.5, 5)
+    absent = ~batch.present[:, None, None, None]
+    others = Sampled(
+        torch.where(absent, torch.nan, images),
+        torch.where(batch.present, batch.labels, 9 - batch.labels),
+        batch.present,
+    )
+    assert tree.equal(step(start(model), batch._replace(images=images)), step(start(model), others))
+
+
+def test_an_empty_batch_moves_by_the_noise_alone(make_batch) -> None:
+    model, batch = models.lenet(), sampled(make_batch)
+    batch = batch._replace(present=torch.zeros(9, dtype=torch.bool))
+    after, metrics = sampled_step(model, 2.0, 0.5, 4)(start(model), batch)
+    assert (float(metrics.loss), int(metrics.correct), int(metrics.count)) == (0.0, 0, 0)
+    flat = torch.cat([leaf.flatten() for leaf in tree.leaves(moved(after, start(model)))])
+    assert abs(flat.std() / (2.0 * 0.5 / 4) - 1) < 0.02
+    still, _ = sampled_step(model, 2.0, 0.0, 4)(start(model), batch)
+    assert tree.equal(still.variables, start(model).variables)
+
+
+def test_a_full_batch_is_the_plain_private_step(make_batch) -> None:
+    model, batch = models.conv3(dropout=0.2), make_batch(6)
+    full = Sampled(*batch, torch.ones(6, dtype=torch.bool))
+    plain = step_of(model, 1.0, 0.5, augment=augment.random_flip(0.0))
+    assert tree.equal(
+        sampled_step(model, 1.0, 0.5, 6)(start(model), full), plain(start(model), batch)
+    )
+
+
+@pytest.mark.slow
+def test_a_sampled_step_compiles_once(make_batch) -> None:
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = models.lenet()
+    step = sampled_step(model, 1.0, 0.5, 5)
+    compiled = torch.compile(step, backend=counting, fullgraph=True)
+    for seed in range(2):
+        batch = sampled(make_batch, seed=seed)._replace(present=torch.arange(9) < 3 + seed)
+        assert tree.equal(compiled(start(model, seed), batch), step(start(model, seed), batch))
+    assert len(graphs) == 1
+
+
+def test_a_sampled_step_maps_over_replicas(make_batch) -> None:
+    model = models.lenet()
+    step = sampled_step(model, 1.0, 0.5, 5)
+    pairs = [(start(model, i), sampled(make_batch, seed=i)) for i in range(2)]
+    states, batches = tree.map(lambda *xs: torch.stack(xs), *pairs)
+    together = torch.vmap(step)(states, batches)
+    for i, pair in enumerate(pairs):
+        one = tree.map(lambda x, i=i: x[i], together)
+        torch.testing.assert_close(one, step(*pair), rtol=1e-6, atol=1e-9)

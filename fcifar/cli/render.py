@@ -27,6 +27,7 @@ def show_report(report: dict[str, Any]) -> None:
         [
             *measured("test accuracy", report, f" of {report['test_n']:,}", "test_"),
             *_average(report),
+            *_privacy(report),
             ("model", text.selected(report)),
             _training(report),
             ("compiling", output.seconds(report["compile_seconds"])),
@@ -72,6 +73,11 @@ def _average(report: dict[str, Any]) -> list[tuple[str, str]]:
         of_views = output.accuracy(report["average_tta_accuracy"], report["average_tta_interval95"])
         facts.append((f"with --tta {report['tta']}", of_views))
     return [*facts, ("average loss", output.number(report["average_loss"]))]
+
+
+def _privacy(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line on the guarantee of a private run."""
+    return [("privacy", text.privacy(report))] if "privacy" in report else []
 
 
 def _training(report: dict[str, Any]) -> tuple[str, str]:
@@ -312,6 +318,7 @@ def _figures(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_tta(report),
         ("test loss", output.number(report["test_loss"])),
         *_average(report),
+        *_privacy(report),
         _training(report),
         ("digest", report["params_digest"]),
     ]

@@ -192,8 +192,8 @@ def train(
     from fcifar.export import load
     from fcifar.export import tensorboard as event_files
     from fcifar.report import draw
+    from fcifar.train import accounting, distributed, loop, programs, run_dir
     from fcifar.train import config as configs
-    from fcifar.train import distributed, loop, programs, run_dir
     from fcifar.train import sweep as sweeps
     from fcifar.train.events import Event, Preparing
     from fcifar.train.runtime import keep_freed_memory, make_runtime
@@ -311,6 +311,7 @@ def train(
         else:
             run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
 
+    notes += filter(None, [accounting.missing(config.recipe)])
     tensorboard = tensorboard or (resume is not None and _has_event_files(run))
     events = run if tensorboard and distributed.is_main() else None
     resumed = resume is not None

@@ -20,7 +20,7 @@ or ValueError: a bad key, shape or axis, numbers out of range, or shapes that do
 values of tensors are not checked.
 
 ``from_row`` gives a key for some rows of a batch that several processes share, and ``skip_rows``
-one for later rows.
+one for later rows. ``no_reuse`` finds keys that are used twice.
 """
 
 import math
@@ -31,7 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fcifar.random import reuse
 from fcifar.random.inverse_erf import CENTRE, erf, erfinv, float32, normal_tails
+from fcifar.random.reuse import KeyReuseError, allow_reuse, clone, no_reuse  # noqa: F401
 from fcifar.random.threefry import shift_right, threefry2x32
 
 Key = Tensor  # int64 [2], each word in [0, 2**32); [3] with the row at which its draws begin
@@ -139,7 +141,10 @@ def row_keys(key: Key, count: int) -> Tensor:
 
     For a key that begins at row r, these are the keys of rows r to r + count.
     """
-    return _to_words(torch.stack(_cipher(key, _counters(key, (count,))), dim=-1))
+    keys = _to_words(torch.stack(_cipher(key, _counters(key, (count,))), dim=-1))
+    if reuse.is_on():
+        reuse.note_children(key, keys)
+    return keys
 
 
 # Draws -------------------------------------------------------------------------------------------
@@ -292,9 +297,9 @@ def truncated_normal(key: Key, lower: float, upper: float, shape: Shape | None =
     lower, upper = (float(_number("a bound of truncated_normal", v, key)) for v in (lower, upper))
     if not lower < upper:
         raise ValueError(f"truncated_normal needs lower < upper, not {lower} and {upper}")
-    unit = _unit(key, shape)
     if key.is_mps:  # which has no float64
         return truncated_normal(key.cpu(), lower, upper, shape).to(key.device)
+    unit = _unit(key, shape)
     left, right = lower < -CENTRE, upper > CENTRE
     if upper <= -CENTRE or lower >= CENTRE:
         draws = normal_tails(unit, lower, upper, left)
@@ -426,6 +431,8 @@ def _cipher(key: Key, counters: Tensor) -> tuple[Tensor, Tensor]:
 def _child(key: Key, words: tuple[Tensor, Tensor]) -> Tensor:
     """Make keys of words [...], with the row of ``key`` if it has one."""
     keys = _to_words(torch.stack(words, dim=-1))
+    if reuse.is_on():
+        reuse.note_children(key, keys)
     if key.shape == (2,):
         return keys
     return torch.cat([keys, key[2:].expand(*words[0].shape, -1)], dim=-1)
@@ -449,6 +456,8 @@ def _count(key: Key, shape: Sequence[int]) -> Tensor:
 
 def _bits(key: Key, shape: Sequence[int]) -> Tensor:
     y0, y1 = _cipher(key, _counters(key, shape))
+    if reuse.is_on():
+        reuse.note_draw(key, shape)
     return y0 ^ y1
 
 

@@ -32,6 +32,11 @@ def using(operation: Cipher) -> Iterator[None]:
         _operation = before
 
 
+def is_replaced() -> bool:
+    """Whether ``using`` is in effect."""
+    return _operation is not None
+
+
 def compile_to(operation: Cipher) -> None:
     """Let ``torch.compile`` record ``operation`` for the cipher of int32 tensors on CUDA."""
     global _compiled

@@ -330,6 +330,7 @@ def make_gradient(recipe: Recipe, axis: Axis = ALONE) -> Gradient:
         return privacy.dp_gradient(
             *(recipe.dp_clip, recipe.dp_noise),
             reduction=reduction,
+            batch_size=recipe.batch_size if recipe.dp_sampling == "poisson" else None,
             chunk_size=size or None,
             axis=axis,
         )
@@ -426,6 +427,11 @@ def check_sizes(
             f"the last batch of an epoch has {size % batch_size} images, which {processes} "
             "processes cannot divide equally; give --drop-last, or another --batch-size"
         )
+    if processes > 1 and recipe.dp_sampling == "poisson":
+        raise UsageError(
+            f"dp_sampling is poisson, which draws a batch in one process, and there are "
+            f"{processes}; start one, or give --dp-sampling shuffle"
+        )
     if processes > 1 and (mixes := split_augments(recipe.augment)[1]):
         sizes = {batch_size, *(() if recipe.drop_last else (size % batch_size,))}
         if odd := [count for count in sorted(sizes) if count // processes % 2]:
@@ -452,7 +458,8 @@ def check_model(
     device = "cpu" if is_own(recipe) else "meta"
     model, key = make_model(recipe, num_classes), random.key(0, device=device)
     try:
-        make_augment(recipe)(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device))
+        with cipher.using(_no_cipher):
+            make_augment(recipe)(key, torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device))
     except ValueError as error:
         raise UsageError(f"augment is {','.join(recipe.augment)}: {error}") from error
     with cipher.using(_no_cipher):
@@ -463,7 +470,8 @@ def check_model(
     single = 1 in passes and not (axis.size > 1 and recipe.sync_batch_norm)
 
     def forward(images: Tensor) -> None:
-        with torch.no_grad(), torch.device(device):  # for modules that make tensors without one
+        # The device is for modules that make tensors without one.
+        with cipher.using(_no_cipher), torch.no_grad(), torch.device(device):
             model.apply(cast, images, key=key, train=True)
 
     for _, stage in make_stages(recipe, total_steps):

@@ -14,6 +14,7 @@ from fcifar.recipes import checks
 LENGTH, OPTIMIZER, IMAGES = "length", "optimizer", "images"  # groups of options
 SCHEDULE_FREE = ("schedule_free", "schedule_free_adamw")
 OPTIMIZERS = ("sgd", "adam", "adamw", "muon", *SCHEDULE_FREE)
+SAMPLINGS = ("shuffle", "poisson")
 SCHEDULES = ("constant", "linear", "cosine", "multistep")
 GROUPS = ("kernel", "linear", "vector", "whiten")
 _TEXTS = ("name", "summary", "source", "notes", "expected")
@@ -21,7 +22,7 @@ _TUPLES = ("mean", "std", "augment", "resolutions", "freeze", "milestones")
 _FRACTIONS = (
     *("momentum", "group_momentum", "warmup_fraction", "initial_rate", "final_rate"),
     *("milestone_factor", "lookahead_decay", "ema_decay", "swa_start", "label_smoothing"),
-    "valid_fraction",
+    *("valid_fraction", "dp_delta"),
 )
 
 
@@ -90,6 +91,16 @@ class Recipe:
         0.0, "Private training: largest gradient norm per image; 0 disables it.", OPTIMIZER
     )
     dp_noise: float = _value(0.0, "Private training: noise, relative to dp_clip.", OPTIMIZER)
+    dp_sampling: str = _value(
+        "shuffle",
+        "Private training: shuffle, or poisson (each image in each batch at random).",
+        OPTIMIZER,
+    )
+    dp_delta: float = _value(
+        0.0,
+        "Private training: delta of the guarantee; 0: the power of ten below 1/images.",
+        OPTIMIZER,
+    )
     sam_rho: float = _value(
         0.0, "Sharpness-aware minimization: distance, such as 0.05; 0 disables it.", OPTIMIZER
     )
@@ -179,6 +190,7 @@ class Recipe:
             )
         checks.check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
         checks.check_choice("class_weights", self.class_weights, ("none", "balanced"))
+        checks.check_choice("dp_sampling", self.dp_sampling, SAMPLINGS)
         checks.check_choice("tta", self.tta, VIEWS)
         checks.check_choice("precision", self.precision, POLICIES)
         checks.check_choice("valid", self.valid, ("fraction", "given"))
@@ -233,6 +245,14 @@ class Recipe:
             raise UsageError("nesterov needs momentum; give momentum, such as 0.9")
         if self.dp_noise and not self.dp_clip:
             raise UsageError("dp_noise is relative to dp_clip; give dp_clip, such as 1")
+        for name in ("dp_delta", "dp_sampling"):
+            if getattr(self, name) not in (0, "shuffle") and not self.dp_clip:
+                raise UsageError(f"{name} is for private training; give dp_clip, such as 1")
+        if self.dp_clip and self.class_weights != "none":
+            raise UsageError(
+                "class_weights are counts of the labels, without noise, and dp_clip bounds what is "
+                "known about one image; leave one of them out"
+            )
         if self.dp_clip and mixes_examples(model):
             raise UsageError(
                 f"dp_clip needs a model that looks at each image alone, and {self.model} has "

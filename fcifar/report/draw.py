@@ -36,6 +36,7 @@ from fcifar.train.evaluate import read_predictions
 _IMAGES = 20  # of a grid of predictions, and of a training batch
 _SCORED = 24  # of a grid of the hardest images: three rows of eight
 _VOTED = 3  # classes named below a disputed image
+_KEY = 6  # after those of a run, see train.setup
 _LABELS = {
     "loss": "loss, nats",
     "probability": "probability of the true class",
@@ -82,7 +83,8 @@ def _run(path: Path, dataset: Dataset) -> None:
     save(curves.of_run(metrics_log.read(path), title=title), folder / "learning_curve.png")
     save(bars.per_class(report["per_class"], title=title), folder / "per_class.png")
 
-    order_key, augment_key = random.split(random.key(report["seed"]))
+    key = random.fold_in(random.key(report["seed"]), _KEY)
+    order_key, augment_key = random.split(key)
     rows = random.permutation(order_key, len(dataset.train_labels))[:_IMAGES]
     batch = recipes.make_augment(config.recipe)(augment_key, dataset.train_images[rows])
     labels = dataset.train_labels[rows]

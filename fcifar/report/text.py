@@ -48,6 +48,14 @@ def selected(report: Mapping[str, Any]) -> str:
     return f"of step {chosen['step']:,}, chosen by validation loss {loss}{images}{stopped}"
 
 
+def privacy(report: Mapping[str, Any]) -> str:
+    """The guarantee of a private run: ``epsilon 2.35 at delta 1e-05, Poisson sampling``."""
+    found = report["privacy"]
+    if found["epsilon"] is None:
+        return found["note"]
+    return f"epsilon {found['epsilon']:.3g} at delta {found['delta']:g}; {found['sampling']}"
+
+
 def confusions(report: Mapping[str, Any], most: int = 3) -> str:
     """The most frequent confusions: ``cat as dog (120), dog as cat (98)``."""
     classes = list(report["per_class"])

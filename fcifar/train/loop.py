@@ -21,6 +21,7 @@ from fcifar.parallel import Axis
 from fcifar.recipes import Recipe
 from fcifar.step_transforms import LoopState, StepInput, shard, stack, take
 from fcifar.train import (
+    accounting,
     checkpoint,
     distributed,
     environment,
@@ -450,7 +451,9 @@ def _check_finite(run: _Run, step: int, what: str = "the loss") -> None:
     if not step or run.config.checkpoint.allow_nonfinite:
         return
     path = run.path
-    rows = next(run.training.inputs(step - 1)).indices.tolist()
+    inputs = next(run.training.inputs(step - 1))
+    present = inputs.present if isinstance(inputs.present, Tensor) else slice(None)
+    rows = inputs.indices[present].tolist()
     last = next(iter(run_dir.list_checkpoints(path).values()), None) if run.writes else None
     if run.writes:
         name = last.name if last else None
@@ -522,6 +525,7 @@ def _finish(run: _Run, state: LoopState, step: int) -> dict[str, Any]:
         "valid_n": len(training.valid.labels),
         **views,
         **average,
+        **(accounting.report(recipe, training.size, step) if recipe.dp_clip else {}),
         **summary,
         **{f"{name}_seconds": seconds for name, seconds in dataclasses.asdict(timings).items()},
         "eval_seconds": eval_seconds,

@@ -70,8 +70,8 @@ def default_steps(recipe: Recipe, size: int) -> int:
 def prepare(recipe: Recipe, steps: int, size: int) -> Recipe:
     """Return the recipe for short trainings with a constant rate.
 
-    Without warm-up and schedule, growing images, averages and validation; long enough for ``steps``
-    steps over ``size`` images.
+    Without warm-up and schedule, growing images, averages and validation, and with batches of one
+    size; long enough for ``steps`` steps over ``size`` images.
 
     Raises:
         UsageError: ``steps`` is out of range.
@@ -79,6 +79,7 @@ def prepare(recipe: Recipe, steps: int, size: int) -> Recipe:
     check_count("--steps", steps, 1)
     return recipe.replace(
         epochs=math.ceil(steps / max(recipes.steps_per_epoch(recipe, size), 1)),
+        dp_sampling="shuffle",
         schedule="constant",
         warmup_steps=0,
         warmup_fraction=0.0,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fcifar import averaging, precision, random, recipes, step_transforms, tree
+from fcifar import averaging, precision, privacy, random, recipes, step_transforms, tree
 from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
@@ -60,8 +60,9 @@ class Training(NamedTuple):
     """The average beside them, with batch-norm statistics of its own; None without ``ema_decay``
     and ``swa_start``."""
     inputs: Callable[[int], Iterator[StepInput]]  # of each step from a given one on
+    size: int  # number of images to train on
     steps_per_epoch: int
-    images_per_epoch: int
+    images_per_epoch: int  # on average
     total_steps: int
     learning_rate: Callable[[int], float]  # by step, from 0
     train: Batch  # all training images, with those held out; on the device
@@ -80,7 +81,7 @@ def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tenso
     return holdout(valid_key, labels, recipe.valid_fraction, stratify=recipe.stratify)
 
 
-_STATISTICS_KEY = 5  # after the keys below
+_STATISTICS_KEY = 5  # after the keys below; 6 is that of the figures, see report.draw
 
 
 def _keys(seed: int) -> tuple[Key, ...]:
@@ -314,10 +315,25 @@ def make_trainings(
         def order_of(_: Tensor, epoch: Tensor) -> Tensor:
             return random.permutation(random.fold_in(order_key, epoch), rows)
 
+        def sample_of(_: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+            key = random.fold_in(order_key, step)
+            numbers, present = privacy.poisson_sample(key, size, recipe.batch_size)
+            return rows[numbers], present
+
+        is_sampled = recipe.dp_sampling == "poisson"
         # An order takes hundreds of small kernels.
         draw_order = step_transforms.replay(order_of, note) if compiled else order_of
+        draw_sample = step_transforms.replay(sample_of, note) if compiled else sample_of
 
-        def inputs(start: int) -> Iterator[StepInput]:
+        def sampled_inputs(start: int) -> Iterator[StepInput]:
+            for step in range(start, total_steps):
+                indices, present = draw_sample(rows, torch.full((), step, device=device))
+                flip: Any = ()
+                if recipe.alternating_flip:
+                    flip = alternate(mirrored, indices, step // steps_per_epoch)
+                yield StepInput(indices, flip, values, present=present)
+
+        def shuffled_inputs(start: int) -> Iterator[StepInput]:
             first, done = divmod(start, steps_per_epoch)
             for epoch in range(first, recipe.epochs):
                 order = draw_order(rows, torch.full((), epoch, device=device))
@@ -329,6 +345,8 @@ def make_trainings(
                 for i in range(done if epoch == first else 0, len(batches)):
                     yield StepInput(batches[i], flips[i], values)
 
+        inputs = sampled_inputs if is_sampled else shuffled_inputs
+
         def first_calls(state: LoopState) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
             nonlocal is_warm
             if is_warm or not compiled:
@@ -337,7 +355,8 @@ def make_trainings(
             if not is_ahead:
                 tell(Preparing("compiling"))
             is_stack = state.nonfinite.ndim > 0
-            last_epoch = inputs(total_steps - steps_per_epoch)
+            # Shuffled epochs end with a smaller batch.
+            last_epoch = inputs(total_steps - (1 if is_sampled else steps_per_epoch))
             for batch in {len(batch.indices): batch for batch in last_epoch}.values():
                 part = step_transforms.shard(batch, axis.rank, axis.size)
                 part = step_transforms.stack([part] * len(state.nonfinite)) if is_stack else part
@@ -383,8 +402,11 @@ def make_trainings(
             value=value,
             average=average_of if recipe.average else None,
             inputs=inputs,
+            size=size,
             steps_per_epoch=steps_per_epoch,
-            images_per_epoch=steps_per_epoch * recipe.batch_size if recipe.drop_last else size,
+            images_per_epoch=steps_per_epoch * recipe.batch_size
+            if recipe.drop_last or is_sampled
+            else size,
             total_steps=total_steps,
             learning_rate=learning_rate,
             train=train,

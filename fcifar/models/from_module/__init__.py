@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fcifar import layers, precision
+from fcifar import layers, precision, random
 from fcifar.errors import located
 from fcifar.models.base import Apply, Buffers, Model, Variables, check_key, versions_of
 from fcifar.models.from_module import check
@@ -124,7 +124,8 @@ def from_module(
 
     apply = apply_frozen(())
 
-    with torch.device("cpu"):  # whatever the default device
+    # On the CPU, whatever the default device. A check repeats a step.
+    with torch.device("cpu"), random.allow_reuse():
         check.check_step(apply, Variables(values.params, values.buffers))
         for training, skeleton in skeletons.items():
             if skeleton.caches or values.constants:

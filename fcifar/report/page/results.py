@@ -68,6 +68,11 @@ def headline(run: Run) -> list[Any]:
         name, value = f"of the average ({report['average']})", report["average_accuracy"]
         loss = f"loss {number(report['average_loss'])}; {interval}"
         tiles.append((name, percent(value, 2), loss))
+    if "privacy" in report:
+        found = report["privacy"]
+        by = "; ".join(filter(None, (found["note"], found["sampling"], found["accountant"])))
+        epsilon = "-" if found["epsilon"] is None else f"{found['epsilon']:.3g}"
+        tiles.append(("epsilon", epsilon, f"at delta {found['delta']:g}; {by}"))
     rate = f"{report['steps']:,} steps, {report['images_per_second']:,.0f} images/s"
     epochs = f"{report['epochs']:g} epoch{'' if report['epochs'] == 1 else 's'}"
     tiles += [
