@@ -402,7 +402,7 @@ def gauss_newton_vector_product(
                 return each(p, chunk, *rest)
 
             change = jvp(forward, (params,), (vector,))[1]
-            values, pullback = vjp(forward, params)
+            values, pullback, *_ = vjp(forward, params)
             slope = grad(lambda y: losses(y, chunk).sum())
             return pullback(jvp(slope, (values,), (change,))[1])[0]
 
