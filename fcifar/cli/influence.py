@@ -75,12 +75,12 @@ def influence(
         for flag, value in (("--damping", damping), ("--curvature-images", curvature_images)):
             if value is not None:
                 raise UsageError(f"{flag} is of --method gauss_newton; leave it out for tracin")
-    asked = attribution.Options(
+    chosen = attribution.Options(
         method,
         attribution.DAMPING if damping is None else damping,
         attribution.CURVATURE if curvature_images is None else curvature_images,
     )
-    attribution.check(asked, top)
+    attribution.check(chosen, top)
     trained = inference.load(run)
     runtime = make_runtime(
         device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
@@ -90,7 +90,7 @@ def influence(
     data = open_dataset(trained.dataset, data_dir, quiet=quiet)
     with progress.counting(quiet=quiet) as count:
         found, result = attribution.make(
-            run, trained, runtime, data, split, rows, asked, top=top, progress=count
+            run, trained, runtime, data, split, rows, chosen, top=top, progress=count
         )
     if out is not None:
         write_json(out / "report.json", result)
