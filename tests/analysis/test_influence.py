@@ -10,6 +10,7 @@ from torch.func import grad, hessian, vmap
 from fcifar import grads, random, tree
 from fcifar.analysis import influence
 from fcifar.analysis.influence import Checkpoint, conjugate_gradient, gauss_newton, tracin
+from fcifar.bench import reference_models
 from fcifar.losses import cross_entropy
 from fcifar.models import Params, Variables
 from fcifar.precision import FP64
@@ -61,6 +62,38 @@ def test_tracin_is_the_sum_of_explicit_inner_products(name: str, make_batch) -> 
     for chunk_size in (None, 3):
         found = tracin(logits, chunk_size=chunk_size)(checkpoints, test, train)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tracin_is_captums(make_batch, tmp_path) -> None:
+    """Of the plain module of conv3 in float64, at two checkpoints."""
+    captum = pytest.importorskip("captum.influence")
+    model, test, train = make_model("conv3"), make_batch(2, seed=1), make_batch(6, seed=2)
+    net = reference_models.MODULES["conv3"](dropout=0.25).double().eval()
+    rates = {}
+    for seed, rate in ((3, 0.1), (4, 0.02)):
+        path = str(tmp_path / f"{seed}.pt")
+        rates[path] = rate
+        torch.save(tree.map(Tensor.double, model.init(random.key(seed)).params), path)
+
+    def load(module: torch.nn.Module, path: str) -> float:
+        module.load_state_dict(torch.load(path))
+        return rates[path]
+
+    x, y = (normalize()(images).double() for images in (test.images, train.images))
+    reference = captum.TracInCP(
+        net,
+        torch.utils.data.TensorDataset(y, train.labels),
+        list(rates),
+        load,
+        loss_fn=torch.nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=3,
+        sample_wise_grads_per_batch=True,
+    )
+    expected = reference.influence((x, test.labels))
+    checkpoints = [Checkpoint(rate, torch.load(path), ({},)) for path, rate in rates.items()]
+    found = tracin(influence.example_logits(model, policy=FP64))(checkpoints, test, train)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_a_step_on_one_image_lowers_the_loss_by_its_score(make_batch) -> None:
