@@ -127,7 +127,7 @@ def _cells(entry: dict[str, Any] | None) -> tuple[str, str, str]:
 
 
 def _score(score: float | None) -> str:
-    return "not finite" if score is None else f"{score:+.3g}"
+    return "not finite" if score is None else f"{score:+#.3g}"
 
 
 def _describe(result: dict[str, Any]) -> str:

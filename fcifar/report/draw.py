@@ -229,7 +229,9 @@ def influence(
         train_images: uint8 [N, 3, H, W], of the data set.
         result: what ``runs.attribution.make`` returned with them.
     """
-    title = f"{result['recipe']} on {result['dataset']}: {result['method']}"
+    title = (
+        f"{result['recipe']} on {result['dataset']}: proponents and opponents by {result['method']}"
+    )
     save(grids.influence_grid(found, train_images, result, heading=title), folder / "influence.png")
 
 

@@ -158,12 +158,12 @@ def influence_grid(
     cells: list[tuple[Tensor, str, str]] = []
     for image, each in zip(found.images, result["images"][:_MOST_ROWS], strict=False):
         first = f"{each['label']}\npredicted {each['prediction']}\n{each['id']}"
-        starts = ((image, first, INK), (blank, "", INK))
+        starts = ((image, first, INK), (blank, "opponents", INK))
         for start, kind in zip(starts, ("proponents", "opponents"), strict=True):
             listed = [
                 (
                     train_images[rows[entry["id"]]],
-                    f"{entry['label']}\n{entry['score'] or math.nan:+.3g}\n{entry['id']}",
+                    f"{entry['label']}\n{entry['score'] or math.nan:+#.3g}\n{entry['id']}",
                     RIGHT if entry["label"] == each["label"] else INK,
                 )
                 for entry in each[kind][:shown]
