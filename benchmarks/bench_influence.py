@@ -104,13 +104,14 @@ def score(
 
 
 def ranks(values: Tensor) -> Tensor:
-    """Return the ranks along the last axis, from 0; without ties."""
-    return values.argsort(-1).argsort(-1).double()
+    """Return the ranks along the last axis, from 0; equal values have the mean of theirs."""
+    one, other = values.unsqueeze(-1), values.unsqueeze(-2)
+    return (one > other).sum(-1) + ((one == other).sum(-1) - 1) / 2.0
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Return Spearman's correlation along the last axis."""
-    x, y = (ranks(v) - (v.shape[-1] - 1) / 2 for v in (a, b))
+    x, y = (ranks(v).double() - (v.shape[-1] - 1) / 2 for v in (a, b))
     return (x * y).sum(-1) / (x.square().sum(-1) * y.square().sum(-1)).sqrt()
 
 

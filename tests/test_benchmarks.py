@@ -334,6 +334,7 @@ def test_influence_is_compared_with_leaving_images_out(
     ascending = torch.arange(5.0).square()
     assert bench_influence.rank_correlation(ascending, ascending.exp()) == 1
     assert bench_influence.rank_correlation(ascending, -ascending) == -1
+    assert bench_influence.ranks(torch.tensor([2.0, 1.0, 2.0, 0.0])).tolist() == [2.5, 1, 2.5, 0]
 
 
 # One call on a device ----------------------------------------------------------------------------

@@ -102,12 +102,13 @@ def influence(
 def _show(result: dict[str, Any]) -> None:
     for each in result["images"]:
         pairs = zip_longest(each["proponents"], each["opponents"])
-        verdict = f"{each['prediction']} with {output.percent(each['confidence'])}"
+        verdict = f"predicted {each['prediction']} with {output.percent(each['confidence'])}"
+        loss = output.number(each["loss"])
+        # Not as the title of the table, which would be wrapped at its width.
+        output.line(f"{each['id']}: {each['label']}, {verdict}, loss {loss}")
         output.table(
             ("proponent", "class", "score", "opponent", "class", "score"),
             [[*_cells(left), *_cells(right)] for left, right in pairs],
-            title=f"{each['id']}: {each['label']}, predicted {verdict}, "
-            f"loss {output.number(each['loss'])}",
         )
         output.stdout.print()
     is_approximate = result["method"] == "tracin" and result["optimizer"] != "sgd"
