@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import grad, grad_and_value, jvp, vmap
+from torch.func import grad, grad_and_value, jvp, vjp, vmap
 from torch.linalg import vector_norm
 
 from fcifar import random, tree
@@ -357,6 +357,54 @@ def hessian_vector_product(loss: Loss, *, chunk_size: int | None = None) -> Call
         def of_chunk(chunk: Tree) -> Tree:
             gradient = grad(lambda p: losses(p, chunk, *rest).sum())
             return jvp(gradient, (params,), (vector,))[1]
+
+        if not tree.leaves(params):
+            return params
+        size = _size(examples)
+        total = add_up(map(of_chunk, chunks(examples, chunk_size)))
+        return tree.map(lambda leaf: leaf / size, total)
+
+    return product
+
+
+def gauss_newton_vector_product(
+    outputs: Callable[..., Tensor],
+    loss: Callable[[Tensor, Tree], Tensor],
+    *,
+    chunk_size: int | None = None,
+) -> Callable[..., Tree]:
+    """Return ``(params, vector, examples, *rest) -> G @ vector`` for the mean loss over the
+    examples.
+
+    The generalised Gauss-Newton matrix is G = mean of J^T H J, where J is the derivative of an
+    example's outputs with respect to the parameters, and H the Hessian of its loss with respect to
+    the outputs. It is the Hessian where the outputs are linear in the parameters, and positive
+    semidefinite if the loss is convex in the outputs. With cross-entropy it is also the Fisher
+    information matrix. Schraudolph, "Fast curvature matrix-vector products for second-order
+    gradient descent", Neural Computation 14, 2002; Martens, https://arxiv.org/abs/1412.1193,
+    section 8.
+
+    Args:
+        outputs: ``(params, example, *rest) -> [...]``, such as the logits of an image.
+        loss: ``(outputs, example) -> []``.
+
+    >>> product = fcifar.grads.gauss_newton_vector_product(
+    ...     lambda w, x: w * x, lambda y, x: y.square().sum()
+    ... )
+    >>> product(torch.ones(2), torch.tensor([1.0, 0.5]), torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+    tensor([10.,  2.])
+    """
+    each, losses = _mapped(outputs), vmap(loss)
+
+    def product(params: Tree, vector: Tree, examples: Tree, *rest: Any) -> Tree:
+        def of_chunk(chunk: Tree) -> Tree:
+            def forward(p: Tree) -> Tensor:
+                return each(p, chunk, *rest)
+
+            change = jvp(forward, (params,), (vector,))[1]
+            values, pullback, *_ = vjp(forward, params)
+            slope = grad(lambda y: losses(y, chunk).sum())
+            return pullback(jvp(slope, (values,), (change,))[1])[0]
 
         if not tree.leaves(params):
             return params

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import (
     bench_grads,
+    bench_influence,
     bench_speed94,
     bench_steps,
     compare_records,
@@ -308,6 +309,32 @@ def test_gradients_of_each_image_are_measured_beside_the_batchs(
     assert found["config"]["threads"] == 1
     assert found["config"]["parameters"] == 62_006
     assert "each image" in tables.section(found)
+
+
+def test_influence_is_compared_with_leaving_images_out(
+    folder: Path, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench_influence, "compile_step", lambda step: step)
+    monkeypatch.setattr(bench_influence, "BATCH_SIZE", 10)
+    made = bench.synthetic(200)
+    data.save(made._replace(name="tiny"), tmp_path)
+    monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
+    classes = ",".join(made.classes[:3])
+    words = f"--dataset tiny --classes {classes} --images 40 --tests 2 --removed 2 --subsets 4"
+    words += " --seeds 2 --steps 5 --iterations 2 --name few"
+    monkeypatch.setattr(sys, "argv", ["influence", *words.split()])
+    bench_influence.main()
+    results = records.read(folder / "few.json")["results"]
+    for method in ("tracin", "tracin, last", "gauss_newton"):
+        for seeds in ("one seed", "all seeds"):
+            found = results["rank_correlation"][f"{method}, {seeds}"]
+            assert len(found["each"]) == 2
+            assert found["interval95"][0] <= found["mean"] <= found["interval95"][1]
+    assert len(results["rise"]) == 10
+    ascending = torch.arange(5.0).square()
+    assert bench_influence.rank_correlation(ascending, ascending.exp()) == 1
+    assert bench_influence.rank_correlation(ascending, -ascending) == -1
+    assert bench_influence.ranks(torch.tensor([2.0, 1.0, 2.0, 0.0])).tolist() == [2.5, 1, 2.5, 0]
 
 
 # One call on a device ----------------------------------------------------------------------------

@@ -30,7 +30,9 @@ from fcifar import (
     step_transforms,
     tree,
 )
+from fcifar.analysis import influence
 from fcifar.analysis.example_scores import make_score_step
+from fcifar.analysis.influence import Checkpoint
 from fcifar.augment import functional, tta
 from fcifar.models import Model, Variables
 from fcifar.parallel import ALONE, Axis, sum_flat
@@ -381,6 +383,7 @@ def example_loss(params: models.Params, example: Batch) -> Tensor:
 
 
 LENET = models.lenet()
+LOGITS = influence.example_logits(LENET)
 OF_EXAMPLES: dict[str, Callable[[Any, Any], Any]] = {
     "per_example": grads.per_example(example_loss, chunk_size=3),
     "per_example_norms": grads.per_example_norms(example_loss),
@@ -388,6 +391,12 @@ OF_EXAMPLES: dict[str, Callable[[Any, Any], Any]] = {
     "hessian_vector_product": lambda params, batch: grads.hessian_vector_product(example_loss)(
         params, params, batch
     ),
+    "tracin": lambda params, batch: influence.tracin(LOGITS, chunk_size=3)(
+        [Checkpoint(0.1, params, ({},))] * 2, batch, batch
+    ),
+    "influence functions": lambda params, batch: influence.gauss_newton(
+        LOGITS, damping=0.1, iterations=2
+    )(params, batch, batch, {}),
 }
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jvp
+from torch.func import grad, hessian, jacrev, jvp
 
 from fcifar import grads, losses, models, optim, random, tree
 from fcifar.grads import (
     NoiseScale,
+    gauss_newton_vector_product,
     hessian_vector_product,
     meta_gradient,
     noise_scale,
@@ -110,6 +111,8 @@ def test_without_parameters_gradients_are_empty(chunk_size: int | None) -> None:
     norms = grads.per_example_norms(loss, chunk_size=chunk_size)({}, examples)
     assert torch.equal(norms, torch.zeros(3))
     product = grads.hessian_vector_product(loss, chunk_size=chunk_size)
+    assert product({}, {}, examples) == {}
+    product = grads.gauss_newton_vector_product(loss, lambda y, x: y, chunk_size=chunk_size)
     assert product({}, {}, examples) == {}
     assert grads.noise_scale(loss, chunk_size=chunk_size)({}, examples) == (0, 0)
 
@@ -214,6 +217,54 @@ def test_hessian_vector_product_equals_the_whole_hessian() -> None:
     }
     found = hessian_vector_product(loss, chunk_size=4)(params, vector, batch)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def hidden_logits(params: Params, example: tuple[Tensor, Tensor]) -> Tensor:
+    return params["b"] @ torch.tanh(params["a"] @ example[0])
+
+
+def label_loss(logits: Tensor, example: tuple[Tensor, Tensor]) -> Tensor:
+    return losses.cross_entropy(logits, example[1])
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_gauss_newton_vector_product_equals_the_whole_matrix(chunk_size: int | None) -> None:
+    """The mean of J^T (diag p - p p^T) J, which is positive semidefinite."""
+    like = {"a": torch.empty(4, 3, dtype=F64), "b": torch.empty(5, 4, dtype=F64)}
+    params, vector = random_like(like, 0), random_like(like, 1)
+    batch = (random.normal(random.key(2), (6, 3)).double(), torch.arange(6) % 5)
+    flat = torch.cat([vector["a"].flatten(), vector["b"].flatten()])
+    whole = torch.zeros(32, 32, dtype=F64)
+    for x, label in zip(*batch, strict=True):
+        jacobian = jacrev(hidden_logits)(params, (x, label))
+        j = torch.cat([jacobian["a"].flatten(1), jacobian["b"].flatten(1)], dim=1)
+        p = hidden_logits(params, (x, label)).softmax(-1)
+        whole += j.T @ (p.diag() - p.outer(p)) @ j / 6
+    product = gauss_newton_vector_product(hidden_logits, label_loss, chunk_size=chunk_size)
+    found = product(params, vector, batch)
+    found = torch.cat([found["a"].flatten(), found["b"].flatten()])
+    torch.testing.assert_close(found, whole @ flat, rtol=1e-12, atol=1e-14)
+    assert flat @ found > 0
+
+
+def test_the_gauss_newton_matrix_of_a_linear_model_is_its_hessian() -> None:
+    """And that of a model with a hidden layer is not."""
+    batch = (random.normal(random.key(2), (6, 3)).double(), torch.arange(6) % 5)
+
+    def linear_logits(w: Tensor, example: tuple[Tensor, Tensor]) -> Tensor:
+        return w @ example[0]
+
+    def products(outputs: Any, params: Tree) -> tuple[Tree, Tree]:
+        vector = random_like(params, 1)
+        exact = hessian_vector_product(lambda p, example: label_loss(outputs(p, example), example))
+        approximate = gauss_newton_vector_product(outputs, label_loss)
+        return exact(params, vector, batch), approximate(params, vector, batch)
+
+    exact, found = products(linear_logits, random.normal(random.key(3), (5, 3)).double())
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-14)
+    like = {"a": torch.empty(4, 3, dtype=F64), "b": torch.empty(5, 4, dtype=F64)}
+    exact, found = products(hidden_logits, random_like(like, 0))
+    assert tree.norm(tree.map(torch.sub, found, exact)) > 0.1 * tree.norm(exact)
 
 
 # Through training --------------------------------------------------------------------------------
@@ -353,13 +404,23 @@ FUNCTIONS = {
             params, random_like(params, 5), *rest
         )
     ),
+    "gauss_newton_vector_product": lambda loss, **kw: (
+        lambda params, *rest: gauss_newton_vector_product(
+            loss, lambda output, _: output.square(), **kw
+        )(params, random_like(params, 5), *rest)
+    ),
 }
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name in ("noise_scale",) else [])
+        pytest.param(
+            name,
+            marks=[pytest.mark.slow]
+            if name in ("noise_scale", "gauss_newton_vector_product")
+            else [],
+        )
         for name in FUNCTIONS
     ],
 )

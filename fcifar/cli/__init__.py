@@ -20,6 +20,7 @@ from fcifar.cli import (
     data,
     evaluate,
     export,
+    influence,
     info,
     lr_find,
     output,
@@ -57,6 +58,7 @@ app.command(name="lr-find")(lr_find.lr_find)
 app.command(name="eval")(evaluate.evaluate)
 app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
+app.command(name="influence")(influence.influence)
 app.command(name="export")(export.export)
 app.command(name="soup")(soup.soup)
 app.command(name="report")(report.report)

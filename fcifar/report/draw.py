@@ -28,6 +28,7 @@ from fcifar.report.figures import (
     rates as rate_figure,
 )
 from fcifar.report.figures.canvas import save
+from fcifar.runs.attribution import Attribution
 from fcifar.step import Batch, EvalOutput
 from fcifar.train import metrics_log, run_dir
 from fcifar.train.config import read_config
@@ -217,6 +218,23 @@ def rates(folder: Path, result: dict[str, Any]) -> None:
     """Write rates.png: what ``train.lr_find.find`` returned."""
     title = f"{result['recipe']} on {result['dataset']}: loss by learning rate"
     save(rate_figure.draw(result, title=title), folder / "rates.png")
+
+
+def influence(
+    folder: Path, found: Attribution, train_images: Tensor, result: dict[str, Any]
+) -> None:
+    """Write influence.png: each image with its proponents, and its opponents below them.
+
+    Args:
+        folder: created if it does not exist.
+        found: scores, see ``runs.attribution``.
+        train_images: uint8 [N, 3, H, W], of the data set.
+        result: what ``runs.attribution.make`` returned with them.
+    """
+    title = (
+        f"{result['recipe']} on {result['dataset']}: proponents and opponents by {result['method']}"
+    )
+    save(grids.influence_grid(found, train_images, result, heading=title), folder / "influence.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:

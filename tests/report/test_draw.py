@@ -1,4 +1,4 @@
-"""The figures of an evaluation, of per-example scores and of a group: which, and of what."""
+"""The figures of an evaluation, of per-example scores, of influence and of a group: of what."""
 
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from fcifar.analysis.score_tables import Examined
 from fcifar.report import draw
 from fcifar.report.figures import bars, grids, sweep
 from fcifar.report.figures.canvas import save
-from fcifar.report.figures.grids import WRONG
+from fcifar.report.figures.grids import RIGHT, WRONG
+from fcifar.runs.attribution import Attribution, ranked
 from fcifar.step import Batch, EvalOutput
 
 CLASSES = ("cat", "dog", "$hip_$")
@@ -176,3 +177,43 @@ def test_one_swept_value_is_a_line_and_two_are_a_grid() -> None:
     assert axes.get_xlabel() == "momentum"
     large = summary(tuple(i / 100 for i in range(50)), (0.5, 0.9))
     assert len(sweep.points(large).axes[0].get_yticks()) == sweep.LARGEST
+
+
+def test_proponents_and_opponents(tmp_path: Path, sheets: dict[str, dict]) -> None:
+    """A row of proponents and one of opponents for each image, filled up with white."""
+    images, _ = examined(1)
+    rows, labels = torch.arange(2, 12), torch.arange(10) % 3
+    names = [f"train/{row:05}" for row in rows.tolist()]
+    of = torch.tensor([29, 28])
+    test_labels = torch.tensor([0, 2])
+    scores = torch.tensor([[3.0, 2, 1, -1, -2, -3, -4, -5, -6, -7], [0.5, *[0.0] * 9]])
+    found = Attribution(
+        ["test/00029", "test/00028"], images[of], test_labels, names, rows, labels, scores
+    )
+
+    def listed(image: int, chosen: Tensor) -> list[dict]:
+        return [
+            {"id": names[i], "label": CLASSES[int(labels[i])], "score": scores[image, i].item()}
+            for i in chosen.tolist()
+        ]
+
+    of_images = []
+    for i, name in enumerate(found.names):
+        proponents, opponents = (listed(i, chosen) for chosen in ranked(scores[i]))
+        true = CLASSES[int(test_labels[i])]
+        of_images.append(
+            {"id": name, "label": true, "prediction": "dog", "proponents": proponents}
+            | {"opponents": opponents}
+        )
+    result = {"recipe": "blitz", "dataset": "tiny", "method": "tracin", "images": of_images}
+    draw.influence(tmp_path, found, images, result)
+    sheet, white = sheets.pop("influence.png"), 255 // 8
+    assert sheet["columns"] == 8
+    assert sheet["rows"][:8] == [29, 2, 3, 4, *[white] * 4]
+    assert sheet["rows"][8:16] == [white, 11, 10, 9, 8, 7, 6, 5]
+    assert sheet["rows"][16:] == [28, 2, *[white] * 14]
+    titles = list(sheet["titles"])
+    assert titles[:2] == ["cat\npredicted dog\ntest/00029", "cat\n+3.00\ntrain/00002"]
+    assert titles[8:10] == ["opponents", "cat\n-7.00\ntrain/00011"]
+    assert [color == RIGHT for color in sheet["colors"][1:4]] == [True, False, False]
+    assert sheet["heading"] == "blitz on tiny: proponents and opponents by tracin"

@@ -5,8 +5,8 @@ matplotlib sets the text. Positions are pixels from the top left corner.
 """
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from fcifar.data.dataset import Dataset
 from fcifar.errors import UsageError
 from fcifar.random import Key
 from fcifar.report.figures.canvas import INK, compose, empty_figure, fit
+from fcifar.runs.attribution import Attribution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ _DPI = 200
 _LINE = 34  # the height of a line of text
 _HEADING = 84
 _MOST_ROWS = 40  # of a preview
+_INFLUENTIAL = 7  # training images at each end
 _SIZE, _SMALLEST, _HEADING_SIZE = 8.0, 5.5, 13.0  # points
 _TRAINING_COLUMNS = 5  # 20 images make four rows of five
 
@@ -142,6 +144,35 @@ def predictions_grid(
     verdicts = list(map(verdict, predicted, true, confidence.tolist()))
     captions, colors = [text for text, _ in verdicts], [color for _, color in verdicts]
     return image_grid(images, captions, colors=colors, heading=heading)
+
+
+def influence_grid(
+    found: Attribution, train_images: Tensor, result: Mapping[str, Any], *, heading: str
+) -> "Image":
+    """Return two rows for each image: it and its proponents, then its opponents.
+
+    Training images of its own class have green captions. Arguments as for ``draw.influence``.
+    """
+    shown, rows = _INFLUENTIAL, dict(zip(found.train_names, found.train_rows, strict=True))
+    blank = torch.full_like(found.images[0], 255)
+    cells: list[tuple[Tensor, str, str]] = []
+    for image, each in zip(found.images, result["images"][:_MOST_ROWS], strict=False):
+        first = f"{each['label']}\npredicted {each['prediction']}\n{each['id']}"
+        starts = ((image, first, INK), (blank, "opponents", INK))
+        for start, kind in zip(starts, ("proponents", "opponents"), strict=True):
+            listed = [
+                (
+                    train_images[rows[entry["id"]]],
+                    f"{entry['label']}\n{entry['score'] or math.nan:+#.3g}\n{entry['id']}",
+                    RIGHT if entry["label"] == each["label"] else INK,
+                )
+                for entry in each[kind][:shown]
+            ]
+            cells += [start, *listed, *[(blank, "", INK)] * (shown - len(listed))]
+    images, captions, colors = zip(*cells, strict=True)
+    return image_grid(
+        torch.stack(images), captions, columns=shown + 1, colors=colors, heading=heading
+    )
 
 
 def training_grid(
