@@ -216,15 +216,14 @@ def frost(key: Key, images: Tensor, share: float, strength: float) -> Tensor:
     """
     batch, _, height, width = images.shape
     cloud_key, angle_key, *needle_keys = random.split(key, 4)
-    ice = _cloud(cloud_key, images, 2.0)
+    ice = 0.6 * _cloud(cloud_key, images, 2.0) - 0.1
     first = base.uniform(angle_key, (batch,), 0.0, 360.0)
     for i, subkey in enumerate(needle_keys):
-        speck = random.uniform(subkey, (batch, 1, height, width))
-        speck = torch.where(speck > 0.9, 255, 0).to(torch.uint8)
-        needles = filters.unit(filters.line_blur(speck, first + 60 * i, 8, 4))
-        ice = ice + needles / needles.amax((-2, -1), keepdim=True).clamp(min=1 / 255) / 2
-    dark, light = (_color(rgb, ice) for rgb in ((70, 100, 130), (235, 245, 255)))
-    texture = dark + (light - dark) * ice.clamp(max=1)
+        seeds = random.uniform(subkey, (batch, 1, height, width)) > 0.92
+        needles = filters.unit(filters.line_blur(255 * seeds.byte(), first + 60 * i, 8, 4))
+        ice = ice + needles / needles.amax((-2, -1), keepdim=True).clamp(min=1 / 255)
+    dark, light = (_color(rgb, ice) for rgb in ((60, 90, 120), (235, 245, 255)))
+    texture = dark + (light - dark) * ice.clamp(0, 1)
     return _levels(share * filters.unit(images) + strength * texture)
 
 
