@@ -253,7 +253,7 @@ def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
     names, levels = about.get("corruptions", []), about.get("severities", [])
     each = f"{about.get('images', 0) // (len(names) * len(levels)):,}" if names else ""
-    blocks = f"{names_of(names)}; severities {names_of(levels)}; {each} images each"
+    blocks = f"{names_of(names)}; severities {names_of([*map(str, levels)])}; {each} images each"
     pairs = (
         ("corruptions", blocks if names else ""),
         ("pixels", pixels if "images" in about else ""),
