@@ -27,20 +27,22 @@ def unit(images: Tensor) -> Tensor:
 
 
 # Positions ---------------------------------------------------------------------------------------
-# Beyond the border of ``abcd``: dcb|abcd (mirror), cba|abcd (reflect), aaa|abcd (nearest).
 
 
 def mirror(index: Tensor, size: int) -> Tensor:
+    """Continue abcd as dcb|abcd|cba."""
     index = index % (2 * size - 2)
     return torch.minimum(index, 2 * size - 2 - index)
 
 
 def reflect(index: Tensor, size: int) -> Tensor:
+    """Continue abcd as dcba|abcd|dcba."""
     index = index % (2 * size)
     return torch.minimum(index, 2 * size - 1 - index)
 
 
 def nearest(index: Tensor, size: int) -> Tensor:
+    """Continue abcd as aaaa|abcd|dddd."""
     return index.clamp(0, size - 1)
 
 
@@ -175,12 +177,13 @@ def box_resize(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def filter3(x: Tensor, rows: Sequence[Sequence[float]], border: Border) -> Tensor:
-    """Apply a 3 x 3 filter."""
+    """Apply a 3 x 3 filter, whose rows go down and whose columns go right."""
     weights = {(i - 1, j - 1): float(w) for i, row in enumerate(rows) for j, w in enumerate(row)}
     return correlate(x, weights, border)
 
 
 def mean3(x: Tensor) -> Tensor:
+    """Return the mean of the 3 x 3 pixels around each."""
     return filter3(x, [[1] * 3] * 3, mirror) / 9
 
 

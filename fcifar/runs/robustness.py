@@ -181,8 +181,11 @@ def _of_blocks(
     """
     names, severities = (dataset.preparation[key] for key in ("corruptions", "severities"))
     means = correct.reshape(len(correct), len(names), len(severities), -1).double().mean(-1)
-    return dict.fromkeys(names, tuple(severities)), [
-        dict(zip(names, row, strict=True)) for row in means.tolist()
+    known = [name for name in CORRUPTIONS if name in names]
+    ordered = [*known, *(name for name in names if name not in known)]
+    found = [dict(zip(names, row, strict=True)) for row in means.tolist()]
+    return dict.fromkeys(ordered, tuple(severities)), [
+        {name: by_name[name] for name in ordered} for by_name in found
     ]
 
 
