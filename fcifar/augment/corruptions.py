@@ -12,8 +12,8 @@ differs:
 * ``elastic_transform`` does not round positions to 1/32 of a pixel, as OpenCV did before version 5.
 * Draws are keyed, and not those of NumPy.
 
-With the same draws, the levels are those of the authors' method, up to rounding: one level, in up
-to 5 % of the values.
+Apart from that, with the same draws, the levels are those of the authors' method up to rounding:
+one level, in 5 % of the values at most.
 
 Each corruption is a function ``(key, images, ...) -> images`` of uint8 images [B, 3, H, W], for any
 H and W of 4 or more; sizes given in pixels are for 32x32. The draws of image i depend on the key
@@ -99,7 +99,9 @@ def shot_noise(key: Key, images: Tensor, photons: float) -> Tensor:
     most = math.ceil(photons + 10 * math.sqrt(photons)) + 10  # beyond is less likely than 2**-24
     count = torch.arange(most, dtype=x.dtype, device=x.device)
     rate = torch.arange(1, 256, dtype=x.dtype, device=x.device)[:, None] * (photons / 255)
-    below = torch.exp(count * torch.log(rate) - rate - torch.lgamma(count + 1)).cumsum(1)
+    density = torch.exp(count * torch.log(rate) - rate - torch.lgamma(count + 1))
+    # A product, because a sum along an axis may have any order on a GPU.
+    below = density @ torch.ones(most, most, dtype=x.dtype, device=x.device).triu()
     below = torch.cat([torch.ones_like(below[:1]), below])
     # As whole numbers: uniform draws are multiples of 2**-23, and float32 would lose them.
     steps = torch.floor(below.clamp(max=1) * 2.0**23).to(torch.int64)
@@ -307,10 +309,10 @@ def elastic_transform(
     corner_key, noise_key = random.split(key)
     moves = base.uniform(corner_key, (batch, 3, 2), -side * corner, side * corner).to(x.dtype)
     reach = side // 3
-    middle = (width // 2, height // 2)
-    corners = [(m[0] + reach * i, m[1] + reach * j) for m in [middle] for i, j in _CORNERS]
+    corners = [(width // 2 + reach * i, height // 2 + reach * j) for i, j in _CORNERS]
     moved = moves + layers.constant([n for c in corners for n in c], x, x.dtype).reshape(3, 2)
-    # The map takes the moved points to the corners; its columns before inversion are e / 2 reach.
+    # The affine map from the corners to where they are moved has these columns. Each pixel is read
+    # at its image under the inverse.
     down, across = ((moved[:, i] - moved[:, i + 1]) / (2 * reach) for i in (0, 1))
     determinant = across[:, 0] * down[:, 1] - across[:, 1] * down[:, 0]
     rows, columns = (position.to(x.dtype) for position in filters.positions(images))
