@@ -11,7 +11,8 @@ Each factory draws parameters and passes them to a function of ``augment.functio
 ``augment.color`` or ``augment.policies``. Arguments out of range raise a ValueError in the factory;
 unsuitable images raise one when the result is called.
 
-``augment.mixing`` mixes pairs of images and their labels.
+``augment.mixing`` mixes pairs of images and their labels. ``augment.corruptions`` has those of
+CIFAR-10-C, for evaluation.
 """
 
 import math
@@ -22,6 +23,7 @@ from torch import Tensor
 from fcifar import random
 from fcifar.augment import base, functional, tta  # noqa: F401
 from fcifar.augment.base import Augment, identity
+from fcifar.augment.corruptions import corrupt  # noqa: F401
 from fcifar.augment.functional import Fill
 from fcifar.augment.mixing import Mix, cutmix, mixup  # noqa: F401
 from fcifar.augment.policies import aug_mix, auto_augment, rand_augment, trivial_augment  # noqa: F401

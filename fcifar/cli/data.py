@@ -146,7 +146,8 @@ def import_(
         option("--labels", "CIFAR-100: 100 classes, or 20 groups.", "fine|coarse", "fine"),
     ] = None,
     corruption: Annotated[
-        str | None, option("--corruption", "CIFAR-10-C: one of its files, such as fog.", "NAME")
+        str | None,
+        option("--corruption", "CIFAR-10-C: one of its files, such as fog.", "NAME", "all of them"),
     ] = None,
     severity: Annotated[
         int | None,
@@ -170,6 +171,7 @@ def import_(
     [dim]fcifar data import cifar-10-python.tar.gz
     fcifar data import photos/ --resize crop --test-fraction 0.1
     fcifar data import cifar-100-python.tar.gz --labels coarse
+    fcifar data import CIFAR-10-C.tar
     fcifar data import CIFAR-10-C/fog.npy --severity 3[/]
     """
     from fcifar.recipes import check_seed
@@ -249,7 +251,11 @@ def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     pixels = ", ".join(changed) or "as they are in the files"
     tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
+    names, levels = about.get("corruptions", []), about.get("severities", [])
+    each = f"{about.get('images', 0) // (len(names) * len(levels)):,}" if names else ""
+    blocks = f"{names_of(names)}; severities {names_of([*map(str, levels)])}; {each} images each"
     pairs = (
+        ("corruptions", blocks if names else ""),
         ("pixels", pixels if "images" in about else ""),
         ("left out", ", ".join(left_out)),
         ("labels", ", ".join(tables)),

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fcifar.cli import models, options, output, progress, render
 from fcifar.cli.options import option
+from fcifar.errors import UsageError
 
 
 def evaluate(
@@ -27,6 +28,25 @@ def evaluate(
             "--per-example", "Scores of each image: .csv, .npz or .parquet.", "FILE", dir_okay=False
         ),
     ] = None,
+    corrupt: Annotated[
+        list[str] | None,
+        option(
+            "--corrupt",
+            "Also evaluate on corrupted images: the fifteen corruptions of CIFAR-10-C (all), four "
+            "more (extra), or some, such as fog,snow:3.",
+            "all|extra|NAME|NAME:SEVERITY",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        option(
+            "--reference",
+            "The run whose errors are the unit of the mean corruption error (mCE).",
+            "RUN",
+            callback=options.locate_run,
+        ),
+    ] = None,
+    seed: Annotated[int | None, option("--seed", "The seed of --corrupt.", default="0")] = None,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
     average: models.Average = False,
     model: models.Model = None,
@@ -47,9 +67,13 @@ def evaluate(
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta), and the disagreement of several models.
 
+    With --corrupt also the accuracy at five severities of each corruption; of a
+    data set that is CIFAR-10-C, it is shown without that option.
+
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
+    fcifar eval runs/a --corrupt all --out evaluated/
     fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.cli.data import begin_to_read, opening_dataset
@@ -59,12 +83,17 @@ def evaluate(
     from fcifar.analysis import ensembles, score_tables
     from fcifar.export import tables
     from fcifar.io import write_json
+    from fcifar.recipes import check_seed
     from fcifar.report import draw
-    from fcifar.runs import inference
+    from fcifar.runs import inference, robustness
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
     inference.find_views(tta)
+    chosen = robustness.parse(corrupt or [])
+    if seed is not None and not chosen:
+        raise UsageError("--seed is that of --corrupt; give that, too")
+    corruption_seed = check_seed(seed or 0)
     if per_example is not None:
         tables.check(per_example)
     runs = sweep.expand(runs)
@@ -85,6 +114,20 @@ def evaluate(
             figures, examples = inference.evaluate(first, runtime, data, split)
             views = inference.evaluate_views(first, runtime, data, split, tta)
             logits = inference.stack_logits(examples, others, runtime, images)
+        corrupted = None
+        if chosen or robustness.is_corrupted(data):
+            unit = models.load_all([reference], None) if reference else []
+            trained = [first, *others, *models.with_classes(unit, data.classes)]
+            paths = [*runs, *([reference] if reference else [])]
+            with progress.counting(quiet=quiet) as count:
+                corrupted = robustness.evaluate(
+                    *(paths, trained, runtime, data, split, chosen, logits),
+                    seed=corruption_seed,
+                    has_reference=reference is not None,
+                    progress=count,
+                )
+        elif reference is not None:
+            raise UsageError("--reference is that of --corrupt; give that, too")
     result: dict[str, Any] = {
         "run": str(runs[0]),
         "recipe": first.recipe.name,
@@ -97,6 +140,8 @@ def evaluate(
     if others:
         together = ensembles.summarize_replicas(logits, images.labels)
         result["networks"] = {"runs": list(map(str, runs)), **together}
+    if corrupted is not None:
+        result["robustness"] = corrupted
     scores = None
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
@@ -112,6 +157,8 @@ def evaluate(
             draw.evaluation(out, images, examples, data.classes, title=title)
             if scores is not None:
                 draw.examples(out, images.images, scores, data.classes, title=title)
+            if corrupted is not None:
+                draw.robustness(out, corrupted, images.images)
     output.result(result, _show, json)
     if scores is not None and not json:
         render.show_hardest(scores, data.classes, result["per_example"])
@@ -136,3 +183,6 @@ def _show(result: dict[str, Any]) -> None:
             *render.ensemble_facts(result),
         ]
     )
+    if "robustness" in result:
+        output.stdout.print()
+        render.show_robustness(result["robustness"])

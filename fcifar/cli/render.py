@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _MEMBERS = 40  # most rows of a table of runs
 _HARDEST = 5  # images
+_MODELS = 8  # most columns of models
+_ROBUSTNESS = ("accuracy", "mean_accuracy", "mean_error", "mce")
 
 
 # The report of a run ------------------------------------------------------------------------------
@@ -136,6 +138,56 @@ def show_hardest(examined: "Examined", classes: Sequence[str], written: dict[str
 
 
 # The summary of a sweep ---------------------------------------------------------------------------
+
+
+def show_robustness(result: dict[str, Any]) -> None:
+    """Print accuracies on corrupted images: what ``runs.robustness`` returned."""
+    runs, reference, levels = result["runs"], result["reference"], result["severities"]
+    models: list[dict[str, Any]] = [*runs]
+    if reference:
+        models.append({**reference, "name": "reference"})
+    columns = [*map(str, sorted({level for each in levels.values() for level in each}))]
+
+    def points(fraction: float | None) -> str:
+        return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+    def by_severity(name: str) -> list[str]:
+        found = runs[0]["corruptions"][name]
+        at = dict(zip(map(str, levels[name]), found["accuracy"], strict=True))
+        values = [found["mean"], *map(at.get, columns), *([found["ce"]] if reference else [])]
+        return [name, *map(points, values)]
+
+    images = f"{result['n']:,} {result['split']} images of {result['dataset']}"
+    seed = "as in the files" if result["seed"] is None else f"drawn with seed {result['seed']}"
+    about = [("images", images), ("corruptions", f"{len(levels)}, {seed}")]
+    if len(runs) == 1:
+        head = ("", "mean", *columns, *(["CE"] if reference else []))
+        output.table(head, map(by_severity, levels), title="Accuracy by severity, %")
+        output.stdout.print()
+        (run,) = runs
+        error = f"{points(run['mean_error'])} %, unnormalised" if run["mean_error"] else "-"
+        if run["mce"] is not None:
+            error = f"{points(run['mce'])} % of that of {reference['run']}; {error}"
+        about += [
+            ("clean", output.percent(run["accuracy"], 2)),
+            ("corrupted", f"{output.percent(run['mean_accuracy'], 2)} on average"),
+            ("mCE", error if run["mean_error"] else "- (needs all fifteen: --corrupt all)"),
+        ]
+        output.facts(about)
+        return
+    if len(models) <= _MODELS:
+        output.table(
+            ("", *(model["name"] for model in models)),
+            [(name, *(points(m["corruptions"][name]["mean"]) for m in models)) for name in levels],
+            title="Accuracy, mean of severities, %",
+        )
+        output.stdout.print()
+    output.table(
+        ("", "recipe", "clean", "corrupted", "mean error", "mCE"),
+        [(m["name"], m["recipe"], *(points(m[key]) for key in _ROBUSTNESS)) for m in models],
+    )
+    output.stdout.print()
+    output.facts([*about, *((model["name"], model["run"]) for model in models)])
 
 
 def show_sweep(summary: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from fcifar.io import remove_partial, replacing
 FORMAT = "fcifar-dataset-1"
 _TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 _VALID = ("valid_images", "valid_labels")  # where there is a given validation split
+_CHUNK = 50_000  # images
 _ABANDONED = 3600  # seconds; no file takes that long to write
 _DAMAGED = (OSError, SafetensorError, ValueError, LookupError)
 
@@ -72,8 +73,7 @@ def save(dataset: Dataset, root: Path) -> Path:
     """
     path = path_of(dataset.name, root)
     names = (*_TENSORS, *(_VALID if len(dataset.valid_labels) else ()))
-    # Cloned, because safetensors refuses tensors that share memory.
-    tensors = {name: getattr(dataset, name).contiguous().clone() for name in names}
+    tensors = _separate({name: getattr(dataset, name).contiguous() for name in names})
     metadata = {
         "format": FORMAT,
         "classes": json.dumps(dataset.classes),
@@ -85,6 +85,19 @@ def save(dataset: Dataset, root: Path) -> Path:
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
     return path
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Clone the tensors that share memory, which safetensors refuses.
+
+    Others are not cloned: a memory-mapped test set may be larger than the memory of the machine.
+    """
+    storages = [x.untyped_storage() for x in tensors.values()]
+    pointers = [storage.data_ptr() for storage in storages]
+    return {
+        name: x if storage.nbytes() == x.nbytes and pointers.count(pointer) == 1 else x.clone()
+        for (name, x), storage, pointer in zip(tensors.items(), storages, pointers, strict=True)
+    }
 
 
 def load(name: str, root: Path) -> Dataset:
@@ -213,9 +226,10 @@ def _remedy(name: str) -> str:
 def _channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel, exact: the 256 values are counted."""
     values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack(
-        [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    )
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(_CHUNK):  # a test set may have gigabytes
+        channels = part.unbind(1)
+        counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in channels])
     weights = counts / counts.sum(1, keepdim=True, dtype=torch.float64)
     mean = weights @ values
     variance = (weights * torch.square(values - mean[:, None])).sum(1)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fcifar import random, recipes
@@ -27,8 +28,12 @@ from fcifar.report.figures import (
 from fcifar.report.figures import (
     rates as rate_figure,
 )
+from fcifar.report.figures import (
+    robustness as robustness_figure,
+)
 from fcifar.report.figures.canvas import save
 from fcifar.runs.attribution import Attribution
+from fcifar.runs.robustness import corrupted
 from fcifar.step import Batch, EvalOutput
 from fcifar.train import metrics_log, run_dir
 from fcifar.train.config import read_config
@@ -235,6 +240,31 @@ def influence(
         f"{result['recipe']} on {result['dataset']}: proponents and opponents by {result['method']}"
     )
     save(grids.influence_grid(found, train_images, result, heading=title), folder / "influence.png")
+
+
+def robustness(folder: Path, result: dict[str, Any], images: Tensor) -> None:
+    """Write robustness.png, and corruptions.png if images were corrupted here.
+
+    Args:
+        folder: created if it does not exist.
+        result: from ``runs.robustness``.
+        images: uint8 [N, 3, H, W], as they were; the first one is the example.
+    """
+    recipes_ = " and ".join(dict.fromkeys(run["recipe"] for run in result["runs"]))
+    title = f"{recipes_} on corrupted {result['split']} images of {result['dataset']}"
+    save(robustness_figure.draw(result, title=title), folder / "robustness.png")
+    if result["seed"] is None:
+        (folder / "corruptions.png").unlink(missing_ok=True)
+        return
+    image, seed = images[:1].cpu(), result["seed"]
+    shown = {name: severities[-1] for name, severities in result["severities"].items()}
+    versions = [corrupted(image, name, severity, seed) for name, severity in shown.items()]
+    captions = [f"{name.replace('_', ' ')} {severity}" for name, severity in shown.items()]
+    heading = f"the first of the {result['split']} images, at the largest severity evaluated"
+    grid = grids.image_grid(
+        torch.cat([image, *versions]), ["clean", *captions], columns=8, heading=heading
+    )
+    save(grid, folder / "corruptions.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:

@@ -7,7 +7,7 @@ import pytest
 
 from fcifar import data
 from fcifar.data import ImportOptions
-from fcifar.data.readers import archive
+from fcifar.data.readers import archive, corrupted
 from fcifar.data.readers.cifar import CLASSES, CLASSES_100
 from fcifar.errors import UsageError
 from tests.helpers import forms
@@ -87,28 +87,70 @@ def test_a_severity_of_a_corruption(cifar10c: Path, root: Path, severity: int) -
     assert dataset.source == f"test set alone fog.npy, severity {severity}"
 
 
-@pytest.mark.parametrize("form", ["folder", "tar", "zip"])
-def test_a_corruption_of_the_whole(
-    cifar10c: Path, tmp_path: Path, root: Path, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All 19 files have 2.9 GB, more than is read of a source; one is read if it is asked for."""
-    files = {f"CIFAR-10-C/{path.name}": path.read_bytes() for path in cifar10c.iterdir()}
-    source = {
-        "folder": cifar10c,
-        "tar": forms.write_tar(tmp_path / "CIFAR-10-C.tar", files),
-        "zip": forms.write_zip(tmp_path / "a.zip", files),
-    }[form]
-    with pytest.raises(UsageError, match=r"corruptions: fog, gaussian_noise; .* --corruption fog"):
-        data.import_source(source, None, root)
-    monkeypatch.setattr(archive, "TOTAL_LIMIT", 400_000)
-    with pytest.raises(UsageError, match=r"corruptions: brightness, .* zoom_blur; .* --corruption"):
-        data.import_source(source, None, root)
-    assert not root.exists()
+@pytest.fixture(params=["folder", "tar", "tar.gz", "zip"])
+def whole(cifar10c: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """The folder or an archive of it, with the files in another order than by name."""
+    files = {f"CIFAR-10-C/{path.name}": path.read_bytes() for path in sorted(cifar10c.iterdir())}
+    files = dict(reversed(files.items()))
+    return {
+        "folder": lambda: cifar10c,
+        "tar": lambda: forms.write_tar(tmp_path / "CIFAR-10-C.tar", files),
+        "tar.gz": lambda: forms.write_tar(tmp_path / "CIFAR-10-C.tar.gz", files),
+        "zip": lambda: forms.write_zip(tmp_path / "a.zip", files),
+    }[request.param]()
+
+
+def test_a_corruption_of_the_whole(whole: Path, root: Path) -> None:
     options = ImportOptions(corruption="gaussian_noise", severity=1)
-    dataset = data.import_source(source, None, root, options=options)
+    dataset = data.import_source(whole, None, root, options=options)
     assert dataset.name == "cifar10-c-gaussian_noise-1"
     assert np.array_equal(dataset.test_images.numpy(), pixels(IMAGES[::-1][:20]))
-    assert dataset.source == f"test set alone {source.name}, gaussian_noise, severity 1"
+    assert dataset.source == f"test set alone {whole.name}, gaussian_noise, severity 1"
+    assert dataset.preparation["corruptions"] == ["gaussian_noise"]
+    assert dataset.preparation["severities"] == [1]
+
+
+@pytest.mark.parametrize("severity", [None, 4])
+def test_the_whole(
+    whole: Path, root: Path, severity: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All 19 files have 2.9 GB, more than is read of another source. Rows are in a known order."""
+    monkeypatch.setattr(archive, "TOTAL_LIMIT", 400_000)
+    monkeypatch.setattr(corrupted, "_CHUNK", 7)
+    dataset = data.import_source(whole, None, root, options=ImportOptions(severity=severity))
+    rows = slice(None) if severity is None else slice(20 * (severity - 1), 20 * severity)
+    noise, fog = IMAGES[::-1][rows], IMAGES[rows]
+    assert dataset.name == ("cifar10-c" if severity is None else f"cifar10-c-{severity}")
+    assert dataset.classes == CLASSES
+    assert np.array_equal(dataset.test_images.numpy(), pixels(np.concatenate([noise, fog])))
+    assert dataset.test_labels.tolist() == np.tile(TEN, 2 * len(fog) // 20).tolist()
+    assert dataset.preparation == {
+        "images": 2 * len(fog),
+        "corruptions": ["gaussian_noise", "fog"],
+        "severities": [1, 2, 3, 4, 5] if severity is None else [severity],
+        "others": [],
+    }
+    assert data.verify(dataset.name, root) == dataset.digest
+    assert [path.name for path in root.iterdir()] == [f"{dataset.name}.safetensors"]
+
+
+def test_what_of_the_whole_cannot_be(cifar10c: Path, root: Path) -> None:
+    def refused() -> str:
+        with pytest.raises(UsageError) as caught:
+            data.import_source(cifar10c, None, root)
+        assert not root.exists()
+        return str(caught.value)
+
+    save(cifar10c, frost=IMAGES[:50])
+    assert "frost.npy has not as many images as the other corruptions" in refused()
+    save(cifar10c, frost=IMAGES[:7])
+    assert "frost.npy has 7 images, which are not 5 severities of as many images" in refused()
+    save(cifar10c, frost=IMAGES / 255)
+    assert "frost.npy is float64 [100, 32, 32, 3]; a corruption is uint8" in refused()
+    save(cifar10c, frost=IMAGES, labels=TEN)
+    assert "labels.npy is int64 [20]; it must be one whole number for each image" in refused()
+    (cifar10c / "labels.npy").unlink()
+    assert "fog.npy has no labels beside it: labels.npy is missing" in refused()
 
 
 def test_all_severities(cifar10c: Path, root: Path) -> None:

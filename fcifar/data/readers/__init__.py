@@ -11,7 +11,7 @@ from typing import Any
 
 from fcifar.data import image_files, shapes10, store
 from fcifar.data.dataset import Content, Dataset, ImportOptions, make_dataset
-from fcifar.data.readers import archive, cifar, folder, npz, parquet
+from fcifar.data.readers import archive, cifar, corrupted, folder, npz, parquet
 from fcifar.data.throttle import Progress, paced
 from fcifar.errors import ExternalError, UsageError, did_you_mean, one_line, shown
 
@@ -46,7 +46,7 @@ def import_source(
     if name is not None:
         check_free(name, root, overwrite)
     report = paced(progress)
-    found = _gather(source, options, report)
+    found = _gather(source, options, root, report)
     try:
         known = _read(found, source, options, report)
     except (UsageError, ExternalError) as error:
@@ -123,24 +123,35 @@ def _check(options: ImportOptions) -> None:
         )
 
 
-def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive.Found:
+def _gather(source: Path, options: ImportOptions, root: Path, progress: Progress) -> archive.Found:
     """Read the files of a source that may be part of a data set.
 
-    The content of an image is its pixels, and that of a parquet file its ``Shard``; or the error of
-    the file, which matters only if it is used.
+    The content of an image is its pixels, that of a parquet file its ``Shard``, and that of a
+    corruption, if all of them are imported, its ``Part``; or the error of the file, which matters
+    only if it is used.
+
+    Args:
+        root: of the store, where there is space.
     """
     corruptions: set[str] = set()
+    collect = corrupted.make_collect(root, options.severity)
+
+    def is_collected(path: str) -> bool:
+        of_all = options.corruption is None and source.suffix != ".npy"
+        return of_all and corrupted.is_corruption(path)
 
     def wanted(path: str) -> bool:
         stem = PurePosixPath(path).stem
         if path.endswith(".npy") and stem in npz.CORRUPTIONS and source.suffix != ".npy":
             corruptions.add(stem)  # each has 154 MB, all of them 2.9 GB
-            return stem == options.corruption
+            return options.corruption in (stem, None)
         known = cifar.is_part(path) or folder.is_table(path)
         return known or path.endswith((".npy", parquet.ENDING)) or image_files.is_image(path)
 
     def convert(path: str, data: bytes) -> Any:
         try:
+            if is_collected(path):
+                return collect(path, data)
             if path.endswith(parquet.ENDING):
                 return parquet.read_shard(path, data, options, progress)
             if folder.is_image(path, data):
@@ -152,14 +163,9 @@ def _gather(source: Path, options: ImportOptions, progress: Progress) -> archive
 
     selects = options.resize is not None or options.corruption is not None
     limit = archive.CONVERTED_LIMIT if selects else archive.TOTAL_LIMIT
-    try:
-        found = archive.read(source, wanted, progress, convert, limit=limit)
-    except UsageError as error:
-        if corruptions and options.corruption is None:  # together they exceed the limit
-            every = npz.cannot_choose(None, npz.CORRUPTIONS)
-            raise UsageError(f"{one_line(source)}: {every}") from error
-        raise
-    if corruptions and options.corruption not in corruptions and not folder.is_layout(found.files):
+    found = archive.read(source, wanted, progress, convert, limit=limit, uncounted=is_collected)
+    is_missing = options.corruption is not None and options.corruption not in corruptions
+    if corruptions and is_missing and not folder.is_layout(found.files):
         error = npz.cannot_choose(options.corruption, corruptions)
         raise UsageError(f"{one_line(source)}: {error}")
     return found
@@ -194,9 +200,12 @@ def _read(
     if shards := {path: files[path] for path in files if path.endswith(parquet.ENDING)}:
         accept("parquet files", "resize", "test_fraction", "labels", "skip_unreadable")
         return "parquet", parquet.read(shards, options), ""
-    if npz.is_test_set(files) or source.suffix == ".npy":
+    called, is_file = "/".join(source.resolve().parts[-2:]), source.suffix == ".npy"
+    if options.corruption is None and not is_file and any(map(corrupted.is_corruption, files)):
+        accept("a test set alone", "severity")
+        return "test set alone", *corrupted.read(files, called, options)
+    if npz.is_test_set(files) or is_file:
         accept("a test set alone", "corruption", "severity")
-        called = "/".join(source.resolve().parts[-2:])
         return "test set alone", *npz.read_test_set(files, called, options)
     if any(path.endswith(".npy") for path in files):
         accept("an .npz", "resize", "test_fraction")

@@ -70,6 +70,7 @@ def read(
     convert: Callable[[str, bytes], Any] | None = None,
     *,
     limit: int | None = None,
+    uncounted: Callable[[str], bool] = lambda path: False,
 ) -> Found:
     """Read files of a folder or archive, sorted by path.
 
@@ -83,11 +84,12 @@ def read(
         convert: ``(path, content) -> content``, called as each file is read, so that no more than
             one of many large images is in memory.
         limit: bytes of all members; None: ``TOTAL_LIMIT``.
+        uncounted: whether a path does not count, because ``convert`` does not keep it in memory.
     """
     where, limit = one_line(source), limit or TOTAL_LIMIT
     try:
         members = _members(source, limit, progress)
-        return _without_tops(_gather(members, wanted, convert, limit, where))
+        return _without_tops(_gather(members, wanted, convert, limit, uncounted, where))
     except (UsageError, ExternalError):
         raise
     except (*_DAMAGED, OSError) as error:
@@ -111,6 +113,7 @@ def _gather(
     wanted: Callable[[str], bool],
     convert: Callable[[str, bytes], Any] | None,
     total_limit: int,
+    uncounted: Callable[[str], bool],
     source: str,
 ) -> Found:
     files: dict[str, Any] = {}
@@ -125,7 +128,7 @@ def _gather(
             )
         if member.size < 0:
             raise ValueError("a member has a negative size")
-        total += member.size + len(member.name)
+        total += len(member.name) + (0 if uncounted(name) else member.size)
         if total > total_limit or count > COUNT_LIMIT:
             raise UsageError(
                 f"{source} has more than {total_limit} bytes or {COUNT_LIMIT} files in it; "

@@ -329,20 +329,42 @@ def read_test_set(
         images, labels = (np.split(part, SEVERITIES)[severity - 1] for part in (images, labels))
     test = make_split("test", images, labels)
     preparation = {"images": len(test.images), **changes([images])}
-    names = load_array(CLASSES_FILE, files[CLASSES_FILE]) if CLASSES_FILE in files else None
-    classes, family = class_names(names, [test.labels]), "corrupted"
-    if names is None and (
-        "cifar" in f"{source} {found.images}".lower() or found.corruption in CORRUPTIONS
-    ):
-        for known, its_classes in (("cifar10", cifar.CLASSES), ("cifar100", cifar.CLASSES_100)):
-            if len(classes) == len(its_classes):
-                classes, family = its_classes, known
+    if found.corruption and (severity is not None or len(images) % SEVERITIES == 0):
+        preparation |= blocks([found.corruption], severity)
+    is_known = found.corruption in CORRUPTIONS
+    classes, family = classes_of(files, test.labels, f"{source} {found.images}", is_known=is_known)
     if found.corruption:
         name = f"{family}-c-{found.corruption}{'' if severity is None else f'-{severity}'}"
     else:
         match = _DATA.fullmatch(PurePosixPath(found.images).name)
         name = re.sub(r"[._]", "-", match[1] if match else "")
     return Content(EMPTY, test, classes, preparation=preparation), name
+
+
+def blocks(names: Sequence[str], severity: int | None) -> dict[str, Any]:
+    """Describe the rows of corrupted images, for ``Content.preparation``."""
+    severities = [*range(1, SEVERITIES + 1)] if severity is None else [severity]
+    return {"corruptions": [*names], "severities": severities}
+
+
+def classes_of(
+    files: Mapping[str, Any], labels: torch.Tensor, called: str, *, is_known: bool
+) -> tuple[tuple[str, ...], str]:
+    """Return the class names of a test set, and the data set that it is of, else "corrupted".
+
+    Args:
+        files: with ``classes.npy``, if there is one.
+        labels: of the images.
+        called: names that may tell that it is of CIFAR.
+        is_known: whether the images are of CIFAR by other signs.
+    """
+    names = load_array(CLASSES_FILE, files[CLASSES_FILE]) if CLASSES_FILE in files else None
+    classes = class_names(names, [labels])
+    if names is None and (is_known or "cifar" in called.lower()):
+        for known, its_classes in (("cifar10", cifar.CLASSES), ("cifar100", cifar.CLASSES_100)):
+            if len(classes) == len(its_classes):
+                return its_classes, known
+    return classes, "corrupted"
 
 
 def cannot_choose(corruption: str | None, there: Collection[str]) -> UsageError:
@@ -355,6 +377,14 @@ def cannot_choose(corruption: str | None, there: Collection[str]) -> UsageError:
     return UsageError(
         f"--corruption is {shown(corruption)}; there is {names_of(sorted(there)) or 'none'}"
         f"{did_you_mean(corruption, there)}"
+    )
+
+
+def without_labels(path: str) -> UsageError:
+    """Return the error for a file of images without labels."""
+    return UsageError(
+        f"{one_line(path)} has no labels beside it: {labels_of(PurePosixPath(path).name)} is "
+        "missing; give the .npy file of the images, with its labels in the same folder"
     )
 
 
@@ -372,11 +402,7 @@ def _find(paths: Collection[str]) -> list[ArrayPair]:
 def _choose(paths: Collection[str], corruption: str | None) -> ArrayPair:
     found = _find(paths)
     if not found:
-        path = next(path for path in paths if path.endswith(".npy"))
-        raise UsageError(
-            f"{one_line(path)} has no labels beside it: {labels_of(PurePosixPath(path).name)} is "
-            "missing; give the .npy file of the images, with its labels in the same folder"
-        )
+        raise without_labels(next(path for path in paths if path.endswith(".npy")))
     corruptions = {each.corruption for each in found if each.corruption}
     if corruption is not None:
         if corruption not in corruptions:
