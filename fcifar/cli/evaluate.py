@@ -27,6 +27,22 @@ def evaluate(
             "--per-example", "Scores of each image: .csv, .npz or .parquet.", "FILE", dir_okay=False
         ),
     ] = None,
+    attack: Annotated[
+        list[str] | None,
+        option(
+            "--attack",
+            "Also evaluate on adversarial images; several times for several attacks.",
+            "fgsm:EPS[,l2]|pgd:EPS[,STEPS][,l2]",
+        ),
+    ] = None,
+    restarts: Annotated[
+        int | None, option("--restarts", "Random starts of pgd on each image.", None, "1")
+    ] = None,
+    attack_images: Annotated[
+        int | None,
+        option("--attack-images", "How many images to attack, drawn at random.", None, "1000"),
+    ] = None,
+    explain: options.Explain = None,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
     average: models.Average = False,
     model: models.Model = None,
@@ -46,10 +62,15 @@ def evaluate(
 
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta), and the disagreement of several models.
+    With --attack, EPS is a distance in images of [0, 1]: the largest difference
+    of a value, or with ,l2 the Euclidean distance. --attack, --per-example and
+    --explain (of the most confident mistakes) are of the first model.
 
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
+    fcifar eval runs/a --attack fgsm:8/255 --attack pgd:8/255,20 --out attacked/
+    fcifar eval runs/a --explain all --out explained/
     fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.cli.data import begin_to_read, opening_dataset
@@ -60,13 +81,16 @@ def evaluate(
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import draw
-    from fcifar.runs import inference
+    from fcifar.runs import explain as explaining
+    from fcifar.runs import inference, robustness
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
     inference.find_views(tta)
     if per_example is not None:
         tables.check(per_example)
+    methods = explaining.parse(explain, out)
+    plan = robustness.make_plan(attack or [], restarts, attack_images)
     runs = sweep.expand(runs)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
@@ -97,6 +121,16 @@ def evaluate(
     if others:
         together = ensembles.summarize_replicas(logits, images.labels)
         result["networks"] = {"runs": list(map(str, runs)), **together}
+    attacked = explained = None
+    with progress.counting(quiet=quiet) as count:
+        if plan.specs:
+            result["attacks"], attacked = robustness.evaluate(
+                first, runtime, data, split, examples, plan, count
+            )
+        if methods:
+            result["explained"], explained = explaining.explain_mistakes(
+                first, runtime, data, split, examples, methods, count
+            )
     scores = None
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
@@ -112,7 +146,17 @@ def evaluate(
             draw.evaluation(out, images, examples, data.classes, title=title)
             if scores is not None:
                 draw.examples(out, images.images, scores, data.classes, title=title)
+            if attacked is not None:
+                draw.attacks(out, result["attacks"], attacked, data.classes, title=title)
+            if explained is not None:
+                explaining.save(out, explained)
+                mistakes = f"{title}: the most confident mistakes"
+                draw.explanations(out, explained, data.classes, title=mistakes)
     output.result(result, _show, json)
+    if plan.specs and not json:
+        render.show_attacks(result["attacks"], data.classes)
+    if explained is not None and not json:
+        render.show_explained(result["explained"], out)
     if scores is not None and not json:
         render.show_hardest(scores, data.classes, result["per_example"])
 
