@@ -125,9 +125,9 @@ def project(x: Tensor, image: Tensor, eps: float | Tensor, *, norm: str = "linf"
     >>> fcifar.analysis.attacks.project(x, image, 0.25)
     tensor([0.2500, 1.0000])
     """
-    difference = x - image
     if norm == "linf":
-        return (image + difference.clamp(-eps, eps)).clamp(0, 1)
+        return x.clamp(image - eps, image + eps).clamp(0, 1)
+    difference = x - image
     length = _length(difference)
     # The quotient is computed for all, and must be finite where it is not used.
     factor = torch.where(length > eps, eps / torch.where(length > eps, length, 1.0), 1.0)

@@ -31,8 +31,9 @@ def evaluate(
         list[str] | None,
         option(
             "--attack",
-            "Also evaluate on adversarial images; several times for several attacks.",
-            "fgsm:EPS[,l2]|pgd:EPS[,STEPS][,l2]",
+            "Also on adversarial images: fgsm:EPS or pgd:EPS,STEPS, with ,l2 for that norm. "
+            "Several times: several attacks.",
+            "NAME:EPS",
         ),
     ] = None,
     restarts: Annotated[
@@ -62,9 +63,9 @@ def evaluate(
 
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta), and the disagreement of several models.
-    With --attack, EPS is a distance in images of [0, 1]: the largest difference
-    of a value, or with ,l2 the Euclidean distance. --attack, --per-example and
-    --explain (of the most confident mistakes) are of the first model.
+    EPS of --attack is a distance of images in [0, 1]: the largest difference of
+    a value, or with ,l2 the Euclidean distance. --explain is of the most
+    confident mistakes. Both, and --per-example, are of the first model.
 
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/

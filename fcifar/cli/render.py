@@ -237,7 +237,7 @@ def _best(summary: dict[str, Any]) -> str:
 
 def show_attacks(result: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Print accuracy under attack, beside the accuracy on the same images without."""
-    tried = [{**result["clean"], "attack": "none"}, *result["found"]]
+    tried: list[dict[str, Any]] = [{**result["clean"], "attack": "none"}, *result["found"]]
     rows = [
         (
             each["attack"],

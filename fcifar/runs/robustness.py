@@ -145,7 +145,8 @@ def evaluate(
     rows = random.permutation(random.key(_KEY), total)[: plan.images]
     batch, clean = (tree.map(lambda x: x.cpu()[rows], each) for each in (everything, clean))
     shown = clean.correct.logical_not().sort(stable=True).indices[:_SHOWN]
-    attacked = Attacked(*(tree.map(lambda x: x[shown], each) for each in (batch, clean)), [], [])
+    before, output_before = (tree.map(lambda x: x[shown], each) for each in (batch, clean))
+    attacked = Attacked(before, output_before, [], [])
     found = []
     for spec in plan.specs:
         tries = plan.restarts if spec.name == "pgd" else 1
