@@ -156,7 +156,7 @@ def evaluate(
     output.result(result, _show, json)
     if plan.specs and not json:
         render.show_attacks(result["attacks"], data.classes)
-    if explained is not None and not json:
+    if explained is not None and out is not None and not json:
         render.show_explained(result["explained"], out)
     if scores is not None and not json:
         render.show_hardest(scores, data.classes, result["per_example"])

@@ -8,12 +8,14 @@ from fcifar.cli import output
 from fcifar.report import text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fcifar.analysis.score_tables import Examined
     from fcifar.runs.listing import Entry
 
 _MEMBERS = 40  # most rows of a table of runs
 _HARDEST = 5  # images
-_ATTACKS = 5  # columns of a table by class
+_ATTACKS = 4  # of a table by class, the last ones
 
 
 # The report of a run ------------------------------------------------------------------------------
@@ -254,10 +256,10 @@ def show_attacks(result: Mapping[str, Any], classes: Sequence[str]) -> None:
     if result["n"] < result["of"]:
         which += f" of {result['of']:,}, drawn {result['chosen']}"
     output.stdout.print()
-    columns = ("attack", "accuracy", "95 % interval", "mean distance", "largest")
-    output.table(columns, rows, title=f"Under attack, {which}")
+    output.line(f"Under attack, {which}:")
+    output.table(("attack", "accuracy", "95 % interval", "mean distance", "largest"), rows)
     output.stdout.print()
-    shown, more = tried[:_ATTACKS], len(tried) - _ATTACKS
+    shown, more = [tried[0], *result["found"][-_ATTACKS:]], len(result["found"]) - _ATTACKS
     by_class = [
         (name, *(output.percent(each["per_class"][name]["accuracy"]) for each in shown))
         for name in classes[:_MEMBERS]
@@ -272,7 +274,7 @@ def _distance(distance: float, norm: str) -> str:
     return f"{255 * distance:.2f}/255" if norm == "linf" else f"{distance:.3f}"
 
 
-def show_explained(found: Sequence[Mapping[str, Any]], folder: Any) -> None:
+def show_explained(found: Sequence[Mapping[str, Any]], folder: "Path") -> None:
     """Print what is explained in the figure of ``--explain``."""
     rows = [
         (

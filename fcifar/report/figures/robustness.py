@@ -1,5 +1,6 @@
 """Figures of adversarial attacks: accuracy against eps, and images before and after."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,9 @@ def curve(result: Mapping[str, Any], *, title: str = "") -> "Figure":
     for axes, norm in zip(figure.subplots(1, len(norms), squeeze=False)[0], norms, strict=True):
         tidy(axes)
         name, scale = _UNITS[norm]
-        for color, (label, points) in zip(COLORS, _lines(result, norm).items(), strict=False):
+        for color, (label, points) in zip(
+            itertools.cycle(COLORS), _lines(result, norm).items(), strict=False
+        ):
             found = sorted(points, key=lambda each: each["eps"])
             eps = [0.0, *(scale * each["eps"] for each in found)]
             measured = [result["clean"], *found]
@@ -43,8 +46,10 @@ def curve(result: Mapping[str, Any], *, title: str = "") -> "Figure":
             ends = [[100 * end for end in each["interval95"]] for each in measured]
             below = [max(value - low, 0.0) for value, (low, _) in zip(values, ends, strict=True)]
             above = [max(high - value, 0.0) for value, (_, high) in zip(values, ends, strict=True)]
+            # A line through one attack would say something of smaller eps that was not measured.
             style = {"color": color, "markersize": 5.5, "linewidth": 1.8, "capsize": 3}
-            axes.errorbar(eps, values, [below, above], fmt="o-", label=label, **style)
+            line = "o-" if len(found) > 1 else "o"
+            axes.errorbar(eps, values, [below, above], fmt=line, label=label, **style)
         axes.set_ylim(-3, 103)
         axes.legend(frameon=False, labelcolor=INK)
         label_axes(axes, f"eps: {name}", "accuracy under attack, %")
