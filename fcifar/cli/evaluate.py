@@ -82,8 +82,8 @@ def evaluate(
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import draw
+    from fcifar.runs import adversarial, inference
     from fcifar.runs import explain as explaining
-    from fcifar.runs import inference, robustness
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
@@ -91,7 +91,7 @@ def evaluate(
     if per_example is not None:
         tables.check(per_example)
     methods = explaining.parse(explain, out)
-    plan = robustness.make_plan(attack or [], restarts, attack_images)
+    plan = adversarial.make_plan(attack or [], restarts, attack_images)
     runs = sweep.expand(runs)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
@@ -125,7 +125,7 @@ def evaluate(
     attacked = explained = None
     with progress.counting(quiet=quiet) as count:
         if plan.specs:
-            result["attacks"], attacked = robustness.evaluate(
+            result["attacks"], attacked = adversarial.evaluate(
                 first, runtime, data, split, examples, plan, count
             )
         if methods:

@@ -16,6 +16,9 @@ from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.augment import color
 from fcifar.data import Dataset
 from fcifar.report.figures import (
+    adversarial as adversarial_figure,
+)
+from fcifar.report.figures import (
     bars,
     channels,
     confusion,
@@ -30,12 +33,9 @@ from fcifar.report.figures import (
 from fcifar.report.figures import (
     rates as rate_figure,
 )
-from fcifar.report.figures import (
-    robustness as robustness_figure,
-)
 from fcifar.report.figures.canvas import save
+from fcifar.runs.adversarial import Attacked
 from fcifar.runs.explain import Explanations
-from fcifar.runs.robustness import Attacked
 from fcifar.step import Batch, EvalOutput
 from fcifar.train import metrics_log, run_dir
 from fcifar.train.config import read_config
@@ -228,7 +228,7 @@ def rates(folder: Path, result: dict[str, Any]) -> None:
 def attacks(
     folder: Path, result: dict[str, Any], attacked: Attacked, classes: Sequence[str], *, title: str
 ) -> None:
-    """Write adversarial.png, and of several attacks attacks.png: see ``runs.robustness.evaluate``.
+    """Write adversarial.png, and of several attacks attacks.png: see ``runs.adversarial.evaluate``.
 
     Args:
         folder: created if it does not exist.
@@ -237,10 +237,10 @@ def attacks(
         title: what was attacked, in a few words.
     """
     heading = f"{title}: before and after attacks; predicted (true)"
-    drawn = robustness_figure.sheet(attacked, result, classes, heading=heading)
+    drawn = adversarial_figure.sheet(attacked, result, classes, heading=heading)
     save(drawn, folder / "adversarial.png")
     if len(result["found"]) > 1:
-        figure = robustness_figure.curve(result, title=f"{title}: accuracy under attack")
+        figure = adversarial_figure.curve(result, title=f"{title}: accuracy under attack")
         save(figure, folder / "attacks.png")
     else:
         (folder / "attacks.png").unlink(missing_ok=True)

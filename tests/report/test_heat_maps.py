@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fcifar.report.figures import heat_maps, robustness
+from fcifar.report.figures import adversarial, heat_maps
 
 
 def test_what_raises_the_score_is_vermilion_and_what_lowers_it_blue() -> None:
@@ -38,7 +38,7 @@ def test_each_norm_has_a_chart_and_each_kind_of_attack_a_line() -> None:
     clean = {"accuracy": 0.9, "interval95": [0.8, 0.95]}
     found = [attack("fgsm", 8 / 255, 1), attack("fgsm", 4 / 255, 1), attack("pgd", 0.5, 20, "l2")]
     many = [attack("pgd", 8 / 255, steps) for steps in range(1, 10)]
-    figure = robustness.curve({"n": 100, "clean": clean, "found": [*found, *many]}, title="of a")
+    figure = adversarial.curve({"n": 100, "clean": clean, "found": [*found, *many]}, title="of a")
     linf, l2 = figure.axes
     labels = [text.get_text() for text in linf.get_legend().get_texts()]
     assert labels == ["FGSM", "PGD, 1 step", *(f"PGD, {i} steps" for i in range(2, 10))]

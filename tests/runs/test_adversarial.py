@@ -6,9 +6,9 @@ import torch
 from fcifar import random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.errors import UsageError
-from fcifar.runs import inference, robustness
+from fcifar.runs import adversarial, inference
+from fcifar.runs.adversarial import Spec, make_plan, parse
 from fcifar.runs.inference import Trained
-from fcifar.runs.robustness import Spec, make_plan, parse
 from fcifar.step import Batch
 from fcifar.train.runtime import Runtime
 
@@ -61,7 +61,7 @@ def test_other_texts_are_refused(text: str, message: str) -> None:
 
 
 def test_options_need_an_attack_that_takes_them() -> None:
-    assert make_plan([]) == ([], 1, robustness.IMAGES)
+    assert make_plan([]) == ([], 1, adversarial.IMAGES)
     assert make_plan(["pgd:0.1", "fgsm:0.1"], 3, 10)[1:] == (3, 10)
     for words, message in (
         (([], 2), "--restarts is of --attack, which is not given"),
@@ -92,7 +92,7 @@ def test_an_image_is_right_if_it_is_right_before_and_after(linear_like) -> None:
     trained, data = linear_like
     _, clean = inference.evaluate(trained, RUNTIME, data, "test")
     plan = make_plan(["fgsm:1e-7", "pgd:0.2,3", "pgd:5,2,l2"], restarts=2, images=25)
-    result, attacked = robustness.evaluate(trained, RUNTIME, data, "test", clean, plan)
+    result, attacked = adversarial.evaluate(trained, RUNTIME, data, "test", clean, plan)
     assert (result["n"], result["of"], result["chosen"]) == (25, 40, "at random, by key 0")
     right = round(25 * result["clean"]["accuracy"])
     nothing, strong, far = result["found"]
@@ -119,7 +119,7 @@ def test_an_image_is_attacked_alike_whichever_are_attacked(linear_like) -> None:
     shown = []
     for images in (20, 39, 1000):
         plan = make_plan(["pgd:0.02,2"], images=images)
-        result, attacked = robustness.evaluate(trained, RUNTIME, data, "test", clean, plan)
+        result, attacked = adversarial.evaluate(trained, RUNTIME, data, "test", clean, plan)
         assert result["n"] == min(images, 40)
         shown.append(attacked)
     assert result["chosen"] == "all"

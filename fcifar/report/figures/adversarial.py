@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-    from fcifar.runs.robustness import Attacked
+    from fcifar.runs.adversarial import Attacked
 
 GAIN = 10  # of the differences that are shown
 _ATTACKS = 4  # of a sheet: the last ones
@@ -27,7 +27,7 @@ def curve(result: Mapping[str, Any], *, title: str = "") -> "Figure":
     """Draw accuracy against eps, a line for each kind of attack and a chart for each norm.
 
     Args:
-        result: from ``runs.robustness.evaluate``, of at least one attack.
+        result: from ``runs.adversarial.evaluate``, of at least one attack.
         title: above the charts.
     """
     norms = list(dict.fromkeys(each["norm"] for each in result["found"]))
@@ -81,7 +81,7 @@ def sheet(
     Differences are multiplied by ``GAIN`` and added to grey. Of many attacks, the last four.
 
     Args:
-        attacked, result: from ``runs.robustness.evaluate``.
+        attacked, result: from ``runs.adversarial.evaluate``.
         classes: C names.
         heading: one line above the grid.
     """

@@ -56,7 +56,7 @@ def parse(text: str) -> Spec:
     Raises:
         UsageError: the text is none of these, or a number is out of range.
 
-    >>> from fcifar.runs.robustness import parse
+    >>> from fcifar.runs.adversarial import parse
     >>> parse("pgd:0.5,10,l2")
     Spec(text='pgd:0.5,10,l2', name='pgd', eps=0.5, steps=10, norm='l2')
     """
