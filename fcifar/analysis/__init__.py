@@ -1,6 +1,8 @@
 """Analysis of predictions: pure functions of logits, labels and per-example results."""
 
 from fcifar.analysis import (
+    attacks,
+    attributions,
     calibration,
     confidence,
     ensembles,
@@ -12,6 +14,8 @@ from fcifar.analysis import (
 )
 
 __all__ = [
+    "attacks",
+    "attributions",
     "calibration",
     "confidence",
     "ensembles",

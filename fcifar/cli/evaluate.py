@@ -47,6 +47,23 @@ def evaluate(
         ),
     ] = None,
     seed: Annotated[int | None, option("--seed", "The seed of --corrupt.", default="0")] = None,
+    attack: Annotated[
+        list[str] | None,
+        option(
+            "--attack",
+            "Also on adversarial images: fgsm:EPS or pgd:EPS,STEPS, with ,l2 for that norm. "
+            "Several times: several attacks.",
+            "NAME:EPS",
+        ),
+    ] = None,
+    restarts: Annotated[
+        int | None, option("--restarts", "Random starts of pgd on each image.", None, "1")
+    ] = None,
+    attack_images: Annotated[
+        int | None,
+        option("--attack-images", "How many images to attack, drawn at random.", None, "1000"),
+    ] = None,
+    explain: options.Explain = None,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
     average: models.Average = False,
     model: models.Model = None,
@@ -66,6 +83,9 @@ def evaluate(
 
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta), and the disagreement of several models.
+    EPS of --attack is a distance of images in [0, 1]: the largest difference of
+    a value, or with ,l2 the Euclidean distance. --explain is of the most
+    confident mistakes. Both, and --per-example, are of the first model.
 
     With --corrupt also the accuracy at five severities of each corruption; of a
     data set that is CIFAR-10-C, it is shown without that option.
@@ -74,6 +94,8 @@ def evaluate(
     fcifar eval runs/a --tta translate --out evaluated/
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
     fcifar eval runs/a --corrupt all --out evaluated/
+    fcifar eval runs/a --attack fgsm:8/255 --attack pgd:8/255,20 --out attacked/
+    fcifar eval runs/a --explain all --out explained/
     fcifar eval cifar_net.pth --model lenet[/]
     """
     from fcifar.cli.data import begin_to_read, opening_dataset
@@ -85,7 +107,8 @@ def evaluate(
     from fcifar.io import write_json
     from fcifar.recipes import check_seed
     from fcifar.report import draw
-    from fcifar.runs import inference, robustness
+    from fcifar.runs import adversarial, inference, robustness
+    from fcifar.runs import explain as explaining
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
@@ -96,6 +119,8 @@ def evaluate(
     corruption_seed = check_seed(seed or 0)
     if per_example is not None:
         tables.check(per_example)
+    methods = explaining.parse(explain, out)
+    plan = adversarial.make_plan(attack or [], restarts, attack_images)
     runs = sweep.expand(runs)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
@@ -142,6 +167,16 @@ def evaluate(
         result["networks"] = {"runs": list(map(str, runs)), **together}
     if corrupted is not None:
         result["robustness"] = corrupted
+    attacked = explained = None
+    with progress.counting(quiet=quiet) as count:
+        if plan.specs:
+            result["attacks"], attacked = adversarial.evaluate(
+                first, runtime, data, split, examples, plan, count
+            )
+        if methods:
+            result["explained"], explained = explaining.explain_mistakes(
+                first, runtime, data, split, examples, methods, count
+            )
     scores = None
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
@@ -159,7 +194,17 @@ def evaluate(
                 draw.examples(out, images.images, scores, data.classes, title=title)
             if corrupted is not None:
                 draw.robustness(out, corrupted, images.images)
+            if attacked is not None:
+                draw.attacks(out, result["attacks"], attacked, data.classes, title=title)
+            if explained is not None:
+                explaining.save(out, explained)
+                mistakes = f"{title}: the most confident mistakes"
+                draw.explanations(out, explained, data.classes, title=mistakes)
     output.result(result, _show, json)
+    if plan.specs and not json:
+        render.show_attacks(result["attacks"], data.classes)
+    if explained is not None and out is not None and not json:
+        render.show_explained(result["explained"], out)
     if scores is not None and not json:
         render.show_hardest(scores, data.classes, result["per_example"])
 

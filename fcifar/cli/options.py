@@ -108,6 +108,15 @@ RunsDir = Annotated[
 SkipUnreadable = Annotated[
     bool, option("--skip-unreadable", "Leave out images that cannot be read.")
 ]
+Explain = Annotated[
+    str | None,
+    option(
+        "--explain",
+        "Draw which pixels a prediction depends on: all of gradient, smooth_grad, "
+        "integrated_gradients and grad_cam, or some. Needs --out.",
+        "all|METHOD,METHOD",
+    ),
+]
 Json = Annotated[bool, output_option("--json", "Print one JSON document on stdout.")]
 Quiet = Annotated[bool, output_option("--quiet -q", "No progress.")]
 Debug = Annotated[bool, output_option("--debug", "Show the traceback on errors.")]

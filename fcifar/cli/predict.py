@@ -26,6 +26,10 @@ def predict(
     grid: Annotated[
         Path | None, option("--grid", "Draw the images with their classes (PNG).", dir_okay=False)
     ] = None,
+    explain: options.Explain = None,
+    out: Annotated[
+        Path | None, option("--out", "A folder for what --explain draws and computes.")
+    ] = None,
     skip_unreadable: options.SkipUnreadable = False,
     average: models.Average = False,
     model: models.Model = None,
@@ -50,15 +54,20 @@ def predict(
     Folders are searched recursively.
 
     [dim]fcifar predict runs/a photo.jpg
-    fcifar predict runs/a photos/ --grid sheet.png[/]
+    fcifar predict runs/a photos/ --grid sheet.png
+    fcifar predict runs/a photo.jpg --explain all --out explained/[/]
     """
     import torch
 
     from fcifar.analysis.predictions import best_guesses
     from fcifar.data import image_files
+    from fcifar.runs import explain as explaining
     from fcifar.runs import inference
     from fcifar.train.runtime import make_runtime
 
+    methods = explaining.parse(explain, out)
+    if out is not None and not methods:
+        raise UsageError("--out is a folder for --explain, which is not given; leave it out")
     saved_as = models.recipe_of(model, recipe, changes)
     trained = models.load_one(run, saved_as, dataset, data_dir, average=average)
     runtime = make_runtime(
@@ -72,6 +81,8 @@ def predict(
             f"--grid holds up to {GRID_LIMIT} images, not {len(paths):,}; give fewer, "
             "or leave it out"
         )
+    if methods:
+        explaining.check_count(len(paths))
     with counting(quiet=quiet) as progress:
         rows, failures = image_files.read_those_that_can_be(paths, progress)
     if failures and not (skip_unreadable and rows):
@@ -88,6 +99,15 @@ def predict(
 
         titles = [f"{row[0].name}\n{_percent(row[0])}" for row in guesses]
         canvas.save(grids.image_grid(pixels, titles), grid)
+    explained = []
+    if methods and out is not None:
+        from fcifar.report import draw
+
+        with counting(quiet=quiet) as progress:
+            found = explaining.explain(trained, runtime, pixels, methods, progress)
+        explaining.save(out, found)
+        draw.explanations(out, found, trained.classes, title=f"{trained.recipe.name}: {run}")
+        explained = explaining.summarize(found, trained.classes)
     if json:
         output.document(
             [
@@ -96,8 +116,9 @@ def predict(
                     "predictions": [
                         {"class": g.name, "probability": _finite(g.probability)} for g in row
                     ],
+                    **({"explained": explained[i]} if explained else {}),
                 }
-                for path, row in zip(paths, guesses, strict=True)
+                for i, (path, row) in enumerate(zip(paths, guesses, strict=True))
             ]
         )
         return
@@ -105,6 +126,11 @@ def predict(
     if grid is not None:
         output.stdout.print()
         output.facts([("drawn", grid)])
+    if explained and out is not None:
+        from fcifar.cli import render
+
+        named = zip(paths, explained, strict=True)
+        render.show_explained([{"id": path.name, **each} for path, each in named], out)
 
 
 def _show(paths: Sequence[Path], guesses: Sequence[Sequence["Guess"]]) -> None:

@@ -8,6 +8,8 @@ from fcifar.cli import output
 from fcifar.report import text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fcifar.analysis.score_tables import Examined
     from fcifar.runs.listing import Entry
 
@@ -15,6 +17,7 @@ _MEMBERS = 40  # most rows of a table of runs
 _HARDEST = 5  # images
 _MODELS = 8  # most columns of models
 _ROBUSTNESS = ("accuracy", "mean_accuracy", "mean_error", "mce")
+_ATTACKS = 4  # of a table by class, the last ones
 
 
 # The report of a run ------------------------------------------------------------------------------
@@ -269,9 +272,9 @@ def _show_cells(summary: dict[str, Any]) -> None:
     _show_rest(len(summary["cells"]), "grid point", "in the summary")
 
 
-def _show_rest(number: int, what: str, where: str) -> None:
+def _show_rest(number: int, what: str, where: str, plural: str = "") -> None:
     if number > _MEMBERS:
-        output.line(f"... and {output.count(number - _MEMBERS, what)} more {where}")
+        output.line(f"... and {output.count(number - _MEMBERS, what, plural)} more {where}")
 
 
 def _mean(figures: dict[str, float] | None) -> str:
@@ -287,6 +290,69 @@ def _best(summary: dict[str, Any]) -> str:
     (cell,) = [cell for cell in summary["cells"] if cell["name"] == summary["best"]]
     accuracy = output.percent(cell["valid_accuracy"]["mean"], 2)
     return f"{summary['best']}, by its accuracy on validation images, {accuracy}"
+
+
+# Adversarial images, and attributions -------------------------------------------------------------
+
+
+def show_attacks(result: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Print accuracy under attack, beside the accuracy on the same images without."""
+    tried: list[dict[str, Any]] = [{**result["clean"], "attack": "none"}, *result["found"]]
+    rows = [
+        (
+            each["attack"],
+            output.percent(each["accuracy"], 2),
+            text.between(each["interval95"], 1),
+            *(
+                _distance(each[name], each["norm"]) if name in each else ""
+                for name in ("mean_distance", "largest_distance")
+            ),
+        )
+        for each in tried
+    ]
+    which = output.count(result["n"], "image")
+    if result["n"] < result["of"]:
+        which += f" of {result['of']:,}, drawn {result['chosen']}"
+    output.stdout.print()
+    output.line(f"Under attack, {which}:")
+    output.table(("attack", "accuracy", "95 % interval", "mean distance", "largest"), rows)
+    output.stdout.print()
+    shown, more = [tried[0], *result["found"][-_ATTACKS:]], len(result["found"]) - _ATTACKS
+    by_class = [
+        (name, *(output.percent(each["per_class"][name]["accuracy"]) for each in shown))
+        for name in classes[:_MEMBERS]
+    ]
+    output.table(("class", *(each["attack"] for each in shown)), by_class)
+    _show_rest(len(classes), "class", "in --json", plural="classes")
+    if more > 0:
+        output.line(f"... and {output.count(more, 'attack')} more by class in --json")
+
+
+def _distance(distance: float, norm: str) -> str:
+    return f"{255 * distance:.2f}/255" if norm == "linf" else f"{distance:.3f}"
+
+
+def show_explained(found: Sequence[Mapping[str, Any]], folder: "Path") -> None:
+    """Print what is explained in the figure of ``--explain``."""
+    rows = [
+        (
+            each["id"],
+            each["class"],
+            f"{each['logit']:.2f}",
+            f"{each['black_logit']:.2f}",
+            *(
+                (f"{each['integrated_gradients_sum']:.2f}",)
+                if "integrated_gradients_sum" in each
+                else ()
+            ),
+        )
+        for each in found
+    ]
+    output.stdout.print()
+    integrated = ("integrated",) if len(rows[0]) > 4 else ()
+    output.table(("explained", "predicted", "logit", "of black", *integrated), rows)
+    output.stdout.print()
+    output.facts([("drawn", folder / "explained.png")])
 
 
 # Run directories ----------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ from fcifar.analysis.score_tables import OF_ONE, OF_SEVERAL, Examined
 from fcifar.augment import color
 from fcifar.data import Dataset
 from fcifar.report.figures import (
+    adversarial as adversarial_figure,
+)
+from fcifar.report.figures import (
     bars,
     channels,
     confusion,
@@ -26,13 +29,18 @@ from fcifar.report.figures import (
     sweep,
 )
 from fcifar.report.figures import (
+    heat_maps as heat_map_figure,
+)
+from fcifar.report.figures import (
     rates as rate_figure,
 )
 from fcifar.report.figures import (
     robustness as robustness_figure,
 )
 from fcifar.report.figures.canvas import save
+from fcifar.runs.adversarial import Attacked
 from fcifar.runs.attribution import Attribution
+from fcifar.runs.explain import Explanations
 from fcifar.runs.robustness import corrupted
 from fcifar.step import Batch, EvalOutput
 from fcifar.train import metrics_log, run_dir
@@ -265,6 +273,41 @@ def robustness(folder: Path, result: dict[str, Any], images: Tensor) -> None:
         torch.cat([image, *versions]), ["clean", *captions], columns=8, heading=heading
     )
     save(grid, folder / "corruptions.png")
+
+
+def attacks(
+    folder: Path, result: dict[str, Any], attacked: Attacked, classes: Sequence[str], *, title: str
+) -> None:
+    """Write adversarial.png, and of several attacks attacks.png: see ``runs.adversarial.evaluate``.
+
+    Args:
+        folder: created if it does not exist.
+        result, attacked: what was returned.
+        classes: C names.
+        title: what was attacked, in a few words.
+    """
+    heading = f"{title}: before and after attacks; predicted (true)"
+    drawn = adversarial_figure.sheet(attacked, result, classes, heading=heading)
+    save(drawn, folder / "adversarial.png")
+    if len(result["found"]) > 1:
+        figure = adversarial_figure.curve(result, title=f"{title}: accuracy under attack")
+        save(figure, folder / "attacks.png")
+    else:
+        (folder / "attacks.png").unlink(missing_ok=True)
+
+
+def explanations(
+    folder: Path, explained: Explanations, classes: Sequence[str], *, title: str
+) -> None:
+    """Write explained.png: attributions of predicted classes, see ``runs.explain.explain``.
+
+    Args:
+        folder: created if it does not exist.
+        explained: what was returned.
+        classes: C names.
+        title: what was explained, in a few words.
+    """
+    save(heat_map_figure.sheet(explained, classes, heading=title), folder / "explained.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:

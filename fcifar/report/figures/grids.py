@@ -42,6 +42,7 @@ def image_grid(
     columns: int = 8,
     colors: Sequence[str] | None = None,
     heading: str = "",
+    column_names: Sequence[str] = (),
 ) -> "Image":
     """Return a grid of images, row by row, each with its caption below it.
 
@@ -52,6 +53,7 @@ def image_grid(
         columns: how many images make a row.
         colors: N colours of the captions.
         heading: one line above the grid.
+        column_names: one line above each column, or none.
     """
     n = len(images)
     colors = [INK] * n if colors is None else colors
@@ -64,12 +66,15 @@ def image_grid(
     columns = min(columns, n)
     rows, (height, width) = math.ceil(n / columns), enlarged.shape[-2:]
     below = _LINE * max(caption.count("\n") + 1 for caption in captions) + GAP // 2
-    top = _HEADING if heading else MARGIN
+    top = (_HEADING if heading else MARGIN) + (_LINE if column_names else 0)
     sheet, figure = _sheet(
         top + rows * (height + below) + (rows - 1) * GAP // 2 + MARGIN // 2,
         2 * MARGIN + columns * width + (columns - 1) * GAP,
         heading,
     )
+    for i, name in enumerate(column_names):
+        place = MARGIN + i * (width + GAP) + width / 2, top - _LINE * 0.75
+        _write(figure, name, *place, width + GAP * 0.6)
     for i, (image, caption, color) in enumerate(zip(enlarged, captions, colors, strict=True)):
         x = MARGIN + i % columns * (width + GAP)
         y = top + i // columns * (height + below + GAP // 2)
