@@ -5,9 +5,12 @@ from fcifar.analysis import (
     confidence,
     ensembles,
     example_scores,
+    interpolation,
+    matching,
     predictions,
     score_tables,
     significance,
+    symmetries,
 )
 
 __all__ = [
@@ -15,7 +18,10 @@ __all__ = [
     "confidence",
     "ensembles",
     "example_scores",
+    "interpolation",
+    "matching",
     "predictions",
     "score_tables",
     "significance",
+    "symmetries",
 ]

@@ -38,7 +38,7 @@ def combine(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:
     {'w': tensor(2.5000)}
     """
     if not trees or len(trees) != len(weights):
-        raise ValueError(f"combine needs a weight for each tree, not {len(weights)} for {len(trees)}")
+        raise ValueError(f"combine needs a weight for each tree: {len(weights)} for {len(trees)}")
     kept = [(each, weight) for each, weight in zip(trees, weights, strict=True) if weight != 0]
     kept = kept or [(trees[0], 0.0)]
 
@@ -148,6 +148,5 @@ def barrier(values: Tensor, weights: Sequence[float], key: Key) -> Barrier:
         counts = torch.zeros(_AT_ONCE, count, dtype=torch.float64, device=values.device)
         counts.scatter_add_(1, drawn.to(values.device).long(), torch.ones_like(counts))
         found.append((counts @ rises.T / count).amax(1))
-    ends = torch.quantile(torch.cat(found), torch.tensor([0.025, 0.975], dtype=torch.float64))
-    low, high = ends.tolist()
+    low, high = (torch.cat(found).quantile(tail).item() for tail in (0.025, 0.975))
     return Barrier(means[at].item(), at, (low, high))

@@ -46,9 +46,7 @@ def weights(variables: Variables) -> dict[str, Tensor]:
     }
 
 
-def match(
-    symmetries: Symmetries, first: Variables, second: Variables, assign: Assign
-) -> Matching:
+def match(symmetries: Symmetries, first: Variables, second: Variables, assign: Assign) -> Matching:
     """Permute the units of ``second`` so that its weights are close to those of ``first``.
 
     Coordinate ascent on the inner product of the weights. In turn, the best order of one group of
@@ -106,9 +104,7 @@ def match(
                 orders, changed = tried, True
         sweeps += 1
     found = permute(symmetries, orders, second)
-    return Matching(
-        tuple(orders), found, distance(first, second), distance(first, found), sweeps
-    )
+    return Matching(tuple(orders), found, distance(first, second), distance(first, found), sweeps)
 
 
 def distance(first: Variables, second: Variables) -> float:

@@ -24,7 +24,7 @@ FIXED = 0  # the group of elements whose order is given: of pixels, images, inpu
 
 
 class Part(NamedTuple):
-    """``outer * size * inner`` elements of an axis; the middle one of the three indices is the unit.
+    """``outer * size * inner`` elements of an axis; the middle of the three indices is the unit.
 
     A layer's outputs are ``Part(group, size)``. After ``flatten``, a channel is ``inner`` pixels.
     """
@@ -88,11 +88,13 @@ def find(model: Model) -> Symmetries:
         ) from error
     follow.fix(follow.of(logits))
     axes = {name: tuple(map(follow.resolve, follow.of(v))) for name, v in tensors.items()}
+    # Named by the tensor whose first axis they are, such as the weight of their layer.
+    named = [(part, name) for name, parts in axes.items() for part in sum(parts[:1], ())]
+    named += [(part, name) for name, parts in axes.items() for part in sum(parts[1:], ())]
     groups: dict[int, Group] = {}
-    for name, parts in axes.items():
-        for part in (part for axis in parts for part in axis):
-            if part.group != FIXED and part.size > 1:
-                groups.setdefault(part.group, Group(name, part.size))
+    for part, name in named:
+        if part.group != FIXED and part.size > 1:
+            groups.setdefault(part.group, Group(name, part.size))
     numbers = {group: i for i, group in enumerate(groups, 1)}
 
     def numbered(axis: Axis) -> Axis:

@@ -21,6 +21,7 @@ from fcifar.report.figures import (
     confusion,
     curves,
     grids,
+    landscape,
     reliability,
     sweep,
 )
@@ -215,6 +216,16 @@ def rates(folder: Path, result: dict[str, Any]) -> None:
     """Write rates.png: what ``train.lr_find.find`` returned."""
     title = f"{result['recipe']} on {result['dataset']}: loss by learning rate"
     save(rate_figure.draw(result, title=title), folder / "rates.png")
+
+
+def between_runs(folder: Path, result: dict[str, Any]) -> None:
+    """Write path.png or plane.png: what ``runs.landscape`` returned."""
+    title = f"{result['recipe']} on {result['dataset']}: "
+    if result["kind"] == "path":
+        figure = landscape.path(result, title=f"{title}the line between two runs")
+    else:
+        figure = landscape.plane(result, title=f"{title}the plane through three runs")
+    save(figure, folder / f"{result['kind']}.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:
