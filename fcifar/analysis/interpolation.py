@@ -8,6 +8,7 @@ A point is given by weights of the models, which sum to 1. Its parameters are th
 theirs. Batch norm needs statistics of its own there, see ``averaging.estimate_statistics``.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,8 +47,8 @@ def combine(trees: Sequence[Tree], weights: Sequence[float]) -> Tree:
         if not first.is_floating_point():
             return first
         wide = torch.promote_types(first.dtype, torch.float32)
-        parts = zip(leaves, kept, strict=True)
-        return sum(leaf.to(wide) * weight for leaf, (_, weight) in parts).to(first.dtype)
+        parts = [leaf.to(wide) * weight for leaf, (_, weight) in zip(leaves, kept, strict=True)]
+        return functools.reduce(torch.add, parts).to(first.dtype)
 
     return tree.map(of_leaves, trees[0], *(each for each, _ in kept))
 

@@ -92,7 +92,7 @@ def match(symmetries: Symmetries, first: Variables, second: Variables, assign: A
     sweeps, changed = 0, True
     while changed and sweeps < SWEEPS:
         changed = False
-        for group in range(len(orders)):
+        for group in (i for i, own in enumerate(uses) if own):
             gains = [
                 use.rows(a[use.name]) @ use.rows(permuted(use.name, orders, but=use.dim)).T
                 for use in uses[group]

@@ -81,7 +81,7 @@ def find(model: Model) -> Symmetries:
             images = torch.empty(2, 3, 32, 32)
             with follow:
                 logits, _ = model.apply(variables, images)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise ValueError(
             "the model's forward pass depends on values, so that its units cannot be followed: "
             f"{str(error).splitlines()[0]}"
@@ -297,19 +297,19 @@ class _Follow(TorchDispatchMode):
         self.seen[id(tensor)] = tensor, axes
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = function._schema.name.partition("::")[2].removesuffix("_")
+        name = func._schema.name.partition("::")[2].removesuffix("_")
         rule = _RULES.get(name)
-        if rule is None and _is_elementwise(function):
+        if rule is None and _is_elementwise(func):
             rule = _elementwise
-        if rule is None and function._can_decompose():
+        if rule is None and func._can_decompose():
             with self:
-                return function.decompose(*args, **kwargs)
-        output = function(*args, **kwargs)
+                return func.decompose(*args, **kwargs)
+        output = func(*args, **kwargs)
         results = [x for x in _flat(output) if isinstance(x, Tensor)]
-        call = _Call(self, name, _arguments(function, args, kwargs), results)
+        call = _Call(self, name, _arguments(func, args, kwargs), results)
         for result, axes in zip(results, (rule or _unknown)(call), strict=True):
             self.set(result, axes)
         return output
@@ -371,19 +371,19 @@ def _unknown(call: _Call) -> list[Axes]:
 
 
 def _elementwise(call: _Call) -> list[Axes]:
-    """Unify the axes of all arguments, aligned at the last one; those of length 1 are repeated."""
-    tensors = call.tensors()
-    return [_broadcast(call.follow, result.shape, tensors) for result in call.results]
+    operands = [call.follow.of(tensor) for tensor in call.tensors()]
+    return [_broadcast(call.follow, result.shape, operands) for result in call.results]
 
 
-def _broadcast(follow: _Follow, shape: Sequence[int], tensors: Sequence[Tensor]) -> Axes:
+def _broadcast(follow: _Follow, shape: Sequence[int], operands: Sequence[Axes]) -> Axes:
+    """Unify the axes of all operands, aligned at the last one; those of length 1 are repeated."""
     axes: list[Axis] = []
     for back, size in enumerate(reversed(shape), 1):
-        own = [follow.of(t)[-back] for t in tensors if t.ndim >= back and t.shape[-back] == size]
-        first = own[0] if own else follow.fresh(size)
+        aligned = [each[-back] for each in operands if len(each) >= back]
+        own = [axis for axis in aligned if sum(map(length, axis)) == size] or [follow.fresh(size)]
         for other in own[1:]:
-            follow.unify(first, other)
-        axes.insert(0, follow.resolve(first))
+            follow.unify(own[0], other)
+        axes.insert(0, follow.resolve(own[0]))
     return tuple(axes)
 
 
@@ -412,7 +412,7 @@ def _convolution(call: _Call) -> list[Axes]:
 
 def _product(call: _Call) -> list[Axes]:
     """Products of matrices, which sum over the last axis of the left and one of the right."""
-    left, right = (tensor for tensor in call.tensors()[-2:])
+    left, right = call.tensors()[-2:]
     one, other = call.follow.of(left), call.follow.of(right)
     summed = max(right.ndim - 2, 0)
     call.follow.unify(one[-1], other[summed])
@@ -422,15 +422,14 @@ def _product(call: _Call) -> list[Axes]:
 
 
 def _sum_and_product(call: _Call) -> list[Axes]:
-    (axes,) = _product(call)
-    call.follow.seen[id(call.results[0])] = call.results[0], axes
-    return [_broadcast(call.follow, call.results[0].shape, [*call.results, call.given["self"]])]
+    operands = [*_product(call), call.axes("self")]
+    return [_broadcast(call.follow, call.results[0].shape, operands)]
 
 
 def _layer_norm(call: _Call) -> list[Axes]:
     """Mean and variance of all units are the same in any order."""
-    tensors = call.tensors()
-    axes = _broadcast(call.follow, tensors[0].shape, tensors)
+    operands = [call.follow.of(tensor) for tensor in call.tensors()]
+    axes = _broadcast(call.follow, call.results[0].shape, operands)
     return [axes, *(_reduced(axes, result.shape) for result in call.results[1:])]
 
 
@@ -472,6 +471,8 @@ def _reduction(call: _Call) -> list[Axes]:
 
 def _along(call: _Call) -> list[Axes]:
     """Operations that depend on the order along some dimensions, and not on that along others."""
+    if len(call.tensors()) > 1:
+        return _unknown(call)
     axes = call.axes("self")
     dims = call.dims(len(axes), "dims" if "dims" in call.given else "dim")
     call.fix(axis for dim, axis in enumerate(axes) if dim in dims)
@@ -510,7 +511,7 @@ def _unsqueeze(call: _Call) -> list[Axes]:
 
 
 def _expand(call: _Call) -> list[Axes]:
-    return [_broadcast(call.follow, call.results[0].shape, [call.given["self"]])]
+    return [_broadcast(call.follow, call.results[0].shape, [call.axes("self")])]
 
 
 def _slice(call: _Call) -> list[Axes]:
@@ -565,6 +566,8 @@ def _pad(call: _Call) -> list[Axes]:
 
 def _reshape(call: _Call) -> list[Axes]:
     """Match the shortest runs of dimensions before and after that have equally many elements."""
+    if call.given["self"].numel() != call.results[0].numel():  # of another dtype
+        return _unknown(call)
     before, after = [*zip(call.given["self"].shape, call.axes("self"), strict=True)], []
     sizes = list(call.results[0].shape)
     while before or sizes:

@@ -83,7 +83,7 @@ def path(
             variables, result["matching"] = match_to_first(models)
         ends.append(variables)
     weights = [i / (points - 1) for i in range(points)]
-    curves = []
+    curves: list[dict[str, Any]] = []
     for i, pair in enumerate(ends):
         outputs = []
         for j, weight in enumerate(weights):

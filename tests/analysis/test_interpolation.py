@@ -20,6 +20,7 @@ def drawn(seed: int) -> Variables:
 
 def test_a_sum_is_exact_at_its_ends_and_a_mean_between() -> None:
     a, b, c = map(drawn, range(3))
+    a.params["b"][0] = -0.0
     assert tree.equal(combine([a, b, c], (1.0, 0.0, 0.0)), a)
     last = combine([a, b, c], (0.0, 0.0, 1.0))
     assert tree.equal(last.params, c.params)
