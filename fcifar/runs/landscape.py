@@ -27,7 +27,7 @@ from fcifar.train.runtime import Runtime, activate
 
 POINTS = {"path": 25, "plane": 9}  # on the line, and on a side of the grid
 _MOST_POINTS = 1000
-_MARGIN = 0.25  # of the sides of the triangle, around it
+_MARGIN = 0.25  # around the three runs, of the longer side of the rectangle that holds them
 _KEY = 0  # of the images that are drawn, and of the bootstrap
 
 Progress = Callable[[str, int, int], None]
@@ -145,7 +145,7 @@ def plane(
     except ValueError as error:
         raise UsageError(f"--plane: {error}") from error
     low, high = corners.amin(0), corners.amax(0)
-    margin = _MARGIN * (high - low)
+    margin = _MARGIN * (high - low).max()
     x, y = (
         torch.linspace(start, end, points, dtype=torch.float64).tolist()
         for start, end in zip((low - margin).tolist(), (high + margin).tolist(), strict=True)

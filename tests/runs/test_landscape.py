@@ -107,9 +107,10 @@ def test_a_plane_goes_through_three_runs(runtime: Runtime, dataset: Dataset) -> 
     mixed = tree.map(lambda p, q, r: p + b * (q - p) + c * (r - p), *variables)
     there = figures(models[0]._replace(variables=mixed), runtime, dataset)
     assert {n: result[n][1][1] for n in ("loss", "accuracy")} == there
-    # A quarter of the sides lies around the three.
-    assert result["x"][0] == pytest.approx(-0.25 * bx)
-    assert result["y"][-1] == pytest.approx(1.25 * cy)
+    # A quarter of the longer side lies around the three.
+    margin = 0.25 * max(bx, cy)
+    assert result["x"][0] == pytest.approx(-margin)
+    assert result["y"][-1] == pytest.approx(cy + margin)
     matched = landscape.plane(PATHS, models, runtime, dataset, "test", points=3, match=True)
     assert [run["loss"] for run in matched["runs"]] == pytest.approx(
         [run["loss"] for run in result["runs"]], rel=1e-4
