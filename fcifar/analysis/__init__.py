@@ -8,9 +8,12 @@ from fcifar.analysis import (
     ensembles,
     example_scores,
     influence,
+    interpolation,
+    matching,
     predictions,
     score_tables,
     significance,
+    symmetries,
 )
 
 __all__ = [
@@ -21,7 +24,10 @@ __all__ = [
     "ensembles",
     "example_scores",
     "influence",
+    "interpolation",
+    "matching",
     "predictions",
     "score_tables",
     "significance",
+    "symmetries",
 ]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-from fcifar.cli import models, options, output, progress
+from fcifar.cli import landscape, models, options, output, progress
 
 _DIGITS = 8  # of the 64 of a digest
 
@@ -17,6 +17,12 @@ def compare(
     ],
     dataset: Annotated[str | None, options.dataset_option("the first run's")] = None,
     split: Annotated[str, options.option("--split", "Which images.", "test|train")] = "test",
+    path: landscape.Path_ = False,
+    plane: landscape.Plane = False,
+    points: landscape.Points = None,
+    match: landscape.Match = False,
+    images: landscape.Images = None,
+    out: landscape.Out = None,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -35,7 +41,14 @@ def compare(
     The test is McNemar's, exact and two-sided, at the 5 % level for each pair. It
     compares these models; with other seeds the order may differ.
 
-    [dim]fcifar compare runs/a runs/b[/]
+    With --path or --plane: loss and accuracy of the models between two or three
+    runs, whose parameters are weighted means of theirs, and the barrier: how far
+    the loss rises above the line between both ends. Batch norm is estimated again
+    at each point. With --match also after weight matching (Git Re-Basin).
+
+    [dim]fcifar compare runs/a runs/b
+    fcifar compare runs/a runs/b --path --match --out between/
+    fcifar compare runs/a runs/b runs/c --plane --images 2000 --out plane/[/]
     """
     from fcifar.cli.data import open_dataset
     from fcifar.runs import compare as comparison
@@ -43,6 +56,8 @@ def compare(
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
+    given = {"--points": points, "--match": match, "--images": images, "--out": out}
+    kind = landscape.kind_of(path, plane, given)
     runs = sweep.expand(runs)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes))
     comparison.check(runs, [])
@@ -53,6 +68,22 @@ def compare(
     trained = models.with_classes(found, data.classes)
     comparison.check(runs, trained)
     inference.check_images(trained, data, split)
+    if kind is not None:
+        landscape.run(
+            kind,
+            runs,
+            trained,
+            runtime,
+            data,
+            split,
+            points=points,
+            images=images,
+            match=match,
+            out=out,
+            json=json,
+            quiet=quiet,
+        )
+        return
     with progress.doing("evaluating", quiet=quiet):
         result = comparison.compare(runs, trained, runtime, data, split)
     output.result(result, _show, json)

@@ -25,6 +25,7 @@ from fcifar.report.figures import (
     confusion,
     curves,
     grids,
+    landscape,
     reliability,
     sweep,
 )
@@ -308,6 +309,16 @@ def explanations(
         title: what was explained, in a few words.
     """
     save(heat_map_figure.sheet(explained, classes, heading=title), folder / "explained.png")
+
+
+def between_runs(folder: Path, result: dict[str, Any]) -> None:
+    """Write path.png or plane.png: what ``runs.landscape`` returned."""
+    title = f"{result['recipe']} on {result['dataset']}: "
+    if result["kind"] == "path":
+        figure = landscape.path(result, title=f"{title}the line between two runs")
+    else:
+        figure = landscape.plane(result, title=f"{title}the plane through three runs")
+    save(figure, folder / f"{result['kind']}.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:

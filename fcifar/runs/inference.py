@@ -23,9 +23,10 @@ from fcifar.train import evaluate as evaluation
 from fcifar.train import run_dir
 from fcifar.train.checkpoint import fit_model
 from fcifar.train.runtime import Runtime, activate
-from fcifar.train.setup import split_rows
+from fcifar.train.setup import split_rows, with_statistics
 
 DIGITS = 5  # of a row number, at least, so that names sort like rows
+_SAME = ("model", "model_options", "mean", "std")  # settings that models in one space share
 
 
 class Trained(NamedTuple):
@@ -158,6 +159,61 @@ def check_images(models: Sequence[Trained], dataset: Dataset, split: str) -> Non
         )
     for trained in models:
         rows_of(trained, dataset, split)
+
+
+def check_alike(paths: Sequence[Path], models: Sequence[Trained], verb: str) -> None:
+    """Raise a UsageError unless models of ``paths`` have parameters that can be added.
+
+    They have the same model, normalisation, classes, data set and frozen parameters. ``verb`` is
+    what is to be done with them: "average".
+    """
+    first = models[0]
+    for path, model in zip(paths, models, strict=True):
+        for name in _SAME:
+            one, other = (getattr(each.recipe, name) for each in (first, model))
+            if one != other:
+                raise UsageError(
+                    f"{path} has the {name} {other}, but {paths[0]} has {one}; {verb} runs of one "
+                    "model and normalisation"
+                )
+        if model.classes != first.classes:
+            raise UsageError(
+                f"{path} has the classes {names_of(model.classes)}, but {paths[0]} has "
+                f"{names_of(first.classes)}; {verb} runs with the same classes"
+            )
+        if model.dataset_digest != first.dataset_digest:
+            raise UsageError(
+                f"{path} was trained on other images ({model.dataset or 'not known'}) than "
+                f"{paths[0]} ({first.dataset}); {verb} runs of one data set"
+            )
+        if tree.structure(model.variables) != tree.structure(first.variables):
+            raise UsageError(
+                f"{path} has other frozen parameters than {paths[0]}; {verb} runs with the same "
+                "--set freeze"
+            )
+
+
+def with_own_statistics(
+    trained: Trained, runtime: Runtime, dataset: Dataset, variables: Variables
+) -> Variables:
+    """Return other variables of a model with batch-norm statistics of their own, on the CPU.
+
+    They are estimated on the images that the model was trained on, see
+    ``train.setup.with_statistics``.
+    """
+    rows, _ = split_rows(trained.recipe, trained.seed, dataset.train_labels)
+    with activate(runtime):
+        there, images = tree.on_device((variables, dataset.train_images), runtime.device)
+        found = with_statistics(
+            trained.model,
+            there,
+            images,
+            rows,
+            seed=trained.seed,
+            recipe=trained.recipe,
+            policy=runtime.policy,
+        )
+        return tree.on_device(found, "cpu")
 
 
 def evaluate(

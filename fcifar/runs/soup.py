@@ -17,16 +17,14 @@ from torch import Tensor
 from fcifar import averaging, io, recipes, tensor_files, tree
 from fcifar.analysis.significance import letters
 from fcifar.data import Dataset
-from fcifar.errors import UsageError, names_of
+from fcifar.errors import UsageError
 from fcifar.models import Variables
 from fcifar.recipes.checks import check_choice
 from fcifar.runs import inference
 from fcifar.runs.inference import Trained
-from fcifar.train.runtime import Runtime, activate
-from fcifar.train.setup import split_rows, with_statistics
+from fcifar.train.runtime import Runtime
 
 METHODS = ("mean", "greedy")
-_SAME = ("model", "model_options", "mean", "std")  # settings that the models must share
 _FIGURES = ("accuracy", "loss")
 
 
@@ -37,25 +35,7 @@ def check(paths: Sequence[Path], models: Sequence[Trained], method: str) -> None
         raise UsageError(
             f"{paths[0]} alone cannot be averaged; give two runs or more, or a group of runs"
         )
-    first = models[0]
-    for path, model in zip(paths, models, strict=True):
-        for name in _SAME:
-            one, other = (getattr(each.recipe, name) for each in (first, model))
-            if one != other:
-                raise UsageError(
-                    f"{path} has the {name} {other}, but {paths[0]} has {one}; average runs of one "
-                    "model and normalisation"
-                )
-        if model.classes != first.classes:
-            raise UsageError(
-                f"{path} has the classes {names_of(model.classes)}, but {paths[0]} has "
-                f"{names_of(first.classes)}; average runs with the same classes"
-            )
-        if model.dataset_digest != first.dataset_digest:
-            raise UsageError(
-                f"{path} was trained on other images ({model.dataset or 'not known'}) than "
-                f"{paths[0]} ({first.dataset}); average runs of one data set"
-            )
+    inference.check_alike(paths, models, "average")
 
 
 def held_out(models: Sequence[Trained], dataset: Dataset) -> tuple[str, Tensor | slice] | None:
@@ -133,7 +113,7 @@ def make(
         progress("evaluating", done, total)
         return metrics
 
-    refresh = functools.partial(_refreshed, first, runtime, dataset)
+    refresh = functools.partial(inference.with_own_statistics, first, runtime, dataset)
     alone = [evaluate(model.variables, split) for model in models]
     order = list(range(len(models)))
     if method == "greedy":
@@ -201,25 +181,6 @@ def save(path: Path, soup: Trained) -> None:
         "soup": soup.soup,
     }
     tensor_files.save(path, {**soup.variables.params, **soup.variables.buffers}, metadata)
-
-
-def _refreshed(
-    first: Trained, runtime: Runtime, dataset: Dataset, variables: Variables
-) -> Variables:
-    """Estimate batch-norm statistics on the images that the first model was trained on."""
-    rows, _ = split_rows(first.recipe, first.seed, dataset.train_labels)
-    with activate(runtime):
-        there, images = tree.on_device((variables, dataset.train_images), runtime.device)
-        found = with_statistics(
-            first.model,
-            there,
-            images,
-            rows,
-            seed=first.seed,
-            recipe=first.recipe,
-            policy=runtime.policy,
-        )
-        return tree.on_device(found, "cpu")
 
 
 def _trained(

@@ -15,6 +15,7 @@ from fcifar.models import Variables
 from fcifar.recipes import Recipe
 from fcifar.runs import inference, soup
 from fcifar.train.runtime import Runtime
+from fcifar.train.setup import split_rows
 from tests.helpers.small import make_recipe
 from tests.helpers.training import train
 
@@ -125,7 +126,7 @@ def test_batch_norm_is_estimated_again_on_training_images(
     found, _ = soup.make(paths, models, runtime, dataset, "mean")
     expected = averaging.mean([model.variables for model in models])
     assert tree.equal(found.variables.params, expected.params)
-    rows = soup.split_rows(recipe, 0, dataset.train_labels)[0]
+    rows = split_rows(recipe, 0, dataset.train_labels)[0]
     x = recipes.make_preprocess(recipe)(dataset.train_images[rows])
     key = torch.zeros(2, dtype=torch.int64)
     once = found.model.apply(found.variables, x, key=key, train=True)[1]
