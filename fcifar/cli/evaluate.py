@@ -46,7 +46,6 @@ def evaluate(
             callback=options.locate_run,
         ),
     ] = None,
-    seed: Annotated[int | None, option("--seed", "The seed of --corrupt.", default="0")] = None,
     attack: Annotated[
         list[str] | None,
         option(
@@ -62,6 +61,9 @@ def evaluate(
     attack_images: Annotated[
         int | None,
         option("--attack-images", "How many images to attack, drawn at random.", None, "1000"),
+    ] = None,
+    seed: Annotated[
+        int | None, option("--seed", "The seed of --corrupt and --attack.", default="0")
     ] = None,
     explain: options.Explain = None,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
@@ -114,13 +116,13 @@ def evaluate(
 
     inference.find_views(tta)
     chosen = robustness.parse(corrupt or [])
-    if seed is not None and not chosen:
-        raise UsageError("--seed is that of --corrupt; give that, too")
-    corruption_seed = check_seed(seed or 0)
+    if seed is not None and not chosen and not attack:
+        raise UsageError("--seed is that of --corrupt and --attack; give one of them, too")
+    draws_seed = check_seed(seed or 0)
     if per_example is not None:
         tables.check(per_example)
     methods = explaining.parse(explain, out)
-    plan = adversarial.make_plan(attack or [], restarts, attack_images)
+    plan = adversarial.make_plan(attack or [], restarts, attack_images, draws_seed)
     runs = sweep.expand(runs)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
@@ -147,7 +149,7 @@ def evaluate(
             with progress.counting(quiet=quiet) as count:
                 corrupted = robustness.evaluate(
                     *(paths, trained, runtime, data, split, chosen, logits),
-                    seed=corruption_seed,
+                    seed=draws_seed,
                     has_reference=reference is not None,
                     progress=count,
                 )

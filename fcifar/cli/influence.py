@@ -67,20 +67,20 @@ def influence(
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import draw
-    from fcifar.runs import attribution, inference
+    from fcifar.runs import inference, proponents
     from fcifar.train.runtime import make_runtime
 
-    rows = attribution.parse_rows(image)
+    rows = proponents.parse_rows(image)
     if method == "tracin":
         for flag, value in (("--damping", damping), ("--curvature-images", curvature_images)):
             if value is not None:
                 raise UsageError(f"{flag} is of --method gauss_newton; leave it out for tracin")
-    chosen = attribution.Options(
+    chosen = proponents.Options(
         method,
-        attribution.DAMPING if damping is None else damping,
-        attribution.CURVATURE if curvature_images is None else curvature_images,
+        proponents.DAMPING if damping is None else damping,
+        proponents.CURVATURE if curvature_images is None else curvature_images,
     )
-    attribution.check(chosen, top)
+    proponents.check(chosen, top)
     trained = inference.load(run)
     runtime = make_runtime(
         device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
@@ -89,12 +89,12 @@ def influence(
         raise UsageError(f"{run} does not record the data set that it was trained on; give a run")
     data = open_dataset(trained.dataset, data_dir, quiet=quiet)
     with progress.counting(quiet=quiet) as count:
-        found, result = attribution.make(
+        found, result = proponents.make(
             run, trained, runtime, data, split, rows, chosen, top=top, progress=count
         )
     if out is not None:
         write_json(out / "report.json", result)
-        tables.write(out / "influence.csv", attribution.tabulate(found, data.classes))
+        tables.write(out / "influence.csv", proponents.tabulate(found, data.classes))
         draw.influence(out, found, data.train_images, result)
     output.result(result, _show, json)
 

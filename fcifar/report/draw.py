@@ -40,8 +40,8 @@ from fcifar.report.figures import (
 )
 from fcifar.report.figures.canvas import save
 from fcifar.runs.adversarial import Attacked
-from fcifar.runs.attribution import Attribution
 from fcifar.runs.explain import Explanations
+from fcifar.runs.proponents import Influences
 from fcifar.runs.robustness import corrupted
 from fcifar.step import Batch, EvalOutput
 from fcifar.train import metrics_log, run_dir
@@ -51,7 +51,7 @@ from fcifar.train.evaluate import read_predictions
 _IMAGES = 20  # of a grid of predictions, and of a training batch
 _SCORED = 24  # of a grid of the hardest images: three rows of eight
 _VOTED = 3  # classes named below a disputed image
-_KEY = 6  # after those of a run, see train.setup
+_KEY = 7  # after those of a run, see train.setup, and of runs.proponents
 _LABELS = {
     "loss": "loss, nats",
     "probability": "probability of the true class",
@@ -235,15 +235,15 @@ def rates(folder: Path, result: dict[str, Any]) -> None:
 
 
 def influence(
-    folder: Path, found: Attribution, train_images: Tensor, result: dict[str, Any]
+    folder: Path, found: Influences, train_images: Tensor, result: dict[str, Any]
 ) -> None:
     """Write influence.png: each image with its proponents, and its opponents below them.
 
     Args:
         folder: created if it does not exist.
-        found: scores, see ``runs.attribution``.
+        found: scores, see ``runs.proponents``.
         train_images: uint8 [N, 3, H, W], of the data set.
-        result: what ``runs.attribution.make`` returned with them.
+        result: what ``runs.proponents.make`` returned with them.
     """
     title = (
         f"{result['recipe']} on {result['dataset']}: proponents and opponents by {result['method']}"

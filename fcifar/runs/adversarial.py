@@ -25,7 +25,6 @@ IMAGES = 1000  # attacked by default
 STEPS = 20  # of PGD by default
 _SHOWN = 6  # images that are kept for a figure
 _AT_A_TIME = 100  # images on a CPU; a GPU is faster with more
-_KEY = 0  # of the choice of images and of all starts, so that runs and attacks are comparable
 _METRICS = ("accuracy", "interval95", "per_class")
 
 
@@ -100,9 +99,15 @@ class Plan(NamedTuple):
     specs: list[Spec]
     restarts: int  # of those with a random start
     images: int  # how many are attacked, drawn at random; those of a smaller split are all attacked
+    seed: int  # of the choice of images and of all starts, so that runs and attacks are comparable
 
 
-def make_plan(texts: Sequence[str], restarts: int | None = None, images: int | None = None) -> Plan:
+def make_plan(
+    texts: Sequence[str],
+    restarts: int | None = None,
+    images: int | None = None,
+    seed: int = 0,
+) -> Plan:
     """Parse attacks and their options; without any, the plan has no specs.
 
     Raises:
@@ -118,7 +123,7 @@ def make_plan(texts: Sequence[str], restarts: int | None = None, images: int | N
         raise UsageError(
             f"--restarts is {restarts}, and fgsm has no random start; leave it out, or use pgd"
         )
-    return Plan(specs, restarts or 1, images or IMAGES)
+    return Plan(specs, restarts or 1, images or IMAGES, seed)
 
 
 def evaluate(
@@ -142,7 +147,8 @@ def evaluate(
     """
     everything = inference.images_of(trained, dataset, split)
     total = len(everything.labels)
-    rows = random.permutation(random.key(_KEY), total)[: plan.images]
+    order_key, start_key = random.split(random.key(plan.seed))
+    rows = random.permutation(order_key, total)[: plan.images]
     batch, clean = (tree.map(lambda x: x.cpu()[rows], each) for each in (everything, clean))
     shown = clean.correct.logical_not().sort(stable=True).indices[:_SHOWN]
     before, output_before = (tree.map(lambda x: x[shown], each) for each in (batch, clean))
@@ -150,7 +156,8 @@ def evaluate(
     found = []
     for spec in plan.specs:
         tries = plan.restarts if spec.name == "pgd" else 1
-        changed = _attack(trained, runtime, batch, rows, spec, tries, progress)
+        keys = vmap(random.fold_in, (None, 0))(start_key, rows)
+        changed = _attack(trained, runtime, batch, keys, spec, tries, progress)
         output = inference.examine(trained, runtime, Batch(changed, batch.labels))
         output = output._replace(correct=output.correct & clean.correct)
         attacked.images.append(changed[shown])
@@ -172,7 +179,7 @@ def evaluate(
     result = {
         "n": len(rows),
         "of": total,
-        "chosen": "all" if len(rows) == total else f"at random, by key {_KEY}",
+        "chosen": "all" if len(rows) == total else f"at random, by seed {plan.seed}",
         "clean": _metrics(clean, batch.labels, dataset.classes),
         "found": found,
     }
@@ -190,14 +197,14 @@ def _attack(
     trained: Trained,
     runtime: Runtime,
     batch: Batch,
-    rows: Tensor,
+    keys: Tensor,
     spec: Spec,
     restarts: int,
     progress: Callable[[str, int, int], None],
 ) -> Tensor:
     """Return adversarial images, float32 [n, 3, H, W] on the CPU.
 
-    The start of an image depends on its row in the split, and not on which others are attacked.
+    The start of image i is drawn from ``keys[i]``, int64 [n, 2].
     """
     step = make_attack_step(
         trained.model,
@@ -209,10 +216,9 @@ def _attack(
     at_a_time = _AT_A_TIME if runtime.device == "cpu" else 5 * _AT_A_TIME
     parts, done = [], 0
     with activate(runtime):
-        variables, batch, rows = tree.on_device((trained.variables, batch, rows), runtime.device)
-        keys = vmap(random.fold_in, (None, 0))(random.key(_KEY, device=runtime.device), rows)
-        for chosen, kept in padded_rows(len(rows), max(1, at_a_time // restarts), rows.device):
-            progress(f"attacking by {spec.text}", done, len(rows))
+        variables, batch, keys = tree.on_device((trained.variables, batch, keys), runtime.device)
+        for chosen, kept in padded_rows(len(keys), max(1, at_a_time // restarts), keys.device):
+            progress(f"attacking by {spec.text}", done, len(keys))
             images = step(keys[chosen], variables, tree.map(lambda x, i=chosen: x[i], batch))
             parts.append(images[:kept].cpu())
             done += kept

@@ -28,7 +28,7 @@ from fcifar.train.runtime import Runtime, activate
 POINTS = {"path": 25, "plane": 9}  # on the line, and on a side of the grid
 _MOST_POINTS = 1000
 _MARGIN = 0.25  # around the three runs, of the longer side of the rectangle that holds them
-_KEY = 0  # of the images that are drawn, and of the bootstrap
+_IMAGES_KEY, _BOOTSTRAP_KEY = random.split(random.key(0))
 
 Progress = Callable[[str, int, int], None]
 
@@ -285,12 +285,12 @@ def _drawn(data: Batch, images: int | None) -> Batch:
     if images is None:
         return data
     check_count("--images", images, 1, count)
-    rows = random.permutation(random.key(_KEY), count)[:images].sort().values
+    rows = random.permutation(_IMAGES_KEY, count)[:images].sort().values
     return Batch(data.images[rows], data.labels[rows])
 
 
 def _barrier(values: Tensor, weights: Sequence[float]) -> dict[str, Any]:
-    found = interpolation.barrier(values, weights, random.key(_KEY))
+    found = interpolation.barrier(values, weights, _BOOTSTRAP_KEY)
     return {
         "height": found.height,
         "interval95": list(found.interval95),

@@ -81,7 +81,7 @@ def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tenso
     return holdout(valid_key, labels, recipe.valid_fraction, stratify=recipe.stratify)
 
 
-_STATISTICS_KEY = 5  # after the keys below; 6 is that of the figures, see report.draw
+_STATISTICS_KEY = 5  # after the keys below; 6 and 7 are in runs.proponents and report.draw
 
 
 def _keys(seed: int) -> tuple[Key, ...]:

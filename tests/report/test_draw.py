@@ -16,7 +16,7 @@ from fcifar.report import draw
 from fcifar.report.figures import bars, grids, sweep
 from fcifar.report.figures.canvas import save
 from fcifar.report.figures.grids import RIGHT, WRONG
-from fcifar.runs.attribution import Attribution, ranked
+from fcifar.runs.proponents import Influences, ranked
 from fcifar.step import Batch, EvalOutput
 
 CLASSES = ("cat", "dog", "$hip_$")
@@ -187,7 +187,7 @@ def test_proponents_and_opponents(tmp_path: Path, sheets: dict[str, dict]) -> No
     of = torch.tensor([29, 28])
     test_labels = torch.tensor([0, 2])
     scores = torch.tensor([[3.0, 2, 1, -1, -2, -3, -4, -5, -6, -7], [0.5, *[0.0] * 9]])
-    found = Attribution(
+    found = Influences(
         ["test/00029", "test/00028"], images[of], test_labels, names, rows, labels, scores
     )
 

@@ -16,7 +16,7 @@ from fcifar.data.dataset import Dataset
 from fcifar.errors import UsageError
 from fcifar.random import Key
 from fcifar.report.figures.canvas import INK, compose, empty_figure, fit
-from fcifar.runs.attribution import Attribution
+from fcifar.runs.proponents import Influences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,7 +152,7 @@ def predictions_grid(
 
 
 def influence_grid(
-    found: Attribution, train_images: Tensor, result: Mapping[str, Any], *, heading: str
+    found: Influences, train_images: Tensor, result: Mapping[str, Any], *, heading: str
 ) -> "Image":
     """Return two rows for each image: it and its proponents, then its opponents.
 

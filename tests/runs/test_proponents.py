@@ -14,8 +14,8 @@ from fcifar.analysis.influence import Checkpoint
 from fcifar.data import Dataset
 from fcifar.errors import UsageError
 from fcifar.recipes import Recipe
-from fcifar.runs import attribution, inference
-from fcifar.runs.attribution import Attribution, Options
+from fcifar.runs import inference, proponents
+from fcifar.runs.proponents import Influences, Options
 from fcifar.step import Batch
 from fcifar.train import run_dir
 from fcifar.train.config import CheckpointConfig
@@ -35,9 +35,9 @@ def falling(recipe: Recipe) -> Recipe:
 
 def scores_of(
     run: Path, runtime: Runtime, dataset: Dataset, rows: list[int], split: str = "test", **more: Any
-) -> tuple[Attribution, dict[str, Any]]:
+) -> tuple[Influences, dict[str, Any]]:
     trained = inference.load(run)
-    return attribution.make(run, trained, runtime, dataset, split, rows, Options(**more))
+    return proponents.make(run, trained, runtime, dataset, split, rows, Options(**more))
 
 
 def test_checkpoints_are_summed_with_their_rates(
@@ -101,7 +101,7 @@ def test_influence_functions_are_those_of_the_final_model(
     """With the curvature of all training images, and solved to a small residual."""
     run = tmp_path / "run"
     train(run, falling, runtime, dataset)
-    monkeypatch.setattr(attribution, "TOLERANCE", 1e-4)
+    monkeypatch.setattr(proponents, "TOLERANCE", 1e-4)
     found, result = scores_of(run, runtime, dataset, [0, 3], method="gauss_newton", damping=0.5)
     assert result["residual"] <= 1e-4
     assert (result["damping"], result["curvature_images"], result["train_n"]) == (0.5, 34, 34)
@@ -127,8 +127,8 @@ def test_several_images_and_chunks_change_rounding_only(
     recipe = make_recipe("speed90").replace(batch_size=8, epochs=1, precision="fp32", tta="none")
     train(tmp_path / "run", recipe, runtime, dataset)
     together, _ = scores_of(tmp_path / "run", runtime, dataset, [0, 1, 2])
-    monkeypatch.setattr(attribution, "_DIRECTIONS", 1)
-    monkeypatch.setattr(attribution, "_AT_ONCE", 10)
+    monkeypatch.setattr(proponents, "_DIRECTIONS", 1)
+    monkeypatch.setattr(proponents, "_AT_ONCE", 10)
     apart, _ = scores_of(tmp_path / "run", runtime, dataset, [0, 1, 2])
     largest = together.scores.abs().max()
     torch.testing.assert_close(apart.scores, together.scores, rtol=1e-3, atol=1e-4 * largest)
@@ -151,7 +151,7 @@ def test_proponents_come_first_and_opponents_last(
     assert all(signs)
     examples = inference.examine(inference.load(run), runtime, Batch(found.images, found.labels))
     assert image["loss"] == examples.loss[0].item()
-    table = attribution.tabulate(found, dataset.classes)
+    table = proponents.tabulate(found, dataset.classes)
     assert table["train/00007"].tolist() == scores.tolist()
     row = found.train_names.index(image["proponents"][0]["id"])
     assert table["label_name"][row] == image["proponents"][0]["label"]
@@ -184,7 +184,7 @@ def test_what_does_not_fit_is_refused(
             scores_of(run, runtime, dataset, [0], **options)
     for text in ("", "a", "1,,2", "-1", "1.5", "9" * 30):
         with pytest.raises(UsageError, match=r"--image is .*; give row numbers"):
-            attribution.parse_rows(text)
-    assert attribution.parse_rows("3, 17,3") == [3, 17]
+            proponents.parse_rows(text)
+    assert proponents.parse_rows("3, 17,3") == [3, 17]
     with pytest.raises(UsageError, match="--image has 101 images; give up to 100"):
-        attribution.parse_rows(",".join(map(str, range(101))))
+        proponents.parse_rows(",".join(map(str, range(101))))

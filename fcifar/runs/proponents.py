@@ -44,7 +44,7 @@ class Options(NamedTuple):
     curvature: int = CURVATURE  # training images whose Gauss-Newton matrix it is
 
 
-class Attribution(NamedTuple):
+class Influences(NamedTuple):
     """Scores of all images that a run was trained on, for each of T other images."""
 
     names: list[str]  # of the T images, see inference.image_names
@@ -99,7 +99,7 @@ def make(
     *,
     top: int = 10,
     progress: Progress = lambda what, done, total: None,
-) -> tuple[Attribution, dict[str, Any]]:
+) -> tuple[Influences, dict[str, Any]]:
     """Compute the influence of all images that a run was trained on, without augmentation.
 
     ``tracin`` sums over the checkpoints of the run, each with the learning rate of the step before
@@ -158,7 +158,7 @@ def make(
                 outputs, variables, inputs, drawn.to(runtime.device), options.damping, progress
             )
     all_names = inference.image_names(trained, dataset, "train")
-    found = Attribution(
+    found = Influences(
         names,
         test.images,
         test.labels,
@@ -340,7 +340,7 @@ def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _summarize(
-    found: Attribution, trained: Trained, runtime: Runtime, top: int
+    found: Influences, trained: Trained, runtime: Runtime, top: int
 ) -> list[dict[str, Any]]:
     """Return each image with its prediction, its proponents and its opponents."""
     examples = inference.examine(trained, runtime, Batch(found.images, found.labels))
@@ -374,7 +374,7 @@ def _summarize(
     return result
 
 
-def tabulate(found: Attribution, classes: Sequence[str]) -> dict[str, np.ndarray]:
+def tabulate(found: Influences, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Return a table with a row for each training image and a column of scores for each image."""
     labels = found.train_labels.numpy()
     return {
