@@ -134,7 +134,7 @@ def rows_of(trained: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
             "--split valid is what training held out, and this model does not record that; use "
             "--split test"
         )
-    if dataset.digest != trained.dataset_digest or not trained.recipe.valid_fraction:
+    if dataset.digest != trained.dataset_digest or not trained.recipe.holds_out:
         raise UsageError(
             f"--split valid is what training held out of {trained.dataset}; it held out nothing of "
             f"{dataset.name}, which has no validation images of its own either; use --split test"
@@ -144,7 +144,7 @@ def rows_of(trained: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
 
 def _has_own_valid(trained: Trained, dataset: Dataset) -> bool:
     """Whether the validation images of a model are the data set's own."""
-    held_out = dataset.digest == trained.dataset_digest and trained.recipe.valid_fraction > 0
+    held_out = dataset.digest == trained.dataset_digest and trained.recipe.holds_out
     return len(dataset.valid_labels) > 0 and not held_out
 
 
