@@ -21,6 +21,7 @@ from fcifar.cli import (
     evaluate,
     export,
     info,
+    labels,
     lr_find,
     output,
     plugins,
@@ -59,6 +60,7 @@ app.command(name="predict")(predict.predict)
 app.command(name="compare")(compare.compare)
 app.command(name="export")(export.export)
 app.command(name="soup")(soup.soup)
+app.command(name="labels")(labels.labels)
 app.command(name="report")(report.report)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)

@@ -97,7 +97,9 @@ def parse_fold(value: Any) -> tuple[int, int]:
     match = _FOLD.fullmatch(value) if isinstance(value, str) else None
     part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= part <= parts or not 2 <= parts <= MOST_FOLDS:
-        raise refused("fold", value, f"I/N, part I of N, such as 2/5, with N from 2 to {MOST_FOLDS}")
+        raise refused(
+            "fold", value, f"I/N, part I of N, such as 2/5, with N from 2 to {MOST_FOLDS}"
+        )
     return part, parts
 
 

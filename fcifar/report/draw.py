@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fcifar import random, recipes
@@ -35,6 +36,7 @@ from fcifar.train.evaluate import read_predictions
 
 _IMAGES = 20  # of a grid of predictions, and of a training batch
 _SCORED = 24  # of a grid of the hardest images: three rows of eight
+_SUSPECTS = 40  # of a sheet of likely label errors: five rows of eight
 _VOTED = 3  # classes named below a disputed image
 _LABELS = {
     "loss": "loss, nats",
@@ -215,6 +217,27 @@ def rates(folder: Path, result: dict[str, Any]) -> None:
     """Write rates.png: what ``train.lr_find.find`` returned."""
     title = f"{result['recipe']} on {result['dataset']}: loss by learning rate"
     save(rate_figure.draw(result, title=title), folder / "rates.png")
+
+
+def label_errors(folder: Path, dataset: Dataset, result: dict[str, Any]) -> None:
+    """Write sheet.png, the most suspicious images of what ``runs.folds.summarize`` returned.
+
+    Below each image is the given class, the suggested one, and the probability of the given one.
+    """
+    images = result["images"][:_SUSPECTS]
+    if not images:
+        (folder / "sheet.png").unlink(missing_ok=True)
+        return
+    captions = [
+        f"{each['given']} \N{RIGHTWARDS ARROW} {each['suggested']}\n"
+        f"{100 * each['self_confidence']:.2g} %, {each['image']}"
+        for each in images
+    ]
+    heading = f"{result['dataset']}: given \N{RIGHTWARDS ARROW} suggested, and the probability of "
+    heading += f"the given class; the first {len(images)} of {result['found']:,}"
+    rows = torch.tensor([each["row"] for each in images])
+    grid = grids.image_grid(dataset.train_images[rows], captions, heading=heading)
+    save(grid, folder / "sheet.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:
