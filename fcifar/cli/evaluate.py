@@ -27,6 +27,13 @@ def evaluate(
             "--per-example", "Scores of each image: .csv, .npz or .parquet.", "FILE", dir_okay=False
         ),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        option(
+            "--calibrate",
+            "Fit a temperature on the run's validation images, and keep it in calibration.json.",
+        ),
+    ] = False,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
     average: models.Average = False,
     model: models.Model = None,
@@ -47,12 +54,15 @@ def evaluate(
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta), and the disagreement of several models.
 
+    With --calibrate also loss and calibration with logits divided by the
+    temperature, which predict and export use with --calibrated.
+
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
     fcifar eval cifar_net.pth --model lenet[/]
     """
-    from fcifar.cli.data import begin_to_read, opening_dataset
+    from fcifar.cli.data import begin_to_read, open_dataset, opening_dataset
 
     if name := (dataset or _dataset_of(runs[0])):
         begin_to_read(name, data_dir)
@@ -60,7 +70,7 @@ def evaluate(
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.report import draw
-    from fcifar.runs import inference
+    from fcifar.runs import inference, temperature
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
 
@@ -68,6 +78,8 @@ def evaluate(
     if per_example is not None:
         tables.check(per_example)
     runs = sweep.expand(runs)
+    if calibrate:
+        temperature.check(runs, split)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
         device=device or "auto",
@@ -97,6 +109,17 @@ def evaluate(
     if others:
         together = ensembles.summarize_replicas(logits, images.labels)
         result["networks"] = {"runs": list(map(str, runs)), **together}
+    scaled = None
+    if calibrate:
+        same = first.dataset in ("", data.name)
+        own = data if same else open_dataset(first.dataset, data_dir, quiet=quiet)
+        with progress.doing("fitting the temperature", quiet=quiet):
+            fitted = temperature.fit(first, runtime, own)
+            scaled = temperature.rescale(examples, images.labels, fitted["temperature"])
+            result["calibration"] = temperature.compare(fitted, examples, scaled, images.labels)
+        if runs[0].is_dir():
+            file = temperature.save(runs[0], fitted, average=average)
+            result["calibration"]["file"] = str(file)
     scores = None
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
@@ -110,6 +133,8 @@ def evaluate(
         title = f"{first.recipe.name} on {data.name}, {split} images"
         with progress.doing("drawing the figures", quiet=quiet):
             draw.evaluation(out, images, examples, data.classes, title=title)
+            if scaled is not None:
+                draw.temperature(out, examples, scaled, fitted["temperature"], title=title)
             if scores is not None:
                 draw.examples(out, images.images, scores, data.classes, title=title)
     output.result(result, _show, json)
@@ -134,5 +159,29 @@ def _show(result: dict[str, Any]) -> None:
             *render.measured(name, result, f" of {result['n']:,} {result['split']} images"),
             ("digest", result["params_digest"]),
             *render.ensemble_facts(result),
+        ]
+    )
+    if "calibration" in result:
+        _show_calibration(result["calibration"])
+
+
+def _show_calibration(found: dict[str, Any]) -> None:
+    fitted = found["fitted"]
+    rows = [
+        (
+            name,
+            output.number(figures["loss"]),
+            output.percent(figures["mean_confidence"]),
+            output.percent(figures["ece"], 2),
+        )
+        for name, figures in (("before", found["before"]), ("after", found["after"]))
+    ]
+    output.stdout.print()
+    output.table(("temperature scaling", "loss", "mean confidence", "calibration error"), rows)
+    output.stdout.print()
+    output.facts(
+        [
+            ("temperature", f"{found['temperature']:.4f}, of {fitted['n']:,} validation images"),
+            *([("written", found["file"])] if "file" in found else []),
         ]
     )

@@ -28,6 +28,7 @@ def predict(
     ] = None,
     skip_unreadable: options.SkipUnreadable = False,
     average: models.Average = False,
+    calibrated: models.Calibrated = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -60,7 +61,8 @@ def predict(
     from fcifar.train.runtime import make_runtime
 
     saved_as = models.recipe_of(model, recipe, changes)
-    trained = models.load_one(run, saved_as, dataset, data_dir, average=average)
+    which = {"average": average, "calibrated": calibrated}
+    trained = models.load_one(run, saved_as, dataset, data_dir, **which)
     runtime = make_runtime(
         device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
     )

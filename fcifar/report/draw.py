@@ -137,6 +137,27 @@ def evaluation(
     save(channels.draw(data.images[first].cpu(), title=name), folder / "channels.png")
 
 
+def temperature(
+    folder: Path, before: EvalOutput, after: EvalOutput, value: float, *, title: str
+) -> None:
+    """Write calibration.png, the reliability without and with a temperature.
+
+    Args:
+        folder: created if it does not exist.
+        before: the output for each example.
+        after: the same with logits divided by the temperature.
+        value: the temperature.
+        title: what was evaluated, in a few words.
+    """
+    parts = []
+    for examples in (before, after):
+        confidence, _ = calibration.softmax_confidence(examples.logits)
+        parts.append(calibration.reliability(confidence, examples.correct))
+    errors = [calibration.expected_calibration_error(bins) for bins in parts]
+    drawn = reliability.before_and_after(*parts, errors, value, title=title)
+    save(drawn, folder / "calibration.png")
+
+
 def examples(
     folder: Path, images: Tensor, examined: Examined, classes: Sequence[str], *, title: str
 ) -> None:

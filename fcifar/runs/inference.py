@@ -1,6 +1,7 @@
 """Evaluation and prediction with trained models."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.errors import ExternalError, UsageError, names_of, shown
-from fcifar.models import Model, Variables
+from fcifar.models import Buffers, Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, EvalOutput, make_eval_step
 from fcifar.train import evaluate as evaluation
@@ -39,6 +40,7 @@ class Trained(NamedTuple):
     dataset_digest: str
     seed: int
     soup: str = ""  # of a mean of several models: what they are, as JSON
+    temperature: float = 1.0  # what ``model`` divides its logits by, see ``with_temperature``
 
 
 def load(path: Path, *, average: bool = False) -> Trained:
@@ -80,6 +82,9 @@ def load(path: Path, *, average: bool = False) -> Trained:
         classes = json.loads(metadata["classes"])
         dataset, digest = str(metadata["dataset"]), str(metadata["dataset_digest"])
         seed, soup = int(metadata["seed"]), str(metadata.get("soup", ""))
+        temperature = float(metadata.get("temperature", 1))
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"its temperature is {temperature}")
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("its classes are not a list of names")
     except recipes.NotImportableError:
@@ -91,7 +96,20 @@ def load(path: Path, *, average: bool = False) -> Trained:
     model = recipes.make_model(recipe, len(classes))
     like = model.init(torch.zeros(2, dtype=torch.int64))
     variables = fit_model(file, tensors, like)
-    return Trained(recipe, model, variables, tuple(classes), dataset, digest, seed, soup)
+    trained = Trained(recipe, model, variables, tuple(classes), dataset, digest, seed, soup)
+    return trained if temperature == 1 else with_temperature(trained, temperature)
+
+
+def with_temperature(trained: Trained, temperature: float) -> Trained:
+    """Return the model with logits divided by a temperature, above 0."""
+    apply = trained.model.apply
+
+    def scaled(*args: Any, **options: Any) -> tuple[Tensor, Buffers]:
+        logits, buffers = apply(*args, **options)
+        return logits / temperature, buffers
+
+    model = trained.model._replace(apply=scaled)
+    return trained._replace(model=model, temperature=trained.temperature * temperature)
 
 
 def images_of(trained: Trained, dataset: Dataset, split: str) -> Batch:

@@ -51,6 +51,10 @@ def check(paths: Sequence[Path], models: Sequence[Trained], method: str) -> None
                 f"{path} has the classes {names_of(model.classes)}, but {paths[0]} has "
                 f"{names_of(first.classes)}; average runs with the same classes"
             )
+        if model.temperature != 1:
+            raise UsageError(
+                f"{path} has a temperature, which is of one model; average the runs, then calibrate"
+            )
         if model.dataset_digest != first.dataset_digest:
             raise UsageError(
                 f"{path} was trained on other images ({model.dataset or 'not known'}) than "
