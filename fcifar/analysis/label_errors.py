@@ -158,6 +158,7 @@ def calibrated_joint(joint: Tensor, labels: Tensor) -> Tensor:
         labels: int64 [N], as given.
     """
     counts = torch.bincount(labels, minlength=len(joint)).double()
+    joint = joint.double()  # two integers divide to float32
     scaled = joint / joint.sum(1, keepdim=True).clamp(min=1) * counts[:, None]
     return _round_rows(scaled / scaled.sum() * counts.sum())
 
@@ -192,7 +193,7 @@ def _keep_one(joint: Tensor) -> Tensor:
     diagonal = joint.diagonal()
     kept = diagonal.clamp(min=1)
     others = ((joint != 0).sum(1) - 1).clamp(min=1)
-    rest = (joint - ((kept - diagonal) / others)[:, None]).clamp(min=0)
+    rest = (joint - ((kept - diagonal).double() / others)[:, None]).clamp(min=0)
     return rest.long().diagonal_scatter(kept)
 
 

@@ -57,6 +57,7 @@ def before_and_after(
     for column, bins in enumerate((before, after)):
         _draw_accuracy(grid[0][column], bins)
         _draw_counts(grid[1][column], bins)
+    grid[1][0].set_ylim(0, 1.2 * max(*before.count.tolist(), *after.count.tolist(), 1))
     label_axes(grid[0][1], y="accuracy with the temperature")
     return figure
 
