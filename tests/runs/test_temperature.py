@@ -80,7 +80,7 @@ def test_a_file_of_other_parameters_is_refused(
         temperature.load(run)
     (problem,) = verify(run)
     assert problem.startswith(f"{run / 'calibration.json'} was fitted to other parameters")
-    with pytest.raises(UsageError, match="has no temperature; .* --calibrate --average"):
+    with pytest.raises(UsageError, match=r"has no temperature; .* --calibrate --average"):
         temperature.load(run, average=True)
     (run / "calibration.json").write_text("{}")
     (problem,) = verify(run)
@@ -101,7 +101,7 @@ def test_without_validation_images(
 ) -> None:
     train(tmp_path / "run", recipe.replace(epochs=1), runtime, dataset)
     trained = inference.load(tmp_path / "run")
-    with pytest.raises(UsageError, match="none in tiny; train with --valid-fraction 0.1"):
+    with pytest.raises(UsageError, match="none in tiny; train with --valid-fraction"):
         temperature.fit(trained, runtime, dataset)
     held_out = trained._replace(recipe=recipe.replace(valid_fraction=0.25))
     still = Variables(
@@ -140,6 +140,6 @@ def test_exported_logits_are_divided(
 
 def test_a_pth_has_no_place_for_it(run: Path, dataset: Dataset, tmp_path: Path) -> None:
     scaled = inference.with_temperature(inference.load(run), 2.0)
-    with pytest.raises(UsageError, match="without the temperature; choose .safetensors"):
+    with pytest.raises(UsageError, match="without the temperature; choose"):
         exporting.export(scaled, tmp_path / "net.pth", dataset.test_images)
     assert not (tmp_path / "net.pth").exists()
