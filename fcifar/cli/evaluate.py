@@ -134,7 +134,9 @@ def evaluate(
         with progress.doing("drawing the figures", quiet=quiet):
             draw.evaluation(out, images, examples, data.classes, title=title)
             if scaled is not None:
-                draw.temperature(out, examples, scaled, fitted["temperature"], title=title)
+                draw.temperature(
+                    out, examples, scaled, result["calibration"]["temperature"], title=title
+                )
             if scores is not None:
                 draw.examples(out, images.images, scores, data.classes, title=title)
     output.result(result, _show, json)

@@ -205,9 +205,8 @@ def _plan(
         base = with_changes(base, settings.get("set", []), overrides=overrides)
     count, seed = settings.get("folds", FOLDS), check_seed(settings.get("seed", 0))
     flops = recipes.count_flops(base)
-    runtime = make_runtime(
-        **{"device": "auto", **where}, preferred=base.precision, step_flops=flops
-    )
+    where = {"device": "auto"} | where
+    runtime = make_runtime(**where, preferred=base.precision, step_flops=flops)
     is_compiled = settings.get("compile", base.compile)
     if "compile" not in settings and not base.compile:
         steps = count * base.epochs * recipes.steps_per_epoch(base, len(data.train_labels))

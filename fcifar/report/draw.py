@@ -154,7 +154,7 @@ def temperature(
         confidence, _ = calibration.softmax_confidence(examples.logits)
         parts.append(calibration.reliability(confidence, examples.correct))
     errors = [calibration.expected_calibration_error(bins) for bins in parts]
-    drawn = reliability.before_and_after(*parts, errors, value, title=title)
+    drawn = reliability.before_and_after(parts, errors, value, title=title)
     save(drawn, folder / "calibration.png")
 
 

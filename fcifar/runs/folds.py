@@ -206,6 +206,10 @@ def without(dataset: Dataset, rows: Tensor, name: str, how: str) -> Dataset:
         f"{dataset.name} without {len(rows):,} likely label errors ({one_line(how)})",
         Split(dataset.valid_images, dataset.valid_labels),
     )
-    left_out = {"dataset": dataset.name, "digest": dataset.digest, "how": how}
-    left_out["rows"] = rows.sort().values.tolist()
+    left_out = {
+        "dataset": dataset.name,
+        "digest": dataset.digest,
+        "how": how,
+        "rows": rows.sort().values.tolist(),
+    }
     return made._replace(preparation={**dataset.preparation, LEFT_OUT: left_out})

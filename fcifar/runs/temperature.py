@@ -163,7 +163,8 @@ def _read(run: Path) -> dict[str, Any]:
     file = run / run_dir.CALIBRATION
     entries = io.parse_json(run_dir.read_checked(run, run_dir.CALIBRATION), file)
     for fitted in entries.values() if isinstance(entries, dict) else [None]:
-        value = fitted.get("temperature") if isinstance(fitted, dict) else None
+        fitted = fitted if isinstance(fitted, dict) else {}
+        value = fitted.get("temperature")
         is_positive = isinstance(value, float) and 0 < value < float("inf")
         if not is_positive or "params_digest" not in fitted:
             raise DamagedError(f"{file} is damaged: it does not hold temperatures")

@@ -35,8 +35,7 @@ def draw(bins: Reliability, ece: float | Tensor, *, title: str = "") -> "Figure"
 
 
 def before_and_after(
-    before: Reliability,
-    after: Reliability,
+    both: Sequence[Reliability],
     eces: Sequence[float | Tensor],
     temperature: float,
     *,
@@ -45,19 +44,20 @@ def before_and_after(
     """Draw the diagrams of a model without and with a temperature side by side.
 
     Args:
-        before: from ``calibration.reliability``, with the same bins as ``after``.
+        both: from ``calibration.reliability`` with the same bins, without and with it.
         eces: the expected calibration errors of both, in [0, 1].
         temperature: what the logits were divided by.
         title: above the diagrams.
     """
     first, second = (f"{100 * float(ece):.2f} %" for ece in eces)
     caption = f"temperature {temperature:.3f}: expected calibration error {first} before, "
-    figure = new_figure(9.6, 6.0, title, f"{caption}{second} after")
+    figure = new_figure(11.2, 6.0, title, f"{caption}{second} after")
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3.6, 1))
-    for column, bins in enumerate((before, after)):
+    for column, bins in enumerate(both):
         _draw_accuracy(grid[0][column], bins)
         _draw_counts(grid[1][column], bins)
-    grid[1][0].set_ylim(0, 1.2 * max(*before.count.tolist(), *after.count.tolist(), 1))
+    most = max(int(bins.count.max()) for bins in both)
+    grid[1][0].set_ylim(0, 1.2 * max(most, 1))
     label_axes(grid[0][1], y="accuracy with the temperature")
     return figure
 
