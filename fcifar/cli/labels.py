@@ -205,7 +205,7 @@ def _plan(
         base = with_changes(base, settings.get("set", []), overrides=overrides)
     count, seed = settings.get("folds", FOLDS), check_seed(settings.get("seed", 0))
     flops = recipes.count_flops(base)
-    where = {"device": "auto"} | where
+    where.setdefault("device", "auto")
     runtime = make_runtime(**where, preferred=base.precision, step_flops=flops)
     is_compiled = settings.get("compile", base.compile)
     if "compile" not in settings and not base.compile:
