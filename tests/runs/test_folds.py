@@ -72,7 +72,8 @@ def test_a_group_of_folds_predicts_each_image_without_having_seen_it(
 ) -> None:
     spec = folds.make_sweep(short, 3)
     assert [trial.name for trial in spec.trials] == ["fold=1of3", "fold=2of3", "fold=3of3"]
-    sweep.train(tmp_path / "group", spec, dataset)
+    summary = sweep.train(tmp_path / "group", spec, dataset)
+    assert (summary["swept"], summary["best"]) == (["fold"], None)
     paths = sweep.finished(tmp_path / "group")
     models = [inference.load(path) for path in paths]
     found = folds.predict(paths, models, runtime, dataset)
