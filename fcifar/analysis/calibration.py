@@ -1,4 +1,4 @@
-"""Confusion matrix, confidence and calibration of a classifier.
+"""Confusion matrix, confidence and calibration of a classifier, and temperature scaling.
 
 For whole evaluations, outside compiled steps. Sums are in float64. Invalid arguments raise a
 ValueError.
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 1e-6  # by which a float32 mean of probabilities may exceed 1
+_CONVERGED = 1e-13  # relative change of the inverse temperature
+_MOST_STEPS = 200  # more than bisection needs
 
 
 class Reliability(NamedTuple):
@@ -95,6 +97,75 @@ def expected_calibration_error(reliability: Reliability) -> Tensor:
     gap = (reliability.accuracy - reliability.confidence).abs()
     weighted = torch.where(reliability.count > 0, gap * reliability.count, 0.0)
     return weighted.sum() / reliability.count.sum()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return T with the least mean cross-entropy of the logits divided by T, float64 [] above 0.
+
+    Temperature scaling, section 4.2 of Guo et al., 2017 (https://arxiv.org/abs/1706.04599). Fit it
+    on images that the model was not trained on. Predicted classes do not depend on T.
+
+    With b = 1 / T, logits z and label y, the loss of an example is logsumexp(b z) - b z[y]. Its
+    first derivative in b is E[z] - z[y], where E is over the probabilities softmax(b z), and its
+    second the variance of z under them, at least 0: the mean is convex in b. Newton's method finds
+    the zero of the derivative between two values of b where it has different signs, and bisection
+    where a step would leave them. All is in float64.
+
+    Args:
+        logits: floating [N, C].
+        labels: int64 [N].
+
+    Raises:
+        ValueError: shapes or values are invalid, or no T has the least loss: it falls as T goes to
+            0 if every label has the largest logit of its example, and as T goes to infinity, where
+            all classes are equal, if the labels' logits are on average not above the mean.
+
+    >>> logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
+    >>> T = fcifar.analysis.calibration.fit_temperature(logits, torch.tensor([0, 0, 0, 1]))
+    >>> round(T.item(), 6), torch.softmax(logits[0] / T, 0)  # three of four are right
+    (1.820478, tensor([0.7500, 0.2500]))
+    """
+    _, predictions = softmax_confidence(logits)
+    _check_same_length("logits and labels", predictions, labels)
+    classes = logits.shape[1]
+    if labels.dtype != torch.int64 or ((labels < 0) | (labels >= classes)).any():
+        raise ValueError(f"labels must be int64 from 0 to {classes - 1}")
+    if not len(labels) or not logits.isfinite().all():
+        raise ValueError("a temperature needs at least one example, and finite logits")
+    z = logits.double()
+    # From the largest of each example down, so that what follows neither over- nor underflows.
+    z = z - z.amax(1, keepdim=True)
+    own = z.gather(1, labels[:, None])[:, 0]
+    if not own.any():
+        raise ValueError(
+            "every label has the largest logit of its example: the loss falls as T goes to 0; give "
+            "examples with mistakes"
+        )
+    if (own - z.mean(1)).mean() <= 0:
+        raise ValueError(
+            "the labels' logits are on average not above the mean of their examples: the loss "
+            "falls as T goes to infinity, where all classes are equally likely"
+        )
+
+    def derivatives(b: Tensor) -> tuple[Tensor, Tensor]:
+        p = torch.softmax(b * z, 1)
+        mean = (p * z).sum(1)
+        return (mean - own).mean(), (p * (z - mean[:, None]).square()).sum(1).mean()
+
+    low, high = z.new_zeros(()), 1 / z.abs().mean()
+    while derivatives(high)[0] <= 0:
+        low, high = high, 2 * high
+    b = high
+    for _ in range(_MOST_STEPS):
+        slope, curvature = derivatives(b)
+        low, high = torch.where(slope < 0, b, low), torch.where(slope < 0, high, b)
+        newton = b - slope / curvature
+        inside = (low < newton) & (newton < high)
+        following = torch.where(inside, newton, (low + high) / 2)
+        if (following - b).abs() <= _CONVERGED * b:
+            break
+        b = following
+    return 1 / b
 
 
 def most_confident_mistakes(logits: Tensor, labels: Tensor, count: int) -> Tensor:

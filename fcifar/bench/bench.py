@@ -53,6 +53,7 @@ def recipe_for(case: Case) -> Recipe:
         valid="fraction",
         valid_fraction=0.0,
         stratify=False,
+        fold="",
         patience=0,
         restore_best=False,
     )

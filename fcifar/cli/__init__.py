@@ -22,6 +22,7 @@ from fcifar.cli import (
     export,
     influence,
     info,
+    labels,
     lr_find,
     output,
     plugins,
@@ -61,6 +62,7 @@ app.command(name="compare")(compare.compare)
 app.command(name="influence")(influence.influence)
 app.command(name="export")(export.export)
 app.command(name="soup")(soup.soup)
+app.command(name="labels")(labels.labels)
 app.command(name="report")(report.report)
 app.command(name="reproduce")(reproduce.reproduce)
 app.command(name="verify")(reproduce.verify)

@@ -248,6 +248,7 @@ def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         *counts(("unreadable", "that cannot be read")),
         *plural("other_files", "other file", "other files"),
         *plural("rows_without_image", "label without image", "labels without image"),
+        *([_without(about["label_errors"])] if "label_errors" in about else []),
     ]
     pixels = ", ".join(changed) or "as they are in the files"
     tables = [f"{path} ({split})" for split, path in about.get("labels_from", {}).items()]
@@ -262,6 +263,11 @@ def _preparation(about: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("test split", about.get("test_from")),
     )
     return [(name, text) for name, text in pairs if text]
+
+
+def _without(label_errors: Mapping[str, Any]) -> str:
+    count = output.count(len(label_errors["rows"]), "likely label error")
+    return f"{count} of {label_errors['dataset']} ({label_errors['how']})"
 
 
 @app.command("list")

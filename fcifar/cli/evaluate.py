@@ -66,6 +66,13 @@ def evaluate(
         int | None, option("--seed", "The seed of --corrupt and --attack.", default="0")
     ] = None,
     explain: options.Explain = None,
+    calibrate: Annotated[
+        bool,
+        option(
+            "--calibrate",
+            "Fit a temperature on the run's validation images, and keep it in calibration.json.",
+        ),
+    ] = False,
     out: Annotated[Path | None, option("--out", "A folder for report.json and figures.")] = None,
     average: models.Average = False,
     model: models.Model = None,
@@ -92,6 +99,9 @@ def evaluate(
     With --corrupt also the accuracy at five severities of each corruption; of a
     data set that is CIFAR-10-C, it is shown without that option.
 
+    With --calibrate also loss and calibration with logits divided by the
+    temperature, which predict and export use with --calibrated.
+
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/
     fcifar eval runs/a runs/b runs/c --per-example scores.csv
@@ -100,7 +110,7 @@ def evaluate(
     fcifar eval runs/a --explain all --out explained/
     fcifar eval cifar_net.pth --model lenet[/]
     """
-    from fcifar.cli.data import begin_to_read, opening_dataset
+    from fcifar.cli.data import begin_to_read, open_dataset, opening_dataset
 
     if name := (dataset or _dataset_of(runs[0])):
         begin_to_read(name, data_dir)
@@ -109,7 +119,7 @@ def evaluate(
     from fcifar.io import write_json
     from fcifar.recipes import check_seed
     from fcifar.report import draw
-    from fcifar.runs import adversarial, inference, robustness
+    from fcifar.runs import adversarial, inference, robustness, temperature
     from fcifar.runs import explain as explaining
     from fcifar.train import sweep
     from fcifar.train.runtime import make_runtime
@@ -124,6 +134,8 @@ def evaluate(
     methods = explaining.parse(explain, out)
     plan = adversarial.make_plan(attack or [], restarts, attack_images, draws_seed)
     runs = sweep.expand(runs)
+    if calibrate:
+        temperature.check(runs, split)
     found = models.load_all(runs, models.recipe_of(model, recipe, changes), average=average)
     runtime = make_runtime(
         device=device or "auto",
@@ -179,6 +191,17 @@ def evaluate(
             result["explained"], explained = explaining.explain_mistakes(
                 first, runtime, data, split, examples, methods, count
             )
+    scaled = None
+    if calibrate:
+        same = first.dataset in ("", data.name)
+        own = data if same else open_dataset(first.dataset, data_dir, quiet=quiet)
+        with progress.doing("fitting the temperature", quiet=quiet):
+            fitted = temperature.fit(first, runtime, own)
+            scaled = temperature.rescale(examples, images.labels, fitted["temperature"])
+            result["calibration"] = temperature.compare(fitted, examples, scaled, images.labels)
+        if runs[0].is_dir():
+            file = temperature.save(runs[0], fitted, average=average)
+            result["calibration"]["file"] = str(file)
     scores = None
     if per_example is not None:
         with progress.doing("scoring each image", quiet=quiet):
@@ -192,6 +215,10 @@ def evaluate(
         title = f"{first.recipe.name} on {data.name}, {split} images"
         with progress.doing("drawing the figures", quiet=quiet):
             draw.evaluation(out, images, examples, data.classes, title=title)
+            if scaled is not None:
+                draw.temperature(
+                    out, examples, scaled, result["calibration"]["temperature"], title=title
+                )
             if scores is not None:
                 draw.examples(out, images.images, scores, data.classes, title=title)
             if corrupted is not None:
@@ -233,3 +260,27 @@ def _show(result: dict[str, Any]) -> None:
     if "robustness" in result:
         output.stdout.print()
         render.show_robustness(result["robustness"])
+    if "calibration" in result:
+        _show_calibration(result["calibration"])
+
+
+def _show_calibration(found: dict[str, Any]) -> None:
+    fitted = found["fitted"]
+    rows = [
+        (
+            name,
+            output.number(figures["loss"]),
+            output.percent(figures["mean_confidence"]),
+            output.percent(figures["ece"], 2),
+        )
+        for name, figures in (("before", found["before"]), ("after", found["after"]))
+    ]
+    output.stdout.print()
+    output.table(("temperature scaling", "loss", "mean confidence", "calibration error"), rows)
+    output.stdout.print()
+    output.facts(
+        [
+            ("temperature", f"{found['temperature']:.4f}, of {fitted['n']:,} validation images"),
+            *([("written", found["file"])] if "file" in found else []),
+        ]
+    )

@@ -32,6 +32,7 @@ def export(
     ],
     force: Annotated[bool, options.option("--force", "Overwrite an existing file.")] = False,
     average: models.Average = False,
+    calibrated: models.Calibrated = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -48,7 +49,9 @@ def export(
     .pth and .safetensors hold the state_dict. .onnx and .pt2 (torch.export) hold
     the whole function, from uint8 images to logits, with the normalisation in it;
     .onnx needs pip install 'fcifar\\[onnx]'. A model is read back and compared
-    with the original on up to 1,000 test images before the file is kept.
+    with the original on up to 1,000 test images before the file is kept. With
+    --calibrated, .onnx and .pt2 divide the logits by the temperature, and
+    .safetensors has it in its metadata.
 
     [dim]fcifar export RUN --to cifar_net.pth
     fcifar export RUN --to net.onnx[/]
@@ -59,10 +62,14 @@ def export(
 
     saved_as = models.recipe_of(model, recipe, changes)
     if to.suffix.lower() == csv_log.SUFFIX:
-        if average or any(g is not None for g in (saved_as, dataset, threads, data_dir)):
+        if (
+            average
+            or calibrated
+            or any(g is not None for g in (saved_as, dataset, threads, data_dir))
+        ):
             raise UsageError(
-                f"{to} takes a run's metrics, and --average, --model, --recipe, --set, --dataset, "
-                "--threads and --data-dir are of models; leave them out"
+                f"{to} takes a run's metrics, and --average, --calibrated, --model, --recipe, "
+                "--set, --dataset, --threads and --data-dir are of models; leave them out"
             )
         exporting.check_free(to, force=force)
         rows = csv_log.read_rows(run)
@@ -80,7 +87,8 @@ def export(
     if run_dir.is_group(run):
         first = sweep.finished(run)[0]
         raise UsageError(f"{run} is a group of runs; export one of them, such as {first}")
-    trained = models.load_one(run, saved_as, dataset, data_dir, average=average)
+    which = {"average": average, "calibrated": calibrated}
+    trained = models.load_one(run, saved_as, dataset, data_dir, **which)
     images, source = _images(trained, dataset, data_dir)
     with progress.doing(f"writing and checking {to}", quiet=quiet):
         agreement = exporting.export(trained, to, images, threads=threads, force=force)
@@ -95,6 +103,7 @@ def export(
         [
             ("written", f"{to}: {result['format']}, {result['bytes']:,} bytes"),
             ("checked", f"{images_checked}: {difference}"),
+            *([("temperature", f"{trained.temperature:.4f}")] if calibrated else []),
             ("classes", ", ".join(trained.classes)),
             ("digest", result["params_digest"]),
         ]

@@ -33,6 +33,9 @@ Average = Annotated[
     bool,
     option("--average", "The average of the run (ema_decay, swa_start) instead of its last step."),
 ]
+Calibrated = Annotated[
+    bool, option("--calibrated", "With the temperature of fcifar eval RUN --calibrate.")
+]
 ClassesOf = Annotated[
     str | None, _option("--dataset", "The data set of its classes.", "NAME", DEFAULT)
 ]
@@ -126,8 +129,11 @@ def load_one(
     data_dir: Path | None,
     *,
     average: bool = False,
+    calibrated: bool = False,
 ) -> "Trained":
     """Return the model at ``path``; one from elsewhere with the classes of a data set.
+
+    With ``calibrated``, its logits are divided by the temperature that is kept in the run.
 
     Raise a UsageError as ``load_all``, or if the data set is missing or not needed.
     """
@@ -141,6 +147,10 @@ def load_one(
             f"--dataset names the classes of a state_dict from elsewhere, and {path} has its own; "
             "leave it out"
         )
+    if calibrated:
+        from fcifar.runs import temperature
+
+        return temperature.load(path, average=average)
     return found
 
 

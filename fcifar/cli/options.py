@@ -43,8 +43,8 @@ def locate_run(context: typer.Context, path: Path | None) -> Path | None:
     return path and locate(path, runs_root(context.params.get("runs_dir")))
 
 
-def locate_runs(context: typer.Context, paths: list[Path]) -> list[Path | None]:
-    return [locate_run(context, path) for path in paths]
+def locate_runs(context: typer.Context, paths: list[Path] | None) -> list[Path | None]:
+    return [locate_run(context, path) for path in paths or ()]
 
 
 def note_slow(threads: int | None) -> int | None:

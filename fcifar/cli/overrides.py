@@ -75,7 +75,8 @@ def with_changes(
 
     A field may also have the name of its option, such as ``lr``. A value is JSON, or else text;
     commas make a list, as in ``widths=64,128,128``. Another model drops the options of the one
-    before, and ``valid=given`` the fraction held out. The result is validated: raises a UsageError.
+    before, and ``valid=given`` and ``fold=2/5`` what the recipe holds out. The result is validated:
+    raises a UsageError.
 
     Args:
         option: the name of the option in messages.
@@ -101,9 +102,6 @@ def with_changes(
             raise UsageError(f"{both} both set {name}; give one of them")
         if name == "model" and value != model:
             values |= {"model": value, "model_options": {}}
-        elif name == "valid" and value == "given":
-            held_out = {"valid_fraction": 0.0, "stratify": False}
-            values |= {"valid": value, **{n: v for n, v in held_out.items() if n not in changed}}
         elif name in ("augment", "freeze", "resolutions"):
             values[name] = split_texts(name, value)
         elif name == "milestones":
@@ -121,6 +119,10 @@ def with_changes(
                 f"model {shown(model)}; fcifar recipes show {example} lists the settings"
                 f"{did_you_mean(name, [*values, *own])}"
             )
+    is_given = "valid" in changed and values["valid"] == "given"
+    if is_given or ("fold" in changed and values["fold"]):
+        nothing = {"valid": "fraction", "valid_fraction": 0.0, "stratify": False, "fold": ""}
+        values |= {name: value for name, value in nothing.items() if name not in changed}
     return from_dict(values) if changes or overrides else recipe
 
 

@@ -32,6 +32,7 @@ def predict(
     ] = None,
     skip_unreadable: options.SkipUnreadable = False,
     average: models.Average = False,
+    calibrated: models.Calibrated = False,
     model: models.Model = None,
     recipe: models.RecipeName = None,
     changes: models.Changes = None,
@@ -69,7 +70,8 @@ def predict(
     if out is not None and not methods:
         raise UsageError("--out is a folder for --explain, which is not given; leave it out")
     saved_as = models.recipe_of(model, recipe, changes)
-    trained = models.load_one(run, saved_as, dataset, data_dir, average=average)
+    which = {"average": average, "calibrated": calibrated}
+    trained = models.load_one(run, saved_as, dataset, data_dir, **which)
     runtime = make_runtime(
         device=device or "auto", threads=threads, precision=precision, deterministic=deterministic
     )

@@ -285,6 +285,8 @@ def _mean(figures: dict[str, float] | None) -> str:
 
 
 def _best(summary: dict[str, Any]) -> str:
+    if "fold" in summary["swept"]:
+        return "not chosen: each fold has other validation images"
     if summary["best"] is None:
         return "not chosen: needs validation images; give --valid-fraction 0.1"
     (cell,) = [cell for cell in summary["cells"] if cell["name"] == summary["best"]]

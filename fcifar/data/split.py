@@ -37,6 +37,32 @@ def holdout(
     return torch.nonzero(~held_out).flatten(), torch.nonzero(held_out).flatten()
 
 
+def folds(key: Key, labels: Tensor, count: int) -> Tensor:
+    """Divide rows into parts of equal size, with the same share of each class.
+
+    The sizes of two parts differ by at most one row, and so do their numbers of rows of a class.
+    Kohavi, "A study of cross-validation and bootstrap for accuracy estimation and model selection",
+    IJCAI 1995 (https://www.ijcai.org/Proceedings/95-2/Papers/016.pdf), section 2.3.
+
+    Args:
+        key: draws the rows of each part.
+        labels: int64 [N].
+        count: the number of parts, at least 1.
+
+    Returns:
+        The part of each row, int64 [N] in [0, count).
+    """
+    rows = torch.argsort(labels, stable=True)
+    sizes = labels.unique(return_counts=True)[1].tolist()
+    keys = random.split(key, len(sizes)) if sizes else ()
+    parts = torch.empty_like(labels)
+    # Dealt one after another, without a new beginning at each class, so that the sizes are equal.
+    dealt = [random.permutation(k, group) for group, k in zip(rows.split(sizes), keys, strict=True)]
+    numbers = torch.arange(len(labels), device=labels.device) % count
+    parts[torch.cat(dealt) if dealt else rows] = numbers
+    return parts
+
+
 def hold_out_test(
     images: Split, classes: Sequence[str], options: ImportOptions
 ) -> tuple[Split, Split]:

@@ -54,7 +54,11 @@ class Agreement(NamedTuple):
 
 
 def describe(trained: Trained) -> dict[str, str]:
-    """Metadata to use a model and to find its origin; lists and recipe as JSON."""
+    """Metadata to use a model and to find its origin; lists and recipe as JSON.
+
+    ``temperature``, if there is one, divides the logits: a graph does that itself, and the user of
+    a state_dict has to.
+    """
     recipe = trained.recipe
     return {
         "fcifar": fcifar.__version__,
@@ -68,6 +72,7 @@ def describe(trained: Trained) -> dict[str, str]:
         "dataset_digest": trained.dataset_digest,
         "params_digest": tree.digest(trained.variables.params),
         **({"soup": trained.soup} if trained.soup else {}),
+        **({"temperature": repr(trained.temperature)} if trained.temperature != 1 else {}),
     }
 
 
@@ -247,6 +252,11 @@ def export(
             predicts another class.
     """
     form = check(path, force=force)
+    if trained.temperature != 1 and path.suffix.lower() == ".pth":
+        raise UsageError(
+            f"{one_line(path)} would hold a state_dict alone, without the temperature; choose "
+            ".safetensors, .onnx or .pt2"
+        )
     runtime = Runtime(threads=threads)
     with replacing(path) as temporary:
         with activate(runtime), torch.no_grad():
@@ -296,5 +306,6 @@ def summary(trained: Trained, path: Path, agreement: Agreement) -> dict[str, Any
         "mean": list(trained.recipe.mean),
         "std": list(trained.recipe.std),
         "params_digest": tree.digest(trained.variables.params),
+        **({"temperature": trained.temperature} if trained.temperature != 1 else {}),
         "check": {**agreement._asdict(), "same_predictions": agreement.different == 0},
     }

@@ -412,6 +412,11 @@ def check_sizes(
             f"valid_fraction is {recipe.valid_fraction}, which holds out no images ({size} in "
             f"{dataset}); use a larger fraction"
         )
+    if recipe.fold and not held_out:
+        raise UsageError(
+            f"fold is {recipe.fold}, which holds out no images ({size} in {dataset}); make fewer "
+            "parts"
+        )
     if batch_size % processes:
         raise UsageError(
             f"batch_size is {batch_size}, which {processes} processes cannot divide equally; give "

@@ -1,6 +1,7 @@
 """Checks of a recipe's values, and their limits."""
 
 import fnmatch
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,11 @@ from fcifar.errors import UsageError, did_you_mean, names_of, shown
 if TYPE_CHECKING:
     from fcifar.models import Model
 
+MOST_FOLDS = 1000
 LARGEST_COUNT = 10**9  # so that the steps of a run stay below 2**63
 SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30  # so that a step stays within float32
+
+_FOLD = re.compile(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", re.ASCII)
 
 
 def refused(name: str, value: Any, accepted: str) -> UsageError:
@@ -86,6 +90,17 @@ def check_factors(name: str, value: Any, model: "Model") -> None:
                 f"{name} has {shown(pattern)}, which matches no parameter; they are "
                 f"{names_of(names)}"
             )
+
+
+def parse_fold(value: Any) -> tuple[int, int]:
+    """Return ``"2/5"`` as 2, in [1, 5], and 5, in [2, ``MOST_FOLDS``]; else raise a UsageError."""
+    match = _FOLD.fullmatch(value) if isinstance(value, str) else None
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts or not 2 <= parts <= MOST_FOLDS:
+        raise refused(
+            "fold", value, f"I/N, part I of N, such as 2/5, with N from 2 to {MOST_FOLDS}"
+        )
+    return part, parts
 
 
 def check_milestones(value: Any) -> None:

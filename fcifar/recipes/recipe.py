@@ -150,6 +150,9 @@ class Recipe:
     valid: str = _value("fraction", "fraction, or given: the data set's own validation images.")
     valid_fraction: float = _value(0.0, "Fraction of the training images held out.", IMAGES)
     stratify: bool = _value(False, "Hold out the same part of each class.", IMAGES)
+    fold: str = _value(
+        "", "Hold out part I of N of the training images, of each class alike: I/N.", IMAGES
+    )
     patience: int = _value(0, "Early stopping: epochs without improvement; 0: off.", IMAGES)
     restore_best: bool = _value(
         False, "Keep the best model by validation loss.", IMAGES, "--restore-best/--keep-last-epoch"
@@ -222,6 +225,16 @@ class Recipe:
                 "valid is given, which takes the validation images of the data set, and "
                 "valid_fraction and stratify hold out training images; give one or the other"
             )
+        if self.fold:
+            checks.parse_fold(self.fold)
+            others = {"valid_fraction": self.valid_fraction, "stratify": self.stratify}
+            others["valid"] = self.valid == "given"
+            if both := [name for name, is_set in others.items() if is_set]:
+                raise UsageError(
+                    f"fold and {both[0]} both say which images are held out; give one of them"
+                )
+        elif not isinstance(self.fold, str):
+            raise checks.refused("fold", self.fold, "a text such as 2/5")
         for name in ("patience", "restore_best", "stratify"):
             if getattr(self, name) and not self.has_valid:
                 raise UsageError(
@@ -304,7 +317,12 @@ class Recipe:
     @property
     def has_valid(self) -> bool:
         """Whether a run has validation images."""
-        return self.valid == "given" or self.valid_fraction > 0
+        return self.valid == "given" or self.holds_out
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a run holds training images out, a fraction or a fold."""
+        return self.valid_fraction > 0 or bool(self.fold)
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a validated copy with ``changes``."""

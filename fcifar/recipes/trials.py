@@ -78,6 +78,7 @@ def _merge(recipe: Recipe, changed: Sequence[Recipe]) -> Recipe:
 
 def _name(changes: Mapping[str, Any], number: int, seed: int | None) -> str:
     text = ",".join(f"{name}={value}" for name, value in changes.items())
+    text = text.replace("/", "of")  # of a fold, such as 2/5
     if text and not NAME.fullmatch(text):
         text = f"cell{number:03}"  # the value cannot name a folder
     return "-".join(part for part in (text, "" if seed is None else f"seed{seed}") if part)

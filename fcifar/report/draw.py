@@ -50,6 +50,7 @@ from fcifar.train.evaluate import read_predictions
 
 _IMAGES = 20  # of a grid of predictions, and of a training batch
 _SCORED = 24  # of a grid of the hardest images: three rows of eight
+_SUSPECTS = 40  # of a sheet of likely label errors: five rows of eight
 _VOTED = 3  # classes named below a disputed image
 _KEY = 7  # after those of a run, see train.setup, and of runs.proponents
 _LABELS = {
@@ -150,6 +151,27 @@ def evaluation(
     first = int(sample[0])
     name = f"{classes[int(labels[first])]}, image {first:,}: pixels"
     save(channels.draw(data.images[first].cpu(), title=name), folder / "channels.png")
+
+
+def temperature(
+    folder: Path, before: EvalOutput, after: EvalOutput, value: float, *, title: str
+) -> None:
+    """Write calibration.png, the reliability without and with a temperature.
+
+    Args:
+        folder: created if it does not exist.
+        before: the output for each example.
+        after: the same with logits divided by the temperature.
+        value: the temperature.
+        title: what was evaluated, in a few words.
+    """
+    parts = []
+    for examples in (before, after):
+        confidence, _ = calibration.softmax_confidence(examples.logits)
+        parts.append(calibration.reliability(confidence, examples.correct))
+    errors = [calibration.expected_calibration_error(bins) for bins in parts]
+    drawn = reliability.before_and_after(parts, errors, value, title=title)
+    save(drawn, folder / "calibration.png")
 
 
 def examples(
@@ -319,6 +341,27 @@ def between_runs(folder: Path, result: dict[str, Any]) -> None:
     else:
         figure = landscape.plane(result, title=f"{title}the plane through three runs")
     save(figure, folder / f"{result['kind']}.png")
+
+
+def label_errors(folder: Path, dataset: Dataset, result: dict[str, Any]) -> None:
+    """Write sheet.png, the most suspicious images of what ``runs.folds.summarize`` returned.
+
+    Below each image is the given class, the suggested one, and the probability of the given one.
+    """
+    images = result["images"][:_SUSPECTS]
+    if not images:
+        (folder / "sheet.png").unlink(missing_ok=True)
+        return
+    captions = [
+        f"{each['given']} \N{RIGHTWARDS ARROW} {each['suggested']}\n"
+        f"{100 * each['self_confidence']:.2g} %, {each['image']}"
+        for each in images
+    ]
+    heading = f"{result['dataset']}: given \N{RIGHTWARDS ARROW} suggested, and the probability of "
+    heading += f"the given class; the first {len(images)} of {result['found']:,}"
+    rows = torch.tensor([each["row"] for each in images])
+    grid = grids.image_grid(dataset.train_images[rows], captions, heading=heading)
+    save(grid, folder / "sheet.png")
 
 
 def read_logs(path: Path, summary: dict, count: int | None = None) -> list[list[dict]]:

@@ -1,6 +1,7 @@
 """Evaluation and prediction with trained models."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
 from fcifar.errors import ExternalError, UsageError, names_of, shown
-from fcifar.models import Model, Variables
+from fcifar.models import Buffers, Model, Variables
 from fcifar.recipes import Recipe
 from fcifar.step import Batch, EvalOutput, make_eval_step
 from fcifar.train import evaluate as evaluation
@@ -40,6 +41,7 @@ class Trained(NamedTuple):
     dataset_digest: str
     seed: int
     soup: str = ""  # of a mean of several models: what they are, as JSON
+    temperature: float = 1.0  # what ``model`` divides its logits by, see ``with_temperature``
 
 
 def load(path: Path, *, average: bool = False) -> Trained:
@@ -81,6 +83,9 @@ def load(path: Path, *, average: bool = False) -> Trained:
         classes = json.loads(metadata["classes"])
         dataset, digest = str(metadata["dataset"]), str(metadata["dataset_digest"])
         seed, soup = int(metadata["seed"]), str(metadata.get("soup", ""))
+        temperature = float(metadata.get("temperature", 1))
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"its temperature is {temperature}")
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise TypeError("its classes are not a list of names")
     except recipes.NotImportableError:
@@ -92,7 +97,20 @@ def load(path: Path, *, average: bool = False) -> Trained:
     model = recipes.make_model(recipe, len(classes))
     like = model.init(torch.zeros(2, dtype=torch.int64))
     variables = fit_model(file, tensors, like)
-    return Trained(recipe, model, variables, tuple(classes), dataset, digest, seed, soup)
+    trained = Trained(recipe, model, variables, tuple(classes), dataset, digest, seed, soup)
+    return trained if temperature == 1 else with_temperature(trained, temperature)
+
+
+def with_temperature(trained: Trained, temperature: float) -> Trained:
+    """Return the model with logits divided by a temperature, above 0."""
+    apply = trained.model.apply
+
+    def scaled(*args: Any, **options: Any) -> tuple[Tensor, Buffers]:
+        logits, buffers = apply(*args, **options)
+        return logits / temperature, buffers
+
+    model = trained.model._replace(apply=scaled)
+    return trained._replace(model=model, temperature=trained.temperature * temperature)
 
 
 def images_of(trained: Trained, dataset: Dataset, split: str) -> Batch:
@@ -135,7 +153,7 @@ def rows_of(trained: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
             "--split valid is what training held out, and this model does not record that; use "
             "--split test"
         )
-    if dataset.digest != trained.dataset_digest or not trained.recipe.valid_fraction:
+    if dataset.digest != trained.dataset_digest or not trained.recipe.holds_out:
         raise UsageError(
             f"--split valid is what training held out of {trained.dataset}; it held out nothing of "
             f"{dataset.name}, which has no validation images of its own either; use --split test"
@@ -145,7 +163,7 @@ def rows_of(trained: Trained, dataset: Dataset, split: str) -> tuple[str, Tensor
 
 def _has_own_valid(trained: Trained, dataset: Dataset) -> bool:
     """Whether the validation images of a model are the data set's own."""
-    held_out = dataset.digest == trained.dataset_digest and trained.recipe.valid_fraction > 0
+    held_out = dataset.digest == trained.dataset_digest and trained.recipe.holds_out
     return len(dataset.valid_labels) > 0 and not held_out
 
 
@@ -164,8 +182,8 @@ def check_images(models: Sequence[Trained], dataset: Dataset, split: str) -> Non
 def check_alike(paths: Sequence[Path], models: Sequence[Trained], verb: str) -> None:
     """Raise a UsageError unless models of ``paths`` have parameters that can be added.
 
-    They have the same model, normalisation, classes, data set and frozen parameters. ``verb`` is
-    what is to be done with them: "average".
+    They have the same model, normalisation, classes, data set and frozen parameters, and no
+    temperature. ``verb`` is what is to be done with them: "average".
     """
     first = models[0]
     for path, model in zip(paths, models, strict=True):
@@ -180,6 +198,10 @@ def check_alike(paths: Sequence[Path], models: Sequence[Trained], verb: str) -> 
             raise UsageError(
                 f"{path} has the classes {names_of(model.classes)}, but {paths[0]} has "
                 f"{names_of(first.classes)}; {verb} runs with the same classes"
+            )
+        if model.temperature != 1:
+            raise UsageError(
+                f"{path} has a temperature, which is of one model; {verb} the runs, then calibrate"
             )
         if model.dataset_digest != first.dataset_digest:
             raise UsageError(

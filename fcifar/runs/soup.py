@@ -195,8 +195,9 @@ def _trained(
     kept = ("run", "seed", "params_digest")
     parts = [{name: each[name] for name in kept} for each in ingredients if each["kept"]]
     recipe = first.recipe
-    if not agree and recipe.valid_fraction:
-        nothing = {"valid_fraction": 0.0, "stratify": False, "patience": 0, "restore_best": False}
+    if not agree and recipe.holds_out:
+        nothing = {"valid_fraction": 0.0, "stratify": False, "fold": "", "patience": 0}
+        nothing["restore_best"] = False
         recipe = recipe.replace(**nothing)
     origin = json.dumps({"method": method, "ingredients": parts})
     return first._replace(recipe=recipe, variables=soup, soup=origin)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fcifar import tensor_files, tree
 from fcifar.errors import ExternalError, UsageError
+from fcifar.runs import temperature
 from fcifar.train import checkpoint, config, metrics_log, run_dir, sweep
 
 
@@ -63,6 +64,12 @@ def _verify_run(run: Path) -> list[str]:
                 add(path, f"{path} holds other parameters than the report's")
         except ExternalError as error:
             add(path, str(error))
+    try:
+        by_entry = {temperature.FINAL: digests[final], temperature.AVERAGE: digests[average]}
+        if stale := temperature.problem(run, by_entry):
+            add(run / run_dir.CALIBRATION, stale)
+    except ExternalError as error:
+        add(run / run_dir.CALIBRATION, str(error))
     try:
         metrics_log.read_digests(run)
         for position in positions:

@@ -225,6 +225,7 @@ def extend_config(run: Path, config: RunConfig, epochs: int) -> RunConfig:
         history = [*manifest.get("extended", []), {"epochs": recipe.epochs, "at": _now()}]
         # Remove the report first: a run with a report counts as finished.
         (run / run_dir.REPORT).unlink(missing_ok=True)
+        (run / run_dir.CALIBRATION).unlink(missing_ok=True)
         changed = {name: to_dict(longer)[name] for name in ("recipe", "earlier_ends")}
         run_dir.write_manifest(run, manifest | changed | {"extended": history})
     return longer

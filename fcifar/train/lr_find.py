@@ -90,6 +90,7 @@ def prepare(recipe: Recipe, steps: int, size: int) -> Recipe:
         valid="fraction",
         valid_fraction=0.0,
         stratify=False,
+        fold="",
         patience=0,
         restore_best=False,
         tta="none",

@@ -10,6 +10,7 @@ final.safetensors          the trained model, under the tutorial's names
 average.safetensors        with ema_decay or swa_start: the average of the model over training
 predictions.safetensors    loss, logits and label of each test image
 report.json                the result
+calibration.json           from fcifar eval --calibrate: the temperature of the model
 SHA256SUMS                 of the files above, for ``sha256sum -c``; at first only of the manifest
 plots/                     figures
 
@@ -42,6 +43,7 @@ PLOTS = "plots"
 NONFINITE = "nonfinite.json"  # step and batch rows of a non-finite loss
 
 SWEEP = "group.json"  # the manifest of a group of runs
+CALIBRATION = "calibration.json"  # written after the report, see runs.temperature
 SUMMARY = "summary.json"  # the report of a group of runs
 
 FORMAT = 3
@@ -180,6 +182,19 @@ def write_checksums(run: Path, names: Iterable[str], more: Mapping[str, str] = {
     digests = {name: _sha256((run / name).read_bytes()) for name in names if (run / name).exists()}
     lines = [f"{digest}  {name}\n" for name, digest in sorted({**digests, **more}.items())]
     io.write_text(run / CHECKSUMS, "".join(lines))
+
+
+def add_json(run: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Write a JSON file to a finished run, or replace it, and add it to ``SHA256SUMS``.
+
+    The other checksums stay as they are. An interruption leaves the file without a checksum, which
+    counts as valid.
+    """
+    text, checksums = io.to_json(values), read_checksums(run)
+    if checksums.pop(name, None):
+        write_checksums(run, (), checksums)
+    io.write_text(run / name, text)
+    write_checksums(run, (), {**checksums, name: _sha256(text.encode())})
 
 
 def read_checksums(run: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from fcifar import averaging, precision, privacy, random, recipes, step_transfor
 from fcifar.augment import tta
 from fcifar.augment.tta import Views
 from fcifar.data import Dataset
-from fcifar.data.split import holdout
+from fcifar.data.split import folds, holdout
 from fcifar.models import Model, Variables
 from fcifar.models.base import Buffers, keep
 from fcifar.optim import Optimizer
@@ -19,6 +19,7 @@ from fcifar.parallel import ALONE, Axis
 from fcifar.precision import Policy
 from fcifar.random import Key
 from fcifar.recipes import Recipe
+from fcifar.recipes.checks import parse_fold
 from fcifar.step import (
     Batch,
     EvalOutput,
@@ -78,6 +79,10 @@ def stage_at(stages: Mapping[int, LoopStep], step: int) -> LoopStep:
 def split_rows(recipe: Recipe, seed: int, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows of the training images to train on, and those held out for validation."""
     valid_key = _keys(seed)[2]
+    if recipe.fold:
+        part, parts = parse_fold(recipe.fold)
+        is_held_out = folds(valid_key, labels, parts) == part - 1
+        return torch.nonzero(~is_held_out).flatten(), torch.nonzero(is_held_out).flatten()
     return holdout(valid_key, labels, recipe.valid_fraction, stratify=recipe.stratify)
 
 
@@ -193,7 +198,8 @@ def make_trainings(
     if compiled and not is_ahead:
         environment.check_compiler(runtime.device)
     described = {
-        "recipe": recipes.settings(recipe),
+        # The folds of one size share a program.
+        "recipe": {k: v for k, v in recipes.settings(recipe).items() if k != "fold"},
         "about": {"recipe": recipe.name, "dataset": dataset.name},
         "precision": runtime.precision,
         "traced": list(traced),

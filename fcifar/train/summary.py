@@ -33,7 +33,8 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
     Keys: run_dir, recipe, dataset, device, method, totals of steps and seconds; ``members``, the
     trials, each with changes, seed and results, or why it ``failed``; ``cells``, the grid points
     (one without a grid), with mean and spread over seeds and ``ensembles.summarize_replicas``;
-    ``best``, the name of the grid point with the highest validation accuracy, if there is one.
+    ``best``, the name of the grid point with the highest validation accuracy, if there is one; none
+    among folds.
 
     Raises:
         ExternalError: no run finished.
@@ -48,6 +49,8 @@ def summarize(path: Path, sweep: "Sweep") -> dict[str, Any]:
     points = itertools.groupby(members, lambda member: str(member["changes"]))
     cells = [_summarize_point(path, list(point)) for _, point in points]
     validated = [cell for cell in cells if cell["valid_accuracy"] is not None]
+    if "fold" in sweep.trials[0].changes:  # each point has other validation images
+        validated = []
     best = max(validated, key=lambda cell: cell["valid_accuracy"]["mean"], default=None)
     return {
         "run_dir": str(path),

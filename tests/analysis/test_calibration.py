@@ -9,6 +9,7 @@ from fcifar import random
 from fcifar.analysis.calibration import (
     confusion_matrix,
     expected_calibration_error,
+    fit_temperature,
     most_confident_mistakes,
     reliability,
     softmax_confidence,
@@ -171,3 +172,97 @@ def test_confidences_that_float32_cannot_tell_apart_are_still_ordered():
 def test_mistakes_without_a_confidence_come_last():
     logits = torch.tensor([[math.nan, 0.0], [3.0, 0.0]])
     assert most_confident_mistakes(logits, torch.tensor([1, 1]), 2).tolist() == [1, 0]
+
+
+# Temperature --------------------------------------------------------------------------------------
+
+
+def drawn_logits(seed: int, scale: float = 1.0, classes: int = 5, size: int = 400):
+    """Logits of which those of the labels are somewhat larger, float64."""
+    logit_key, label_key = random.split(random.key(seed))
+    labels = random.randint(label_key, (size,), 0, classes)
+    logits = random.normal(logit_key, (size, classes)).double()
+    return scale * (logits + 1.5 * (torch.arange(classes) == labels[:, None])), labels
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> float:
+    return torch.nn.functional.cross_entropy(logits / temperature, labels).item()
+
+
+@pytest.mark.parametrize(("seed", "scale", "classes"), [(0, 1.0, 5), (1, 30.0, 2), (2, 1e-4, 20)])
+def test_the_temperature_of_scipy_and_of_lbfgs(seed: int, scale: float, classes: int) -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    logits, labels = drawn_logits(seed, scale, classes)
+    found = fit_temperature(logits, labels)
+    assert (found.dtype, found.shape) == (torch.float64, ())
+
+    def slope(log_b: float) -> float:
+        b = torch.tensor(log_b, dtype=torch.float64, requires_grad=True)
+        loss = torch.nn.functional.cross_entropy(logits * b.exp(), labels)
+        return torch.autograd.grad(loss, b)[0].item()
+
+    guess = -math.log(scale)
+    expected = math.exp(-optimize.brentq(slope, guess - 3, guess + 3, xtol=1e-14, rtol=1e-14))
+    assert found.item() == pytest.approx(expected, rel=1e-10)
+    log_b = torch.tensor(guess, dtype=torch.float64, requires_grad=True)
+    options = {"tolerance_grad": 1e-13, "tolerance_change": 1e-15, "max_iter": 100}
+    lbfgs = torch.optim.LBFGS([log_b], line_search_fn="strong_wolfe", **options)
+
+    def closure() -> torch.Tensor:
+        lbfgs.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits * log_b.exp(), labels)
+        loss.backward()
+        return loss
+
+    lbfgs.step(closure)
+    assert found.item() == pytest.approx(math.exp(-log_b.item()), rel=1e-6)
+
+
+def test_no_other_temperature_has_a_lower_loss() -> None:
+    for seed in range(5):
+        logits, labels = drawn_logits(seed, 10.0 ** (seed - 2))
+        best = fit_temperature(logits, labels).item()
+        least = loss_of(logits, labels, best)
+        for factor in (0.5, 0.9, 0.999, 1.001, 1.1, 2.0):
+            assert loss_of(logits, labels, best * factor) > least
+        assert torch.equal((logits / best).argmax(1), logits.argmax(1))
+
+
+def test_the_temperature_of_scaled_and_shifted_logits() -> None:
+    logits, labels = drawn_logits(3)
+    found = fit_temperature(logits, labels).item()
+    assert fit_temperature(8 * logits, labels).item() == pytest.approx(8 * found, rel=1e-12)
+    shifted = logits + torch.linspace(-900, 900, len(logits), dtype=torch.float64)[:, None]
+    assert fit_temperature(shifted, labels).item() == pytest.approx(found, rel=1e-9)
+    assert fit_temperature(logits / found, labels).item() == pytest.approx(1, rel=1e-12)
+    assert fit_temperature(logits.float(), labels).item() == pytest.approx(found, rel=1e-5)
+
+
+def test_the_temperature_of_two_classes_by_hand() -> None:
+    """With a share s of labels on the larger of two logits d apart, softmax(d / T) is s."""
+    logits = torch.tensor([[3.0, 0.0]]).repeat(10, 1)
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    expected = 3 / math.log(0.8 / 0.2)
+    assert fit_temperature(logits, labels).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ([[2.0, 0.0], [0.0, 1.0]], [0, 1], "falls as T goes to 0"),
+        ([[2.0, 0.0], [2.0, 0.0]], [0, 1], "falls as T goes to infinity"),
+        ([[2.0, 0.0], [0.0, 2.0]], [1, 0], "falls as T goes to infinity"),
+        ([[1.0, 1.0]], [0], "falls as T goes to 0"),
+        ([[math.inf, 0.0]], [0], "finite logits"),
+        ([[1.0, 0.0]], [2], "from 0 to 1"),
+        ([[1.0, 0.0]], [0, 1], r"\[1\] and \[2\]"),
+    ],
+)
+def test_there_is_not_always_a_temperature(logits, labels, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit_temperature(torch.tensor(logits), torch.tensor(labels))
+
+
+def test_a_temperature_needs_examples() -> None:
+    with pytest.raises(ValueError, match="at least one example"):
+        fit_temperature(torch.empty(0, 2), torch.empty(0, dtype=torch.int64))

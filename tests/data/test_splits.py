@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fcifar import random
-from fcifar.data.split import holdout
+from fcifar.data.split import folds, holdout
 
 LABELS = torch.arange(10).repeat_interleave(100)  # sorted by class, as folders are
 
@@ -30,3 +30,23 @@ def test_stratified_means_the_same_part_of_each_class() -> None:
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)
     _, valid = holdout(random.key(0), labels, 0.2, stratify=True)
     assert torch.bincount(labels[valid]).tolist() == [10, 6, 4]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_folds_are_parts_of_equal_size_and_of_each_class_alike(count: int) -> None:
+    labels = torch.tensor([0] * 53 + [1] * 31 + [2] * 20)
+    parts = folds(random.key(0), labels, count)
+    sizes = torch.bincount(parts, minlength=count)
+    assert sizes.sum() == len(labels)
+    assert sizes.max() - sizes.min() <= 1
+    for label in range(3):
+        of_class = torch.bincount(parts[labels == label], minlength=count)
+        assert of_class.max() - of_class.min() <= 1
+    assert torch.equal(parts, folds(random.key(0), labels, count))
+    assert not torch.equal(parts, folds(random.key(1), labels, count))
+    assert not torch.equal(parts, torch.arange(len(labels)) % count), "at random"
+
+
+def test_folds_of_few_rows() -> None:
+    assert folds(random.key(0), torch.empty(0, dtype=torch.int64), 3).tolist() == []
+    assert sorted(folds(random.key(0), torch.tensor([4, 4]), 3).tolist()) == [0, 1]

@@ -1,5 +1,6 @@
 """The reliability diagram: accuracy against confidence."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -30,6 +31,34 @@ def draw(bins: Reliability, ece: float | Tensor, *, title: str = "") -> "Figure"
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.6, 1))
     _draw_accuracy(upper, bins)
     _draw_counts(lower, bins)
+    return figure
+
+
+def before_and_after(
+    both: Sequence[Reliability],
+    eces: Sequence[float | Tensor],
+    temperature: float,
+    *,
+    title: str,
+) -> "Figure":
+    """Draw the diagrams of a model without and with a temperature side by side.
+
+    Args:
+        both: from ``calibration.reliability`` with the same bins, without and with it.
+        eces: the expected calibration errors of both, in [0, 1].
+        temperature: what the logits were divided by.
+        title: above the diagrams.
+    """
+    first, second = (f"{100 * float(ece):.2f} %" for ece in eces)
+    caption = f"temperature {temperature:.3f}: expected calibration error {first} before, "
+    figure = new_figure(11.2, 6.0, title, f"{caption}{second} after")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3.6, 1))
+    for column, bins in enumerate(both):
+        _draw_accuracy(grid[0][column], bins)
+        _draw_counts(grid[1][column], bins)
+    most = max(int(bins.count.max()) for bins in both)
+    grid[1][0].set_ylim(0, 1.2 * max(most, 1))
+    label_axes(grid[0][1], y="accuracy with the temperature")
     return figure
 
 

@@ -22,6 +22,8 @@ def headline(summary: Mapping[str, Any]) -> list[Any]:
             "No images were held out, so no setting is selected as the best: no decision uses the "
             "test set."
         )
+        if "fold" in summary["swept"]:
+            note = "Each fold has other validation images, so no run is selected as the best."
         return [Tiles([runs]), *([Text(note, is_note=True)] if len(cells) > 1 else [])]
     tested = best["test_accuracy"]
     mean = "one run" if tested["n"] == 1 else f"mean of {tested['n']} runs"
