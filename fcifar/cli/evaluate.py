@@ -114,7 +114,8 @@ def evaluate(
 
     if name := (dataset or _dataset_of(runs[0])):
         begin_to_read(name, data_dir)
-    from fcifar.analysis import ensembles, score_tables
+    from fcifar.analysis import ensembles
+    from fcifar.cli import analyses
     from fcifar.export import tables
     from fcifar.io import write_json
     from fcifar.recipes import check_seed
@@ -148,25 +149,13 @@ def evaluate(
     with opening_dataset(name, data_dir, quiet=quiet) as data:
         first, *others = models.with_classes(found, data.classes)
         inference.check_images([first, *others], data, split)
+        if reference is not None and not chosen and not robustness.is_corrupted(data):
+            raise UsageError("--reference is that of --corrupt; give that, too")
         images = inference.images_of(first, data, split)
         with progress.doing("evaluating", quiet=quiet):
             figures, examples = inference.evaluate(first, runtime, data, split)
             views = inference.evaluate_views(first, runtime, data, split, tta)
             logits = inference.stack_logits(examples, others, runtime, images)
-        corrupted = None
-        if chosen or robustness.is_corrupted(data):
-            unit = models.load_all([reference], None) if reference else []
-            trained = [first, *others, *models.with_classes(unit, data.classes)]
-            paths = [*runs, *([reference] if reference else [])]
-            with progress.counting(quiet=quiet) as count:
-                corrupted = robustness.evaluate(
-                    *(paths, trained, runtime, data, split, chosen, logits),
-                    seed=draws_seed,
-                    has_reference=reference is not None,
-                    progress=count,
-                )
-        elif reference is not None:
-            raise UsageError("--reference is that of --corrupt; give that, too")
     result: dict[str, Any] = {
         "run": str(runs[0]),
         "recipe": first.recipe.name,
@@ -179,63 +168,37 @@ def evaluate(
     if others:
         together = ensembles.summarize_replicas(logits, images.labels)
         result["networks"] = {"runs": list(map(str, runs)), **together}
-    if corrupted is not None:
-        result["robustness"] = corrupted
-    attacked = explained = None
-    with progress.counting(quiet=quiet) as count:
-        if plan.specs:
-            result["attacks"], attacked = adversarial.evaluate(
-                first, runtime, data, split, examples, plan, count
-            )
-        if methods:
-            result["explained"], explained = explaining.explain_mistakes(
-                first, runtime, data, split, examples, methods, count
-            )
-    scaled = None
+    evaluated = analyses.Evaluated(
+        runs, first, others, runtime, data, split, images, examples, logits, quiet
+    )
+    more: list[analyses.Analysis] = []
+    if chosen or robustness.is_corrupted(data):
+        unit = models.load_all([reference], None) if reference else []
+        unit = models.with_classes(unit, data.classes)
+        more.append(analyses.corruptions(evaluated, chosen, draws_seed, reference, unit))
+    if plan.specs:
+        more.append(analyses.attacks(evaluated, plan))
+    if methods:
+        more.append(analyses.explanations(evaluated, methods, out))
     if calibrate:
         same = first.dataset in ("", data.name)
         own = data if same else open_dataset(first.dataset, data_dir, quiet=quiet)
-        with progress.doing("fitting the temperature", quiet=quiet):
-            fitted = temperature.fit(first, runtime, own)
-            scaled = temperature.rescale(examples, images.labels, fitted["temperature"])
-            result["calibration"] = temperature.compare(fitted, examples, scaled, images.labels)
-        if runs[0].is_dir():
-            file = temperature.save(runs[0], fitted, average=average)
-            result["calibration"]["file"] = str(file)
-    scores = None
+        more.append(analyses.calibration(evaluated, own, average=average))
     if per_example is not None:
-        with progress.doing("scoring each image", quiet=quiet):
-            scores = inference.score(first, runtime, data, split, logits)
-            table = score_tables.tabulate(scores, data.classes)
-            tables.write(per_example, table)
-            summary = score_tables.summarize(scores, table)
-            result["per_example"] = {"file": str(per_example), **summary}
+        more.append(analyses.scores(evaluated, per_example))
+    result |= {each.name: each.values for each in more}
     if out is not None:
         write_json(out / "report.json", result)
         title = f"{first.recipe.name} on {data.name}, {split} images"
         with progress.doing("drawing the figures", quiet=quiet):
             draw.evaluation(out, images, examples, data.classes, title=title)
-            if scaled is not None:
-                draw.temperature(
-                    out, examples, scaled, result["calibration"]["temperature"], title=title
-                )
-            if scores is not None:
-                draw.examples(out, images.images, scores, data.classes, title=title)
-            if corrupted is not None:
-                draw.robustness(out, corrupted, images.images)
-            if attacked is not None:
-                draw.attacks(out, result["attacks"], attacked, data.classes, title=title)
-            if explained is not None:
-                explaining.save(out, explained)
-                mistakes = f"{title}: the most confident mistakes"
-                draw.explanations(out, explained, data.classes, title=mistakes)
+            for each in more:
+                each.draw(out, title)
     output.result(result, _show, json)
-    if plan.specs and not json:
-        render.show_attacks(result["attacks"], data.classes)
-    if explained is not None and out is not None and not json:
-        render.show_explained(result["explained"], out)
-    if scores is not None and not json:
-        render.show_hardest(scores, data.classes, result["per_example"])
+    if not json:
+        for each in more:
+            output.stdout.print()
+            each.show()
 
 
 def _dataset_of(run: Path) -> str | None:
@@ -255,32 +218,5 @@ def _show(result: dict[str, Any]) -> None:
             *render.measured(name, result, f" of {result['n']:,} {result['split']} images"),
             ("digest", result["params_digest"]),
             *render.ensemble_facts(result),
-        ]
-    )
-    if "robustness" in result:
-        output.stdout.print()
-        render.show_robustness(result["robustness"])
-    if "calibration" in result:
-        _show_calibration(result["calibration"])
-
-
-def _show_calibration(found: dict[str, Any]) -> None:
-    fitted = found["fitted"]
-    rows = [
-        (
-            name,
-            output.number(figures["loss"]),
-            output.percent(figures["mean_confidence"]),
-            output.percent(figures["ece"], 2),
-        )
-        for name, figures in (("before", found["before"]), ("after", found["after"]))
-    ]
-    output.stdout.print()
-    output.table(("temperature scaling", "loss", "mean confidence", "calibration error"), rows)
-    output.stdout.print()
-    output.facts(
-        [
-            ("temperature", f"{found['temperature']:.4f}, of {fitted['n']:,} validation images"),
-            *([("written", found["file"])] if "file" in found else []),
         ]
     )

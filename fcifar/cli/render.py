@@ -10,14 +10,9 @@ from fcifar.report import text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fcifar.analysis.score_tables import Examined
     from fcifar.runs.listing import Entry
 
-_MEMBERS = 40  # most rows of a table of runs
-_HARDEST = 5  # images
-_MODELS = 8  # most columns of models
-_ROBUSTNESS = ("accuracy", "mean_accuracy", "mean_error", "mce")
-_ATTACKS = 4  # of a table by class, the last ones
+MEMBERS = 40  # most rows of a table of runs
 
 
 # The report of a run ------------------------------------------------------------------------------
@@ -113,84 +108,7 @@ def ensemble_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def show_hardest(examined: "Examined", classes: Sequence[str], written: dict[str, Any]) -> None:
-    """Print the hardest examples, and the file of the scores."""
-    from fcifar.analysis import score_tables
-
-    together = examined.together
-    if together is None:
-        predictions, losses = examined.scores.prediction, examined.scores.loss
-    else:
-        predictions, losses = together.prediction, together.mean_loss
-    rows = [
-        (
-            examined.names[row],
-            classes[int(examined.labels[row])],
-            classes[int(predictions[row])],
-            f"{losses[row].item():.2f}",
-            *(() if together is None else (output.percent(together.error_rate[row].item()),)),
-        )
-        for row in score_tables.hardest(examined)[:_HARDEST].tolist()
-    ]
-    output.stdout.print()
-    wrong = () if together is None else ("wrong",)
-    output.table(("hardest", "class", "predicted", "loss", *wrong), rows)
-    output.stdout.print()
-    count = f"{output.count(written['rows'], 'image')}, {len(written['columns'])} columns"
-    output.facts([("written", f"{written['file']}: {count}")])
-
-
 # The summary of a sweep ---------------------------------------------------------------------------
-
-
-def show_robustness(result: dict[str, Any]) -> None:
-    """Print accuracies on corrupted images: what ``runs.robustness`` returned."""
-    runs, reference, levels = result["runs"], result["reference"], result["severities"]
-    models: list[dict[str, Any]] = [*runs]
-    if reference:
-        models.append({**reference, "name": "reference"})
-    columns = [*map(str, sorted({level for each in levels.values() for level in each}))]
-
-    def points(fraction: float | None) -> str:
-        return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-    def by_severity(name: str) -> list[str]:
-        found = runs[0]["corruptions"][name]
-        at = dict(zip(map(str, levels[name]), found["accuracy"], strict=True))
-        values = [found["mean"], *map(at.get, columns), *([found["ce"]] if reference else [])]
-        return [name, *map(points, values)]
-
-    images = f"{result['n']:,} {result['split']} images of {result['dataset']}"
-    seed = "as in the files" if result["seed"] is None else f"drawn with seed {result['seed']}"
-    about = [("images", images), ("corruptions", f"{len(levels)}, {seed}")]
-    if len(runs) == 1:
-        head = ("", "mean", *columns, *(["CE"] if reference else []))
-        output.table(head, map(by_severity, levels), title="Accuracy by severity, %")
-        output.stdout.print()
-        (run,) = runs
-        error = f"{points(run['mean_error'])} %, unnormalised" if run["mean_error"] else "-"
-        if run["mce"] is not None:
-            error = f"{points(run['mce'])} % of that of {reference['run']}; {error}"
-        about += [
-            ("clean", output.percent(run["accuracy"], 2)),
-            ("corrupted", f"{output.percent(run['mean_accuracy'], 2)} on average"),
-            ("mCE", error if run["mean_error"] else "- (needs all fifteen: --corrupt all)"),
-        ]
-        output.facts(about)
-        return
-    if len(models) <= _MODELS:
-        output.table(
-            ("", *(model["name"] for model in models)),
-            [(name, *(points(m["corruptions"][name]["mean"]) for m in models)) for name in levels],
-            title="Accuracy, mean of severities, %",
-        )
-        output.stdout.print()
-    output.table(
-        ("", "recipe", "clean", "corrupted", "mean error", "mCE"),
-        [(m["name"], m["recipe"], *(points(m[key]) for key in _ROBUSTNESS)) for m in models],
-    )
-    output.stdout.print()
-    output.facts([*about, *((model["name"], model["run"]) for model in models)])
 
 
 def show_sweep(summary: dict[str, Any]) -> None:
@@ -248,10 +166,10 @@ def _show_members(members: Sequence[dict[str, Any]]) -> None:
             output.number(m["test_loss"]),
             output.seconds(m["train_seconds"]),
         )
-        for m in members[:_MEMBERS]
+        for m in members[:MEMBERS]
     ]
     output.table(("run", "test accuracy", *average, "test loss", "training"), rows)
-    _show_rest(len(members), "run", "in the summary")
+    show_rest(len(members), "run", "in the summary")
 
 
 def _show_cells(summary: dict[str, Any]) -> None:
@@ -266,15 +184,15 @@ def _show_cells(summary: dict[str, Any]) -> None:
             f"{cell['test_loss']['mean']:.4f}" if cell["test_loss"] else "-",
             str(len(cell["runs"])) + (f", {cell['failed']} failed" if cell["failed"] else ""),
         )
-        for cell in summary["cells"][:_MEMBERS]
+        for cell in summary["cells"][:MEMBERS]
     ]
     output.table((*summary["swept"], "validation", "test", *average, "test loss", "runs"), rows)
-    _show_rest(len(summary["cells"]), "grid point", "in the summary")
+    show_rest(len(summary["cells"]), "grid point", "in the summary")
 
 
-def _show_rest(number: int, what: str, where: str, plural: str = "") -> None:
-    if number > _MEMBERS:
-        output.line(f"... and {output.count(number - _MEMBERS, what, plural)} more {where}")
+def show_rest(number: int, what: str, where: str, plural: str = "") -> None:
+    if number > MEMBERS:
+        output.line(f"... and {output.count(number - MEMBERS, what, plural)} more {where}")
 
 
 def _mean(figures: dict[str, float] | None) -> str:
@@ -294,44 +212,7 @@ def _best(summary: dict[str, Any]) -> str:
     return f"{summary['best']}, by its accuracy on validation images, {accuracy}"
 
 
-# Adversarial images, and attributions -------------------------------------------------------------
-
-
-def show_attacks(result: Mapping[str, Any], classes: Sequence[str]) -> None:
-    """Print accuracy under attack, beside the accuracy on the same images without."""
-    tried: list[dict[str, Any]] = [{**result["clean"], "attack": "none"}, *result["found"]]
-    rows = [
-        (
-            each["attack"],
-            output.percent(each["accuracy"], 2),
-            text.between(each["interval95"], 1),
-            *(
-                _distance(each[name], each["norm"]) if name in each else ""
-                for name in ("mean_distance", "largest_distance")
-            ),
-        )
-        for each in tried
-    ]
-    which = output.count(result["n"], "image")
-    if result["n"] < result["of"]:
-        which += f" of {result['of']:,}, drawn {result['chosen']}"
-    output.stdout.print()
-    output.line(f"Under attack, {which}:")
-    output.table(("attack", "accuracy", "95 % interval", "mean distance", "largest"), rows)
-    output.stdout.print()
-    shown, more = [tried[0], *result["found"][-_ATTACKS:]], len(result["found"]) - _ATTACKS
-    by_class = [
-        (name, *(output.percent(each["per_class"][name]["accuracy"]) for each in shown))
-        for name in classes[:_MEMBERS]
-    ]
-    output.table(("class", *(each["attack"] for each in shown)), by_class)
-    _show_rest(len(classes), "class", "in --json", plural="classes")
-    if more > 0:
-        output.line(f"... and {output.count(more, 'attack')} more by class in --json")
-
-
-def _distance(distance: float, norm: str) -> str:
-    return f"{255 * distance:.2f}/255" if norm == "linf" else f"{distance:.3f}"
+# Attributions -------------------------------------------------------------------------------------
 
 
 def show_explained(found: Sequence[Mapping[str, Any]], folder: "Path") -> None:
@@ -474,10 +355,10 @@ def show_group(entry: "Entry", json: bool) -> None:
         return
     rows = [
         (m.name, m.state, m.about, output.percent(m.test_accuracy, 2), output.size(m.bytes))
-        for m in members[:_MEMBERS]
+        for m in members[:MEMBERS]
     ]
     output.table(("run", "state", "", "test", "size"), rows)
-    _show_rest(len(members), "run", "in --json")
+    show_rest(len(members), "run", "in --json")
     output.stdout.print()
     swept = ", ".join({name: None for m in spec["members"] for name in m["changes"]})
     output.facts(

@@ -86,7 +86,7 @@ def test_a_person_sees_accuracy_under_attack_beside_without(fcifar) -> None:
     assert shown.err == "evaluating\nattacking by fgsm:8/255\nattacking by pgd:0.5,2,l2\n"
     assert fits(shown.out)
     assert "\x1b" not in shown.out
-    assert "Under attack, 12 images of 30, drawn at random, by key 0" in shown.out
+    assert "Under attack, 12 images of 30, drawn at random, by seed 0" in shown.out
     for words in ("none", "8.00/255", "mean distance", "class  "):
         assert words in shown.out
 

@@ -107,7 +107,7 @@ def test_cifar10c(fcifar, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--corrupt", "fogg"), "did you mean 'fog'?"),
-        (("--seed", 3), "--seed is that of --corrupt; give that, too"),
+        (("--seed", 3), "--seed is that of --corrupt and --attack; give one of them, too"),
         (("--reference", "run1"), "--reference is that of --corrupt; give that, too"),
         (("--corrupt", "fog", "--seed", -(2**40)), "seed"),
     ],

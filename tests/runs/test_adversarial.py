@@ -61,8 +61,8 @@ def test_other_texts_are_refused(text: str, message: str) -> None:
 
 
 def test_options_need_an_attack_that_takes_them() -> None:
-    assert make_plan([]) == ([], 1, adversarial.IMAGES)
-    assert make_plan(["pgd:0.1", "fgsm:0.1"], 3, 10)[1:] == (3, 10)
+    assert make_plan([]) == ([], 1, adversarial.IMAGES, 0)
+    assert make_plan(["pgd:0.1", "fgsm:0.1"], 3, 10, 7)[1:] == (3, 10, 7)
     for words, message in (
         (([], 2), "--restarts is of --attack, which is not given"),
         (([], None, 2), "--attack-images is of --attack, which is not given"),
@@ -93,7 +93,7 @@ def test_an_image_is_right_if_it_is_right_before_and_after(linear_like) -> None:
     _, clean = inference.evaluate(trained, RUNTIME, data, "test")
     plan = make_plan(["fgsm:1e-7", "pgd:0.2,3", "pgd:5,2,l2"], restarts=2, images=25)
     result, attacked = adversarial.evaluate(trained, RUNTIME, data, "test", clean, plan)
-    assert (result["n"], result["of"], result["chosen"]) == (25, 40, "at random, by key 0")
+    assert (result["n"], result["of"], result["chosen"]) == (25, 40, "at random, by seed 0")
     right = round(25 * result["clean"]["accuracy"])
     nothing, strong, far = result["found"]
     assert nothing["accuracy"] == result["clean"]["accuracy"]
