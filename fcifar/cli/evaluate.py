@@ -1,5 +1,6 @@
 """fcifar eval."""
 
+import functools
 from json import loads as parse
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,8 @@ from typing import Annotated, Any
 from fcifar.cli import models, options, output, progress, render
 from fcifar.cli.options import option
 from fcifar.errors import UsageError
+
+_robustness = functools.partial(option, rich_help_panel="Corrupted and adversarial images")
 
 
 def evaluate(
@@ -30,16 +33,16 @@ def evaluate(
     ] = None,
     corrupt: Annotated[
         list[str] | None,
-        option(
+        _robustness(
             "--corrupt",
-            "Also evaluate on corrupted images: the fifteen corruptions of CIFAR-10-C (all), four "
-            "more (extra), or some, such as fog,snow:3.",
-            "all|extra|NAME|NAME:SEVERITY",
+            "Also on corrupted images: the fifteen corruptions of CIFAR-10-C (all), four more "
+            "(extra), or some, such as fog,snow:3.",
+            "NAME[:SEVERITY]",
         ),
     ] = None,
     reference: Annotated[
         Path | None,
-        option(
+        _robustness(
             "--reference",
             "The run whose errors are the unit of the mean corruption error (mCE).",
             "RUN",
@@ -48,7 +51,7 @@ def evaluate(
     ] = None,
     attack: Annotated[
         list[str] | None,
-        option(
+        _robustness(
             "--attack",
             "Also on adversarial images: fgsm:EPS or pgd:EPS,STEPS, with ,l2 for that norm. "
             "Several times: several attacks.",
@@ -56,14 +59,14 @@ def evaluate(
         ),
     ] = None,
     restarts: Annotated[
-        int | None, option("--restarts", "Random starts of pgd on each image.", None, "1")
+        int | None, _robustness("--restarts", "Random starts of pgd on each image.", None, "1")
     ] = None,
     attack_images: Annotated[
         int | None,
-        option("--attack-images", "How many images to attack, drawn at random.", None, "1000"),
+        _robustness("--attack-images", "How many images to attack, drawn at random.", None, "1000"),
     ] = None,
     seed: Annotated[
-        int | None, option("--seed", "The seed of --corrupt and --attack.", default="0")
+        int | None, _robustness("--seed", "The seed of --corrupt and --attack.", default="0")
     ] = None,
     explain: options.Explain = None,
     calibrate: Annotated[
@@ -92,15 +95,14 @@ def evaluate(
 
     With --per-example also loss, probability, margin, gradient norm and error
     norm of each image (without --tta), and the disagreement of several models.
-    EPS of --attack is a distance of images in [0, 1]: the largest difference of
-    a value, or with ,l2 the Euclidean distance. --explain is of the most
-    confident mistakes. Both, and --per-example, are of the first model.
-
-    With --corrupt also the accuracy at five severities of each corruption; of a
-    data set that is CIFAR-10-C, it is shown without that option.
-
     With --calibrate also loss and calibration with logits divided by the
     temperature, which predict and export use with --calibrated.
+
+    --corrupt measures all models at five severities of each corruption, as a
+    data set that is CIFAR-10-C does. --attack, --explain and --per-example are
+    of the first model. EPS is a distance of images in [0, 1]: the largest
+    difference of a value, or with ,l2 the Euclidean distance. --explain is of
+    the most confident mistakes.
 
     [dim]fcifar eval runs/a
     fcifar eval runs/a --tta translate --out evaluated/
