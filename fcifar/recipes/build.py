@@ -407,15 +407,11 @@ def check_sizes(
             f"batch_size is {batch_size:,}, but {dataset} has {size:,} training images; give at "
             "most that"
         )
-    if recipe.valid_fraction and not held_out:
+    if not held_out and (recipe.valid_fraction or recipe.fold):
+        name, less = ("fold", "fewer parts") if recipe.fold else ("valid_fraction", "a larger one")
         raise UsageError(
-            f"valid_fraction is {recipe.valid_fraction}, which holds out no images ({size} in "
-            f"{dataset}); use a larger fraction"
-        )
-    if recipe.fold and not held_out:
-        raise UsageError(
-            f"fold is {recipe.fold}, which holds out no images ({size} in {dataset}); make fewer "
-            "parts"
+            f"{name} is {getattr(recipe, name)}, which holds out no images ({size} in {dataset}); "
+            f"give {less}"
         )
     if batch_size % processes:
         raise UsageError(
@@ -474,8 +470,7 @@ def check_model(
     passes = {n for batch in batches for n in _pass_sizes(recipe, batch // axis.size)}
     single = 1 in passes and not (axis.size > 1 and recipe.sync_batch_norm)
 
-    def forward(images: Tensor) -> None:
-        # The device is for modules that make tensors without one.
+    def forward(images: Tensor) -> None:  # the device is for modules that make tensors without one
         with cipher.using(_no_cipher), torch.no_grad(), torch.device(device):
             model.apply(cast, images, key=key, train=True)
 

@@ -19,7 +19,7 @@ from fcifar.data import Dataset, save
 from fcifar.errors import UsageError
 from fcifar.io import locked
 from fcifar.recipes import Recipe
-from fcifar.train import events, loop, run_dir
+from fcifar.train import bookkeeping, events, loop, run_dir
 from fcifar.train.config import CheckpointConfig
 from fcifar.train.events import Noted, Pace, update_pace
 from fcifar.train.loop import NonFiniteError
@@ -170,7 +170,7 @@ def test_the_best_model_survives_a_crash_between_two_files(
     whole = train(tmp_path / "whole", recipe, runtime, dataset)
     assert isinstance(whole, dict)
     assert whole["selected"]["step"] == whole["steps"], "each epoch is the best so far"
-    run, save_model, calls = tmp_path / "run", loop.save_model, []
+    run, save_model, calls = tmp_path / "run", bookkeeping.save_model, []
 
     def crash(*arguments: Any) -> None:
         calls.append(arguments)
@@ -178,7 +178,7 @@ def test_the_best_model_survives_a_crash_between_two_files(
             raise KeyboardInterrupt
         save_model(*arguments)
 
-    monkeypatch.setattr(loop, "save_model", crash)
+    monkeypatch.setattr(bookkeeping, "save_model", crash)
     with pytest.raises(KeyboardInterrupt):
         train(run, recipe, runtime, dataset)
     monkeypatch.undo()
