@@ -356,7 +356,7 @@ def test_the_kernel_of_a_compiled_step_is_named(
     assert found["operation"]["name"].startswith("cpp_fused")
     assert found["output"]["shape"] == [5, 3, 32, 32]
     assert 0 < found["amount"]["differing"] <= 5
-    assert found["amount"]["ulps"] == 1
+    assert 1 <= found["amount"]["ulps"] <= 2, "x (1 + 2**-23) is one or two units from x"
 
 
 def _scaling(factors: list[Tensor]) -> Model:
