@@ -116,6 +116,16 @@ def save(run: Path, fitted: dict[str, Any], *, average: bool = False) -> Path:
     return file
 
 
+def read(run: Path, *, average: bool = False) -> dict[str, Any] | None:
+    """Return what ``fit`` returned for a run, from its directory; None if it was not calibrated.
+
+    Raises an ExternalError if the file is damaged.
+    """
+    if not (run / run_dir.CALIBRATION).exists():
+        return None
+    return _read(run).get(_entry(average))
+
+
 def load(run: Path, *, average: bool = False) -> Trained:
     """Load the model of a run, with logits divided by the temperature that was fitted to it.
 
@@ -130,7 +140,7 @@ def load(run: Path, *, average: bool = False) -> Trained:
             "eval RUN --calibrate has calibrated"
         )
     trained = inference.load(run, average=average)
-    fitted = _read(run).get(_entry(average)) if (run / run_dir.CALIBRATION).exists() else None
+    fitted = read(run, average=average)
     if fitted is None:
         raise UsageError(f"{run} has no temperature; fit one first with {command}")
     if fitted["params_digest"] != tree.digest(trained.variables.params):

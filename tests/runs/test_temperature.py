@@ -13,6 +13,7 @@ from fcifar.errors import UsageError
 from fcifar.export import exporting
 from fcifar.models import Variables
 from fcifar.recipes import Recipe
+from fcifar.report import page
 from fcifar.runs import inference, soup, temperature
 from fcifar.runs.verify import verify
 from fcifar.train import run_dir
@@ -27,6 +28,20 @@ def run(tmp_path: Path, recipe: Recipe, runtime: Runtime, dataset: Dataset) -> P
     own = recipe.replace(epochs=2, valid_fraction=0.25, learning_rate=0.02, ema_decay=0.5)
     train(tmp_path / "run", own, runtime, dataset)
     return tmp_path / "run"
+
+
+def test_a_page_has_the_reliability_with_it(
+    run: Path, runtime: Runtime, dataset: Dataset, tmp_path: Path
+) -> None:
+    plain = page.make([run], tmp_path)
+    fitted = temperature.fit(inference.load(run), runtime, dataset)
+    temperature.save(run, fitted)
+    found = page.make([run], tmp_path)
+    caption = f"With the temperature {fitted['temperature']:.4f}, fitted to 10 validation images."
+    assert (caption in plain, caption in found) == (False, True)
+    assert found.count("Expected calibration error") == 2 * plain.count(
+        "Expected calibration error"
+    )
 
 
 def test_it_is_fitted_to_validation_images_and_kept(

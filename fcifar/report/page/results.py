@@ -30,6 +30,7 @@ from fcifar.report.page.blocks import (
 )
 from fcifar.report.page.reading import Run, on_same_images, test_images
 from fcifar.report.text import between, number, percent, seconds
+from fcifar.runs import temperature
 
 _IMAGES = 24  # hardest images
 _TIMINGS = {
@@ -204,22 +205,34 @@ def confusion(report: Mapping[str, Any], title: str = "Confusion matrix") -> Cha
     return chart(figure, caption, f"{title}. {listed}", listed)
 
 
-def reliability(run: Run) -> Chart | Text:
-    """Accuracy against confidence."""
+def reliability(run: Run) -> Any:
+    """Accuracy against confidence, and beside it with the temperature of ``fcifar eval
+    --calibrate``, if the run has one.
+    """
     if run.predictions is None:
         return Text(
             "The predictions of the run are missing, so its confidence is unknown.", is_note=True
         )
     examples, _ = run.predictions
-    confidence, _ = calibration.softmax_confidence(examples.logits)
-    bins = calibration.reliability(confidence, examples.correct)
+    plain = _reliability(examples.logits, examples.correct, "")
+    fitted = temperature.read(run.path)
+    if fitted is None:
+        return plain
+    value, images = fitted["temperature"], f"{fitted['n']:,} validation images"
+    about = f"With the temperature {value:.4f}, fitted to {images}. "
+    return Pair([plain, _reliability(examples.logits / value, examples.correct, about)])
+
+
+def _reliability(logits: Tensor, correct: Tensor, about: str) -> Chart:
+    confidence, _ = calibration.softmax_confidence(logits)
+    bins = calibration.reliability(confidence, correct)
     ece = calibration.expected_calibration_error(bins).item()
-    mean = percent(run.report.get("mean_confidence"))
     return chart(
         reliability_figure.draw(bins, ece),
-        "Accuracy against confidence. A bar below the dashed line is overconfident.",
+        f"{about}Accuracy against confidence. A bar below the dashed line is overconfident.",
         "accuracy against confidence",
-        f"Expected calibration error {percent(ece, 2)}; mean confidence {mean}.",
+        f"Expected calibration error {percent(ece, 2)}; mean confidence "
+        f"{percent(confidence.mean().item())}.",
     )
 
 
