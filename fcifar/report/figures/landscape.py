@@ -48,14 +48,8 @@ def path(result: Mapping[str, Any], *, title: str = "") -> "Figure":
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], [names[0], "0.25", "0.5", "0.75", names[1]])
         unit = "%" if field == "accuracy" else "nats"
         label_axes(axes, f"weight of {names[1]}", f"{field}, {unit}")
-    figure.axes[0].legend(
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 0.995),
-        ncols=2,
-        frameon=False,
-        fontsize=9,
-        labelcolor=INK,
-    )
+    lines = figure.axes[0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     return figure
 
 
