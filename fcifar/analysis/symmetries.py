@@ -237,7 +237,7 @@ def _unknown(call: _Call) -> list[Axes]:
 
 
 def _elementwise(call: _Call) -> list[Axes]:
-    """Also what combines all elements of some axes in the same way, such as softmax."""
+    """Also softmax and layer norm, whose sums are the same in any order."""
     operands = call.operands()
     return [call.units.broadcast(result.shape, operands) for result in call.results]
 
