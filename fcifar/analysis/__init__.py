@@ -3,6 +3,7 @@
 from fcifar.analysis import (
     attacks,
     attributions,
+    axes,
     calibration,
     confidence,
     ensembles,
@@ -20,6 +21,7 @@ from fcifar.analysis import (
 __all__ = [
     "attacks",
     "attributions",
+    "axes",
     "calibration",
     "confidence",
     "ensembles",

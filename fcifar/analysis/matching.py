@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fcifar import tree
-from fcifar.analysis.symmetries import Part, Symmetries, length, permute, reorder
+from fcifar.analysis.axes import Part, length, reorder
+from fcifar.analysis.symmetries import Symmetries, permute
 from fcifar.averaging import STATISTICS
 from fcifar.models import Variables
 

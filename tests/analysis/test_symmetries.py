@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from fcifar import models, random
 from fcifar.analysis import symmetries
+from fcifar.analysis.axes import FIXED, Part
 from fcifar.analysis.symmetries import Symmetries
 from fcifar.models import Model, Variables
 from tests.helpers.small import chosen_models, make_model
@@ -53,7 +54,7 @@ def assert_keeps_the_function(model: Model, found: Symmetries) -> None:
     assert (logits - expected).norm() <= 1e-11 * expected.norm()
     before, after = ({**v.params, **v.buffers} for v in (variables, permuted))
     for name, axes in found.axes.items():
-        groups = {part.group for axis in axes for part in axis} - {symmetries.FIXED}
+        groups = {part.group for axis in axes for part in axis} - {FIXED}
         large = [g for g in groups if found.groups[g - 1].size > 3]
         assert torch.equal(before[name], after[name]) <= (not large), name
 
@@ -75,7 +76,7 @@ def test_the_groups_of_known_models() -> None:
     names = {"conv1.weight": 6, "conv2.weight": 16, "fc1.weight": 120, "fc2.weight": 84}
     assert sizes(lenet) == names
     # A channel is 5 x 5 inputs of the first linear layer.
-    assert lenet.axes["fc1.weight"][1] == (symmetries.Part(2, 16, 1, 25),)
+    assert lenet.axes["fc1.weight"][1] == (Part(2, 16, 1, 25),)
     speednet = sizes(symmetries.find(make_model("speednet")))
     assert list(speednet.values()) == [24, 8, 8, 12, 12, 16, 16]
     vit = symmetries.find(make_model("vit_tiny"))
