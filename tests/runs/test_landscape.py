@@ -126,7 +126,7 @@ def test_some_images_are_drawn(runtime: Runtime, dataset: Dataset) -> None:
     )
     assert few == again
     assert few["n"] == 7
-    rows = random.permutation(random.key(0), 23)[:7].sort().values
+    rows = random.permutation(random.split(random.key(0))[0], 23)[:7].sort().values
     part = dataset._replace(
         test_images=dataset.test_images[rows], test_labels=dataset.test_labels[rows]
     )
