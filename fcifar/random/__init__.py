@@ -297,6 +297,7 @@ def truncated_normal(key: Key, lower: float, upper: float, shape: Shape | None =
     lower, upper = (float(_number("a bound of truncated_normal", v, key)) for v in (lower, upper))
     if not lower < upper:
         raise ValueError(f"truncated_normal needs lower < upper, not {lower} and {upper}")
+    _check_key(key)
     if key.is_mps:  # which has no float64
         return truncated_normal(key.cpu(), lower, upper, shape).to(key.device)
     unit = _unit(key, shape)

@@ -112,6 +112,8 @@ USUAL: dict[tuple[str, ...], tuple[str, ...]] = {
     ("bench",): ("--device", "cpu"),
     ("export",): ("--to", "new.pth"),
     ("report",): ("--html", "new.html"),
+    ("influence",): ("--image", "0"),
+    ("labels",): ("--runs", "run0"),  # which held out nothing; to train folds takes seconds
 }
 USUAL_ARGUMENTS = {
     "recipe": ("blitz",),
@@ -124,11 +126,12 @@ USUAL_ARGUMENTS = {
 USUAL_NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     ("recipes", "show"): ("blitz",),
     ("data", "fetch"): ("cifar10",),
+    ("labels",): ("tiny",),
 }
 # There is no network, two groups of commands are none, and stdin is not a terminal.
 UNUSUAL = {
     **dict.fromkeys((("data", "fetch"), ("lr-find",)), 1),
-    **dict.fromkeys((("data",), ("runs",), ("cache",), ("runs", "rm")), 2),
+    **dict.fromkeys((("data",), ("runs",), ("cache",), ("runs", "rm"), ("labels",)), 2),
 }
 
 
@@ -178,6 +181,7 @@ BY_KIND: dict[Any, st.SearchStrategy[str]] = {
     float: NUMBERS | TEXTS,
     str: TEXTS | NUMBERS,
     list[str]: TEXTS | NUMBERS,
+    list[Path]: PATHS | TEXTS,
     Path: PATHS | TEXTS,
 }
 BY_NAME: dict[str, st.SearchStrategy[str]] = {
@@ -232,6 +236,14 @@ BY_NAME: dict[str, st.SearchStrategy[str]] = {
         )
     ),
     "md5": st.sampled_from(("d41d8cd98f00b204e9800998ecf8427e", "0" * 32)),
+    "corrupt": st.sampled_from(("fog:1", "fog:0", "snow:6", "fog,snow:2", "Fog", ":1", "fog:")),
+    "attack": st.sampled_from(
+        ("fgsm:8/255", "fgsm:1/0", "fgsm", "pgd:0.1,1", "pgd:0.1,1,l2", "pgd:-1", "pgd:,", "cw:1")
+    ),
+    "explain": st.sampled_from(("gradient", "grad_cam", "gradient,", "Gradient")),
+    "against": st.sampled_from(("same", "eager", "threads=2", "threads=0", "threads=", "x=1", ",")),
+    "image": st.sampled_from(("0", "0,1", "-1", "9" * 30, "0,", "1-2")),
+    "fold": st.sampled_from(("1/2", "2/1", "0/2", "1/0", "1/9" + "9" * 30, "1", "/", "1/2/3")),
     "checkpoint_every": st.sampled_from(("1", "5min", "30s", "0s", "1e9h", "-1s", "infs", "s")),
 }
 

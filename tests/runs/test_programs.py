@@ -63,7 +63,7 @@ def compiled(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     library = tensor_files.read(only(cache, ".safetensors"))[0]["library"].numpy().tobytes()
 
-    def compile(graph: aot.Graph, arguments: object, folder: Path) -> None:
+    def compile(graph: aot.Graph, arguments: object, folder: Path, **_: object) -> None:
         calls.append(graph.digest)
         (folder / aot.LIBRARY).write_bytes(library)
 
@@ -279,7 +279,7 @@ def test_a_step_without_a_program_is_compiled_by_torch(
     short: Recipe,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def unsupported(*_: object) -> None:
+    def unsupported(*_: object, **__: object) -> None:
         raise aot.UnsupportedError("it needs more")
 
     monkeypatch.setattr(aot, "compile", unsupported)
