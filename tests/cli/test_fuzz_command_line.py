@@ -410,7 +410,8 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         for name in ("run", "evaluation", "examples"):
             patch.setattr(draw, name, draw_nothing)
         patch.setattr(grids, "compose", draw_nothing)
-        patch.setattr(canvas, "save", save_something)
+        for module in (canvas, draw):
+            patch.setattr(module, "save", save_something)
         patch.setattr(bench, "measure_step", measure_nothing)
         patch.setattr(bench, "synthetic", draw_nothing)
         patch.setattr(signals, "catching_signals", lambda: stopping_after(3))
