@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from fcifar.cli import output, progress, render
-from fcifar.report import text
+from fcifar.report import rows
 
 if TYPE_CHECKING:
     from fcifar.analysis.score_tables import Examined
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _HARDEST = 5  # images
 _MODELS = 8  # most columns of models
-_ROBUSTNESS = ("accuracy", "mean_accuracy", "mean_error", "mce")
 _ATTACKS = 4  # of a table by class, the last ones
 
 
@@ -90,50 +89,17 @@ def corruptions(
 
 def _show_corruptions(result: dict[str, Any]) -> None:
     """Print accuracies on corrupted images: what ``runs.robustness`` returned."""
-    runs, reference, levels = result["runs"], result["reference"], result["severities"]
-    models: list[dict[str, Any]] = [*runs]
-    if reference:
-        models.append({**reference, "name": "reference"})
-    columns = [*map(str, sorted({level for each in levels.values() for level in each}))]
-
-    def points(fraction: float | None) -> str:
-        return "-" if fraction is None else f"{100 * fraction:.1f}"
-
-    def by_severity(name: str) -> list[str]:
-        found = runs[0]["corruptions"][name]
-        at = dict(zip(map(str, levels[name]), found["accuracy"], strict=True))
-        values = [found["mean"], *map(at.get, columns), *([found["ce"]] if reference else [])]
-        return [name, *map(points, values)]
-
-    images = f"{result['n']:,} {result['split']} images of {result['dataset']}"
-    seed = "as in the files" if result["seed"] is None else f"drawn with seed {result['seed']}"
-    about = [("images", images), ("corruptions", f"{len(levels)}, {seed}")]
-    if len(runs) == 1:
-        head = ("", "mean", *columns, *(["CE"] if reference else []))
-        output.table(head, map(by_severity, levels), title="Accuracy by severity, %")
+    about = rows.corruption_facts(result)
+    if len(result["runs"]) == 1:
+        output.table(*rows.corruptions(result), title="Accuracy by severity, %")
         output.stdout.print()
-        (run,) = runs
-        error = f"{points(run['mean_error'])} %, unnormalised" if run["mean_error"] else "-"
-        if run["mce"] is not None:
-            error = f"{points(run['mce'])} % of that of {reference['run']}; {error}"
-        about += [
-            ("clean", output.percent(run["accuracy"], 2)),
-            ("corrupted", f"{output.percent(run['mean_accuracy'], 2)} on average"),
-            ("mCE", error if run["mean_error"] else "- (needs all fifteen: --corrupt all)"),
-        ]
         output.facts(about)
         return
+    models = rows.with_reference(result)
     if len(models) <= _MODELS:
-        output.table(
-            ("", *(model["name"] for model in models)),
-            [(name, *(points(m["corruptions"][name]["mean"]) for m in models)) for name in levels],
-            title="Accuracy, mean of severities, %",
-        )
+        output.table(*rows.corrupted_models(result), title="Accuracy, mean of severities, %")
         output.stdout.print()
-    output.table(
-        ("", "recipe", "clean", "corrupted", "mean error", "mCE"),
-        [(m["name"], m["recipe"], *(points(m[key]) for key in _ROBUSTNESS)) for m in models],
-    )
+    output.table(*rows.robustness(result))
     output.stdout.print()
     output.facts([*about, *((model["name"], model["run"]) for model in models)])
 
@@ -161,38 +127,13 @@ def attacks(of: Evaluated, plan: "Plan") -> Analysis:
 
 def _show_attacks(result: Mapping[str, Any], classes: Sequence[str]) -> None:
     """Print accuracy under attack, beside the accuracy on the same images without."""
-    tried: list[dict[str, Any]] = [{**result["clean"], "attack": "none"}, *result["found"]]
-    rows = [
-        (
-            each["attack"],
-            output.percent(each["accuracy"], 2),
-            text.between(each["interval95"], 1),
-            *(
-                _distance(each[name], each["norm"]) if name in each else ""
-                for name in ("mean_distance", "largest_distance")
-            ),
-        )
-        for each in tried
-    ]
-    which = output.count(result["n"], "image")
-    if result["n"] < result["of"]:
-        which += f" of {result['of']:,}, drawn {result['chosen']}"
-    output.line(f"Under attack, {which}:")
-    output.table(("attack", "accuracy", "95 % interval", "mean distance", "largest"), rows)
+    output.line(f"Under attack, {rows.attacked_images(result)}:")
+    output.table(*rows.attacks(result))
     output.stdout.print()
-    shown, more = [tried[0], *result["found"][-_ATTACKS:]], len(result["found"]) - _ATTACKS
-    by_class = [
-        (name, *(output.percent(each["per_class"][name]["accuracy"]) for each in shown))
-        for name in classes[: render.MEMBERS]
-    ]
-    output.table(("class", *(each["attack"] for each in shown)), by_class)
+    output.table(*rows.attacks_by_class(result, classes[: render.MEMBERS], _ATTACKS))
     render.show_rest(len(classes), "class", "in --json", plural="classes")
-    if more > 0:
+    if (more := len(result["found"]) - _ATTACKS) > 0:
         output.line(f"... and {output.count(more, 'attack')} more by class in --json")
-
-
-def _distance(distance: float, norm: str) -> str:
-    return f"{255 * distance:.2f}/255" if norm == "linf" else f"{distance:.3f}"
 
 
 # Attributions, temperature, scores ---------------------------------------------------------------
@@ -251,7 +192,7 @@ def calibration(of: Evaluated, own: "Dataset", *, average: bool) -> Analysis:
 
 def _show_calibration(found: dict[str, Any]) -> None:
     fitted = found["fitted"]
-    rows = [
+    cells = [
         (
             name,
             output.number(figures["loss"]),
@@ -260,7 +201,7 @@ def _show_calibration(found: dict[str, Any]) -> None:
         )
         for name, figures in (("before", found["before"]), ("after", found["after"]))
     ]
-    output.table(("temperature scaling", "loss", "mean confidence", "calibration error"), rows)
+    output.table(("temperature scaling", "loss", "mean confidence", "calibration error"), cells)
     output.stdout.print()
     output.facts(
         [
@@ -302,7 +243,7 @@ def _show_hardest(examined: "Examined", classes: Sequence[str], written: dict[st
         predictions, losses = examined.scores.prediction, examined.scores.loss
     else:
         predictions, losses = together.prediction, together.mean_loss
-    rows = [
+    cells = [
         (
             examined.names[row],
             classes[int(examined.labels[row])],
@@ -313,7 +254,7 @@ def _show_hardest(examined: "Examined", classes: Sequence[str], written: dict[st
         for row in score_tables.hardest(examined)[:_HARDEST].tolist()
     ]
     wrong = () if together is None else ("wrong",)
-    output.table(("hardest", "class", "predicted", "loss", *wrong), rows)
+    output.table(("hardest", "class", "predicted", "loss", *wrong), cells)
     output.stdout.print()
     count = f"{output.count(written['rows'], 'image')}, {len(written['columns'])} columns"
     output.facts([("written", f"{written['file']}: {count}")])

@@ -1,11 +1,11 @@
 """fcifar influence."""
 
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 from fcifar.cli import options, output, progress
 from fcifar.cli.options import option
+from fcifar.report import rows
 
 _OTHER_STEPS = "tracin assumes steps of SGD, and those of {optimizer} have other directions"
 
@@ -101,47 +101,15 @@ def influence(
 
 def _show(result: dict[str, Any]) -> None:
     for each in result["images"]:
-        pairs = zip_longest(each["proponents"], each["opponents"])
-        verdict = f"predicted {each['prediction']} with {output.percent(each['confidence'])}"
-        loss = output.number(each["loss"])
         # Not as the title of the table, which would be wrapped at its width.
-        output.line(f"{each['id']}: {each['label']}, {verdict}, loss {loss}")
-        output.table(
-            ("proponent", "class", "score", "opponent", "class", "score"),
-            [[*_cells(left), *_cells(right)] for left, right in pairs],
-        )
+        output.line(rows.influenced(each))
+        output.table(*rows.influences(each))
         output.stdout.print()
     is_approximate = result["method"] == "tracin" and result["optimizer"] != "sgd"
     output.facts(
         [
-            ("method", _describe(result)),
+            ("method", rows.influence_method(result)),
             ("scores", f"of {result['train_n']:,} training images of {result['dataset']}"),
             *([("note", _OTHER_STEPS.format(**result))] if is_approximate else []),
         ]
     )
-
-
-def _cells(entry: dict[str, Any] | None) -> tuple[str, str, str]:
-    if entry is None:
-        return "", "", ""
-    return entry["id"], entry["label"], _score(entry["score"])
-
-
-def _score(score: float | None) -> str:
-    return "not finite" if score is None else f"{score:+#.3g}"
-
-
-def _describe(result: dict[str, Any]) -> str:
-    """Return in a line how scores were computed."""
-    if result["method"] == "gauss_newton":
-        return (
-            f"gauss_newton, damping {result['damping']:g}, curvature of "
-            f"{result['curvature_images']:,} images; {result['iterations']} iterations to a "
-            f"residual of {result['residual']:.2g}"
-        )
-    steps = [each["step"] for each in result["checkpoints"]]
-    if steps == [None]:
-        return "tracin, of the final model alone, because the run has no checkpoints"
-    if len(steps) == 1:
-        return f"tracin, of one checkpoint, after step {steps[0]:,}"
-    return f"tracin, of {len(steps)} checkpoints, after steps {steps[0]:,} to {steps[-1]:,}"

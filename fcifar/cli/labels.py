@@ -7,6 +7,7 @@ from fcifar.cli import completion, models, options, output, progress
 from fcifar.cli.options import argument, option
 from fcifar.cli.overrides import given, naming_options, with_changes
 from fcifar.errors import UsageError
+from fcifar.report import rows
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -103,6 +104,7 @@ def labels(
     fcifar train blitz --sweep fold=1/3,2/3,3/3 --replicas 2 --out folds
     fcifar labels cifar10 --runs folds[/]
     """
+    from fcifar import tree
     from fcifar.analysis import label_errors
     from fcifar.cli.data import begin_to_read, open_dataset
     from fcifar.data import data_root, save
@@ -160,6 +162,7 @@ def labels(
     result = {
         "recipe": trained[0].recipe.name,
         "runs": list(map(str, paths)),
+        "params_digests": [tree.digest(model.variables.params) for model in trained],
         **cross_validation.summarize(data, held_out, found, filter_by, rank_by),
     }
     how = f"fcifar labels: {len(paths)} runs of {result['recipe']}, {filter_by}"
@@ -264,48 +267,22 @@ def _train(path: Path, spec: "Sweep", data: "Dataset", *, quiet: bool) -> Any:
 
 def _show(result: dict[str, Any]) -> None:
     images, pairs = result["images"], result["pairs"]
-    rows = [
-        (
-            each["image"],
-            each["given"],
-            each["suggested"],
-            output.percent(each["self_confidence"], 2),
-            output.percent(each["suggested_probability"], 1),
-        )
-        for each in images[:_SHOWN]
-    ]
-    if rows:
-        output.table(("image", "given", "suggested", "given has", "suggested has"), rows)
-        _show_rest(len(images) - len(rows), "image")
+    if images:
+        output.table(*rows.suspects(images[:_SHOWN]))
+        _show_rest(len(images) - _SHOWN, "image")
         output.stdout.print()
-    rows = [
-        (pair["given"], pair["suggested"], f"{pair['found']:,}", f"{pair['estimated']:,}")
-        for pair in pairs[:_PAIRS]
-    ]
-    if rows:
-        output.table(("given", "suggested", "found", "estimated"), rows)
-        _show_rest(len(pairs) - len(rows), "pair")
+    if pairs:
+        output.table(*rows.suspect_pairs(pairs[:_PAIRS]))
+        _show_rest(len(pairs) - _PAIRS, "pair")
         output.stdout.print()
-    n, found, estimated = result["examined"], result["found"], result["estimated"]
-    of = "" if n == result["n"] else f", of {result['n']:,}: no run held out the others"
-    written = result.get("written")
-    output.facts(
-        [
-            ("examined", f"{n:,} training images{of}"),
-            ("found", f"{found:,} of them ({output.percent(found / n, 2)})"),
-            ("estimated", f"{estimated:,} label errors ({output.percent(estimated / n, 2)})"),
-            ("accuracy", f"{output.percent(result['accuracy'], 2)} of held-out images"),
-            ("models", f"{len(result['runs'])} of {result['recipe']}, {result['runs'][0]} ..."),
-            *(
-                [
-                    ("written", f"{written['name']}: {written['train']:,} training images"),
-                    ("digest", written["digest"]),
-                ]
-                if written
-                else []
-            ),
-        ]
-    )
+    facts = [
+        *rows.suspect_facts(result),
+        ("models", f"{len(result['runs'])} of {result['recipe']}, {result['runs'][0]} ..."),
+    ]
+    if written := result.get("written"):
+        about = f"{written['name']}: {written['train']:,} training images"
+        facts += [("written", about), ("digest", written["digest"])]
+    output.facts(facts)
 
 
 def _show_rest(number: int, what: str) -> None:

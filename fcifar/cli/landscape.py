@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fcifar.cli import output, progress
 from fcifar.cli.options import option
 from fcifar.errors import UsageError
+from fcifar.report import rows
 
 if TYPE_CHECKING:
     from fcifar.data import Dataset
@@ -82,42 +83,14 @@ def run(
 
 def _show_path(result: dict[str, Any]) -> None:
     _show_runs(result)
-    rows = []
-    for curve in result["curves"]:
-        loss, error = curve["loss_barrier"], curve["error_barrier"]
-        rows.append(
-            (
-                "matched" if curve["matched"] else "as trained",
-                _shown(loss["height"], 3),
-                _interval(loss["interval95"], 3),
-                f"{loss['weight']:.2f}",
-                _shown(error["height"], 2, 100),
-                _interval(error["interval95"], 2, 100),
-                f"{error['weight']:.2f}",
-            )
-        )
-    output.table(
-        ("", "loss", "95 % interval", "at", "error", "95 % interval", "at"),
-        rows,
-        title="Barrier: the rise of the loss in nats, of the error in points",
-    )
+    title = "Barrier: the rise of the loss in nats, of the error in points"
+    output.table(*rows.barriers(result), title=title)
     _show_matching(result)
 
 
 def _show_plane(result: dict[str, Any]) -> None:
     _show_runs(result)
-    values = [value for row in result["loss"] for value in row if value is not None]
-    accuracies = [value for row in result["accuracy"] for value in row]
-    output.facts(
-        [
-            ("grid", f"{result['points']} x {result['points']} points"),
-            ("loss", f"{min(values):.4f} to {max(values):.4f} nats" if values else "not finite"),
-            (
-                "accuracy",
-                f"{output.percent(min(accuracies), 2)} to {output.percent(max(accuracies), 2)}",
-            ),
-        ]
-    )
+    output.facts(rows.plane_facts(result))
     _show_matching(result)
 
 
@@ -126,45 +99,11 @@ def _show_runs(result: dict[str, Any]) -> None:
     images = f"{result['n']:,} {result['split']} images of {result['dataset']}"
     output.facts([*((run["name"], run["run"]) for run in result["runs"]), ("of", images)])
     output.stdout.print()
-    output.table(
-        ("", "seed", "accuracy", "loss"),
-        [
-            (
-                run["name"],
-                str(run["seed"]),
-                output.percent(run["accuracy"], 2),
-                output.number(run["loss"]),
-            )
-            for run in result["runs"]
-        ],
-    )
+    output.table(*rows.ends(result))
     output.stdout.print()
 
 
 def _show_matching(result: dict[str, Any]) -> None:
-    matching = result["matching"]
-    if matching is None:
-        return
-    output.stdout.print()
-    units = f"of {matching['units']:,} units in {output.count(matching['groups'], 'group')}"
-    output.facts(
-        [
-            *(
-                (
-                    f"{run['name']} matched",
-                    f"{run['moved']:,} {units} moved, in {output.count(run['sweeps'], 'sweep')}; "
-                    f"distance {run['before']:.2f}, then {run['distance']:.2f}",
-                )
-                for run in matching["runs"]
-            ),
-            *([("in order", ", ".join(matching["fixed_by"]))] if matching["fixed_by"] else []),
-        ]
-    )
-
-
-def _interval(ends: Sequence[float | None], digits: int, scale: float = 1) -> str:
-    return " to ".join(_shown(end, digits, scale) for end in ends)
-
-
-def _shown(value: float | None, digits: int, scale: float = 1) -> str:
-    return "-" if value is None else f"{scale * value:.{digits}f}"
+    if found := rows.matching_facts(result):
+        output.stdout.print()
+        output.facts(found)

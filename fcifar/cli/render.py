@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from fcifar.cli import output
-from fcifar.report import text
+from fcifar.report import rows, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,7 +156,7 @@ def _of_replicas(cell: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _show_members(members: Sequence[dict[str, Any]]) -> None:
     average = ("average",) if any("average" in m for m in members) else ()
-    rows = [
+    cells = [
         (m["name"], "failed", *("-" for _ in average), "-", "-")
         if "failed" in m
         else (
@@ -168,14 +168,14 @@ def _show_members(members: Sequence[dict[str, Any]]) -> None:
         )
         for m in members[:MEMBERS]
     ]
-    output.table(("run", "test accuracy", *average, "test loss", "training"), rows)
+    output.table(("run", "test accuracy", *average, "test loss", "training"), cells)
     show_rest(len(members), "run", "in the summary")
 
 
 def _show_cells(summary: dict[str, Any]) -> None:
     has_average = any(cell.get("average_accuracy") for cell in summary["cells"])
     average = ("average",) if has_average else ()
-    rows = [
+    cells = [
         (
             *map(str, cell["changes"].values()),
             _mean(cell["valid_accuracy"]),
@@ -186,7 +186,7 @@ def _show_cells(summary: dict[str, Any]) -> None:
         )
         for cell in summary["cells"][:MEMBERS]
     ]
-    output.table((*summary["swept"], "validation", "test", *average, "test loss", "runs"), rows)
+    output.table((*summary["swept"], "validation", "test", *average, "test loss", "runs"), cells)
     show_rest(len(summary["cells"]), "grid point", "in the summary")
 
 
@@ -217,23 +217,8 @@ def _best(summary: dict[str, Any]) -> str:
 
 def show_explained(found: Sequence[Mapping[str, Any]], folder: "Path") -> None:
     """Print what is explained in the figure of ``--explain``."""
-    rows = [
-        (
-            each["id"],
-            each["class"],
-            f"{each['logit']:.2f}",
-            f"{each['black_logit']:.2f}",
-            *(
-                (f"{each['integrated_gradients_sum']:.2f}",)
-                if "integrated_gradients_sum" in each
-                else ()
-            ),
-        )
-        for each in found
-    ]
     output.stdout.print()
-    integrated = ("integrated",) if len(rows[0]) > 4 else ()
-    output.table(("explained", "predicted", "logit", "of black", *integrated), rows)
+    output.table(*rows.explained(found))
     output.stdout.print()
     output.facts([("drawn", folder / "explained.png")])
 
@@ -353,11 +338,11 @@ def show_group(entry: "Entry", json: bool) -> None:
         values = {"runs": [entry_values(member) for member in members], "commands": commands}
         output.document({**entry_values(entry), **values})
         return
-    rows = [
+    cells = [
         (m.name, m.state, m.about, output.percent(m.test_accuracy, 2), output.size(m.bytes))
         for m in members[:MEMBERS]
     ]
-    output.table(("run", "state", "", "test", "size"), rows)
+    output.table(("run", "state", "", "test", "size"), cells)
     show_rest(len(members), "run", "in --json")
     output.stdout.print()
     swept = ", ".join({name: None for m in spec["members"] for name in m["changes"]})

@@ -14,6 +14,14 @@ def report(
     html: Annotated[
         Path | None, options.option("--html", "Write a self-contained HTML page.", "FILE")
     ] = None,
+    add: Annotated[
+        list[Path] | None,
+        options.option(
+            "--add",
+            "With --html: add what eval, influence, compare or labels wrote there with --out.",
+            "FOLDER",
+        ),
+    ] = None,
     force: Annotated[bool, options.option("--force", "Overwrite an existing file.")] = False,
     plots: Annotated[bool, options.option("--plots", "Draw the figures in plots/ again.")] = False,
     data_dir: options.DataDir = None,
@@ -26,15 +34,21 @@ def report(
 
     The page of --html has settings, curves, tables, confusions, the hardest
     images and how to reproduce the run. It is a single file. For several runs
-    it compares them.
+    it compares them. --add puts corruptions, attacks, attributions, influence,
+    the path between two runs or suspicious labels on it, which eval, influence,
+    compare and labels write with --out.
 
     [dim]fcifar report RUN
-    fcifar report RUN --html page.html[/]
+    fcifar report RUN --html page.html
+    fcifar eval RUN --corrupt all --out robust/
+    fcifar report RUN --html page.html --add robust/[/]
     """
     from fcifar import data
     from fcifar.io import write_text
     from fcifar.report import page
 
+    if add and html is None:
+        raise UsageError("--add is for the page of --html; give that, too")
     if html is not None:
         _check_free(html, force=force)
     elif len(runs) > 1:
@@ -45,7 +59,7 @@ def report(
         _show(runs[0], json=json)
         return
     with progress.doing("making the page", quiet=quiet):
-        text = page.make(runs, data.data_root(data_dir))
+        text = page.make(runs, data.data_root(data_dir), add or ())
         write_text(html, text)
     size = len(text.encode())
     if json:

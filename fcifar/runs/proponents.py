@@ -169,6 +169,7 @@ def make(
     )
     values = {
         "run": str(path),
+        "params_digest": tree.digest(trained.variables.params),
         "recipe": trained.recipe.name,
         "dataset": dataset.name,
         "split": split,

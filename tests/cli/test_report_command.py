@@ -266,6 +266,7 @@ def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch)
     [
         (["run0", "--html", "there"], 2, "there already exists; choose another"),
         (["run0", "--html", "run0"], 2, "--html run0 is a folder; give the name of a file"),
+        (["run0", "--add", "there"], 2, "--add is for the page of --html; give that, too"),
         (["run0", "run1"], 2, "2 runs need a page: give --html FILE, or use fcifar compare"),
         (["nowhere", "--html", "p"], 2, "there is no nowhere"),
         (["half", "--html", "p"], 2, "half is not finished"),
@@ -290,6 +291,83 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert line in done.err
     assert done.err.count("\n") == 1
     assert (tmp_path / "there").read_text() == "mine"
+    assert not (tmp_path / "p").exists()
+
+
+# What other commands wrote -----------------------------------------------------------------------
+
+ASKED = {
+    "robust": ["eval", "run0", "--corrupt", "fog:1,contrast"],
+    "both": ["eval", "run0", "run1", "--corrupt", "fog:1"],
+    "attacked": ["eval", "run0", "--attack", "fgsm:1/255", "--attack", "pgd:2/255,2"],
+    "explained": ["eval", "run0", "--explain", "integrated_gradients"],
+    "influence": ["influence", "run0", "--image", "3"],
+    "between": ["compare", "run0", "run1", "--path", "--points", "3"],
+    "suspects": ["labels", "tiny", "--runs", "run0"],
+}
+
+
+def test_a_page_has_what_other_commands_wrote(fcifar, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("fcifar.report.draw.evaluation", lambda *_, **__: None)  # not on the page
+    add = []
+    for name, words in ASKED.items():
+        done = fcifar(*words, "--out", name, "-q")
+        assert done.status == 0, done.err
+        add += ["--add", name]
+    done = fcifar("report", "run0", *add, "--html", "page.html", "-q")
+    assert done.status == 0, done.err
+    text = (tmp_path / "page.html").read_text()
+    read = Read(text)
+    assert not read.open
+    assert [link["href"] for link in read.all("a")][4:-4] == [
+        *("#corruptions", "#corruptions-2", "#attacks", "#attributions", "#influence"),
+        *("#between", "#labels"),
+    ]
+    pictures = [each for each in read.all("img") if each.get("class") == "picture"]
+    assert len(pictures) == 6
+    assert all(each["src"].startswith("data:image/png;base64,") for each in pictures)
+    assert all(evil in read.words for evil in EVIL)
+    attacks = json.loads((tmp_path / "attacked/report.json").read_text())["attacks"]
+    for each in attacks["found"]:
+        assert f"{each['attack']}\n{100 * each['accuracy']:.2f} %" in read.words
+    between = json.loads((tmp_path / "between/report.json").read_text())
+    assert f"as trained\n{between['curves'][0]['loss_barrier']['height']:.3f}\n" in read.words
+    assert fcifar("report", "run0", "run1", "--add", "both", "--html", "2.html", "-q").status == 0
+    assert "#corruptions" in (tmp_path / "2.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("add", "status", "line"),
+    [
+        ("nowhere", 2, "--add nowhere has no report.json that can be read (No such file"),
+        ("run0", 2, "run0/report.json has no corruptions, attacks, attributions, influence"),
+        ("other", 2, "other/report.json is of the parameters abc, and not of those of this page"),
+        ("unnamed", 2, "is of the parameters of a run that it does not name, and not of"),
+        ("text", 1, "text/report.json"),
+        ("odd", 1, "odd/report.json holds values that fcifar did not write"),
+        ("picture", 1, "picture/sheet.png is damaged"),
+    ],
+)
+def test_what_is_not_of_the_runs_is_refused_in_one_line(
+    fcifar, tmp_path: Path, add: str, status: int, line: str
+) -> None:
+    suspects = {"images": [], "pairs": [], "examined": 1, "n": 1, "found": 0, "estimated": 0}
+    suspects["accuracy"] = 1.0
+    for name, values in {
+        "other": {**suspects, "params_digests": ["abc"]},
+        "unnamed": suspects,
+        "text": "not JSON",
+        "odd": {"attacks": 3},
+        "picture": suspects,
+    }.items():
+        (tmp_path / name).mkdir()
+        text = values if isinstance(values, str) else json.dumps(values)
+        (tmp_path / name / "report.json").write_text(text)
+    (tmp_path / "picture/sheet.png").write_bytes(b"not a picture")
+    done = fcifar("report", "run0", "--html", "p", "--add", add, "-q")
+    assert done.status == status
+    assert line in done.err
+    assert done.err.count("\n") == 1
     assert not (tmp_path / "p").exists()
 
 

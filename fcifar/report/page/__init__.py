@@ -3,7 +3,7 @@
 The same runs give the same page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from fcifar.errors import ExternalError, UsageError
 from fcifar.report.draw import read_logs
 from fcifar.report.figures import curves
-from fcifar.report.page import groups, reading, results, settings
+from fcifar.report.page import groups, questions, reading, results, settings
 from fcifar.report.page.blocks import Folded, Pair, Section, render
 from fcifar.report.page.reading import Run
 from fcifar.train import run_dir, sweep
@@ -21,40 +21,48 @@ LARGEST = 100  # runs of a page, and runs of a group with curves, classes and im
 _OPEN = 2  # confusion matrices of a comparison that are not folded
 
 
-def make(paths: Sequence[Path], root: Path) -> str:
+def make(paths: Sequence[Path], root: Path, more: Sequence[Path] = ()) -> str:
     """Return the page of a run, a group, or several of them side by side.
 
     Args:
         paths: run directories and groups.
         root: the folder of prepared data sets, for the hardest images.
+        more: folders that other commands wrote about the runs, see ``questions``.
 
     Returns:
         An HTML document.
 
     Raises:
-        UsageError: one is not a finished run, or there are too many.
+        UsageError: one is not a finished run, there are too many, or a folder is not of them.
         ExternalError: a file is damaged.
     """
     try:
-        return _make(paths, root)
+        return _make(paths, root, more)
     except (LookupError, TypeError, AttributeError) as error:
         where = ", ".join(map(str, paths))
         raise ExternalError(f"{where} holds values that fcifar did not write: {error!r}") from error
 
 
-def _make(paths: Sequence[Path], root: Path) -> str:
+def _make(paths: Sequence[Path], root: Path, more: Sequence[Path]) -> str:
     if len(paths) == 1 and run_dir.is_group(paths[0]):
-        return _of_group(paths[0], root)
+        return _of_group(paths[0], root, more)
     found = sweep.expand(paths)
     if len(found) > LARGEST:
         raise UsageError(
             f"{len(found)} runs are too many for one page; give at most {LARGEST}, or one group"
         )
     runs = reading.read_runs(found)
-    return _of_run(runs[0], root) if len(runs) == 1 else _of_runs(runs, root)
+    added = questions.sections(more, _digests(run.report for run in runs))
+    return _of_run(runs[0], root, added) if len(runs) == 1 else _of_runs(runs, root, added)
 
 
-def _of_run(run: Run, root: Path) -> str:
+def _digests(reports: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The digests of the final parameters of runs, and of their averages."""
+    names = ("params_digest", "average_params_digest")
+    return {report[name] for report in reports for name in names if name in report}
+
+
+def _of_run(run: Run, root: Path, added: Sequence[Section]) -> str:
     classes = [results.by_class(run.report["per_class"]), results.confusion(run.report)]
     return render(
         run.title,
@@ -65,6 +73,7 @@ def _of_run(run: Run, root: Path) -> str:
             Section("curves", "Learning curves", [results.curves([run])]),
             Section("classes", "Classes", [Pair(classes)]),
             Section("calibration", "Calibration", [results.reliability(run)]),
+            *added,
             Section("hardest", "Hardest images", [results.hardest([run], root)]),
             Section("timings", "Timings", [results.timings([run])]),
             Section("reproduce", "How to reproduce it", settings.reproduce_run(run)),
@@ -73,7 +82,7 @@ def _of_run(run: Run, root: Path) -> str:
     )
 
 
-def _of_runs(runs: Sequence[Run], root: Path) -> str:
+def _of_runs(runs: Sequence[Run], root: Path, added: Sequence[Section]) -> str:
     names = [dict.fromkeys(run.report[key] for run in runs) for key in ("recipe", "dataset")]
     recipes, datasets = (", ".join(each) for each in names)
     matrices = [results.confusion(run.report, f"{run.name}: {run.title}") for run in runs]
@@ -90,6 +99,7 @@ def _of_runs(runs: Sequence[Run], root: Path) -> str:
             Section("settings", "Settings", settings.of_runs(runs)),
             Section("curves", "Learning curves", [results.curves(runs)]),
             Section("classes", "Classes", classes),
+            *added,
             Section("hardest", "Hardest images", [results.hardest(runs, root)]),
             Section("timings", "Timings", [results.timings(runs)]),
             Section("reproduce", "How to reproduce them", settings.reproduce_runs(runs)),
@@ -98,8 +108,9 @@ def _of_runs(runs: Sequence[Run], root: Path) -> str:
     )
 
 
-def _of_group(path: Path, root: Path) -> str:
+def _of_group(path: Path, root: Path, more: Sequence[Path]) -> str:
     summary = run_dir.read_report(path, run_dir.SUMMARY)
+    added = questions.sections(more, _digests(summary["members"]))
     manifest = run_dir.read_manifest(path, run_dir.SWEEP)
     best = {run for c in summary["cells"] if c["name"] == summary["best"] for run in c["runs"]}
     finished = sorted(sweep.finished(path), key=lambda run: run.name not in best)  # best first
@@ -119,6 +130,7 @@ def _of_group(path: Path, root: Path) -> str:
             Section("curves", "Learning curves", [results.curve_pair(charts)]),
             Section("runs", "Runs", [groups.members(summary)]),
             Section("classes", "Classes", [_classes(summary, runs)]),
+            *added,
             Section("hardest", "Hardest images", [results.hardest(runs, root)]),
             Section("settings", "Settings", settings.of_group(runs, summary["swept"])),
             Section("timings", "Timings", [groups.timings(summary)]),

@@ -70,6 +70,14 @@ class Chart(NamedTuple):
     note: str = ""
 
 
+class Picture(NamedTuple):
+    """A drawn picture, as wide as the page if it is that wide."""
+
+    caption: str
+    source: str  # a data: address
+    size: tuple[int, int]  # width and height
+
+
 class Images(NamedTuple):
     """Small images with lines of text below each."""
 
