@@ -1,6 +1,7 @@
 """Shared by all tests: the long mode, the devices, tiny data."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _one_thread():
     """The tests' tensors are small: a second thread costs more than it does."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections():
+    """Modules stay until the end, and collecting garbage need not look at them each time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -162,9 +162,9 @@ SLOW = ("recipe-resnet110", "recipe-preact-resnet18")
 DEAR = {
     *("recipe-speed90", "recipe-speed93", "recipe-speed95", "resnet18-nesterov", "private-conv3"),
     *("conv3-adamw", "conv3-nesterov", "conv3-momentum", "recipe-resnet20"),
-    *("recipe-wrn-16-8", "recipe-mlp-mixer", *SLOW),
-    "conv3-schedule_free",
-    *("conv3-schedule_free_adamw", *(f"{gradient}-resnet18" for gradient in GRADIENTS)),
+    *("conv3-adam", "conv3-muon", "conv3-schedule_free", "conv3-schedule_free_adamw"),
+    *("recipe-wrn-16-8", "recipe-mlp-mixer", "recipe-speed96", *SLOW),
+    *(f"{gradient}-resnet18" for gradient in GRADIENTS),
     "mixed-cutmix",
 }
 without_dear = pytest.mark.parametrize(

@@ -250,13 +250,11 @@ def _train(path: Path, spec: "Sweep", data: "Dataset", *, quiet: bool) -> Any:
     """Train the folds that are not finished; return the summary, or ``Interrupted``."""
     from fcifar.report import draw
     from fcifar.train import loop, run_dir, sweep
-    from fcifar.train.runtime import keep_freed_memory
     from fcifar.train.signals import catching_signals
 
     begun = run_dir.is_group(path)
     if begun and (path / run_dir.SUMMARY).exists():
         return run_dir.read_report(path, run_dir.SUMMARY)
-    keep_freed_memory()
     with progress.training(quiet=quiet) as show, catching_signals() as stop:
         result = sweep.train(path, spec, data, resume=begun, observe=show, stop=stop)
     if not isinstance(result, loop.Interrupted):

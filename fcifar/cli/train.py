@@ -196,7 +196,7 @@ def train(
     from fcifar.train import config as configs
     from fcifar.train import sweep as sweeps
     from fcifar.train.events import Event, Preparing
-    from fcifar.train.runtime import keep_freed_memory, make_runtime
+    from fcifar.train.runtime import make_runtime
     from fcifar.train.signals import catching_signals
 
     overrides = given(**overrides)
@@ -327,7 +327,6 @@ def train(
                     draw.prepare()
                 show(event)
 
-            keep_freed_memory()
             how: dict[str, Any] = {"resume": resumed, "observe": observe, "stop": stop}
             if spec is None:
                 result = loop.train(run, config, data, pretrained=pretrained, **how)

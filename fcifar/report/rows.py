@@ -1,7 +1,7 @@
-"""Tables of what was asked of trained models, for the terminal and for pages.
+"""Tables of ``eval``, ``influence``, ``compare`` and ``labels``, for the terminal and for pages.
 
 Each function returns the names of the columns, and the rows as text. ``result`` is the
-JSON-serializable value that the question's module returned, or its copy in a report.json.
+JSON-serializable value of the command, or its copy in a report.json.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,6 @@ The only module that sets torch's global flags. Pure code takes its device from 
 """
 
 import contextlib
-import ctypes
 import math
 import os
 import re
@@ -25,7 +24,6 @@ _ATTRIBUTES = {
     "cudnn.allow_tf32": (torch.backends.cudnn, "allow_tf32"),
     "fill_uninitialized_memory": (torch.utils.deterministic, "fill_uninitialized_memory"),
 }
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # M_* of malloc.h
 GRAIN = 100_000_000  # floating-point operations of a step per useful thread: docs/speed.md
 
 
@@ -126,23 +124,6 @@ def activate(runtime: Runtime) -> Iterator[None]:
         yield
     finally:
         _write_switches(before)
-
-
-def keep_freed_memory() -> None:
-    """Let the C library (glibc) keep what this process frees, for its later allocations.
-
-    By default it returns large blocks to the system. The tensors of the next step are then in new
-    pages, each of which the system fills with zeros. For a process that does nothing but train: it
-    cannot be undone.
-
-    The first allocations of a size, up to about eight, still take new pages. Blocks are aligned by
-    cutting pieces off, and the first seven pieces of each size wait in the thread's cache (tcache),
-    where they are not merged with the freed block beside them, which is then too small by a piece.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(_MMAP_MAX, 0)
-        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def read_switches() -> dict[str, Any]:

@@ -43,6 +43,7 @@ AUGMENTS: dict[str, Augment] = {
     "aug-mix": aug_mix(3, width=1),
     "erasing": random_erasing(1.0),
 }
+DEAR = ("aug-mix", "auto-augment")  # to compile; their operations are those of rand-augment
 
 
 @pytest.fixture(params=AUGMENTS)
@@ -140,6 +141,11 @@ def test_floating_images_get_what_uint8_images_get(each: Augment) -> None:
         assert torch.equal(rounded.to(torch.uint8), each(random.key(2), images))
 
 
+@pytest.mark.parametrize(
+    "each",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in DEAR else []) for name in AUGMENTS],
+    indirect=True,
+)
 def test_compiles_to_one_graph_and_never_again(each: Augment) -> None:
     graphs = []
 

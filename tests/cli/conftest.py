@@ -10,6 +10,14 @@ from fcifar import cli
 from tests.helpers.commands import Outcome
 
 
+@pytest.fixture(autouse=True)
+def _few_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of a run take two seconds: they are drawn in tests marked ``figures`` only."""
+    if "figures" not in request.keywords:
+        for name in ("run", "group", "evaluation"):
+            monkeypatch.setattr(f"fcifar.report.draw.{name}", lambda *_, **__: None)
+
+
 @pytest.fixture
 def fcifar(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture

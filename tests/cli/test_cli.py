@@ -35,6 +35,7 @@ def root(tmp_path: Path, make_batch) -> Path:
 TRAIN = ("train", "--dataset", "tiny", "--epochs", 2, "--batch-size", 5, "--threads", 1)
 
 
+@pytest.mark.figures
 def test_train_then_eval(fcifar, tmp_path: Path) -> None:
     done = fcifar(*TRAIN, "--out", "run", "--json", "--device", "cpu")
     assert done.status == 0
@@ -276,6 +277,7 @@ def test_debug_adds_the_traceback(fcifar) -> None:
     assert "Traceback" not in fcifar("train", "blits").err
 
 
+@pytest.mark.figures
 def test_resume_takes_its_settings_from_the_run(fcifar, tmp_path: Path) -> None:
     trained = fcifar(*TRAIN, "--out", "run", "--device", "cpu", "--json")
     plots = tmp_path / "run" / "plots"
@@ -324,7 +326,7 @@ def test_resume_refuses_other_data(fcifar, root: Path, tmp_path: Path, make_batc
     "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_signals_end_a_run_that_can_go_on(
-    signum: signal.Signals, root: Path, tmp_path: Path
+    signum: signal.Signals, fcifar, root: Path, tmp_path: Path
 ) -> None:
     """In a process of its own: interrupted, it says how to resume, and resumed it ends the same."""
     if signal.getsignal(signum) == signal.SIG_IGN:
@@ -350,20 +352,10 @@ def test_signals_end_a_run_that_can_go_on(
     assert "resume with: fcifar train --resume run" in err.splitlines()[-1]
     assert json.loads(out)["interrupted"] is True
 
-    def finish(*words: str) -> dict:
-        result = subprocess.run(
-            [sys.executable, "-m", "fcifar", "train", *words, "--json", "--quiet"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return json.loads(result.stdout)
-
-    resumed = finish("--resume", "run")
-    whole = finish(*command[4:-1], "9", "--out", "whole")
-    assert resumed["params_digest"] == whole["params_digest"]
+    resumed = fcifar("train", "--resume", "run", "--json")
+    whole = fcifar(*command[3:], "--out", "whole")
+    digests = {json.loads(done.out)["params_digest"] for done in (resumed, whole)}
+    assert len(digests) == 1
 
 
 def test_data_commands(fcifar, root: Path, tmp_path: Path) -> None:

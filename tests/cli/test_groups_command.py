@@ -25,6 +25,7 @@ def _small_data(tmp_path: Path) -> None:
     data.save(make_dataset("tiny", train, test, tuple("abcdefghij"), "tests"), tmp_path / "data")
 
 
+@pytest.mark.figures
 def test_replicas(fcifar, tmp_path: Path) -> None:
     done = fcifar("train", "blitz", *FEW, "--replicas", 3, "--seed", 4, "--out", "g")
     assert done.status == 0
@@ -57,6 +58,7 @@ def test_replicas(fcifar, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.figures
 def test_a_sweep(fcifar, tmp_path: Path) -> None:
     grid = ("--sweep", "lr=0.001,1e25", "--sweep", "momentum=0,0.9", "--valid-fraction", 0.25)
     done = fcifar("train", "blitz", *FEW, *grid, "--replica-method", "vmap", "--out", "g", "-q")
@@ -76,6 +78,7 @@ def test_a_sweep(fcifar, tmp_path: Path) -> None:
     assert height > 400
 
 
+@pytest.mark.figures
 def test_a_sweep_over_one_value_and_over_shapes(fcifar, tmp_path: Path) -> None:
     words = ("train", "dropout-adam", *FEW, "--sweep", "hidden=4,8", "--replicas", 2)
     done = fcifar(*words, "--valid-fraction", 0.25, "--out", "g", "--json", "--quiet")

@@ -177,9 +177,11 @@ EVERYTHING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("name", "compiled"),
     [
-        ("cutmix, ema, sam", False),
         ("mixup, schedule-free", False),
-        pytest.param("swa, multistep", False, marks=pytest.mark.slow),
+        *(
+            pytest.param(name, False, marks=pytest.mark.slow)
+            for name in ("cutmix, ema, sam", "swa, multistep")
+        ),
         *(pytest.param(name, True, marks=pytest.mark.slow) for name in EVERYTHING),
     ],
 )

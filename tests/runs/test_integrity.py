@@ -31,7 +31,7 @@ from fcifar.train.runtime import Runtime
 from tests.helpers.training import after, train
 
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-FLIPS = 30  # bits of a large file
+FLIPS = 10  # bits of a large file
 
 
 @pytest.fixture

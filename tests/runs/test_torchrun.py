@@ -165,7 +165,7 @@ def test_two_devices_make_the_run_of_one(undisturbed: Path, tmp_path: Path) -> N
     assert_close(tmp_path / "run", undisturbed)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_rank_is_killed_the_others_end_with_an_error(tmp_path: Path, rank: int) -> None:
     run = tmp_path / "run"
     launcher = torchrun.start([*FOR_EVER, "--out", str(run)])
@@ -181,6 +181,7 @@ def test_when_one_rank_is_killed_the_others_end_with_an_error(tmp_path: Path, ra
     assert not torchrun.find(launcher, 1 - rank)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(distributed.TIMEOUT, "3")
     run = tmp_path / "run"
@@ -211,7 +212,10 @@ def test_a_script_trains_data_parallel(undisturbed: Path, tmp_path: Path) -> Non
     ("words", "options", "message"),
     [
         (TRAIN, ("--max-restarts", "1"), "torchrun --max-restarts needs a fixed run directory"),
-        ((*TRAIN, "--replicas", "2"), (), "a sweep over several processes needs a fixed run"),
+        pytest.param(
+            *((*TRAIN, "--replicas", "2"), (), "a sweep over several processes needs a fixed run"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["restarts", "sweep"],
 )

@@ -70,8 +70,8 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-class Picture(NamedTuple):
-    """A drawn picture, as wide as the page if it is that wide."""
+class Sheet(NamedTuple):
+    """A figure of images as pixels, at most as wide as the page."""
 
     caption: str
     source: str  # a data: address

@@ -1,4 +1,4 @@
-"""What other commands found of the runs of a page: their report.json and pictures, as sections.
+"""What other commands found of the runs of a page: their report.json and figures, as sections.
 
 ``fcifar eval`` (corruptions, attacks, attributions), ``influence``, ``compare`` (path, plane) and
 ``labels`` write them with ``--out``.
@@ -16,7 +16,7 @@ from fcifar.report import rows
 from fcifar.report.figures import adversarial as adversarial_figure
 from fcifar.report.figures import landscape as landscape_figure
 from fcifar.report.figures import robustness as robustness_figure
-from fcifar.report.page.blocks import Facts, Folded, Picture, Section, Table, chart
+from fcifar.report.page.blocks import Facts, Folded, Section, Sheet, Table, chart
 
 _REPORT = "report.json"
 _BY_CLASS, _SUSPECTS, _PAIRS = 4, 20, 10  # attacks by class, images and pairs of classes
@@ -89,7 +89,7 @@ def _corruptions(values: Mapping[str, Any], folder: Path) -> Section:
         Facts(rows.corruption_facts(result)),
         *([Table("The means, %", *rows.robustness(result), is_wide=True)] if several else []),
         Folded(title, [Table(title, *table, is_wide=True)]),
-        *_picture(folder, "corruptions.png", "One image with each corruption"),
+        *_sheet(folder, "corruptions.png", "One image with each corruption"),
     ]
     return Section("corruptions", "Corrupted images", blocks)
 
@@ -113,7 +113,7 @@ def _attacks(values: Mapping[str, Any], folder: Path) -> Section:
             else []
         ),
         Folded("By class", [Table("Accuracy under attack by class", *by_class, is_wide=True)]),
-        *_picture(folder, "adversarial.png", "Images before and after attacks; predicted (true)"),
+        *_sheet(folder, "adversarial.png", "Images before and after attacks; predicted (true)"),
     ]
     return Section("attacks", "Adversarial images", blocks)
 
@@ -122,7 +122,7 @@ def _explained(values: Mapping[str, Any], folder: Path) -> Section:
     found = values["explained"]
     caption = "The logit of the predicted class, that of a black image, and the sum of the"
     blocks = [
-        *_picture(folder, "explained.png", "Attributions of the most confident mistakes"),
+        *_sheet(folder, "explained.png", "Attributions of the most confident mistakes"),
         Folded("Logits", [Table(f"{caption} attributions", *rows.explained(found), is_wide=True)]),
     ]
     return Section("attributions", "Attributions", blocks)
@@ -132,7 +132,7 @@ def _influence(values: Mapping[str, Any], folder: Path) -> Section:
     size = f"of {values['train_n']:,} training images of {values['dataset']}"
     blocks = [
         Facts([("method", rows.influence_method(values)), ("scores", size)]),
-        *_picture(folder, "influence.png", "Images with their proponents and opponents"),
+        *_sheet(folder, "influence.png", "Images with their proponents and opponents"),
         *(
             Folded(
                 rows.influenced(each),
@@ -168,7 +168,7 @@ def _labels(values: Mapping[str, Any], folder: Path) -> Section:
     images, pairs = values["images"][:_SUSPECTS], values["pairs"][:_PAIRS]
     blocks = [
         Facts(rows.suspect_facts(values)),
-        *_picture(folder, "sheet.png", "The first: given and suggested class"),
+        *_sheet(folder, "sheet.png", "The first: given and suggested class"),
         *([Table("Pairs of classes", *rows.suspect_pairs(pairs))] if pairs else []),
         *(
             [Folded("The first images", [Table("Images", *rows.suspects(images))])]
@@ -191,7 +191,7 @@ _KINDS: Sequence[
 )
 
 
-def _picture(folder: Path, name: str, caption: str) -> list[Picture]:
+def _sheet(folder: Path, name: str, caption: str) -> list[Sheet]:
     """A PNG file as a block; none if there is no such file."""
     from PIL import Image, UnidentifiedImageError
 
@@ -206,4 +206,4 @@ def _picture(folder: Path, name: str, caption: str) -> list[Picture]:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ExternalError(f"{path} is damaged: {error}") from error
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return [Picture(caption, source, size)]
+    return [Sheet(caption, source, size)]
