@@ -10,7 +10,7 @@ from typing import Any
 
 from fcifar.report.text import between, count, number, percent
 
-Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
+Rows = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
 
 _ROBUSTNESS = ("accuracy", "mean_accuracy", "mean_error", "mce")
 
