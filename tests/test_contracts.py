@@ -163,6 +163,7 @@ DEAR = {
     *("recipe-speed90", "recipe-speed93", "recipe-speed95", "resnet18-nesterov", "private-conv3"),
     *("conv3-adamw", "conv3-nesterov", "conv3-momentum", "recipe-resnet20"),
     *("conv3-adam", "conv3-muon", "conv3-schedule_free", "conv3-schedule_free_adamw"),
+    *("speednet-muon", "accumulated-lenet", "sam-lenet"),
     *("recipe-wrn-16-8", "recipe-mlp-mixer", "recipe-speed96", *SLOW),
     *(f"{gradient}-resnet18" for gradient in GRADIENTS),
     "mixed-cutmix",

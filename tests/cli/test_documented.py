@@ -143,6 +143,11 @@ def needs(words: list[str]) -> str:
     return ""
 
 
+def compiles(block: str) -> bool:
+    """Whether a block is about compiled steps, which take a minute to compile."""
+    return "--compile" in block or "speed94" in block
+
+
 def every_block() -> list:
     """Blocks of sh that call fcifar, each once."""
     found: dict[str, tuple[Path, Block]] = {}
@@ -154,7 +159,7 @@ def every_block() -> list:
         pytest.param(
             block,
             id=f"{name_of(page)}:{block.line}",
-            marks=[pytest.mark.slow] if "--compile" in text or "speed94" in text else [],
+            marks=[pytest.mark.slow] if compiles(text) else [],
         )
         for text, (page, block) in found.items()
     ]
@@ -169,8 +174,8 @@ def test_what_a_page_says_can_be_typed(
         if recipe.model == "speednet":  # a quarter of the width, as the data are a small part
             widths = tuple(width // 4 for width in recipe.model_options["widths"])
             narrow = recipe.replace(model_options={**recipe.model_options, "widths": widths})
-            # Processors without bfloat16 compute it ten times slower.
-            monkeypatch.setitem(recipes.RECIPES, name, narrow.replace(precision="fp32"))
+            quick = narrow.replace(compile=recipe.compile and compiles(block.text))
+            monkeypatch.setitem(recipes.RECIPES, name, quick)
     monkeypatch.syspath_prepend(tmp_path)  # as `python -m` and the command itself do
     left_out = []
     for line, words in commands(block):

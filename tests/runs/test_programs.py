@@ -288,7 +288,7 @@ def test_a_step_without_a_program_is_compiled_by_torch(
 
 
 def test_programs_are_listed_trimmed_and_removed(
-    cache: Path, run: Callable[..., Any], short: Recipe
+    cache: Path, compiled: list[str], run: Callable[..., Any], short: Recipe
 ) -> None:
     run()
     run(short.replace(learning_rate=0.005))
