@@ -62,7 +62,7 @@ def erfinv(x: Tensor) -> Tensor:
     Giles, "Approximating the erfinv function" (GPU Computing Gems, 2011), single precision, as in
     XLA. ``torch.erfinv`` is more accurate and up to 90 units in the last place away.
     """
-    if x.device.type == "meta":  # without values, where Python would go through each operation
+    if x.is_meta:  # without values, where Python would go through each operation
         return torch.empty_like(x)
     w = -torch.log1p(-x * x)
     centre, tail = _horner(_ERFINV_CENTRE, w - 2.5), _horner(_ERFINV_TAIL, torch.sqrt(w) - 3.0)
