@@ -1,17 +1,23 @@
-"""Ablation of the speed recipes: each part changed by itself, for the same epochs and seconds.
+"""Ablation of the speed recipes: one change at a time, for the same epochs and the same seconds.
 
-    python -m benchmarks.bench_ablation [--dataset cifar10] [--seeds 3] [--epochs 3]
-        [--widths 32,64,64] [--variant NAME ...] [--resume] [--name ablation]
+    python -m benchmarks.bench_ablation [--dataset cifar10] [--recipe speed94] [--epochs 3]
+        [--widths 32,64,64] [--seeds 3] [--changes parts] [--variant NAME ...] [--resume]
+        [--name ablation]
+    python -m benchmarks.bench_ablation --recipe speed90 --epochs 4 --widths 64,128,128
+        --changes additions --name additions
 
-A small model, so that it takes an hour and not a day. A variant whose epochs are faster or slower
-is also trained for as many epochs as take the time of the recipe's. The seconds of an epoch are
-those of its steps, timed in turns before anything is trained. The accuracy is measured on a tenth
-of the training images, held out; the test images are not used. Writes bench_results/NAME.json,
-which --resume completes, and prints a table.
+``parts`` changes what the recipe has; in a small model, so that it takes an hour and not a day.
+``additions`` adds what it has not: augmentation, an average, SAM. A variant whose epochs are faster
+or slower is also trained for as many epochs as take the time of the recipe's. The seconds of an
+epoch are those of its steps, timed in turns before anything is trained. The accuracy is measured on
+a tenth of the training images, held out; the test images are not used. Writes
+bench_results/NAME.json, which --resume completes, and prints a table.
 """
 
 import functools
 import itertools
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from benchmarks import records, script
@@ -22,7 +28,9 @@ from fcifar.bench import timing
 from fcifar.bench.timing import Candidate
 from fcifar.data import Dataset
 from fcifar.recipes import Recipe, get
+from fcifar.runs import inference
 from fcifar.step_transforms import LoopState, LoopStep
+from fcifar.train import loop
 from fcifar.train.config import RunConfig, make_config
 from fcifar.train.runtime import activate, make_runtime
 from fcifar.train.setup import Training, make_training
@@ -41,7 +49,7 @@ _SGD = {
 }
 _HEAD = {"logit_scale": 1 / 9, "head_std": 0.0}
 
-VARIANTS: dict[str, dict[str, Any]] = {
+PARTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "SGD in place of Muon": {**_SGD, "options": _HEAD},
     "SGD with lookahead": {**_SGD, "options": _HEAD, "lookahead_every": 5},
@@ -57,6 +65,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "SiLU": {"options": {"act": "silu"}},
     "average (EMA 0.98)": {"ema_decay": 0.98},
 }
+ADDITIONS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "TrivialAugment": {"augment": ("reflect_crop:2", "trivial_augment")},
+    "mixup (0.2)": {"augment": ("reflect_crop:2", "mixup:0.2")},
+    "CutMix (1)": {"augment": ("reflect_crop:2", "cutmix:1")},
+    "average (EMA 0.98)": {"ema_decay": 0.98},
+    "SAM (0.05)": {"sam_rho": 0.05},
+}
+CHANGES = {"parts": PARTS, "additions": ADDITIONS}
 
 
 def variant(base: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -109,17 +126,16 @@ def _step(step: LoopStep, training: Training, states: list[LoopState]) -> None:
 
 
 def measure(recipe: Recipe, seed: int, dataset: Dataset) -> dict[str, float]:
-    """Train; return the accuracy on the held-out images and the seconds."""
+    """Train; return the accuracy on the held-out images, of the average if any, and the seconds."""
     config = config_of(recipe, dataset, seed)
-    validations: list[dict[str, Any]] = []
-
-    def observe(event: Any) -> None:
-        record = getattr(event, "record", {})
-        if record.get("split") == "valid":
-            validations.append(record)
-
-    seconds = script.train(config, dataset, observe=observe)["train_seconds"]
-    return {"valid_accuracy": validations[-1]["accuracy"], "train_seconds": seconds}
+    with tempfile.TemporaryDirectory() as folder:
+        report = loop.train(Path(folder) / "run", config, dataset)
+        if isinstance(report, loop.Interrupted):
+            raise SystemExit("interrupted")
+        trained = inference.load(Path(folder) / "run", average=bool(recipe.average))
+    with activate(config.runtime):
+        figures, _ = inference.evaluate(trained, config.runtime, dataset, "valid")
+    return {"valid_accuracy": figures["accuracy"], "train_seconds": report["train_seconds"]}
 
 
 def table(results: dict[str, list[dict[str, float]]], seconds: dict[str, float]) -> str:
@@ -142,13 +158,15 @@ def table(results: dict[str, list[dict[str, float]]], seconds: dict[str, float])
 
 
 def main() -> None:
-    defaults = {"dataset": "cifar10", "seeds": 3, "epochs": 3, "widths": "32,64,64"}
-    parser = script.parser(__doc__, **defaults, name="ablation")
-    parser.add_argument("--variant", action="append", choices=list(VARIANTS))
+    defaults = {"dataset": "cifar10", "recipe": "speed94", "epochs": 3, "widths": "32,64,64"}
+    parser = script.parser(__doc__, **defaults, seeds=3, name="ablation")
+    parser.add_argument("--changes", choices=list(CHANGES), default="parts")
+    parser.add_argument("--variant", action="append", choices=[*(PARTS | ADDITIONS)])
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     dataset = data.load(options.dataset, data.data_root())
-    speed = get("speed94")
+    speed = get(options.recipe)
+    variants = CHANGES[options.changes]
     widths = tuple(int(width) for width in options.widths.split(","))
     base = with_epochs(speed, options.epochs).replace(
         model_options={**speed.model_options, "widths": widths},
@@ -156,8 +174,8 @@ def main() -> None:
         stratify=True,
         tta="none",
     )
-    names = dict.fromkeys(["as it is", *(options.variant or VARIANTS)])
-    made = {name: variant(base, VARIANTS[name]) for name in names}
+    names = dict.fromkeys(["as it is", *(options.variant or variants)])
+    made = {name: variant(base, variants[name]) for name in names}
     results: dict[str, list[dict[str, float]]] = {}
     if options.resume:
         results = records.read(records.RESULTS / f"{options.name}.json")["results"]

@@ -147,6 +147,7 @@ def _short_digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+@functools.cache
 def git_commit() -> str | None:
     """Return the commit of the checkout of fcifar; None for an installed package."""
     package = Path(fcifar.__file__).resolve().parent
@@ -168,9 +169,12 @@ def check_compiler(device: str) -> None:
 
 
 def _compiler_version() -> str | None:
-    if not find_compiler():
-        return None
-    return (_output([compiler(), "--version"]).splitlines() or [compiler()])[0]
+    return _version_of(compiler()) if find_compiler() else None
+
+
+@functools.cache
+def _version_of(program: str) -> str:
+    return (_output([program, "--version"]).splitlines() or [program])[0]
 
 
 def _output(command: Sequence[str]) -> str:
