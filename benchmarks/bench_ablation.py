@@ -11,7 +11,8 @@
 or slower is also trained for as many epochs as take the time of the recipe's. The seconds of an
 epoch are those of its steps, timed in turns before anything is trained. The accuracy is measured on
 a tenth of the training images, held out; the test images are not used. Writes
-bench_results/NAME.json, which --resume completes, and prints a table.
+bench_results/NAME.json, which --resume completes without timing the variants again, and prints a
+table.
 """
 
 import functools
@@ -177,8 +178,10 @@ def main() -> None:
     names = dict.fromkeys(["as it is", *(options.variant or variants)])
     made = {name: variant(base, variants[name]) for name in names}
     results: dict[str, list[dict[str, float]]] = {}
+    seconds: dict[str, float] = {}
     if options.resume:
-        results = records.read(records.RESULTS / f"{options.name}.json")["results"]
+        record = records.read(records.RESULTS / f"{options.name}.json")
+        results, seconds = record["results"], record["config"]["epoch_seconds"]
 
     def run(names: list[str]) -> None:
         for seed, name in itertools.product(range(options.seeds), names):
@@ -188,8 +191,9 @@ def main() -> None:
             print(seed, name, results[name][-1], flush=True)
             records.write(options.name, {**vars(options), "epoch_seconds": seconds}, results)
 
-    with activate(config_of(base, dataset).runtime):
-        seconds = epoch_seconds(made, dataset)
+    if not set(names) <= set(seconds):
+        with activate(config_of(base, dataset).runtime):
+            seconds = epoch_seconds(made, dataset)
     print(seconds, flush=True)
     for name in names:
         epochs = max(1, round(options.epochs * seconds["as it is"] / seconds[name]))

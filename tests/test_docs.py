@@ -58,15 +58,26 @@ def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     torch.set_rng_state(state)
 
 
+def pages_with_code() -> list:
+    """Those that compile are slow."""
+    return [
+        pytest.param(
+            page,
+            marks=[pytest.mark.slow] if any("compile_step" in b.text for b in code) else [],
+        )
+        for page in PAGES[1:]
+        if (code := blocks(page, "python"))
+    ]
+
+
 @pytest.mark.usefixtures("_in_a_folder")
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES[1:] if blocks(page, "python")], ids=name_of
-)
+@pytest.mark.parametrize("page", pages_with_code(), ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, capsys: pytest.CaptureFixture) -> None:
     run(page)
     assert not capsys.readouterr().out, "a page asserts, for what is printed nobody compares"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_in_a_folder")
 def test_the_code_of_the_readme_runs() -> None:
     step, own = run(README)

@@ -255,7 +255,7 @@ def test_statistics_over_ranks_are_those_of_all_rows(offset: float) -> None:
         torch.testing.assert_close(found, running, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", chosen_models("wrn", "vit_tiny", "mlp_mixer"))
+@pytest.mark.parametrize("name", chosen_models("wrn", "vit_tiny", "mlp_mixer", "resnet18"))
 def test_a_step_has_one_sum_and_two_for_each_batch_norm(name: str, make_batch) -> None:
     """Counted in the recorded graph, with a process group that does nothing."""
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)

@@ -8,7 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from fcifar import augment, metrics, models, optim, random, recipes, step_transforms, tree
+from fcifar import (
+    augment,
+    kernels,
+    metrics,
+    models,
+    optim,
+    random,
+    recipes,
+    step_transforms,
+    tree,
+)
 from fcifar.metrics import Metrics
 from fcifar.models import Variables
 from fcifar.precision import Policy
@@ -215,8 +225,9 @@ def test_what_a_step_closes_over_is_read_once() -> None:
     assert graphs() == 1
 
 
-def test_steps_of_one_code_are_not_taken_for_each_other() -> None:
+def test_steps_of_one_code_are_not_taken_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """They differ in what they close over alone, such as a learning rate."""
+    monkeypatch.setattr(kernels, "step_backend", lambda graph, inputs: graph)
     model = models.from_module(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
     batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2))
     for rate in (0.1, 0.2):
@@ -242,6 +253,7 @@ def test_any_function_of_two_trees_can_be_compiled() -> None:
     assert torch.equal(add({"x": torch.ones(2)}, {"x": torch.ones(2)})["x"], torch.full((2,), 2.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", compiled_models("speednet", "conv3"))
 def test_what_was_compiled_before_is_found_in_the_cache(network: str) -> None:
     """By the second process as by the first, for the key is made of contents alone."""

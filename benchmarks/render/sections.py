@@ -142,26 +142,35 @@ def frontier(records: Sequence[Record]) -> Section | None:
 
 
 def ablation(records: Sequence[Record]) -> Section | None:
-    """Return the accuracy of a recipe with one part changed at a time, a dot for each seed."""
-    runs = _runs_with(records, "valid_accuracy", "train_seconds")
-    if not runs:
+    """Return the accuracy of a recipe with one change at a time, a dot for each seed."""
+    charts = []
+    for record in records:
+        if runs := _runs_with([record], "valid_accuracy", "train_seconds"):
+            charts.append(_changes(record, {name: each for name, _, each in runs}))
+    if not charts:
         return None
-    values = {name: [100 * run["valid_accuracy"] for run in each] for name, _, each in runs}
+    after = (
+        "One change of a recipe at a time, on held-out images. A dot is a seed, the number the "
+        "difference of the means in points."
+    )
+    return Section("Contribution of each part", charts, after=after)
+
+
+def _changes(record: Record, runs: dict[str, list[Run]]) -> Chart:
+    """Return the chart of a record of ``bench_ablation``."""
+    values = {name: [100 * run["valid_accuracy"] for run in each] for name, each in runs.items()}
     means = {name: statistics.fmean(each) for name, each in values.items()}
     first = next(iter(values))
     rows = []
     for name in sorted(values, key=lambda name: -means[name]):
         note = f"{means[name] - means[first]:+.1f}" if name != first else ""
         rows.append(Row(name, values[name], GREEN if name == first else BLUE, note=note))
-    title = "Contribution of each part"
-    subtitle = _sources([record for _, record, _ in runs])
-    x_label = "validation accuracy, %"
-    svg = draw_rows(rows, title, subtitle, x_label, reference=means[first])
-    after = (
-        "One part of a recipe changed at a time, on held-out images. A dot is a seed, the number "
-        "the difference of the means in points."
+    added = record["config"].get("changes") == "additions"
+    title = "Contribution of additions to a recipe" if added else "Contribution of each part"
+    svg = draw_rows(
+        rows, title, _sources([record]), "validation accuracy, %", reference=means[first]
     )
-    return Section(title, [Chart("ablation.svg", title, svg)], after=after)
+    return Chart(f"{record['name']}.svg", title, svg)
 
 
 def replicas(records: Sequence[Record]) -> Section | None:

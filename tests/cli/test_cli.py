@@ -332,7 +332,7 @@ def test_signals_end_a_run_that_can_go_on(
     if signal.getsignal(signum) == signal.SIG_IGN:
         pytest.skip("whoever started the tests has this signal ignored, and so do we")
     command = [sys.executable, "-m", "fcifar", *map(str, TRAIN), "--device", "cpu", "--json"]
-    command += ["--epochs", "60", "--log-every", "9"]
+    command += ["--epochs", "25", "--log-every", "9"]
     environment = {**os.environ, "FCIFAR_DATA": str(root), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*command, "--out", "run"],
@@ -356,6 +356,36 @@ def test_signals_end_a_run_that_can_go_on(
     whole = fcifar(*command[3:], "--out", "whole")
     digests = {json.loads(done.out)["params_digest"] for done in (resumed, whole)}
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "message"),
+    [
+        ({"TORCHELASTIC_MAX_RESTARTS": "1"}, (), "torchrun --max-restarts needs a fixed run"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            ("--replicas", "2"),
+            "a sweep over several processes needs a fixed run",
+        ),
+    ],
+    ids=["restarts", "sweep"],
+)
+def test_processes_need_a_folder_that_they_share(
+    variables: dict[str, str],
+    words: tuple[str, ...],
+    message: str,
+    fcifar,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the variables of torchrun; tests/runs/test_torchrun.py starts it."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = fcifar(*TRAIN, *words)
+    assert done.status == 2
+    assert message in done.err
+    assert "add --out" in done.err
+    assert not (root.parent / "runs").exists()
 
 
 def test_data_commands(fcifar, root: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fcifar import data, random, recipes
 from fcifar.data import Split, make_dataset
 from fcifar.data.readers.cifar import CLASSES
 from fcifar.recipes.trials import make_trials
-from fcifar.train import loop, sweep
+from fcifar.train import loop, lr_find, sweep
 from fcifar.train.config import make_config
 from tests.helpers import forms
 from tests.helpers.commands import Person
@@ -67,9 +67,9 @@ def pictures(folder: Path, names: Iterable[str], size: tuple[int, int]) -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all that is spoken of."""
     place = tmp_path_factory.mktemp("place")
-    cifar10 = prepare("cifar10", CLASSES, place / "data", 1000)  # a batch of speed94
+    cifar10 = prepare("cifar10", CLASSES, place / "data")
     prepare("cifar100", (f"class {i}" for i in range(100)), place / "data")
-    prepare("shapes10", "abcdefghij", place / "data")
+    prepare("shapes10", "abcdefghij", place / "data", 40)
 
     blitz = recipes.get("blitz").replace(epochs=2, batch_size=20, log_every=20)
     for seed, run in enumerate(RUNS):
@@ -171,11 +171,16 @@ def test_what_a_page_says_can_be_typed(
 ) -> None:
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     for name, recipe in recipes.RECIPES.items():
-        if recipe.model == "speednet":  # a quarter of the width, as the data are a small part
+        if recipe.model == "speednet":  # narrow, and with small batches, as the data are few
             widths = tuple(width // 4 for width in recipe.model_options["widths"])
-            narrow = recipe.replace(model_options={**recipe.model_options, "widths": widths})
-            quick = narrow.replace(compile=recipe.compile and compiles(block.text))
+            options = {**recipe.model_options, "widths": widths}
+            quick = recipe.replace(
+                model_options=options,
+                batch_size=100,
+                compile=recipe.compile and compiles(block.text),
+            )
             monkeypatch.setitem(recipes.RECIPES, name, quick)
+    monkeypatch.setattr(lr_find, "FEWEST_STEPS", 10)
     monkeypatch.syspath_prepend(tmp_path)  # as `python -m` and the command itself do
     left_out = []
     for line, words in commands(block):

@@ -201,7 +201,8 @@ def test_what_is_not_exactly_the_pair_is_left_alone(name: str) -> None:
     assert fused(OTHERS[name], X, W, B) == 0
 
 
-@pytest.mark.parametrize("missing", [pytest.param("a compiler", marks=pytest.mark.slow), None])
+@pytest.mark.slow  # tests/test_contracts.py compiles the same network
+@pytest.mark.parametrize("missing", ["a compiler", None])
 def test_a_compiled_step_agrees_with_the_step(
     missing: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

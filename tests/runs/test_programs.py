@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fcifar import data, recipes, tensor_files
+from fcifar import data, kernels, recipes, tensor_files
 from fcifar.data import Dataset
 from fcifar.errors import UsageError
 from fcifar.kernels import aot
@@ -282,9 +282,17 @@ def test_a_step_without_a_program_is_compiled_by_torch(
     def unsupported(*_: object, **__: object) -> None:
         raise aot.UnsupportedError("it needs more")
 
+    graphs: list[Any] = []
+
+    def counting(graph: Callable[..., Any], inputs: Any) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph
+
     monkeypatch.setattr(aot, "compile", unsupported)
+    monkeypatch.setattr(kernels, "step_backend", counting)
     _, notes = run(short.replace(learning_rate=0.004))
     assert notes == ["it needs more; torch.compile compiles the step at every start"]
+    assert len(graphs) == 1
 
 
 def test_programs_are_listed_trimmed_and_removed(
@@ -350,16 +358,17 @@ except SystemExit as ended:
 
 
 def test_a_second_start_imports_neither_dynamo_nor_inductor(
-    tmp_path: Path, dataset: Dataset
+    tmp_path: Path, cache: Path, dataset: Dataset
 ) -> None:
-    """The whole command twice: compiling, and loading; figures included."""
+    """The whole command twice: tracing, and loading; figures included."""
     root = tmp_path / "data"
     data.save(dataset, root)
-    env = {**os.environ, "FCIFAR_DATA": str(root), programs.CACHE: str(tmp_path / "cache")}
+    env = {**os.environ, "FCIFAR_DATA": str(root), programs.CACHE: str(cache.parent)}
     reports = []
     for name in ("first", "second"):
         words = ["train", "blitz", "--dataset", "tiny", "--compile", "--threads", "1"]
-        words += ["--batch-size", "6", "--epochs", "1", "--json", "--out", str(tmp_path / name)]
+        words += ["--batch-size", "5", "--drop-last", "--epochs", "1", "--json"]
+        words += ["--out", str(tmp_path / name)]
         command = [sys.executable, "-c", f"import re\n{_TRAIN}", *words]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         code, loaded = json.loads(done.stderr.splitlines()[-1])

@@ -64,9 +64,10 @@ def test_a_run_with_validation_is_identical(
     assert found["final"]["identical"]
 
 
-def test_in_a_new_process(tmp_path: Path, recipe: Recipe, dataset: Dataset) -> None:
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_in_a_new_process(compile: bool, tmp_path: Path, recipe: Recipe, dataset: Dataset) -> None:
     save(dataset, tmp_path / "data")
-    train(tmp_path / "run", recipe, Runtime(threads=1), dataset, compile=True)
+    train(tmp_path / "run", recipe, Runtime(threads=1), dataset, compile=compile)
     words = ["reproduce", "run", "--json", "--data-dir", "data"]
     done = subprocess.run(
         [sys.executable, "-m", "fcifar", *words],

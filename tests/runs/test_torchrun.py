@@ -208,14 +208,12 @@ def test_a_script_trains_data_parallel(undisturbed: Path, tmp_path: Path) -> Non
     assert not verify(tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "options", "message"),
     [
         (TRAIN, ("--max-restarts", "1"), "torchrun --max-restarts needs a fixed run directory"),
-        pytest.param(
-            *((*TRAIN, "--replicas", "2"), (), "a sweep over several processes needs a fixed run"),
-            marks=pytest.mark.slow,
-        ),
+        ((*TRAIN, "--replicas", "2"), (), "a sweep over several processes needs a fixed run"),
     ],
     ids=["restarts", "sweep"],
 )
