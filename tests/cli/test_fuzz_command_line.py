@@ -509,7 +509,7 @@ def test_the_usual_requests_are_carried_out(fcifar: Fcifar) -> None:
     HOSTILE,
     ids=[" ".join((*path, *(p.words[:1] or (p.name,)))) for path, p in HOSTILE],
 )
-@settings(max_examples=settings.default.max_examples // 8)  # of each of many options
+@settings(max_examples=settings.default.max_examples // 12)  # of each of many options
 @given(data=st.data())
 def test_a_hostile_value(
     fcifar: Fcifar, path: tuple[str, ...], parameter: Parameter, data: st.DataObject

@@ -33,6 +33,9 @@ def short(recipe: Recipe) -> Recipe:
     return recipe.replace(drop_last=True, epochs=1)
 
 
+FILLING = "filling"  # the run that compiled
+
+
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("filled")
@@ -50,7 +53,11 @@ def cache(
     """The cache of a test, with the program of ``short``, which is compiled once."""
     if not (filled / "programs").exists():
         monkeypatch.setenv(programs.CACHE, str(filled))
-        train(tmp_path / "filling", short, runtime, dataset, compile=True)
+        before = os.umask(0)  # others may write new files
+        try:
+            train(filled.parent / FILLING, short, runtime, dataset, compile=True)
+        finally:
+            os.umask(before)
     here = tmp_path / "cache"
     shutil.copytree(filled, here)
     monkeypatch.setenv(programs.CACHE, str(here))
@@ -97,15 +104,9 @@ def run(
 
 
 def test_a_run_that_compiles_and_one_that_loads_have_the_same_bits(
-    cache: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    cache: Path, filled: Path, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.rmtree(cache)
-    before = os.umask(0)  # others may write new files
-    try:
-        first, notes = run()
-    finally:
-        os.umask(before)
-    assert not notes
+    first = records(filled.parent / FILLING)
     monkeypatch.setattr(aot, "trace", None)
     second, notes = run()
     assert not notes
