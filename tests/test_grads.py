@@ -418,7 +418,7 @@ FUNCTIONS = {
         pytest.param(
             name,
             marks=[pytest.mark.slow]
-            if name in ("noise_scale", "gauss_newton_vector_product")
+            if name in ("noise_scale", "gauss_newton_vector_product", "hessian_vector_product")
             else [],
         )
         for name in FUNCTIONS

@@ -197,6 +197,7 @@ def test_a_rank_that_hangs_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert f"--resume {run}" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_script_trains_data_parallel(undisturbed: Path, tmp_path: Path) -> None:
     """The one in docs/scaling.md, on each rank."""
     (block,) = blocks(ROOT / "docs" / "scaling.md", "python")
