@@ -107,38 +107,49 @@ def recipe_table(recipes: Mapping[str, Sequence[Run]]) -> str:
 
 
 def frontier(records: Sequence[Record]) -> Section | None:
-    """Return the accuracy of one method against its time, with fewer and with more epochs."""
-    record = next((r for r in reversed(records) if "frontier" in r["results"]), None)
-    if record is None:
+    """Return the accuracy of one method against its time, with fewer and with more epochs.
+
+    A series for each processor; the recipes of the family belong to that of their record.
+    """
+    found = [record for record in records if "frontier" in record["results"]]
+    if not found:
         return None
-    lengths = {int(epochs): [*runs] for epochs, runs in record["results"]["frontier"].items()}
-    used = [record]
+    processors: dict[str, dict[int, list[Run]]] = {}
+    for record in found:
+        lengths = processors.setdefault(record["environment"]["cpu"], {})
+        for epochs, runs in record["results"]["frontier"].items():
+            lengths.setdefault(int(epochs), []).extend(runs)
+    used = [*found]
     for name, from_record, runs in _latest(records).values():
         if name in FAMILY:
+            lengths = processors.setdefault(from_record["environment"]["cpu"], {})
             lengths.setdefault(runs[0]["epochs"], []).extend(runs)
             used.append(from_record)
-    points, means, labels, rows = [], [], [], []
-    for epochs, runs in sorted(lengths.items()):
-        accuracies = [100 * run["tta_accuracy"] for run in runs]
-        seconds = [run["convention_seconds"] for run in runs]
-        if runs:
-            points += zip(seconds, accuracies, strict=True)
-            means.append((statistics.fmean(seconds), statistics.fmean(accuracies)))
-            labels.append(str(epochs))
-            row = (str(epochs), str(len(runs)), f"{statistics.fmean(accuracies):.2f} %")
-            rows.append((*row, f"{statistics.median(seconds):,.0f} s"))
-    series = [
-        Series("mean, beside it the number of epochs", means, BLUE, "solid", labels),
-        Series("a run", points, BLUE, "hollow"),
-    ]
+    series, rows = [], []
+    for (processor, lengths), color in zip(processors.items(), (BLUE, VERMILION), strict=False):
+        points, means, labels = [], [], []
+        for epochs, runs in sorted(lengths.items()):
+            accuracies = [100 * run["tta_accuracy"] for run in runs]
+            seconds = [run["convention_seconds"] for run in runs]
+            if runs:
+                points += zip(seconds, accuracies, strict=True)
+                means.append((statistics.fmean(seconds), statistics.fmean(accuracies)))
+                labels.append(str(epochs))
+                row = (str(epochs), str(len(runs)), f"{statistics.fmean(accuracies):.2f} %")
+                rows.append((processor, *row, f"{statistics.median(seconds):,.0f} s"))
+        name = f"{processor}: mean, beside it the number of epochs"
+        series.append(Series(name, means, color, "solid", labels))
+        series.append(Series(f"{processor}: a run", points, color, "hollow"))
     title = "Accuracy for a number of seconds"
     x_label, y_label = "seconds of training and evaluation", "accuracy with TTA, %"
     svg = draw_panels(
         [Panel(series, "", x_label, y_label, log="x")], title, _sources(used), width=8.0, height=4.4
     )
-    table = markdown(("epochs", "runs", "accuracy with TTA", "train + eval time"), rows)
-    after = f"`{record['config']['recipe']}` with fewer and more epochs.\n\n{table}"
-    return Section(title, [Chart("frontier.svg", title, svg)], after=after)
+    columns = ("processor", "epochs", "runs", "accuracy with TTA", "train + eval time")
+    after = f"`{found[0]['config']['recipe']}` with fewer and more epochs.\n\n"
+    return Section(
+        title, [Chart("frontier.svg", title, svg)], after=after + markdown(columns, rows)
+    )
 
 
 def ablation(records: Sequence[Record]) -> Section | None:
