@@ -26,12 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Random cases are the same in each run; ``--long`` draws forty times as many, and new ones.
+    """Random cases are the same in each run; ``--long`` draws fifty times as many, and new ones.
 
     Nothing is timed, for the machine may be busy.
     """
     untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.register_profile("default", untimed, derandomize=True, max_examples=50)
+    settings.register_profile("default", untimed, derandomize=True, max_examples=40)
     settings.register_profile("long", untimed, derandomize=False, max_examples=2000)
     settings.load_profile("long" if config.getoption("--long") else "default")
 

@@ -240,6 +240,7 @@ def test_few_functions_are_between_the_command_and_the_network(
         assert_shallow(stack)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(aot.why_not() is not None, reason=f"no programs here: {aot.why_not()}")
 def test_few_functions_are_between_the_command_and_a_compiled_network(
     train_three_steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

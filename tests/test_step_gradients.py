@@ -353,6 +353,7 @@ def test_mapped_over_replicas(name: str, make_batch) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_rho_may_be_a_tensor_of_a_compiled_step(make_batch) -> None:
     model, batch, made = models.lenet(dropout=0.3), make_batch(5), []
 
