@@ -65,6 +65,15 @@ def _no_waiting_for_the_disk():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _fewer_collections():
+    """A step makes many short-lived objects, and looking for cycles in them took a tenth of all."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 20, 100)
+    yield
+    gc.set_threshold(*before)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collections():
     """Modules stay until the end, and collecting garbage need not look at them each time."""
