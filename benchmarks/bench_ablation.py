@@ -17,8 +17,6 @@ table.
 
 import functools
 import itertools
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from benchmarks import records, script
@@ -31,7 +29,6 @@ from fcifar.data import Dataset
 from fcifar.recipes import Recipe, get
 from fcifar.runs import inference
 from fcifar.step_transforms import LoopState, LoopStep
-from fcifar.train import loop
 from fcifar.train.config import RunConfig, make_config
 from fcifar.train.runtime import activate, make_runtime
 from fcifar.train.setup import Training, make_training
@@ -75,6 +72,7 @@ ADDITIONS: dict[str, dict[str, Any]] = {
     "SAM (0.05)": {"sam_rho": 0.05},
 }
 CHANGES = {"parts": PARTS, "additions": ADDITIONS}
+VARIANTS = PARTS | ADDITIONS
 
 
 def variant(base: Recipe, changes: dict[str, Any]) -> Recipe:
@@ -129,11 +127,8 @@ def _step(step: LoopStep, training: Training, states: list[LoopState]) -> None:
 def measure(recipe: Recipe, seed: int, dataset: Dataset) -> dict[str, float]:
     """Train; return the accuracy on the held-out images, of the average if any, and the seconds."""
     config = config_of(recipe, dataset, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        report = loop.train(Path(folder) / "run", config, dataset)
-        if isinstance(report, loop.Interrupted):
-            raise SystemExit("interrupted")
-        trained = inference.load(Path(folder) / "run", average=bool(recipe.average))
+    with script.trained(config, dataset) as (report, run):
+        trained = inference.load(run, average=bool(recipe.average))
     with activate(config.runtime):
         figures, _ = inference.evaluate(trained, config.runtime, dataset, "valid")
     return {"valid_accuracy": figures["accuracy"], "train_seconds": report["train_seconds"]}
@@ -162,12 +157,11 @@ def main() -> None:
     defaults = {"dataset": "cifar10", "recipe": "speed94", "epochs": 3, "widths": "32,64,64"}
     parser = script.parser(__doc__, **defaults, seeds=3, name="ablation")
     parser.add_argument("--changes", choices=list(CHANGES), default="parts")
-    parser.add_argument("--variant", action="append", choices=[*(PARTS | ADDITIONS)])
+    parser.add_argument("--variant", action="append", choices=[*VARIANTS])
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()
     dataset = data.load(options.dataset, data.data_root())
     speed = get(options.recipe)
-    variants = CHANGES[options.changes]
     widths = tuple(int(width) for width in options.widths.split(","))
     base = with_epochs(speed, options.epochs).replace(
         model_options={**speed.model_options, "widths": widths},
@@ -175,8 +169,8 @@ def main() -> None:
         stratify=True,
         tta="none",
     )
-    names = dict.fromkeys(["as it is", *(options.variant or variants)])
-    made = {name: variant(base, variants[name]) for name in names}
+    names = dict.fromkeys(["as it is", *(options.variant or CHANGES[options.changes])])
+    made = {name: variant(base, VARIANTS[name]) for name in names}
     results: dict[str, list[dict[str, float]]] = {}
     seconds: dict[str, float] = {}
     if options.resume:

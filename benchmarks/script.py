@@ -1,9 +1,10 @@
 """Shared by the scripts: options, interleaved timing, and training in this process."""
 
 import argparse
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,10 +64,20 @@ def seconds_per_call(function: Callable[[], object], calls: int) -> float:
     return (time.perf_counter() - started) / calls
 
 
+@contextlib.contextmanager
+def trained(
+    config: RunConfig, dataset: Dataset, **options: Any
+) -> Generator[tuple[dict[str, Any], Path], None, None]:
+    """Train; give the report and the run directory, which is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        report = loop.train(run, config, dataset, **options)
+        if isinstance(report, loop.Interrupted):
+            raise SystemExit("interrupted")
+        yield report, run
+
+
 def train(config: RunConfig, dataset: Dataset, **options: Any) -> dict[str, Any]:
     """Train in a temporary run directory, and return the report."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = loop.train(Path(folder) / "run", config, dataset, **options)
-    if isinstance(report, loop.Interrupted):
-        raise SystemExit("interrupted")
-    return report
+    with trained(config, dataset, **options) as (report, _):
+        return report

@@ -67,7 +67,7 @@ def _no_waiting_for_the_disk():
 
 @pytest.fixture(scope="session", autouse=True)
 def _fewer_collections():
-    """A step makes many short-lived objects, and looking for cycles in them took a tenth of all."""
+    """Steps make many short-lived objects; looking for cycles in them took a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(100_000, 20, 100)
     yield

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    bench_ablation,
     bench_grads,
     bench_influence,
     bench_speed94,
@@ -37,10 +38,13 @@ from fcifar import data, models, optim, random, recipes, step_transforms
 from fcifar.augment import functional
 from fcifar.bench import bench, reference_models
 from fcifar.bench.bench import Case
+from fcifar.data import Dataset
 from fcifar.models.speednet import whitening
+from fcifar.recipes import Recipe
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report.figures.canvas import COLORS, CSS_VARIABLES
 from fcifar.step import Batch, init_train_state, make_eval_step, make_train_step
+from fcifar.train.config import RunConfig, make_config
 from fcifar.train.runtime import Runtime
 
 ENVIRONMENT = {
@@ -819,3 +823,44 @@ def test_a_page_of_no_records_is_a_page(tmp_path: Path) -> None:
 def test_durations_have_three_digits() -> None:
     found = [tables.duration(s) for s in (1.2345e-6, 1.2345e-3, 0.12345, 1.2345, 123.45, 1234.5)]
     assert found == ["1.23 us", "1.23 ms", "123 ms", "1.23 s", "123 s", "1230 s"]
+
+
+def test_an_ablation_measures_the_average_of_a_variant_with_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An average changes no step, so that the weights alone would be those without it."""
+    digests: list[str] = []
+    evaluate = bench_ablation.inference.evaluate
+
+    def watched(*words: Any) -> Any:
+        figures, examples = evaluate(*words)
+        digests.append(figures["params_digest"])
+        return figures, examples
+
+    def uncompiled(recipe: Recipe, dataset: Dataset, seed: int = 0) -> RunConfig:
+        return make_config(recipe, dataset, seed=seed, runtime=Runtime(threads=1))
+
+    monkeypatch.setattr(bench_ablation.inference, "evaluate", watched)
+    monkeypatch.setattr(bench_ablation, "config_of", uncompiled)
+    plain = recipes.get("blitz").replace(epochs=1, valid_fraction=0.5)
+    for recipe in (plain, plain, plain.replace(ema_decay=0.9)):
+        assert 0 <= bench_ablation.measure(recipe, 0, bench.synthetic(40))["valid_accuracy"] <= 1
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_frontier_has_a_series_for_each_processor() -> None:
+    def record(cpu: str) -> dict[str, Any]:
+        runs = [{"tta_accuracy": 0.9, "convention_seconds": 100.0}]
+        about = {"cpu": cpu, "threads": 2, "devices": ["cpu"], "versions": {"torch": "2.14"}}
+        return {
+            "name": cpu,
+            "environment": about,
+            "config": {"recipe": "speed94"},
+            "results": {"frontier": {"3": runs, "18": []}},
+        }
+
+    section = sections.frontier([record(name) for name in ("first", "second", "third")])
+    assert section is not None
+    for name in ("first", "second", "third"):
+        assert f"| {name} | 3 | 1 | 90.00 % | 100 s |" in section.after
+        assert f"{name}: a run" in section.charts[0].svg

@@ -166,7 +166,7 @@ DEAR = {
     *("speednet-muon", "accumulated-lenet", "sam-lenet"),
     *("recipe-wrn-16-8", "recipe-mlp-mixer", "recipe-speed96", *SLOW),
     *(f"{gradient}-resnet18" for gradient in GRADIENTS),
-    *("mixed-cutmix", "recipe-resnet18", "recipe-speed94-gpu", "sam-accumulated-lenet"),
+    *("mixed-cutmix", "recipe-speed94-gpu"),
 }
 without_dear = pytest.mark.parametrize(
     "case",

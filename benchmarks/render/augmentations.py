@@ -56,7 +56,7 @@ def draw() -> "Image":
         captions += [f"{text}, {share:.2f} own" for share in own_shares(targets, labels)]
     heading = "Operations at seven strengths, and draws of policies, on images of shapes10"
     drawn = image_grid(torch.cat(rows), captions, columns=COLUMNS, heading=heading).reduce(2)
-    return drawn.quantize(256)  # a palette, for a fourth of the bytes
+    return drawn.quantize(256)  # a palette, for a third of the bytes
 
 
 def at_each_strength(name: str, images: Tensor) -> tuple[Tensor, list[str]]:

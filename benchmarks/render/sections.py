@@ -1,5 +1,6 @@
 """The sections of docs/results.md, each a function of all records."""
 
+import itertools
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,16 @@ from benchmarks.render.charts import Panel, Row, Series, draw_panels, draw_rows
 from benchmarks.render.tables import Record, Step, machine, markdown, steps
 from fcifar.analysis import confidence
 from fcifar.bench.bench import REFERENCE
-from fcifar.report.figures.canvas import BLUE, GREEN, GREY, OCHRE, PURPLE, SKY, VERMILION
+from fcifar.report.figures.canvas import (
+    BLUE,
+    COLORS,
+    GREEN,
+    GREY,
+    OCHRE,
+    PURPLE,
+    SKY,
+    VERMILION,
+)
 
 CHARTS = "results"  # the folder of charts, beside the page
 IMPLEMENTATIONS = {  # names and colours
@@ -126,7 +136,9 @@ def frontier(records: Sequence[Record]) -> Section | None:
             lengths.setdefault(runs[0]["epochs"], []).extend(runs)
             used.append(from_record)
     series, rows = [], []
-    for (processor, lengths), color in zip(processors.items(), (BLUE, VERMILION), strict=False):
+    for (processor, lengths), color in zip(
+        processors.items(), itertools.cycle(COLORS), strict=False
+    ):
         points, means, labels = [], [], []
         for epochs, runs in sorted(lengths.items()):
             accuracies = [100 * run["tta_accuracy"] for run in runs]
