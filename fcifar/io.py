@@ -159,6 +159,22 @@ def is_locked(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a directory and its parents for a block, and remove those that are made and stay empty.
+
+    Raises an OSError if it cannot be made.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # up to the first directory that is not empty
+            for path in missing:
+                path.rmdir()
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run directory. Creates the directory, and removes it again if it stays
     empty.
@@ -170,22 +186,19 @@ def locked(folder: Path) -> Iterator[None]:
         UsageError: another process holds the lock.
         OSError: the directory or its lock cannot be created.
     """
-    created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+    with made(folder):
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise UsageError(
+                f"another process is training into {folder}; wait until it ends or choose another "
+                "--out"
+            ) from error
         try:
             yield
         finally:
-            if created and [path.name for path in folder.iterdir()] == [LOCK]:
-                (folder / LOCK).unlink()
+            with contextlib.suppress(FileNotFoundError):  # the block may have moved the folder
+                if [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
             lock.release()
-    except Timeout as error:
-        raise UsageError(
-            f"another process is training into {folder}; wait until it ends or choose another --out"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # up to the first directory that is not empty
-            for parent in created:
-                parent.rmdir()

@@ -1,5 +1,6 @@
 """fcifar train."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -235,6 +236,7 @@ def train(
         )
 
     spec, pretrained = None, None
+    folders = contextlib.ExitStack()  # the new run's, which is removed if it stays empty
     notes: list[str] = []  # to print once training begins
     if resume is not None and run_dir.is_group(resume):
         if more_epochs is not None:
@@ -271,9 +273,8 @@ def train(
             raise UsageError("--out and --runs-dir both say where the run goes; give one of them")
         root, name = run_dir.runs_root(runs_dir), dataset or "cifar10"
         which = f"seed{recipes.check_seed(seed or 0)}"
-        run = out or run_dir.new_run(root, base.name, name, which)
-        if distributed.is_main():
-            run_dir.check_free(run)
+        if out is not None and distributed.is_main():
+            run_dir.check_free(out)
         data = open_dataset(name, data_dir, quiet=quiet)
         config = configs.make_config(
             base,
@@ -307,9 +308,9 @@ def train(
         if spec is not None:
             _check_same_model(spec.trials, init)
             which = f"{len(spec.trials)}runs"
-            run = out or run_dir.new_run(root, base.name, name, which)
-        else:
-            run = Path(distributed.from_main("run", str(run)))  # the same second on all ranks
+        if out is None and distributed.is_main():
+            out = folders.enter_context(run_dir.new_run(root, base.name, name, which))
+        run = Path(distributed.from_main("run", str(out)))
 
     notes += filter(None, [accounting.missing(config.recipe)])
     tensorboard = tensorboard or (resume is not None and _has_event_files(run))
@@ -317,7 +318,11 @@ def train(
     resumed = resume is not None
     command = f"{distributed.command(config.runtime.processes)} train --resume {run}"
     try:
-        with progress.training(quiet=quiet, events=events) as show, catching_signals() as stop:
+        with (
+            folders,
+            progress.training(quiet=quiet, events=events) as show,
+            catching_signals() as stop,
+        ):
 
             def observe(event: Event) -> None:
                 for note in () if quiet else notes:  # not before a mistake has been reported

@@ -17,12 +17,13 @@ plots/                     figures
 ``report.json`` is written last: a run that has one is finished, and its ``SHA256SUMS`` complete.
 """
 
+import contextlib
 import hashlib
 import math
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,33 @@ def runs_root(runs_dir: Path | None = None) -> Path:
     return Path(os.path.expanduser(root))
 
 
-def new_run(root: Path, recipe: str, dataset: str, which: str) -> Path:
-    """Return a path in ``root`` for a new run (``which`` is ``seed0``) or group (``8runs``)."""
-    return root / f"{recipe}-{dataset}-{which}-{time.strftime('%Y%m%d-%H%M%S')}"
+@contextlib.contextmanager
+def new_run(root: Path, recipe: str, dataset: str, which: str) -> Iterator[Path]:
+    """Make a folder in ``root`` for a new run (``which`` is ``seed0``) or group (``8runs``).
+
+    Its name ends with the time, and with a number when runs of one name begin in one second. It is
+    removed at the end of the block if it is empty.
+    """
+    stem = f"{recipe}-{dataset}-{which}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with io.made(root):
+        run, number = root / stem, 1
+        while not _makes(run):
+            number += 1
+            run = root / f"{stem}-{number}"
+        try:
+            yield run
+        finally:
+            with contextlib.suppress(OSError):
+                run.rmdir()
+
+
+def _makes(folder: Path) -> bool:
+    """Make a folder, unless there is one: whether it was made."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 def check_free(run: Path) -> None:

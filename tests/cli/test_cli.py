@@ -65,6 +65,33 @@ def test_train_then_eval(fcifar, tmp_path: Path) -> None:
     assert again["params_digest"] == report["params_digest"]
 
 
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(
+    fcifar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "20261130-185736")
+    for _ in range(2):
+        assert fcifar(*TRAIN, "--quiet").status == 0
+    assert fcifar(*TRAIN, "--quiet", "--replicas", 2).status == 0
+    many = fcifar(*TRAIN, "--quiet", "--batch-size", 1000, "--drop-last")
+    assert (many.status, many.err.count("\n")) == (2, 1)
+    single = "blitz-tiny-seed0-20261130-185736"
+    group = "blitz-tiny-2runs-20261130-185736"
+    assert {run.name for run in (tmp_path / "runs").iterdir()} == {single, f"{single}-2", group}
+    both = [
+        json.loads((tmp_path / "runs" / n / "report.json").read_text())
+        for n in (single, f"{single}-2")
+    ]
+    assert both[0]["params_digest"] == both[1]["params_digest"]
+
+
+def test_a_mistake_leaves_no_folder_behind(fcifar, tmp_path: Path) -> None:
+    assert fcifar(*TRAIN, "--batch-size", 1000, "--drop-last").status == 2
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
+    assert fcifar(*TRAIN, "--batch-size", 1000, "--drop-last").status == 2
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
 def test_people_read_results_on_stdout_and_progress_on_stderr(fcifar) -> None:
     done = fcifar(*TRAIN, "--out", "run", "--log-every", 9)
     assert re.search(r"test accuracy +\d+\.\d\d % of 23 \(95 % interval", done.out)
