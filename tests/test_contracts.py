@@ -340,16 +340,18 @@ def test_jvp_and_grad_go_around_a_step(model: models.Model, make_batch) -> None:
     torch.testing.assert_close(backward, difference, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", compiled_models("speednet", "conv3"))
-def test_compiled_it_is_as_pure_and_donation_changes_no_bit(name: str, make_batch) -> None:
-    """Without donation the same bits twice, near those of the step; with it in the same memory."""
-    model = make_model(name)
-    optimizer = optim.sgd(0.01, momentum=0.9)
-    data = make_batch(16)
+def make_loop_step(name: str, data: Batch) -> tuple[Any, Any]:
+    """A step on rows of ``data``, and the state that it begins with."""
+    model, optimizer = make_model(name), optim.sgd(0.01, momentum=0.9)
     step = accumulate(on_indices(make_train_step(model, optimizer), data))
-    start = init_loop_state(init_train_state(model, optimizer, key=random.key(0)))
-    pure, donating = compile_step(step, donate=False), compile_step(step)
+    return step, init_loop_state(init_train_state(model, optimizer, key=random.key(0)))
 
+
+@pytest.mark.parametrize("name", compiled_models("speednet", "conv3"))
+def test_compiled_it_is_as_pure(name: str, make_batch) -> None:
+    """The same bits twice, near those of the step."""
+    step, start = make_loop_step(name, make_batch(16))
+    pure = compile_step(step, donate=False)
     kept, rows = clone(start), torch.arange(8)
     once, twice = pure(start, rows), pure(start, rows)
     assert tree.equal(once, twice)
@@ -361,7 +363,14 @@ def test_compiled_it_is_as_pure_and_donation_changes_no_bit(name: str, make_batc
     after = after._replace(state=after.state._replace(opt_state=opt_state))
     is_close(after, expected, rtol=1e-4, atol=1e-5)
 
-    a, b = start, kept
+
+@pytest.mark.slow  # a step is compiled twice; tests/runs/test_programs.py compiles one that donates
+@pytest.mark.parametrize("name", compiled_models("speednet", "conv3"))
+def test_donation_changes_no_bit(name: str, make_batch) -> None:
+    """The same bits, in the same memory."""
+    step, start = make_loop_step(name, make_batch(16))
+    pure, donating = compile_step(step, donate=False), compile_step(step)
+    a, b = start, clone(start)
     places = [leaf.data_ptr() for leaf in tree.leaves(b)]
     for i in range(3):
         rows = (torch.arange(8) + 8 * i) % 16

@@ -12,9 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor as _is_wrapped
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD1_1BDA
+_WORD = 2**32 - 1
+_SMALL = 8  # words; with 16 both take as long
 
 Cipher = Callable[..., tuple[Tensor, Tensor]]
 _operation: Cipher | None = None
@@ -48,7 +51,8 @@ def threefry2x32(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor
     if _operation is not None and k0.is_cpu:
         return _operation(k0, k1, x0, x1)
     if not torch.compiler.is_compiling():
-        return in_memory(k0, k1, x0, x1)
+        of_numbers = _is_small(k0, k1, x0, x1)
+        return (in_python if of_numbers else in_memory)(k0, k1, x0, x1)
     if _compiled is not None and k0.is_cuda:
         return _compiled(k0, k1, x0, x1)
     return rounds(k0, k1, x0, x1, rotate=_rotate, seam=_seam)
@@ -98,6 +102,45 @@ def in_memory(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, T
         x0 = x0.add_(schedule[(i + 1) % 3])
         x1 = x1.add_(schedule[(i + 2) % 3] + (i + 1))
     return x0, x1
+
+
+def in_python(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """The cipher of a few words in the memory of the CPU, with Python's integers.
+
+    PyTorch takes microseconds to begin each of a hundred operations. ``k0`` and ``k1`` are 0-d, and
+    ``x0`` and ``x1`` have one shape.
+    """
+    key = k0.item(), k1.item()
+    pairs = zip(x0.flatten().tolist(), x1.flatten().tolist(), strict=True)
+    ciphers = [rounds(*key, *pair, rotate=_rotate_number, seam=_same) for pair in pairs]
+    words = [list(map(_to_int32, word)) for word in zip(*ciphers, strict=True)] or [[], []]
+    y0, y1 = torch.tensor(words, dtype=torch.int32).reshape(2, *x0.shape)
+    return y0, y1
+
+
+def _is_small(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> bool:
+    """Whether ``in_python`` may be called: nothing but Python's numbers needs the words."""
+    return (
+        k0.dim() == k1.dim() == 0
+        and x0.shape == x1.shape
+        and x0.numel() <= _SMALL
+        and all(type(x) is Tensor and x.is_cpu and not _is_wrapped(x) for x in (k0, k1, x0, x1))
+        and not torch._C._len_torch_dispatch_stack()  # modes, which see operations or record them
+        and not torch.jit.is_tracing()
+    )
+
+
+def _rotate_number(x: int, r: int) -> int:
+    x &= _WORD  # higher bits do not reach lower ones, neither by + nor by ^
+    return x << r | x >> (32 - r)
+
+
+def _same(x: int) -> int:
+    return x
+
+
+def _to_int32(x: int) -> int:
+    return ((x & _WORD) ^ 2**31) - 2**31
 
 
 def _rotate(x: Tensor, r: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The command line, called in a folder of its own."""
 
 import functools
+import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,17 @@ def _one_command() -> Iterator[None]:
     """The command with its 30 subcommands is made once, in place of each time it is called."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_look_for_plugins() -> Iterator[None]:
+    """The files of all installed packages are read once for each ``sys.path``."""
+    find = importlib.metadata.entry_points
+    found = functools.cache(lambda _, **words: find(**words))
+    with pytest.MonkeyPatch.context() as patch:
+        entry_points = lambda **words: found(tuple(sys.path), **words)  # noqa: E731
+        patch.setattr(importlib.metadata, "entry_points", entry_points)
         yield
 
 

@@ -173,7 +173,7 @@ def test_what_a_page_says_can_be_typed(
     shutil.copytree(place, tmp_path, dirs_exist_ok=True)
     for name, recipe in recipes.RECIPES.items():
         if recipe.model == "speednet":  # narrow, and with small batches, as the data are few
-            widths = tuple(width // 4 for width in recipe.model_options["widths"])
+            widths = tuple(width // 8 for width in recipe.model_options["widths"])
             options = {**recipe.model_options, "widths": widths}
             quick = recipe.replace(
                 model_options=options,

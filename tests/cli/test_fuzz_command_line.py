@@ -36,6 +36,7 @@ from fcifar.io import PARTIAL, replacing
 from fcifar.recipes.tutorials import TUTORIALS
 from fcifar.report import draw
 from fcifar.report.figures import canvas, grids
+from fcifar.report.page import blocks
 from fcifar.train import environment, loop, signals
 from fcifar.train import evaluate as measuring
 from fcifar.train.config import make_config
@@ -410,6 +411,7 @@ def fcifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcifar]:
         for name in ("run", "evaluation", "examples"):
             patch.setattr(draw, name, draw_nothing)
         patch.setattr(grids, "compose", draw_nothing)
+        patch.setattr(blocks, "to_svg", lambda *_: "<svg></svg>")
         for module in (canvas, draw):
             patch.setattr(module, "save", save_something)
         patch.setattr(bench, "measure_step", measure_nothing)

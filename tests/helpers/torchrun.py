@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fcifar.train.run_dir import METRICS
+from tests.helpers import undrawn
 from tests.helpers.commands import Outcome
 
 
@@ -17,9 +18,9 @@ def start(
     *,
     processes: int = 2,
     options: Sequence[str] = (),
-    program: Sequence[str] = ("-m", "fcifar"),
+    program: Sequence[str] = (undrawn.PATH,),
 ) -> subprocess.Popen:
-    """``torchrun OPTIONS -m fcifar WORDS``, in the background; or another program."""
+    """``torchrun OPTIONS -m fcifar WORDS`` in the background, without figures; or a program."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", *options),
         *("--nproc-per-node", str(processes), *program, *words),
@@ -49,7 +50,7 @@ def run(words: Sequence[str], *, processes: int = 2, options: Sequence[str] = ()
 
 def alone(words: Sequence[str]) -> Outcome:
     """``fcifar WORDS``, in one process."""
-    command = [sys.executable, "-m", "fcifar", *words]
+    command = [sys.executable, undrawn.PATH, *words]
     done = subprocess.run(
         command, capture_output=True, text=True, env=_environment(), timeout=120, check=False
     )

@@ -39,25 +39,32 @@ def build(
 
 
 def test_a_program_overwrites_returns_and_reads_constants(tmp_path: Path) -> None:
-    """An argument in place, an argument as it is, and a draw; constants are values of the graph."""
+    """An argument in place, an argument as it is, and a draw; constants are values of the graph.
+
+    An operation that fails raises with its text, and the program can be called again.
+    """
     scale = torch.tensor([1.0, 2.0, 4.0])
 
-    def step(state: Tensor, key: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    def step(state: Tensor, key: Tensor, x: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         noise = random.normal(key, (2, 3))
-        state.copy_(state + x * scale)
+        state.copy_(state + x[rows] * scale)
         return state * 2, random.fold_in(key, 1), noise
 
-    state, key, x = torch.ones(2, 3), random.key(7), torch.arange(6.0).reshape(2, 3)
-    program, graph = build(tmp_path, step, state, key, x)
+    state, key, x = torch.ones(2, 3), random.key(7), torch.arange(15.0).reshape(5, 3)
+    rows = torch.tensor([1, 4])
+    program, graph = build(tmp_path, step, state, key, x, rows)
     assert [value.tolist() for value in graph.constants] == [scale.tolist()]
     wanted, found = state.clone(), state.clone()
+    program.keep([*graph.constants, found, key], 2)
+    with pytest.raises(RuntimeError, match="index out of bounds"):
+        program([x, torch.tensor([1, 9])])
     for _ in range(3):
-        results = step(wanted, key, x)
-        program.keep([*graph.constants, found, key], 1)
-        for a, b in zip(results, program([x]), strict=True):
+        found.copy_(wanted)
+        results = step(wanted, key, x, rows)
+        for a, b in zip(results, program([x, rows]), strict=True):
             assert_close(a, b)
         assert torch.equal(wanted, found)
-    assert torch.equal(program([x])[1], random.fold_in(key, 1))
+    assert torch.equal(program([x, rows])[1], random.fold_in(key, 1))
 
 
 def test_a_graph_is_known_by_its_operations_and_its_constants() -> None:
@@ -84,17 +91,6 @@ def test_an_operation_without_a_c_function_is_refused(tmp_path: Path) -> None:
     python_only.register_fake(torch.empty_like)
     with pytest.raises(aot.UnsupportedError, match="an operation that torch runs in Python"):
         build(tmp_path, lambda x: (python_only(x),), torch.ones(3))
-
-
-def test_an_operation_that_fails_raises(tmp_path: Path) -> None:
-    """With the text of the operation, and the program can be called again."""
-    program, graph = build(
-        tmp_path, lambda x, rows: (x[rows],), torch.arange(5.0), torch.tensor([1, 2])
-    )
-    program.keep([*graph.constants, torch.arange(5.0)], 1)
-    with pytest.raises(RuntimeError, match="index out of bounds"):
-        program([torch.tensor([1, 9])])
-    assert program([torch.tensor([4, 0])])[0].tolist() == [4.0, 0.0]
 
 
 @needs_kernels

@@ -12,10 +12,13 @@ MORE = ("--", "--epochs", "6", "--batch-size", "5", "--log-every", "4", "--threa
 
 
 @pytest.mark.parametrize(
-    "kills", [1, pytest.param(20, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("kills", "options"),
+    [(1, ["--no-figures"]), pytest.param(20, [], marks=pytest.mark.slow)],
+    ids=["short", "long"],
 )
 def test_killed_and_resumed_runs_end_with_the_same_bits(
     kills: int,
+    options: list[str],
     tmp_path: Path,
     dataset: Dataset,
     monkeypatch: pytest.MonkeyPatch,
@@ -24,5 +27,6 @@ def test_killed_and_resumed_runs_end_with_the_same_bits(
     save(dataset, tmp_path)
     monkeypatch.setenv("FCIFAR_DATA", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert kill.main(["--kills", str(kills), *TINY, *MORE, "--valid-fraction", "0.2"]) == 0
+    words = ["--kills", str(kills), *options, *TINY, *MORE, "--valid-fraction", "0.2"]
+    assert kill.main(words) == 0
     assert f"{kills} kills in" in capfd.readouterr().out
