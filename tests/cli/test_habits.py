@@ -129,7 +129,7 @@ def test_the_script_for_a_shell(shell: str) -> None:
 
 # Colours ------------------------------------------------------------------------------------------
 
-MISTAKE = ("train", "blits")
+MISTAKE = ("train", "--epochs", "many")  # which is seen before torch is imported
 COLOR = "\x1b[1;31m"
 
 
