@@ -495,11 +495,13 @@ def test_padding_may_hold_anything() -> None:
 def test_learns_a_tiny_batch(case: Case, make_batch) -> None:
     """By the median of the last losses: with momentum, single ones may be high for a while."""
     step, batch, state = case.make_step(), make_batch(16), case.make_state()
-    history = []
+    history: list[float] = []
     for _ in range(41 if state.variables.buffers else 151):
         state, found = step(state, batch)
         history.append(float(found.loss))
-    assert statistics.median(history[-20:]) < 0.95 * history[0]
+        if len(history) > 20 and statistics.median(history[-20:]) < 0.95 * history[0]:
+            return
+    pytest.fail(f"from {history[0]} to {statistics.median(history[-20:])}")
 
 
 def test_bf16_is_near_fp32(model: models.Model, make_batch) -> None:

@@ -456,7 +456,10 @@ def _count(key: Key, shape: Sequence[int]) -> Tensor:
 
 
 def _bits(key: Key, shape: Sequence[int]) -> Tensor:
-    y0, y1 = _cipher(key, _counters(key, shape))
+    counters = _counters(key, shape)
+    if counters.is_meta:
+        return counters
+    y0, y1 = _cipher(key, counters)
     if reuse.is_on():
         reuse.note_draw(key, shape)
     return y0 ^ y1
@@ -467,7 +470,10 @@ def _to_words(x: Tensor) -> Tensor:
 
 
 def _unit(key: Key, shape: Sequence[int]) -> Tensor:
-    return shift_right(_bits(key, shape), 9).to(torch.float32) * 2.0**-23
+    bits = _bits(key, shape)
+    if bits.is_meta:
+        return bits.to(torch.float32)
+    return shift_right(bits, 9).to(torch.float32) * 2.0**-23
 
 
 def _scale(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -483,6 +489,8 @@ def _scale(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
         unit: uniform draws, multiples of 2**-23 in [0, 1).
         low, high: float32, broadcast to ``unit``.
     """
+    if unit.is_meta:
+        return unit.expand(torch.broadcast_shapes(unit.shape, low.shape, high.shape))
     if unit.is_mps:  # no float64: round twice
         return unit * (high - low) + low
     low = _flush(low)
