@@ -114,7 +114,7 @@ def in_python(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, T
     pairs = zip(x0.flatten().tolist(), x1.flatten().tolist(), strict=True)
     ciphers = [rounds(*key, *pair, rotate=_rotate_number, seam=_same) for pair in pairs]
     words = [list(map(_to_int32, word)) for word in zip(*ciphers, strict=True)] or [[], []]
-    y0, y1 = torch.tensor(words, dtype=torch.int32).reshape(2, *x0.shape)
+    y0, y1 = torch.tensor(words, dtype=torch.int32, device=x0.device).reshape(2, *x0.shape)
     return y0, y1
 
 

@@ -47,6 +47,11 @@ def in_grad(key: Tensor) -> Tensor:
     return grad(lambda x: (x * 2, draw(key)), has_aux=True)(torch.ones(()))[1]
 
 
+def with_another_default_device(key: Tensor) -> Tensor:
+    with torch.device("meta"):
+        return draw(key)
+
+
 KEY = random.key(1)
 SEEN: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "vmap": lambda: vmap(draw),
@@ -57,6 +62,7 @@ SEEN: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "make_fx": lambda: for_each(make_fx(draw)(KEY)),
     "make_fx of fakes": lambda: for_each(make_fx(draw, tracing_mode="fake")(KEY)),
     "vmap of make_fx": lambda: vmap(make_fx(draw)(KEY)),
+    "default device": lambda: for_each(with_another_default_device),
     "jit.trace": lambda: for_each(torch.jit.trace(draw, KEY)),
     "compile": lambda: for_each(torch.compile(draw, backend="aot_eager", fullgraph=True)),
 }
