@@ -25,10 +25,14 @@ def _one_command() -> Iterator[None]:
 def _one_look_for_plugins() -> Iterator[None]:
     """The files of all installed packages are read once for each ``sys.path``."""
     find = importlib.metadata.entry_points
-    found = functools.cache(lambda _, **words: find(**words))
+
+    @functools.cache
+    def found(_: tuple[str, ...], group: str) -> importlib.metadata.EntryPoints:
+        return find(group=group)
+
     with pytest.MonkeyPatch.context() as patch:
-        entry_points = lambda **words: found(tuple(sys.path), **words)  # noqa: E731
-        patch.setattr(importlib.metadata, "entry_points", entry_points)
+        name = "entry_points"
+        patch.setattr(importlib.metadata, name, lambda group: found(tuple(sys.path), group))
         yield
 
 

@@ -70,7 +70,7 @@ SEEN: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 
 @pytest.mark.filterwarnings("ignore")  # torch.jit.trace has several
 @pytest.mark.parametrize("name", SEEN)
-def test_a_recorded_draw_is_no_constant(name: str) -> None:
+def test_a_recorded_draw_is_not_a_constant(name: str) -> None:
     """What records or maps operations sees those of the cipher, whatever the key is later."""
     keys = random.split(random.key(7), 4)
     assert torch.equal(SEEN[name]()(keys), for_each(draw)(keys))
