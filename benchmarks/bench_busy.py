@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from benchmarks import records, script
@@ -108,7 +108,7 @@ def _steps(training: Any, state: Any, seconds: float) -> tuple[Any, float]:
 
 
 @contextlib.contextmanager
-def _busy_processes(count: int) -> Iterator[None]:
+def _busy_processes(count: int) -> Generator[None]:
     """Keep ``count`` processes busy."""
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
     try:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ LARGEST_JSON = 64 * 2**20  # bytes; files written by fcifar are thousands of tim
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path]:
     """Yield a temporary path next to ``path``, and rename it to ``path`` at the end.
 
     If the block raises, ``path`` is unchanged and the temporary file is removed.
@@ -159,7 +159,7 @@ def is_locked(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def made(folder: Path) -> Iterator[None]:
+def made(folder: Path) -> Generator[None]:
     """Make a directory and its parents for a block, and remove those that are made and stay empty.
 
     Raises an OSError if it cannot be made.
@@ -175,7 +175,7 @@ def made(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Hold the lock of a run directory. Creates the directory, and removes it again if it stays
     empty.
 

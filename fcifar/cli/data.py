@@ -1,7 +1,7 @@
 """fcifar data."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +36,7 @@ def begin_to_read(name: str, data_dir: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def opening_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> Iterator["data.Dataset"]:
+def opening_dataset(name: str, data_dir: Path | None, *, quiet: bool) -> Generator["data.Dataset"]:
     """As ``open_dataset``, but check the digest during the block, which must not print anything.
 
     Raises:

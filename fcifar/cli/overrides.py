@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fcifar.errors import UsageError, did_you_mean, shown
@@ -28,7 +28,7 @@ def flag(name: str) -> str:
 @contextlib.contextmanager
 def naming_options(
     changes: Sequence[str] | None, grid: Sequence[str] | None = None
-) -> Iterator[None]:
+) -> Generator[None]:
     """Let UsageErrors about a recipe name options of ``fcifar train`` instead of fields.
 
     Args:

@@ -12,7 +12,7 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from fcifar.errors import UsageError, located, shown
 
@@ -21,7 +21,7 @@ GROUP = "fcifar.plugins"
 
 
 @contextlib.contextmanager
-def importable(words: Sequence[str] = ()) -> Iterator[None]:
+def importable(words: Sequence[str] = ()) -> Generator[None]:
     """Import all plugins, and allow imports from the current folder.
 
     Installed plugins come first, sorted by name, then the modules in ``$FCIFAR_IMPORT``, separated

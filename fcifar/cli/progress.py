@@ -1,7 +1,7 @@
 """Progress on stderr: bars in a terminal, plain lines anywhere else."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from rich.progress import (
@@ -21,7 +21,7 @@ from fcifar.train.events import Advanced, Event, Logged, Noted, Preparing
 
 
 @contextlib.contextmanager
-def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def counting(*, quiet: bool) -> Generator[Callable[[str, int, int], None]]:
     """Show a bar for calls of ``progress(description, done, total)``."""
     with _bar(_Count(), quiet=quiet) as bar:
         tasks: dict[str, TaskID] = {}
@@ -37,7 +37,7 @@ def counting(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextlib.contextmanager
-def doing(what: str, *, quiet: bool) -> Iterator[None]:
+def doing(what: str, *, quiet: bool) -> Generator[None]:
     """Show a spinner in a terminal, and a line elsewhere."""
     if not quiet and not output.stderr.is_interactive:
         output.note(what)
@@ -47,7 +47,7 @@ def doing(what: str, *, quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def training(*, quiet: bool, events: Path | None = None) -> Iterator[Callable[[Event], None]]:
+def training(*, quiet: bool, events: Path | None = None) -> Generator[Callable[[Event], None]]:
     """Show a bar for the events of training, and a line for each log point.
 
     Args:

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import threading
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def _store(
 
 
 @contextlib.contextmanager
-def _downloading(folder: Path, known: Known, progress: Progress) -> Iterator[None]:
+def _downloading(folder: Path, known: Known, progress: Progress) -> Generator[None]:
     """Report the size of ``folder`` while the block runs. Sockets that it opens time out.
 
     torchvision has no callback, only a progress bar on standard error and notes on standard

@@ -7,7 +7,7 @@ whose log was cut back, has no point twice.
 import contextlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def is_begun(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def writing(path: Path, observe: Observe) -> Iterator[Observe]:
+def writing(path: Path, observe: Observe) -> Generator[Observe]:
     """Extend ``observe`` to write each ``Logged`` into the event file of its run.
 
     Scalars ``loss/SPLIT`` and ``accuracy/SPLIT`` over steps, with the seconds of training as their

@@ -22,7 +22,7 @@ import hashlib
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -119,7 +119,7 @@ def trace(function: Callable[..., Any], arguments: Sequence[Tensor]) -> Graph:
 
 
 @contextmanager
-def _without_ranks() -> Iterator[None]:
+def _without_ranks() -> Generator[None]:
     """Do not communicate while a function is recorded: the other ranks may have loaded it."""
     with torch.library._scoped_library("_c10d_functional", "IMPL") as library:
         library.impl("all_reduce", lambda x, *_: x.clone(), "CPU", allow_override=True)

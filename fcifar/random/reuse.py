@@ -21,7 +21,7 @@ keys on the meta device, and a key that ``vmap`` does not map over, whose one dr
 import contextlib
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ _record: ContextVar[_Record | None] = ContextVar("record", default=None)
 
 
 @contextlib.contextmanager
-def no_reuse() -> Iterator[None]:
+def no_reuse() -> Generator[None]:
     """Raise a ``KeyReuseError`` when a key is used twice, with the places of both uses.
 
     For debugging: it reads the value of each key, hence waits for a GPU, and remembers all of them
@@ -89,7 +89,7 @@ def no_reuse() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def allow_reuse() -> Iterator[None]:
+def allow_reuse() -> Generator[None]:
     """Do not record the uses of keys in this context, such as a test that calls a step twice.
 
     >>> key = fcifar.random.key(0)

@@ -7,7 +7,7 @@ int64.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _compiled: Cipher | None = None
 
 
 @contextlib.contextmanager
-def using(operation: Cipher) -> Iterator[None]:
+def using(operation: Cipher) -> Generator[None]:
     """Call ``operation`` for the cipher of int32 tensors on the CPU, such as while recording."""
     global _operation
     before, _operation = _operation, operation

@@ -81,8 +81,8 @@ def load(path: Path, *, average: bool = False) -> Trained:
     try:
         recipe = recipes.from_dict(json.loads(metadata["recipe"]))
         classes = json.loads(metadata["classes"])
-        dataset, digest = str(metadata["dataset"]), str(metadata["dataset_digest"])
-        seed, soup = int(metadata["seed"]), str(metadata.get("soup", ""))
+        dataset, digest = metadata["dataset"], metadata["dataset_digest"]
+        seed, soup = int(metadata["seed"]), metadata.get("soup", "")
         temperature = float(metadata.get("temperature", 1))
         if not 0 < temperature < math.inf:
             raise ValueError(f"its temperature is {temperature}")

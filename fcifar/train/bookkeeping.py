@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class Run:
         return step >= self.training.total_steps or should_stop(self.valid_losses, patience)
 
     @contextlib.contextmanager
-    def timing(self, name: str) -> Iterator[None]:
+    def timing(self, name: str) -> Generator[None]:
         """Add the duration of the block to a timing."""
         started = time.perf_counter()
         yield

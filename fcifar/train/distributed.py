@@ -8,7 +8,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -76,7 +76,7 @@ def _timeout() -> timedelta:
 
 
 @contextlib.contextmanager
-def group(runtime: Runtime) -> Iterator[Axis]:
+def group(runtime: Runtime) -> Generator[Axis]:
     """Yield the axis of the ranks that divide each batch.
 
     Uses ``torch.distributed``'s default group. If there is none, initializes it (gloo on the CPU,
@@ -118,7 +118,7 @@ def group_name() -> str:
 
 
 @contextlib.contextmanager
-def _naming_lost_ranks() -> Iterator[None]:
+def _naming_lost_ranks() -> Generator[None]:
     """Raise a LostError for torch's errors of a failed collective."""
     try:
         yield
@@ -193,7 +193,7 @@ def store() -> Any:
 
 
 @contextlib.contextmanager
-def main_first(name: str) -> Iterator[None]:
+def main_first(name: str) -> Generator[None]:
     """Run the block on rank 0 first; the other ranks wait for it without a timeout."""
     if world_size() > 1 and not is_main():
         with _naming_lost_ranks():
@@ -232,7 +232,7 @@ def should_print(error: BaseException) -> bool:
         if isinstance(error, LostError):  # the lost rank reports its own error first
             time.sleep(_GRACE)
         return store().add("failed", 1) == 1
-    except (RuntimeError, ExternalError):  # torchrun has ended already
+    except RuntimeError:  # torchrun has ended already, also as an ExternalError
         return is_main()
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ def train(
             lap = now
 
         @contextlib.contextmanager
-        def dropping_nonfinite(run: Run) -> Iterator[None]:
+        def dropping_nonfinite(run: Run) -> Generator[None]:
             """Continue a sweep without a run whose loss or parameters are not finite."""
             try:
                 yield

@@ -23,7 +23,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def runs_root(runs_dir: Path | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def new_run(root: Path, recipe: str, dataset: str, which: str) -> Iterator[Path]:
+def new_run(root: Path, recipe: str, dataset: str, which: str) -> Generator[Path]:
     """Make a folder in ``root`` for a new run (``which`` is ``seed0``) or group (``8runs``).
 
     Its name ends with the time, and with a number when runs of one name begin in one second. It is

@@ -7,7 +7,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def on_rank(device: str, local_rank: int) -> str:
 
 
 @contextlib.contextmanager
-def activate(runtime: Runtime) -> Iterator[None]:
+def activate(runtime: Runtime) -> Generator[None]:
     """Set torch's global flags as ``runtime`` says, and restore them at the end."""
     before, exact = read_switches(), runtime.deterministic
     values = {

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 Stop = Callable[[], int | None]
 """Returns the number of a signal to stop at, or None."""
@@ -17,7 +17,7 @@ def never() -> None:
 
 
 @contextlib.contextmanager
-def catching_signals() -> Iterator[Stop]:
+def catching_signals() -> Generator[Stop]:
     """Catch signals within the block; yields a function that returns the first one, or None.
 
     The second signal has its usual effect. Ignored signals, as under nohup, stay ignored. Outside

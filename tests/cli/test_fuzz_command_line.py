@@ -14,7 +14,7 @@ import stat
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -354,7 +354,7 @@ def empty(folder: Path, but: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def stopping_after(steps: int) -> Iterator[Callable[[], int | None]]:
+def stopping_after(steps: int) -> Generator[Callable[[], int | None]]:
     """As ``catching_signals``, with a SIGTERM that comes by itself."""
     asked = iter(range(steps))
     yield lambda: signal.SIGTERM if next(asked, None) is None else None

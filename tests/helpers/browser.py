@@ -11,7 +11,7 @@ import os
 import select
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ def find() -> str | None:
 
 
 @contextlib.contextmanager
-def browsing(profile: Path) -> Iterator[Callable[..., Seen]]:
+def browsing(profile: Path) -> Generator[Callable[..., Seen]]:
     """``see(path, width=390, dark=True)``: a file in a window of a width, in light or dark.
 
     ``picture=True`` takes a picture of it, which takes seconds.
@@ -123,7 +123,7 @@ class _Browser:
 
 
 @contextlib.contextmanager
-def _browser(profile: Path) -> Iterator[_Browser]:
+def _browser(profile: Path) -> Generator[_Browser]:
     program = find()
     assert program, "no Chromium"
     theirs_in, asks = os.pipe()

@@ -6,7 +6,7 @@ to the CPU. The rest is watched, operation by operation.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def on_meta(function: Callable[..., Tree], *arguments: Tree) -> Tree:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def watched() -> Generator[None]:
     """Raise a DeviceError at the first operation that is not on the meta device alone."""
     with _Operations(), _HostData():
         yield

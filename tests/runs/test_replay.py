@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def nudged(
     activate = runtimes.activate
 
     @contextlib.contextmanager
-    def emulated(runtime: Runtime) -> Iterator[None]:
+    def emulated(runtime: Runtime) -> Generator[None]:
         with activate(Runtime(threads=1)):
             Environment.changed = runtime.threads == 2
             yield

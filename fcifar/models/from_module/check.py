@@ -8,7 +8,7 @@ import contextlib
 import traceback
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -395,7 +395,7 @@ def check_caches(
 
 
 @contextlib.contextmanager
-def _refused(operation: str) -> Iterator[None]:
+def _refused(operation: str) -> Generator[None]:
     try:
         yield
     except (Exception, SystemExit) as error:

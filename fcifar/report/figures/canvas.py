@@ -11,7 +11,7 @@ import gc
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -220,7 +220,7 @@ def _fonts_for(figure: "Figure") -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _fonts_for_texts(texts: Iterable["Text"]) -> Iterator[None]:
+def _fonts_for_texts(texts: Iterable["Text"]) -> Generator[None]:
     """Give each text fonts that have its characters. A character that no font has is a box."""
     for text in texts:
         if not text.get_text().isascii():
@@ -245,11 +245,11 @@ def fallback_fonts(characters: frozenset[str]) -> tuple[str, ...]:
     manager = font_manager.fontManager
     chosen = _covering(missing, manager.ttflist)
     if missing - {" "}:  # a font may have been installed after matplotlib listed them
-        known = {str(entry.fname) for entry in manager.ttflist}
+        known = {entry.fname for entry in manager.ttflist}
         for path in sorted(set(map(str, font_manager.findSystemFonts())) - known):
             with contextlib.suppress(Exception):  # matplotlib cannot read it
                 manager.addfont(path)
-        new = [entry for entry in manager.ttflist if str(entry.fname) not in known]
+        new = [entry for entry in manager.ttflist if entry.fname not in known]
         chosen += _covering(missing, new)
     return tuple(chosen)
 
