@@ -27,12 +27,12 @@ def _one_look_for_plugins() -> Iterator[None]:
     find = importlib.metadata.entry_points
 
     @functools.cache
-    def found(_: tuple[str, ...], group: str) -> importlib.metadata.EntryPoints:
-        return find(group=group)
+    def found(_: tuple[str, ...], **chosen: str) -> importlib.metadata.EntryPoints:
+        return find(**chosen)
 
     with pytest.MonkeyPatch.context() as patch:
-        name = "entry_points"
-        patch.setattr(importlib.metadata, name, lambda group: found(tuple(sys.path), group))
+        look = "importlib.metadata.entry_points"
+        patch.setattr(look, lambda **chosen: found(tuple(sys.path), **chosen))
         yield
 
 
