@@ -493,7 +493,7 @@ def test_padding_may_hold_anything() -> None:
 
 @without_dear
 def test_learns_a_tiny_batch(case: Case, make_batch) -> None:
-    """By the median of the last losses: with momentum, single ones may be high for a while."""
+    """Sooner or later, by the median of 20 losses: with momentum, single ones may be high."""
     step, batch, state = case.make_step(), make_batch(16), case.make_state()
     history: list[float] = []
     for _ in range(41 if state.variables.buffers else 151):
