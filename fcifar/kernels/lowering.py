@@ -65,7 +65,7 @@ def fuse(graph: fx.Graph, prepare: Prepare = load_now) -> int:
     for node in graph.find_nodes(op="call_function", target=aten.convolution_backward.default):
         _replace_wide_backward(graph, node, prepare)
     count += norm_gelu.fuse(graph)
-    _multiply_in_float32(graph)
+    _compute_in_float32(graph)
     _write_before_permuting(graph)
     _decompose_remaining(graph)
     return count
@@ -209,26 +209,56 @@ def _write_before_permuting(graph: fx.Graph) -> None:
 _FEW = 16  # channels; fewer do not fill a vector
 
 
-def _multiply_in_float32(graph: fx.Graph) -> None:
-    """Multiply matrices of bfloat16 in float32 where that is faster."""
+def _compute_in_float32(graph: fx.Graph) -> None:
+    """Compute the remaining products of matrices and convolutions of bfloat16 in float32, where
+    that is faster.
+    """
     if winograd.why_not() is not None or not build.has_float16():
         return
-    convert = torch.ops.prims.convert_element_type.default
-    for op in (aten.bmm.default, aten.mm.default):
+    for op in _PRODUCTS:
         for node in graph.find_nodes(op="call_function", target=op):
-            factors: Any = node.args
-            value, inputs = node.meta["val"], [n.meta["val"] for n in factors]
-            if any(v.dtype != torch.bfloat16 or v.device.type != "cpu" for v in inputs):
-                continue
-            with graph.inserting_before(node):
-                wide = [graph.call_function(convert, (n, torch.float32)) for n in factors]
-                product = graph.call_function(op, tuple(wide))
-                result = graph.call_function(convert, (product, torch.bfloat16))
-            for made, like in zip((*wide, product), (*inputs, value), strict=True):
-                made.meta["val"] = like.to(torch.float32)
-            result.meta["val"] = value
-            node.replace_all_uses_with(result)
-            graph.erase_node(node)
+            tensors = [a for a in node.args if isinstance(a, fx.Node)]
+            values = [n.meta["val"] for n in tensors]
+            if all(v.dtype == torch.bfloat16 and v.device.type == "cpu" for v in values):
+                _in_float32(graph, node)
+
+
+_PRODUCTS = (
+    aten.bmm.default,
+    aten.mm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+)
+
+
+def _in_float32(graph: fx.Graph, node: fx.Node) -> None:
+    """Convert the tensors that an operation takes to float32, and its results to bfloat16."""
+
+    def convert(tensor: fx.Node, dtype: torch.dtype) -> fx.Node:
+        made = graph.call_function(torch.ops.prims.convert_element_type.default, (tensor, dtype))
+        made.meta["val"] = tensor.meta["val"].to(dtype)
+        return made
+
+    with graph.inserting_before(node):
+        tensors = [a for a in node.args if isinstance(a, fx.Node)]
+        wide = {tensor: convert(tensor, torch.float32) for tensor in dict.fromkeys(tensors)}
+    node.args = tuple(wide[a] if isinstance(a, fx.Node) else a for a in node.args)
+    value = node.meta["val"]
+    if isinstance(value, Tensor):
+        node.meta["val"] = value.to(torch.float32)
+        results = [node]
+    else:
+        node.meta["val"] = tuple(v if v is None else v.to(torch.float32) for v in value)
+        results = list(node.users)
+    for result in results:
+        if (of_result := result.meta["val"]) is None:
+            continue
+        result.meta["val"] = of_result.to(torch.float32)
+        with graph.inserting_after(result):
+            narrow = convert(result, torch.bfloat16)
+        result.replace_all_uses_with(
+            narrow, delete_user_cb=lambda user, own=narrow: user is not own
+        )
 
 
 def _is_plain(node: Any, dtype: torch.dtype) -> bool:

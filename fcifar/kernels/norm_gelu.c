@@ -138,6 +138,7 @@ int norm_gelu_sums(int64_t rows, int64_t channels, const bf16 *dz, const bf16 *x
 {
     _Alignas(64) float s[MOST], t[MOST];
     spread(channels, scale, s), spread(channels, shift, t);
+    const size_t bytes = sizeof(float) * ((channels + WIDTH - 1) / WIDTH * WIDTH);
     int most = omp_get_max_threads(), used = 1;
     double *totals = calloc((size_t)most * 2 * channels, sizeof(double));
     if (!totals) return 1;
@@ -148,7 +149,7 @@ int norm_gelu_sums(int64_t rows, int64_t channels, const bf16 *dz, const bf16 *x
         _Alignas(64) float g_sums[MOST], gx_sums[MOST];
         int64_t end = rows * (own + 1) / threads;
         for (int64_t first = rows * own / threads; first < end; first += BLOCK) {
-            memset(g_sums, 0, sizeof g_sums), memset(gx_sums, 0, sizeof gx_sums);
+            memset(g_sums, 0, bytes), memset(gx_sums, 0, bytes);
             for (int64_t r = first; r < end && r < first + BLOCK; r++)
                 for (int64_t c = 0; c < channels; c += WIDTH) {
                     __mmask32 some = some_of(channels, c);
@@ -177,9 +178,14 @@ int norm_gelu_sums(int64_t rows, int64_t channels, const bf16 *dz, const bf16 *x
 
 /* The mean over all rows, and the variance: the mean square of the distance from it. Each block of
  * rows has its own mean, and blocks are combined after Chan, Golub and LeVeque, "Algorithms for
- * computing the sample variance", 1983. Returns 0, or 1 where memory was short. */
+ * computing the sample variance", 1983. Several rows of few channels are taken as one of WIDTH, and
+ * their sums combined in the end. Returns 0, or 1 where memory was short. */
 int moments(int64_t rows, int64_t channels, const bf16 *x, float *var, float *mean)
 {
+    const int64_t fold = WIDTH % channels == 0 && rows % (WIDTH / channels) == 0 ? WIDTH / channels : 1;
+    const int64_t own_channels = channels;
+    rows /= fold, channels *= fold;
+    const size_t bytes = sizeof(float) * ((channels + WIDTH - 1) / WIDTH * WIDTH);
     int most = omp_get_max_threads(), used = 1;
     double *totals = calloc((size_t)most * 2 * channels, sizeof(double));
     if (!totals) return 1;
@@ -191,7 +197,7 @@ int moments(int64_t rows, int64_t channels, const bf16 *x, float *var, float *me
         int64_t begin = rows * own / threads, end = rows * (own + 1) / threads;
         for (int64_t first = begin; first < end; first += BLOCK) {
             int64_t last = first + BLOCK < end ? first + BLOCK : end;
-            memset(sums, 0, sizeof sums), memset(far, 0, sizeof far);
+            memset(sums, 0, bytes), memset(far, 0, bytes);
             for (int64_t r = first; r < last; r++)
                 for (int64_t c = 0; c < channels; c += WIDTH)
                     add_to(sums + c, load(some_of(channels, c), x + r * channels + c));
@@ -217,17 +223,19 @@ int moments(int64_t rows, int64_t channels, const bf16 *x, float *var, float *me
         #pragma omp single
         used = threads;
     }
-    for (int64_t c = 0; c < channels; c++) {
+    for (int64_t c = 0; c < own_channels; c++) {
         double all = 0, middle = 0, square = 0;
         for (int k = 0; k < used; k++) {
             double count = rows * (k + 1) / used - rows * k / used;
             if (!count) continue;
-            double apart = totals[2 * k * channels + c] - middle, part = count / (all + count);
-            middle += apart * part;
-            square += totals[(2 * k + 1) * channels + c] + apart * apart * all * part;
-            all += count;
+            for (int64_t lane = c; lane < channels; lane += own_channels) {
+                double apart = totals[2 * k * channels + lane] - middle, part = count / (all + count);
+                middle += apart * part;
+                square += totals[(2 * k + 1) * channels + lane] + apart * apart * all * part;
+                all += count;
+            }
         }
-        mean[c] = middle, var[c] = square / rows;
+        mean[c] = middle, var[c] = square / all;
     }
     free(totals);
     return 0;

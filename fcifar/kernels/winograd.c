@@ -323,7 +323,7 @@ SPECIALISED Vec pixel(Source from, int h, int w, int c)
     int height = from.is_gradient ? HY : H, width = from.is_gradient ? WY : W;
     if (h < 0 || h >= height || w < 0 || w >= width || !from.values) return zero();
     if (!from.is_gradient) return load_scaled(some_of(CIN, c), from.values + (h * W + w) * CIN + c, from.scale);
-    if (!POOL) return load_scaled(-1, from.values + (h * W + w) * COUT + c, from.scale);
+    if (!POOL) return load_scaled(some_of(COUT, c), from.values + (h * W + w) * COUT + c, from.scale);
     int at = (h / 2 * WP + w / 2) * COUT + c;
     return load_scaled(equals(from.which + at, h % 2 * 2 + w % 2), from.values + at, from.scale);
 }
@@ -596,6 +596,7 @@ enum {
     HIGH = SUMS / WIDE,                             /* rows of a block of sums */
     DU_ROWS = ROUND_UP(COUT, HIGH),
     DU_PLACE = DU_ROWS * OUT,                       /* elements */
+    PARTS = PLACES * DU_PLACE * 4 <= 300000 ? 8 : 1, /* several sets of them in the caches */
 };
 
 ALONE void multiply_both(int steps, const char *a, const char *b, int more, __m512 *sum)
@@ -685,16 +686,15 @@ static float least(const float *scales, int images)
     return scale;
 }
 
-/* Threads transform the tiles of some images, and then each multiplies those of some places. */
-static int sum_weights(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, bf16 *dw)
+/* dU of some images: threads transform their tiles, and then each multiplies those of some places. */
+static int sum_images(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, float *du)
 {
     const size_t v_place = (size_t)STEPS * V_ROW + ODD, m_place = (size_t)STEPS * DM_ROW + ODD;
-    const size_t sums = PLACES * sizeof(float) * DU_PLACE;
-    Memory memory = {aligned_alloc(64, PLACES * ROUND_UP(v_place + m_place, 64) + ROUND_UP(sums, 64) + 128), 0};
+    Memory memory = {aligned_alloc(64, PLACES * ROUND_UP(v_place + m_place, 64) + 128), 0};
     if (!memory.start) return 1;
     Tiles v = {take(&memory, PLACES * v_place), v_place, V_ROW};
     Tiles dm = {take(&memory, PLACES * m_place), m_place, DM_ROW};
-    float *du = take(&memory, sums), x_scales[WEIGHT_GROUP], g_scales[WEIGHT_GROUP];
+    float x_scales[WEIGHT_GROUP], g_scales[WEIGHT_GROUP];
     #pragma omp parallel
     {
         #pragma omp for schedule(static)
@@ -727,11 +727,37 @@ static int sum_weights(int64_t n, const bf16 *gradient, const uint8_t *which, co
                     add_products(steps, dm.start + p * m_place, v.start + p * v_place + c * 4, 1 / (x_scale * g_scale),
                                  du + (size_t)p * DU_PLACE + c);
         }
-        #pragma omp for schedule(static)
-        for (int o = 0; o < COUT; o++) write_kernel(o, du, dw);
     }
     free(memory.start);
     return 0;
+}
+
+/* Small sums are made of PARTS of the images, each by one thread, which keeps its tiles in its caches;
+ * the region of ``sum_images`` in that of the parts has one thread. */
+static int sum_weights(int64_t n, const bf16 *gradient, const uint8_t *which, const bf16 *x, bf16 *dw)
+{
+    const size_t all = (size_t)PLACES * DU_PLACE;
+    float *du = aligned_alloc(64, ROUND_UP(PARTS * all * sizeof(float), 64));
+    if (!du) return 1;
+    int is_short = 0;
+    #pragma omp parallel for schedule(static) if(PARTS > 1) reduction(|:is_short)
+    for (int k = 0; k < PARTS; k++) {
+        int64_t first = n * k / PARTS / 2 * 2, end = k + 1 < PARTS ? n * (k + 1) / PARTS / 2 * 2 : n;
+        is_short |= sum_images(end - first, gradient + first * Y, which ? which + first * Y : NULL, x + first * X, du + k * all);
+    }
+    if (!is_short) {
+        #pragma omp parallel
+        {
+            #pragma omp for schedule(static)
+            for (int p = 0; p < PLACES; p++)
+                for (int k = 1; k < PARTS; k++)
+                    for (int i = 0; i < DU_PLACE; i++) du[p * DU_PLACE + i] += du[k * all + p * DU_PLACE + i];
+            #pragma omp for schedule(static)
+            for (int o = 0; o < COUT; o++) write_kernel(o, du, dw);
+        }
+    }
+    free(du);
+    return is_short;
 }
 
 /* The gradient of y [n, H, W, COUT], x, weight -> those of x and weight, each unless it is null; with

@@ -24,7 +24,7 @@ from fcifar.kernels import build
 
 SOURCE = Path(__file__).with_name("winograd.c")
 LAST = torch.channels_last
-COLUMNS = 32  # the number of output channels must be a multiple
+COLUMNS = 32  # the number of output channels must be a multiple; 16 with float16 and without a pool
 WIDEST = 512  # channels; of more, a sum of float16 could overflow
 LARGEST = 64  # rows or columns; more have not been measured
 CACHE = 800_000  # bytes, of the second cache, for some images' transformed tiles and their products
@@ -60,12 +60,13 @@ def why_not() -> str | None:
 
 def fits(shape: Shape) -> bool:
     """Whether the kernel supports a shape, and is fast for it."""
-    channels_in, channels_out, height, width, *_ = shape
+    channels_in, channels_out, height, width, pool, _ = shape
+    columns = COLUMNS // 2 if build.has_float16() and not pool else COLUMNS
     return (
         16 <= channels_in <= WIDEST
         and channels_in % 8 == 0
         and 0 < channels_out <= WIDEST
-        and channels_out % COLUMNS == 0
+        and channels_out % columns == 0
         and min(height, width) >= 2
         and max(height, width) <= LARGEST
     )

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 )
 aten = torch.ops.aten
 OURS = (norm_gelu.norm_gelu, norm_gelu_sums, norm_gelu_backward, moments)
-SIZES = [(3, 64, 5, 7), (2, 24, 9, 1), (70, 8, 2, 2), (1, 40, 1, 1), (5, 256, 3, 3)]
+SIZES = [(3, 64, 5, 7), (2, 24, 9, 1), (70, 8, 2, 2), (1, 40, 1, 1), (5, 256, 3, 3), (9, 16, 6, 9)]
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -100,6 +100,15 @@ def test_moments_far_from_zero_keep_their_digits() -> None:
     torch.testing.assert_close(ours[1].double(), mean, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("count", [1, 8, 9])
+def test_moments_of_few_channels_are_those_of_each_row(count: int) -> None:
+    """Whether or not several rows are taken as one."""
+    x = images(0, count, 8, 3, 3) + torch.arange(8.0).bfloat16()[:, None, None]
+    var, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(moments(x)[0].double(), var, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(moments(x)[1].double(), mean, rtol=1e-6, atol=1e-7)
+
+
 def test_what_is_no_number_stays_none() -> None:
     x, (one, zero) = images(0, 1, 8, 2, 2), (torch.ones(8), torch.zeros(8))
     x[0, 3, 1, 1] = float("nan")
@@ -125,7 +134,7 @@ def test_the_same_threads_give_the_same_bits(threads: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_how_images_lie_in_memory_does_not_matter() -> None:
+def test_how_countlie_in_memory_does_not_matter() -> None:
     x, dz = images(0, 3, 24, 5, 4), images(1, 3, 24, 5, 4)
     channels = list(normal(2, 5, 24))
     plain = (dz.contiguous(), x.contiguous(), *channels)

@@ -1,5 +1,7 @@
 """Where the kernels for wide convolutions go into a graph, and where not."""
 
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -24,6 +26,8 @@ FORWARD = winograd.conv_pool
 BACKWARD = wide_conv_backward
 OTHERS_OF_WINOGRAD = (winograd.conv, winograd.conv_backward, winograd.conv_pool_backward)
 POOLS = (aten.max_pool2d_with_indices.default, aten.max_pool2d_with_indices_backward.default)
+
+CONVERT = torch.ops.prims.convert_element_type.default
 
 # Whole numbers, whose sums are exact: else which of two near sums is greater depends on rounding.
 X = random.randint(random.key(1), (3, 16, 9, 8), -1, 2).bfloat16()
@@ -192,6 +196,35 @@ def test_matrices_are_multiplied_in_float32_where_that_is_faster(
         result = module(a, b)
         assert result.dtype == torch.bfloat16
         torch.testing.assert_close(result.double(), a.double() @ b.double(), rtol=2**-7, atol=0.05)
+
+
+def test_other_convolutions_are_computed_in_float32_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of few channels, or with a stride; forward, and each gradient alone or both."""
+    x = random.normal(random.key(1), (2, 3, 9, 9)).bfloat16()
+    weight = (random.normal(random.key(2), (32, 3, 3, 3)) / 4).bfloat16()
+    dy = random.normal(random.key(3), (2, 32, 5, 5)).bfloat16()
+    settings = ([2, 2], [1, 1], [1, 1], False, [0, 0], 1)
+
+    def forward(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        return aten.convolution(x, weight, None, *settings)
+
+    def backward(mask: list[bool], dy: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
+        parts = aten.convolution_backward(dy, x, weight, None, *settings, mask)
+        return [part for part in parts if part is not None]
+
+    masks = ([True, True, False], [True, False, False], [False, True, False])
+    cases = [forward, *(functools.partial(backward, mask) for mask in masks)]
+    arguments = (dy, x, weight)
+    for has_float16, function in itertools.product((True, False), cases):
+        monkeypatch.setattr(build, "has_float16", lambda has=has_float16: has)
+        module = traced(function, *arguments)
+        converted = [n for n in module.graph.nodes if n.target is CONVERT]
+        assert bool(converted) == has_float16
+        ours = tree.leaves(module(*arguments))
+        assert all(part.dtype == torch.bfloat16 for part in ours)
+        assert_close(ours, tree.leaves(function(*(a.double() for a in arguments))))
 
 
 def test_a_compiled_step_is_as_exact_as_the_step() -> None:

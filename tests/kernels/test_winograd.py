@@ -29,6 +29,7 @@ SHAPES = {
     "128 to 128, tiny": Shape(128, 128, 3, 3, False),
     "128 to 128, tiny, pooled": Shape(128, 128, 4, 4, True),
     "16 to 32, one window": Shape(16, 32, 2, 3, True),
+    "16 to 16": Shape(16, 16, 9, 8, False),
     "40 to 32, not square": Shape(40, 32, 5, 18, False),
     "40 to 32, not square, pooled": Shape(40, 32, 5, 18, True),
 }
@@ -284,9 +285,11 @@ def test_how_tensors_lie_in_memory_does_not_matter() -> None:
 
 @kinds
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same_bits(threads: int, kind: Kind) -> None:
-    shape = SHAPES["40 to 32, not square, pooled"]
-    arguments, before = draw(shape, 7), torch.get_num_threads()
+@pytest.mark.parametrize("name", ["40 to 32, not square, pooled", "64 to 96, odd"])
+def test_any_number_of_threads_gives_the_same_bits(name: str, threads: int, kind: Kind) -> None:
+    """Sums over the images are made in parts where they are small; those of 96 x 64 are not."""
+    shape = SHAPES[name]
+    arguments, before = draw(shape, 21), torch.get_num_threads()
     alone = kernel(shape, arguments, kind)
     torch.set_num_threads(threads)
     try:
@@ -299,15 +302,19 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, kind: Kind) -> 
         torch.set_num_threads(before)
 
 
-def test_it_is_for_wide_convolutions() -> None:
-    assert all(fits(shape) for shape in SHAPES.values())
+def test_it_is_for_wide_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(fits(shape) for name, shape in SHAPES.items() if name != "16 to 16")
     assert not fits(Shape(8, 64, 15, 15, True))
     assert not fits(Shape(20, 64, 15, 15, False))
-    assert not fits(Shape(64, 48, 15, 15, False))
+    assert not fits(Shape(64, 40, 15, 15, False))
+    assert not fits(Shape(64, 48, 15, 15, True))
     assert not fits(Shape(64, 0, 15, 15, False))
     assert not fits(Shape(1024, 64, 15, 15, False)), "sums of float16 may overflow"
     assert not fits(Shape(64, 64, 224, 224, False))
     assert not fits(Shape(64, 64, 1, 15, False))
+    for has_float16 in (True, False):
+        monkeypatch.setattr(build, "has_float16", lambda has=has_float16: has)
+        assert fits(SHAPES["16 to 16"]) == has_float16
 
 
 def test_where_matrices_are_multiplied_the_library_is_used(
