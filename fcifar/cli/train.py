@@ -18,10 +18,11 @@ from fcifar.cli.overrides import (
     split_texts,
     with_changes,
 )
-from fcifar.errors import UsageError
+from fcifar.errors import UsageError, names_of, one_line
 from fcifar.recipes import recipe as recipe_fields
 
 if TYPE_CHECKING:
+    from fcifar.data import Dataset
     from fcifar.recipes.trials import Trial
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -276,6 +277,7 @@ def train(
         if out is not None and distributed.is_main():
             run_dir.check_free(out)
         data = open_dataset(name, data_dir, quiet=quiet)
+        notes += filter(None, [_classes_without_images(data)])
         config = configs.make_config(
             base,
             data,
@@ -380,6 +382,16 @@ def _get_recipe(name: str, data_dir: Path | None) -> recipe_fields.Recipe:
                 "without one"
             ) from error
         raise
+
+
+def _classes_without_images(dataset: "Dataset") -> str:
+    """Say which classes have no training images; empty if all have some."""
+    counts = dataset.train_labels.bincount(minlength=len(dataset.classes)).tolist()
+    names = [one_line(name) for name, n in zip(dataset.classes, counts, strict=True) if not n]
+    if not names:
+        return ""
+    some = f"{len(names):,} of {len(dataset.classes):,} classes"
+    return f"no training images of {some}: {names_of(names)}"
 
 
 def _check_same_model(trials: Sequence["Trial"], init: Path | None) -> None:

@@ -349,6 +349,18 @@ def test_resume_refuses_other_data(fcifar, root: Path, tmp_path: Path, make_batc
     assert "is not the one that run began with" in done.err
 
 
+def test_classes_without_training_images_are_named(fcifar, root: Path, make_batch) -> None:
+    """As after an import of the wrong folder."""
+    images, test = make_batch(42)[0], Split(*make_batch(23))
+    for name, modulo in (("partial", 3), ("whole", 10)):
+        train = Split(images, torch.arange(42) % modulo)
+        data.save(make_dataset(name, train, test, tuple("abcdefghij"), "tests"), root)
+    note = "no training images of 7 of 10 classes: d, e, f, g, h, i, j\n"
+    assert note in fcifar(*TRAIN, "--dataset", "partial", "--out", "one").err
+    assert "no training" not in fcifar("train", "--resume", "one", "--epochs", "3").err
+    assert "no training" not in fcifar(*TRAIN, "--dataset", "whole", "--out", "two").err
+
+
 @pytest.mark.parametrize(
     "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
