@@ -221,7 +221,7 @@ def train(
         event_files.check()
     more_epochs = overrides.pop("epochs", None) if resume is not None else None
     if resume is None:
-        resume = _restarted(out, is_sweep=is_sweep)
+        resume = _restarted(out)
     elif others := (
         overrides
         | model_options
@@ -404,15 +404,15 @@ def _check_same_model(trials: Sequence["Trial"], init: Path | None) -> None:
         )
 
 
-def _restarted(out: Path | None, *, is_sweep: bool) -> Path | None:
+def _restarted(out: Path | None) -> Path | None:
     """Return the run to resume after torchrun has restarted the processes."""
     from fcifar.train import distributed, run_dir
 
     count, most = distributed.restarts()
-    if out is None and (most or (is_sweep and distributed.world_size() > 1)):
-        what = "torchrun --max-restarts" if most else "a sweep over several processes"
+    if out is None and most:
         raise UsageError(
-            f"{what} needs a fixed run directory, which all processes share; add --out"
+            "torchrun --max-restarts needs a fixed run directory, which the restarted processes "
+            "resume; add --out"
         )
     begun = out is not None and ((out / run_dir.MANIFEST).exists() or run_dir.is_group(out))
     return out if count and begun else None

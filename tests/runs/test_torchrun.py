@@ -210,22 +210,22 @@ def test_a_script_trains_data_parallel(undisturbed: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("words", "options", "message"),
-    [
-        (TRAIN, ("--max-restarts", "1"), "torchrun --max-restarts needs a fixed run directory"),
-        ((*TRAIN, "--replicas", "2"), (), "a sweep over several processes needs a fixed run"),
-    ],
-    ids=["restarts", "sweep"],
-)
-def test_missing_out_is_refused_if_it_must_be_fixed(
-    words: tuple[str, ...], options: tuple[str, ...], message: str
-) -> None:
-    outcome = torchrun.run(words, options=options)
+def test_restarts_without_a_fixed_run_directory_are_refused() -> None:
+    outcome = torchrun.run(TRAIN, options=("--max-restarts", "1"))
     assert outcome.status != 0
     lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 + len(options) // 2, "once each time that torchrun starts them"
+    assert len(lines) == 2, "once each time that torchrun starts them"
+    message = "torchrun --max-restarts needs a fixed run directory"
     assert all(message in line and "--out" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_a_group_gets_a_directory_of_its_own(tmp_path: Path) -> None:
+    words = (*TRAIN, "--replicas", "2", "--runs-dir", str(tmp_path))
+    found = report(torchrun.run(words))
+    (group,) = tmp_path.iterdir()
+    assert found["run_dir"] == str(group)
+    assert {path.name for path in group.glob("seed*")} == {"seed0", "seed1"}
 
 
 @pytest.mark.slow
