@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.cuda import nccl
 
 from fcifar import parallel, tree
 from fcifar.errors import ExternalError, UsageError, one_line, shown
@@ -242,6 +243,6 @@ def available() -> list[str]:
         return []
     backends = ["gloo"] if distributed.is_gloo_available() else []
     if distributed.is_nccl_available():
-        version = torch.cuda.nccl.version() if torch.cuda.is_available() else ()
+        version = nccl.version() if torch.cuda.is_available() else ()
         backends.append(f"nccl {'.'.join(map(str, version))}".strip())
     return backends
