@@ -134,7 +134,7 @@ def test_the_same_threads_give_the_same_bits(threads: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_how_countlie_in_memory_does_not_matter() -> None:
+def test_how_images_lie_in_memory_does_not_matter() -> None:
     x, dz = images(0, 3, 24, 5, 4), images(1, 3, 24, 5, 4)
     channels = list(normal(2, 5, 24))
     plain = (dz.contiguous(), x.contiguous(), *channels)

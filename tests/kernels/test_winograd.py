@@ -315,6 +315,7 @@ def test_it_is_for_wide_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     for has_float16 in (True, False):
         monkeypatch.setattr(build, "has_float16", lambda has=has_float16: has)
         assert fits(SHAPES["16 to 16"]) == has_float16
+        assert fits(Shape(64, 48, 15, 15, False)) == has_float16
 
 
 def test_where_matrices_are_multiplied_the_library_is_used(
