@@ -20,7 +20,8 @@ MEMBERS = 40  # most rows of a table of runs
 
 def show_report(report: dict[str, Any]) -> None:
     """Print a run's report."""
-    train_eval, process = report["convention_seconds"], report["process_seconds"]
+    train_eval = output.seconds(report["convention_seconds"])  # of all processes, after --resume
+    process = output.seconds(report["process_seconds"])
     output.class_table(report["per_class"])
     output.stdout.print()
     output.facts(
@@ -31,7 +32,7 @@ def show_report(report: dict[str, Any]) -> None:
             ("model", text.selected(report)),
             _training(report),
             ("compiling", output.seconds(report["compile_seconds"])),
-            ("timings", f"{train_eval:.1f} s of training and evaluation, {process:.1f} s in all"),
+            ("timings", f"{train_eval} of training and evaluation, {process} of this process"),
             ("run", report["run_dir"]),
             ("digest", report["params_digest"]),
         ]
@@ -81,7 +82,7 @@ def _privacy(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _training(report: dict[str, Any]) -> tuple[str, str]:
-    steps = f"{report['steps']:,} steps in {report['train_seconds']:.1f} s"
+    steps = f"{report['steps']:,} steps in {output.seconds(report['train_seconds'])}"
     return "training", f"{steps}, {report['images_per_second']:,.0f} images/s"
 
 
@@ -126,9 +127,9 @@ def show_sweep(summary: dict[str, Any]) -> None:
     how = "one after another" if summary["method"] == "loop" else "all at once, by vmap"
     runs = output.count(len(members), "run")
     facts += [
-        ("training", f"{runs}, {how}: {summary['train_seconds']:.1f} s"),
+        ("training", f"{runs}, {how}: {output.seconds(summary['train_seconds'])}"),
         ("compiling", output.seconds(summary["compile_seconds"])),
-        ("process", f"{summary['process_seconds']:.1f} s from its start"),
+        ("process", f"{output.seconds(summary['process_seconds'])} from its start"),
         ("runs", summary["run_dir"]),
     ]
     output.facts(facts)

@@ -265,7 +265,7 @@ def _show_group(result: dict[str, Any]) -> None:
             ("verdict", f"{verdict}: {same} of {runs}"),
             *[(run["name"], describe_difference(run["first_difference"])) for run in differing],
             *[("damaged", problem) for problem in result["damaged"]],
-            ("time", f"{result['seconds']:.1f} s"),
+            ("time", output.seconds(result["seconds"])),
         ]
     )
 
@@ -283,7 +283,7 @@ def _show(result: dict[str, Any]) -> None:
     pairs += [("damaged", problem) for problem in result["damaged"]]
     pairs += [
         ("compared", f"{points}, {checkpoints}{parameters}, up to step {result['steps']:,}"),
-        ("time", f"{result['seconds']:.1f} s"),
+        ("time", output.seconds(result["seconds"])),
         ("digest", str(result["digest"])),
     ]
     if final and not final["identical"]:
@@ -365,7 +365,7 @@ def _show_operations(result: dict[str, Any]) -> None:
 
 
 def _time(result: dict[str, Any]) -> list[tuple[str, str]]:
-    return [("time", f"{result['seconds']:.1f} s")]
+    return [("time", output.seconds(result["seconds"]))]
 
 
 def _operation(result: dict[str, Any]) -> list[tuple[str, str]]:

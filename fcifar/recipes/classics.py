@@ -1,6 +1,7 @@
 """Published networks with the settings of their papers, with differences in ``notes``.
 
-None of these recipes has a measured ``expected`` accuracy yet.
+Only ``resnet20`` has been trained to its end: one run on a JPEG copy of CIFAR-10, from whose pixels
+another published method loses 3.3 points.
 """
 
 from typing import Any
@@ -23,6 +24,7 @@ RESNET20 = Recipe(
     notes="Published: 91.25 %. The paper trains for 64,000 steps, here 63,960 with 50,000 images, "
     "and subtracts the mean of each pixel; here the mean of each channel is subtracted and the "
     "result divided by its standard deviation.",
+    expected="87.4 %, 11,200 s",
     model="resnet20",
     optimizer="sgd",
     learning_rate=0.1,
@@ -40,6 +42,7 @@ RESNET20 = Recipe(
 
 RESNET56 = RESNET20.replace(
     name="resnet56",
+    expected="",
     summary="resnet20 with 56 layers; for a GPU",
     notes="Published: 93.03 %. Differences from the paper are those of resnet20.",
     model="resnet56",
@@ -47,6 +50,7 @@ RESNET56 = RESNET20.replace(
 
 RESNET110 = RESNET20.replace(
     name="resnet110",
+    expected="",
     summary="resnet20 with 110 layers and a warm-up; for a GPU",
     notes="Published: 93.57 %, the best of five runs, whose mean is 93.39 %. The paper trains at "
     "0.01 for about 400 steps first; here the rate rises from 0.01 to 0.1 over 400 steps. Other "

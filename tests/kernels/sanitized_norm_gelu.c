@@ -3,8 +3,8 @@
 
 int main(void)
 {
-    static const int all_channels[] = {8, 24, 32, 40, 64, MOST};
-    for (int i = 0; i < 6; i++)
+    static const int all_channels[] = {8, 16, 24, 32, 40, 64, MOST};
+    for (int i = 0; i < 7; i++)
         for (int rows = 0; rows < 200; rows += 67) {
             int channels = all_channels[i], count = rows * channels, bad = 0;
             bf16 *x = calloc(count, sizeof(bf16)), *dz = calloc(count, sizeof(bf16)), *z = calloc(count, sizeof(bf16));

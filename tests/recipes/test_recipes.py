@@ -121,3 +121,8 @@ def test_operations_are_counted_as_torch_counts_them(recipe: Recipe) -> None:
         model.apply(model.init(key), torch.empty(2, 3, 32, 32), key=key, train=True)
     expected = 3 * counter.get_total_flops() * recipe.batch_size / 2
     assert recipes.count_flops(recipe) == expected > 0
+
+
+def test_a_recipe_made_from_another_does_not_keep_its_measured_accuracy() -> None:
+    measured = [recipe.expected for recipe in recipes.RECIPES.values() if recipe.expected]
+    assert len(set(measured)) == len(measured) > 5
