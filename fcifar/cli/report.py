@@ -105,4 +105,5 @@ def _show(path: Path, *, json: bool) -> None:
         values = run_dir.read_report(path, run_dir.SUMMARY)
     else:
         values = reading.read_runs([path])[0].report
+    values = {**values, "run_dir": str(path)}  # it may have been moved
     output.result(values, render.show_sweep if is_group else render.show_report, json)

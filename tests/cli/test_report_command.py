@@ -242,8 +242,10 @@ def test_without_a_page_it_prints_what_training_printed(fcifar, tmp_path: Path) 
     assert fits(done.out)
     assert "test accuracy" in done.out
     report = json.loads((tmp_path / "run0/report.json").read_text())
-    assert json.loads(fcifar("report", "run0", "--json").out) == report
-    assert "over 3 seeds" in fcifar("report", "g").out
+    assert report["run_dir"] != "run0"  # the run was copied here
+    assert json.loads(fcifar("report", "run0", "--json").out) == {**report, "run_dir": "run0"}
+    assert "over 3 seeds" in (group := fcifar("report", "g").out)
+    assert [line.split() for line in group.splitlines()][-1] == ["runs", "g"]
 
 
 def test_plots_draws_the_pictures_again(fcifar, monkeypatch: pytest.MonkeyPatch) -> None:

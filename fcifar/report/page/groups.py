@@ -146,6 +146,6 @@ def timings(summary: Mapping[str, Any]) -> Table:
         ("method", how),
         ("training, all runs", seconds(summary["train_seconds"])),
         ("compiling", seconds(summary["compile_seconds"])),
-        ("from the start of the process", seconds(summary["process_seconds"])),
+        ("from the start of the (last) process", seconds(summary["process_seconds"])),
     ]
     return Table("Timings", ("", ""), rows)

@@ -40,7 +40,7 @@ _TIMINGS = {
     "eval_seconds": "evaluation",
     "safeguard_seconds": "digests and checkpoints",
     "convention_seconds": "train + eval time, warm",
-    "process_seconds": "from the start of the process",
+    "process_seconds": "from the start of the (last) process",
 }
 
 
