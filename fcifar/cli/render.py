@@ -20,6 +20,7 @@ MEMBERS = 40  # most rows of a table of runs
 
 def show_report(report: dict[str, Any]) -> None:
     """Print a run's report."""
+    train_eval = output.seconds(report["convention_seconds"])
     output.class_table(report["per_class"])
     output.stdout.print()
     output.facts(
@@ -30,7 +31,7 @@ def show_report(report: dict[str, Any]) -> None:
             ("model", text.selected(report)),
             _training(report),
             ("compiling", output.seconds(report["compile_seconds"])),
-            ("timings", f"{output.seconds(report['convention_seconds'])} of training and evaluation"),
+            ("timings", f"{train_eval} of training and evaluation"),
             ("process", f"{output.seconds(report['process_seconds'])} from its start"),
             ("run", report["run_dir"]),
             ("digest", report["params_digest"]),
