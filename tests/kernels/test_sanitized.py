@@ -82,11 +82,12 @@ def test_the_kernel_for_wide_layers_stays_inside_its_arrays(name: str, tmp_path:
 @pytest.mark.skipif(winograd.why_not() is not None, reason=f"no kernel: {winograd.why_not()}")
 @pytest.mark.parametrize("name", WINOGRAD)
 def test_winograds_algorithm_stays_inside_its_arrays(name: str, tmp_path: Path) -> None:
-    if not winograd.fits(WINOGRAD[name]):
-        pytest.skip("only with float16")
-    tiles = (2, 4) if WINOGRAD[name].channels_out % winograd.COLUMNS == 0 else (2,)
-    for tile, gradient in itertools.product(tiles, (False, True)):
-        kind = winograd.Kind(tile == 2 and build.has_float16(), tile)
+    kinds = [winograd.Kind(tile == 2 and build.has_float16(), tile) for tile in (2, 4)]
+    if WINOGRAD[name].channels_out % winograd.COLUMNS:
+        kinds = [kind for kind in kinds if kind.float16]
+    if not kinds:
+        pytest.skip("a kernel for so few output channels needs float16")
+    for kind, gradient in itertools.product(kinds, (False, True)):
         shape = WINOGRAD[name]._replace(gradient=gradient)
         macros = winograd.macros(shape, kind) | {"GROUP": 3, "WEIGHT_GROUP": 2}
         assert_clean(tmp_path, "sanitized_winograd.c", winograd.SOURCE, macros)
